@@ -1,0 +1,260 @@
+"""What was removed, in which order, and why: ids, steps and the plan, as data without torch.
+
+A plan is JSON that a person can read and that applies to any copy of the model it was made for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lit_prune.errors import PlanError
+
+SCHEMA_VERSION = 1
+PLAN_FILE = "prune_plan.json"
+KINDS = ("attention", "mlp")
+
+
+@dataclass(frozen=True, order=True)
+class SublayerId:
+    """One sublayer's address in the original model, kept for ever: block (0-based) and kind.
+
+    Example:
+        >>> SublayerId.parse("mlp.12")
+        SublayerId(block=12, kind='mlp')
+        >>> str(SublayerId(5, "attention"))
+        'attention.5'
+    """
+
+    block: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.block}"
+
+    @classmethod
+    def parse(cls, text: str) -> SublayerId:
+        """Read `attention.5` or `mlp.12`.
+
+        Raises:
+            PlanError: The text is of another form.
+        """
+        kind, _, block = str(text).partition(".")
+        if kind not in KINDS or not block.isdecimal():
+            raise PlanError(f"{text!r} is not a sublayer; expected attention.N or mlp.N, such as attention.5")
+        return cls(int(block), kind)
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """What is removed together: one sublayer, or the sublayers of one block.
+
+    Example:
+        >>> Candidate.parse("block.3").sublayers
+        (SublayerId(block=3, kind='attention'), SublayerId(block=3, kind='mlp'))
+        >>> Candidate.parse("mlp.3").name
+        'mlp.3'
+    """
+
+    sublayers: tuple[SublayerId, ...]
+
+    @property
+    def name(self) -> str:
+        """`attention.5`, `mlp.5`, or `block.5` for both of block 5."""
+        return str(self.sublayers[0]) if len(self.sublayers) == 1 else f"block.{self.block}"
+
+    @property
+    def block(self) -> int:
+        """The first block that changes when this is taken out."""
+        return self.sublayers[0].block
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Read the form that `name` writes."""
+        kind, _, block = str(text).partition(".")
+        if kind == "block" and block.isdecimal():
+            return cls(tuple(SublayerId(int(block), each) for each in KINDS))
+        return cls((SublayerId.parse(text),))
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """One removal with its evidence.
+
+    Attributes:
+        removed: What was taken out.
+        num_parameters: How many parameters went with it.
+        score: Its importance by the plan's scorer, None where the search does not score.
+        nll_before: Mean token loss (nats) of the model before, on the calibration tokens.
+        nll_after: The same without what was removed, before any training.
+        cost: Work spent on finding it, in dense forward passes over the calibration tokens.
+        epoch: Training epoch at whose start it went, None outside training.
+        scores: Importance of every candidate of the round, by name.
+    """
+
+    removed: Candidate
+    num_parameters: int
+    score: float | None = None
+    nll_before: float | None = None
+    nll_after: float | None = None
+    cost: float = 0.0
+    epoch: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON and for checkpoints."""
+        return asdict(replace(self, scores=dict(self.scores))) | {"removed": self.removed.name}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "removed": Candidate.parse(data["removed"])})
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a plan must find in a model before it is applied to it; `name` and `revision` are for people.
+
+    Attributes:
+        model_type: transformers' `config.model_type`.
+        num_blocks: Decoder blocks of the original model.
+        hidden_size: Width of the residual stream.
+        num_parameters: All parameters of the model before this plan, embeddings and head included, tied ones once.
+    """
+
+    model_type: str
+    num_blocks: int
+    hidden_size: int
+    num_parameters: int
+    name: str = ""
+    revision: str | None = None
+
+    def require_same(self, other: ModelFacts) -> None:
+        """Check the structural facts against a model's.
+
+        Raises:
+            PlanError: They differ; the message names each difference.
+        """
+        fields = ("model_type", "num_blocks", "hidden_size", "num_parameters")
+        differing = [f"{name} {getattr(self, name)} in the plan, {getattr(other, name)} in the model" for name in fields
+                     if getattr(self, name) != getattr(other, name)]  # fmt: skip
+        if differing:
+            raise PlanError(
+                f"this plan was made for {self.name or 'another model'}: {'; '.join(differing)}. "
+                "Apply it to an unpruned copy of the model it was made for."
+            )
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """An ordered list of removals, and what produced it.
+
+    Attributes:
+        model: The model it was made for.
+        steps: The removals, first to last.
+        calibration: Source, number of sequences and tokens, and fingerprint of the tokens that scored.
+        scorer: Name and options.
+        search: Name and options.
+        budget: What was asked for.
+        versions: Packages that made it.
+    """
+
+    model: ModelFacts
+    steps: tuple[PruneStep, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def removed(self) -> tuple[SublayerId, ...]:
+        """Every sublayer taken out, in order of removal."""
+        return tuple(sublayer for step in self.steps for sublayer in step.removed.sublayers)
+
+    @property
+    def num_removed_parameters(self) -> int:
+        """Parameters taken out by all steps."""
+        return sum(step.num_parameters for step in self.steps)
+
+    @property
+    def cost(self) -> float:
+        """Work of the whole search, in dense forward passes over the calibration tokens."""
+        return math.fsum(step.cost for step in self.steps)
+
+    def with_step(self, step: PruneStep) -> PrunePlan:
+        """The plan with one more removal."""
+        return replace(self, steps=(*self.steps, step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, schema version first."""
+        data = {name: dict(getattr(self, name)) for name in ("calibration", "scorer", "search", "budget", "versions")}
+        steps = [step.to_dict() for step in self.steps]
+        return {"schema_version": SCHEMA_VERSION, "model": asdict(self.model), **data, "steps": steps}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PrunePlan:
+        """Read the form that `to_dict` writes.
+
+        Raises:
+            PlanError: The schema is newer than this package's, or the data is damaged.
+        """
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise PlanError(f"the plan has schema {version}, this lit-prune reads up to {SCHEMA_VERSION}; upgrade it")
+        if version != SCHEMA_VERSION:
+            raise PlanError(f"this is not a prune plan: expected schema_version {SCHEMA_VERSION}, found {version!r}")
+        try:
+            rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
+            plan = cls(ModelFacts(**data["model"]), tuple(PruneStep.from_dict(step) for step in data["steps"]), **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
+        _require_each_once(plan.removed)
+        return plan
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON beside the target, then rename, so that the file is whole or absent."""
+        return write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PrunePlan:
+        """Read a plan from its file, or from a folder that holds `prune_plan.json`.
+
+        Raises:
+            PlanError: There is no such file, or it is no readable plan.
+        """
+        path = Path(path)
+        path = path / PLAN_FILE if path.is_dir() else path
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PlanError(f"the plan {path} is damaged: {error}; make it again, or take it from a backup") from error
+        return cls.from_dict(data)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file aside and rename it into place; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _require_each_once(removed: Iterable[SublayerId]) -> None:
+    seen: set[SublayerId] = set()
+    for sublayer in removed:
+        if sublayer in seen:
+            raise PlanError(f"the plan is damaged: it removes {sublayer} twice")
+        seen.add(sublayer)

@@ -1,0 +1,58 @@
+"""Sublayers taken out for good: parameters freed, forgotten by the optimizers, recorded in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.plan import SublayerId
+from lit_prune.surgery.config import record_removal
+from lit_prune.surgery.mute import put_stubs
+
+
+def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Optimizer] = ()) -> int:
+    """Take sublayers and their norms out of a model for good, in place.
+
+    The attention cache stays exact, adapters of what goes are gone too, optimizers keep the momentum of the rest.
+
+    Args:
+        model: A causal language model on any device, meta included; perhaps wrapped by peft.
+        ids: Sublayers that are present.
+        optimizers: Those that hold the model's parameters.
+
+    Returns:
+        The number of parameters freed, adapters left out.
+
+    Raises:
+        PlanError: One of them is not in the model; nothing is removed then.
+    """
+    model = language_model(model)
+    anatomy = find_sublayers(model)
+    sublayers = [anatomy[each] for each in dict.fromkeys(ids)]
+    if not sublayers:
+        return 0
+    gone = [module for sublayer in sublayers for _, _, module in put_stubs(model, sublayer)]
+    record_removal(model, find_sublayers(model))
+    kept = {id(parameter) for parameter in model.parameters()}
+    dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]
+    for optimizer in optimizers:
+        forget_parameters(optimizer, dropped)
+    return sum(sublayer.num_parameters for sublayer in sublayers)
+
+
+def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:
+    """The sublayers that a model has lost, by block."""
+    return find_sublayers(model).removed
+
+
+def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Drop parameters and their state from an optimizer, which stays the same object (schedulers hold it)."""
+    dropped = {id(parameter): parameter for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"][:] = [each for each in group["params"] if id(each) not in dropped]
+    for parameter in dropped.values():
+        optimizer.state.pop(parameter, None)
+        parameter.grad = None
