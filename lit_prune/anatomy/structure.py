@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -55,6 +55,7 @@ class Anatomy:
         num_parameters: All parameters, embeddings and head included, tied ones once, adapters left out.
         sublayers: Those that are present, by block, attention before FFN.
         removed: Those that are gone.
+        paths: Module path of every sublayer, present or gone.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Anatomy:
     num_parameters: int
     sublayers: tuple[Sublayer, ...]
     removed: tuple[SublayerId, ...]
+    paths: Mapping[SublayerId, str]
 
     @cached_property
     def _by_id(self) -> dict[SublayerId, Sublayer]:
@@ -109,18 +111,22 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     finder = _BlockReader(config)
     present: list[Sublayer] = []
     removed: list[SublayerId] = []
+    paths: dict[SublayerId, str] = {}
     for index, block in enumerate(blocks):
         for kind, parts in finder.parts(block).items():
             sublayer = SublayerId(index, kind)
+            paths[sublayer] = f"{path}.{index}.{parts[-1][0]}"
             if isinstance(getattr(block, parts[-1][0]), AttentionStub | MlpStub):
                 removed.append(sublayer)
                 continue
             located = tuple(Part(f"{path}.{index}.{name}", role) for name, role in parts)
             freed = count_parameters(getattr(block, name) for name, _ in parts)
-            present.append(Sublayer(sublayer, located[-1].path, located, freed))
+            present.append(Sublayer(sublayer, paths[sublayer], located, freed))
+    if not removed:
+        _require_uniform(config)
     total = count_parameters([model])
     facts = (config.model_type, path, len(blocks), config.hidden_size, total)
-    return Anatomy(*facts, tuple(sorted(present, key=lambda each: each.id)), tuple(sorted(removed)))
+    return Anatomy(*facts, tuple(sorted(present, key=lambda each: each.id)), tuple(sorted(removed)), paths)
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:
@@ -143,13 +149,17 @@ def _decoder_config(model: nn.Module) -> Any:
     config = config.get_text_config(decoder=True)
     if not getattr(config, "num_hidden_layers", 0):
         raise AnatomyError(f"{type(model).__name__} has no decoder blocks: its config states no num_hidden_layers")
-    ours = hasattr(config, "lit_prune")
-    if not ours and (getattr(config, "kv_sharing_modes", None) or getattr(config, "is_heterogeneous", False)):
+    return config
+
+
+def _require_uniform(config: Any) -> None:
+    """Refuse models that use the two config entries by themselves that a removal needs."""
+    own = getattr(config, "kv_sharing_modes", None) or getattr(config, "is_heterogeneous", False)
+    if own and not hasattr(config, "lit_prune"):
         raise AnatomyError(
             f"{config.model_type} shares its attention cache between layers or sets layers apart by itself; "
             "removing sublayers from such a model is not supported"
         )
-    return config
 
 
 def _block_list(model: nn.Module, length: int) -> tuple[str, nn.ModuleList]:
@@ -235,7 +245,8 @@ class _BlockReader:
         token = torch.zeros(1, 1, self.config.hidden_size, dtype=dtype, device=parameter.device)
         try:
             with torch.no_grad():
-                return isinstance(mlp(token), tuple)
+                # Not through __call__: hooks of the user's have no business with this.
+                return isinstance(mlp.forward(token), tuple)
         except TypeError as error:
             raise AnatomyError(f"the FFN {type(mlp).__name__} wants more than the hidden state: {error}") from error
 

@@ -1,0 +1,155 @@
+"""What the callbacks need of a trainer and its module: the model, batches, processes, the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from lit_prune.errors import DataError, LitPruneError, ModelError
+from lit_prune.measure import input_ids_of, labels_of, model_inputs
+
+
+def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
+    """The Hugging Face causal language model that a LightningModule holds.
+
+    Args:
+        module: Any LightningModule.
+        name: Attribute path such as `net` or `student.lm`; None finds the only one.
+
+    Raises:
+        ModelError: There is none, there are several, or `name` leads to something else.
+    """
+    if name is not None:
+        return _named_model(module, name)
+    found = [(path, each) for path, each in module.named_modules() if isinstance(each, PreTrainedModel)]
+    outermost = [
+        (path, each) for path, each in found
+        if each.can_generate() and not any(path.startswith(f"{other}.") for other, _ in found)
+    ]  # fmt: skip
+    if len(outermost) != 1:
+        names = ", ".join(path for path, _ in found) or "none"
+        raise ModelError(
+            f"{type(module).__name__} holds {len(outermost)} Hugging Face causal language models (found: {names}); "
+            "create it in __init__, and where there are several say which with model='attribute.path'"
+        )
+    return outermost[0][1]
+
+
+def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
+    try:
+        model = attrgetter(name)(module)
+    except AttributeError as error:
+        raise ModelError(f"{type(module).__name__} has no {name!r}: {error}") from error
+    unwrap = getattr(model, "get_base_model", None)
+    model = unwrap() if callable(unwrap) else model
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"{name!r} is a {type(model).__name__}, not a Hugging Face model")
+    return model
+
+
+def require_strategy(trainer: L.Trainer) -> None:
+    """Refuse strategies under which removal is not known to be right.
+
+    Raises:
+        LitPruneError: With the strategies that work.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise LitPruneError(
+            f"{type(trainer.strategy).__name__} is not supported yet; use a single device or strategy='ddp'"
+        )
+
+
+def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:
+    """This process's validation batches, as the trainer would validate on them.
+
+    Args:
+        trainer: A trainer that is fitting.
+        limit: The most batches of each loader, besides the trainer's own limit.
+
+    Returns:
+        Dicts of what a causal language model takes, and labels; on the CPU.
+
+    Raises:
+        DataError: There is no validation loader, it is empty, or a batch has no `input_ids`.
+    """
+    # The loop sets its loaders up at its first run; before the first epoch there may have been none.
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    loaders = trainer.val_dataloaders
+    limits = trainer.num_val_batches
+    limits = limits if isinstance(limits, list) else [limits]
+    batches = [] if loaders is None else list(_first_batches(tree_leaves(loaders), limits, limit))
+    if not batches:
+        raise DataError(
+            "SublayerPruneCallback scores on validation batches and the trainer has none: pass val_dataloaders whose "
+            "batches are dicts with `input_ids`, define validation_step, and keep limit_val_batches above 0"
+        )
+    return batches
+
+
+def _first_batches(
+    loaders: list[Iterable[Any]], limits: list[int | float], limit: int | None
+) -> Iterator[dict[str, Tensor]]:
+    for loader, most in zip(loaders, limits, strict=False):
+        allowed = min(most, float("inf") if limit is None else limit)
+        for batch in islice(loader, None if allowed == float("inf") else int(allowed)):
+            yield _scored_part(batch)
+
+
+def _scored_part(batch: Any) -> dict[str, Tensor]:
+    input_ids_of(batch)
+    return {**model_inputs(batch), "labels": labels_of(batch)}
+
+
+def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if trainer.world_size == 1:
+        return tensor
+    total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total.to(tensor.device)
+
+
+def renew_ddp(trainer: L.Trainer) -> None:
+    """Wrap the module in DDP again after parameters are gone: its reducer would wait for their gradients for ever."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
+        return
+    setup_model = getattr(strategy, "_setup_model", None)
+    register_hooks = getattr(strategy, "_register_ddp_hooks", None)
+    if setup_model is None or register_hooks is None or strategy.lightning_module is None:
+        raise LitPruneError(
+            "this version of lightning does not let a module be wrapped in DDP again; "
+            "use strategy='ddp_find_unused_parameters_true'"
+        )
+    strategy.model = setup_model(strategy.lightning_module)
+    register_hooks()
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where this run writes: the first logger's folder, else the trainer's root. Call it on every process."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def num_epochs(trainer: L.Trainer, stated: int | None) -> int | None:
+    """Epochs of the run, None where nobody knows."""
+    planned = trainer.max_epochs
+    return stated or (planned if planned is not None and planned > 0 else None)
+
+
+def calibration_source(trainer: L.Trainer) -> Mapping[str, Any]:
+    """Where the validation batches come from, for a plan's readers."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        return {"source": "the trainer's validation loaders"}
+    named = data.hparams.get("source") if isinstance(data.hparams, Mapping) else None
+    return {"source": f"{type(data).__name__}{f' of {named}' if named else ''}, validation"}

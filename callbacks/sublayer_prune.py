@@ -1,0 +1,260 @@
+"""`SublayerPruneCallback`: scores sublayers on validation batches and drops them between epochs of any training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from lit_prune.callbacks import loop
+from lit_prune.checkpoint import follow_state_dict
+from lit_prune.data import fingerprint
+from lit_prune.errors import BudgetError, LitPruneError
+from lit_prune.export import require_empty, save
+from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
+from lit_prune.measure import WhatIf, progress_bar
+from lit_prune.plan import PrunePlan
+from lit_prune.pruner import Named, Pruner, describe_run
+from lit_prune.report import log_figure, log_scalars, score_map
+from lit_prune.searches import Budget, PerEpoch, Schedule, require_share
+
+
+class SublayerPruneCallback(Callback):
+    """Drops the least important sublayers at the start of epochs, so that every removal is trained on.
+
+    `SublayerPruneCallback(amount=0.2)` spreads the removal evenly over the run: the first drop comes before the first
+    epoch's training, and the target is met at the start of the last epoch. Before each removal every candidate is
+    scored on the validation batches (NRI by default); a checkpoint holds the model that was validated.
+
+    Works with any LightningModule that holds a Hugging Face causal language model, and any validation loader whose
+    batches are dicts with `input_ids`.
+
+    Args:
+        amount: Share of all parameters to remove in the run, above 0 and below 1. With a schedule of its own it is the
+            most that goes, and may be left out.
+        schedule: How much goes per epoch that drops: removals (an int), share of all parameters (a float), or a
+            callable of the epoch that returns either. None spreads `amount` evenly.
+        start_epoch: First epoch that drops, 0-based.
+        every_n_epochs: Epochs from one drop to the next.
+        num_epochs: Epochs to spread over, where the trainer does not know (`max_steps`, `max_epochs=-1`).
+        scorer: `nri`, `ri`, `ppl`, `random`, a mapping such as `{name: nri, baseline: original}`, or an import path.
+        search: `progressive` or `one_shot`, or an import path.
+        granularity: `sublayer` (both kinds), `attention`, `mlp`, or whole `block`s.
+        protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
+        healing: LoRA adapters, attached at set-up, trained between drops, merged at the end: True, or `LoraHealing`
+            with its settings. False trains the model's own weights.
+        model: Attribute path of the model in your module, where there are several.
+        num_batches: The most batches of each validation loader to score on; None takes all that the trainer validates.
+        save_to: Folder for the pruned model, in the run's folder unless absolute; None saves nothing.
+        progress: Whether to show a progress bar while scoring.
+
+    Raises:
+        BudgetError: An amount or schedule that cannot be, or cannot be reached (at set-up, before any work).
+        DataError: No validation batches, or none that can be scored (before the first epoch).
+        MeasureError: NaN or infinite losses while scoring; nothing is removed then.
+        ModelError: The module holds no such model.
+
+    Example::
+
+        trainer = L.Trainer(max_epochs=5, callbacks=[SublayerPruneCallback(amount=0.2)])
+        trainer.fit(module, train_loader, val_loader)
+    """
+
+    def __init__(
+        self,
+        amount: float | None = None,
+        *,
+        schedule: PerEpoch | None = None,
+        start_epoch: int = 0,
+        every_n_epochs: int = 1,
+        num_epochs: int | None = None,
+        scorer: str | dict[str, Any] = "nri",
+        search: str | dict[str, Any] = "progressive",
+        granularity: str = "sublayer",
+        protect: list[str] | None = None,
+        healing: bool | LoraHealing = False,
+        model: str | None = None,
+        num_batches: int | None = None,
+        save_to: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        if amount is None and schedule is None:
+            raise BudgetError("say how much is to go: amount=0.2, or a schedule")
+        if amount is not None:
+            require_share(amount)
+        self.amount = amount
+        self.schedule = Schedule(schedule, start_epoch, every_n_epochs)
+        self.num_epochs = num_epochs
+        self.scorer: Named = scorer
+        self.search: Named = search
+        self.granularity = granularity
+        self.protect = tuple(protect or ())
+        self.healing = LoraHealing() if healing is True else healing or None
+        self.model = model
+        self.num_batches = num_batches
+        self.save_to = save_to
+        self.progress = progress
+        self._pruner: Pruner | None = None
+        self._last_epoch = -1
+        self._restored: PrunePlan | None = None
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def plan(self) -> PrunePlan | None:
+        """What was removed so far and why; None before set-up."""
+        return self._pruner.plan if self._pruner else self._restored
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
+        model = loop.model_in(pl_module, self.model)
+        self._hook = follow_state_dict(model, self.healing)
+        if stage != "fit":
+            return
+        loop.require_strategy(trainer)
+        if self._pruner is None or self._pruner.model is not model:
+            self._pruner, self._last_epoch = self._new_pruner(model, pl_module), -1
+        self._pruner.require_reachable(self._budget())
+        self._require_epochs(trainer)
+        if self.save_to:
+            require_empty(loop.run_folder(trainer) / self.save_to)
+        if self.healing and attached_lora(model) is None:
+            attach_lora(model, self.healing)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse unusable validation batches before any work is done."""
+        pruner = self._require_pruner()
+        with isolate_rng():
+            batches = loop.validation_batches(trainer, self.num_batches)
+            WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
+        source = {**loop.calibration_source(trainer), **fingerprint(batches)}
+        pruner.plan = describe_run(pruner.plan, self._budget(), source)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"prune": self._settings()})
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score and drop what this epoch is due."""
+        epoch, pruner = trainer.current_epoch, self._require_pruner()
+        if epoch <= self._last_epoch or not self.schedule.is_due(epoch):
+            return
+        self._last_epoch = epoch
+        budget, removed = self._budget(), pruner.plan.num_removed_parameters
+        quota = self.schedule.quota(
+            epoch,
+            num_epochs=loop.num_epochs(trainer, self.num_epochs),
+            num_target=budget.num_target,
+            num_total=pruner.num_parameters,
+            num_removed=removed,
+        )
+        first = len(pruner.plan.steps)
+        if not quota.allows(removed, 0):
+            return
+        with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", shown=self._shows(trainer)) as advance:
+            what_if = WhatIf(
+                pruner.model,
+                loop.validation_batches(trainer, self.num_batches),
+                reduce=lambda tensor: loop.summed(trainer, tensor),
+                autocast=trainer.precision_plugin.forward_context,
+                progress=advance,
+            )
+            while pruner.candidates() and quota.allows(
+                pruner.plan.num_removed_parameters, len(pruner.plan.steps) - first
+            ):
+                pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=trainer.strategy.broadcast)
+                self._log_step(trainer, pruner.plan)
+        loop.renew_ddp(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Merge the adapters, save the pruned model, say what was reached."""
+        pruner = self._require_pruner()
+        if self.healing:
+            merge_lora(pruner.model)
+        if self.save_to:
+            folder = loop.run_folder(trainer) / self.save_to
+            if trainer.is_global_zero:
+                save(pruner.model, folder, tokenizer=getattr(pl_module, "tokenizer", None), plan=pruner.plan)
+            trainer.strategy.barrier("lit_prune.save")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing of this callback on the model but what was removed."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plan so far, in plain types."""
+        return {"plan": self.plan.to_dict() if self.plan else None, "epoch": self._last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the plan of a checkpoint; its model's structure comes with its weights."""
+        self._last_epoch = state_dict["epoch"]
+        self._restored = PrunePlan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
+        if self._pruner is not None and self._restored is not None:
+            self._pruner.plan.model.require_same(self._restored.model)
+            self._pruner.plan = self._restored
+
+    def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
+        return Pruner(
+            model,
+            scorer=self.scorer,
+            search=self.search,
+            granularity=self.granularity,
+            protect=self.protect,
+            model_name=str(getattr(module, "model_name", "")),
+        )
+
+    def _require_pruner(self) -> Pruner:
+        if self._pruner is None:
+            raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
+        return self._pruner
+
+    def _budget(self) -> Budget:
+        pruner = self._require_pruner()
+        if self.amount is not None:
+            return Budget(self.amount, pruner.num_parameters)
+        everything = sum(pruner.candidates().values()) + pruner.plan.num_removed_parameters
+        return Budget(everything / pruner.num_parameters, pruner.num_parameters, last="lowest_score")
+
+    def _require_epochs(self, trainer: L.Trainer) -> None:
+        if self.schedule.per_epoch is not None:
+            return
+        epochs = loop.num_epochs(trainer, self.num_epochs)
+        if epochs is None:
+            raise BudgetError(
+                "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
+                "spread over them; pass num_epochs=N or a schedule"
+            )
+        if not self.schedule.num_drops(epochs):
+            raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
+
+    def _shows(self, trainer: L.Trainer) -> bool:
+        return self.progress and trainer.is_global_zero
+
+    def _settings(self) -> dict[str, Any]:
+        pruner = self._require_pruner()
+        return {"amount": self.amount, "granularity": self.granularity, "scorer": pruner.plan.scorer["name"],
+                "search": pruner.plan.search["name"], "lora_rank": self.healing.rank if self.healing else 0}  # fmt: skip
+
+    def _log_step(self, trainer: L.Trainer, plan: PrunePlan) -> None:
+        """Scalars and the picture of one removal; the step is the optimizer's, plus one for each removal before it."""
+        step = plan.steps[-1]
+        at = trainer.global_step + len(plan.steps)
+        left = 1 - plan.num_removed_parameters / plan.model.num_parameters
+        metrics = {f"score/{name}": score for name, score in step.scores.items()} | {"prune/parameters_left": left}
+        if step.nll_before is not None and step.nll_after is not None:
+            metrics |= {"prune/ppl_before": math.exp(step.nll_before), "prune/ppl_after": math.exp(step.nll_after)}
+        title = f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left"
+        for logger in trainer.loggers:
+            log_scalars(logger, metrics, at)
+            figure = score_map(
+                [each.scores for each in plan.steps], [each.removed.name for each in plan.steps],
+                num_blocks=plan.model.num_blocks, title=title,
+            )  # fmt: skip
+            log_figure(logger, "score_map", figure, at)

@@ -1,0 +1,76 @@
+"""A model's structure before its weights: a checkpoint of a pruned or adapted model loads into a fresh one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import ModelError
+from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import remove, removed_sublayers
+
+
+def structure_of(model: nn.Module) -> dict[str, Any]:
+    """What distinguishes a Hugging Face model from the one its config builds, in plain types."""
+    lora = attached_lora(model)
+    return {"removed": [str(each) for each in removed_sublayers(model)], "lora": asdict(lora) if lora else None}
+
+
+def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
+    """Bring a model to a recorded structure; its weights are loaded afterwards.
+
+    Raises:
+        ModelError: The model has lost more than the record says.
+    """
+    wanted = [SublayerId.parse(each) for each in structure["removed"]]
+    lora = structure["lora"]
+    _require_whole(model, wanted)
+    if lora is not None and attached_lora(model) is None:
+        attach_lora(model, LoraHealing(**lora))
+    if lora is None and attached_lora(model) is not None:
+        merge_lora(model)
+    gone = removed_sublayers(model)
+    remove(model, [each for each in wanted if each not in gone])
+
+
+def follow_state_dict(model: nn.Module, lora: LoraHealing | None = None) -> RemovableHandle:
+    """Make `load_state_dict` bring the model to the structure of what it loads, whatever module holds it.
+
+    A hook of the Hugging Face model itself is the one place that is early enough: Lightning restores weights before
+    callbacks, and optimizers after both.
+
+    Args:
+        model: The Hugging Face model.
+        lora: Settings for adapters that the state has and the model lacks.
+    """
+
+    def follow(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+        names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        if not names:
+            return
+        has_lora = any(".lora_" in name for name in names)
+        settings = attached_lora(model) or lora if has_lora else None
+        structure = {"removed": _absent(model, names), "lora": asdict(settings) if settings else None}
+        restore_structure(model, structure)
+
+    return model.register_load_state_dict_pre_hook(follow)
+
+
+def _absent(model: nn.Module, names: list[str]) -> list[str]:
+    paths = find_sublayers(model).paths
+    return [str(each) for each, path in paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+
+
+def _require_whole(model: nn.Module, wanted: list[SublayerId]) -> None:
+    extra = [str(each) for each in removed_sublayers(model) if each not in wanted]
+    if extra:
+        raise ModelError(
+            f"the checkpoint holds {', '.join(extra)}, which this model has lost; load it into a fresh model, such as "
+            "LitCausalLM.load_from_checkpoint(path)"
+        )

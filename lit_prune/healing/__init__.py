@@ -1,0 +1,5 @@
+"""How a pruned model is mended. Decides nothing about what is removed."""
+
+from lit_prune.healing.lora import LoraHealing, attach_lora, attached_lora, merge_lora
+
+__all__ = ["LoraHealing", "attach_lora", "attached_lora", "merge_lora"]

@@ -1,0 +1,69 @@
+"""LoRA adapters by peft, attached in place so that the model keeps its class, its names and its place in your module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lit_prune.errors import LitPruneError
+
+
+@dataclass(frozen=True)
+class LoraHealing:
+    """How a pruned model is healed: low-rank updates of its linear layers (LoRA, arXiv 2106.09685).
+
+    Args:
+        rank: Rank of each update.
+        alpha: Scale of the updates, times 1 / rank; twice the rank when None.
+        dropout: Share of inputs dropped in training.
+        targets: `all-linear`, or names of modules such as `[q_proj, v_proj]`.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+    def config(self) -> LoraConfig:
+        """The same for peft."""
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        # peft takes fractions; its annotation says int.
+        scale: Any = alpha
+        return LoraConfig(r=self.rank, lora_alpha=scale, lora_dropout=self.dropout, target_modules=self.targets)
+
+
+def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
+    """Add adapters in place; from here on they alone are trained.
+
+    Raises:
+        LitPruneError: The model has adapters already.
+    """
+    if attached_lora(model) is not None:
+        raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
+    inject_adapter_in_model(healing.config(), model)
+
+
+def attached_lora(model: nn.Module) -> LoraHealing | None:
+    """The settings of the adapters that are attached, None when there are none."""
+    configs = getattr(model, "peft_config", None) or {}
+    for config in configs.values():
+        targets = config.target_modules
+        names = targets if isinstance(targets, str) else sorted(targets)
+        return LoraHealing(config.r, config.lora_alpha, config.lora_dropout, names)
+    return None
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Fold the adapters into the weights and take them off; all parameters can be trained again."""
+    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model.requires_grad_(True)

@@ -1,0 +1,86 @@
+"""Token losses in float32, summed per sequence, so that differences between models are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_prune.errors import DataError
+
+IGNORED = -100
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+
+
+def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of every sequence.
+
+    Args:
+        logits: [batch, seq, vocab], any float type; position t predicts the label at t + 1.
+        labels: [batch, seq], -100 where a token is not to be predicted.
+
+    Returns:
+        Sums of the token losses in nats, float64 [batch] where the device has it, and the numbers of tokens, int64 [batch].
+
+    Example:
+        >>> nll, tokens = sequence_losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))
+        >>> round(nll.item(), 4), tokens.item()
+        (0.6931, 1)
+    """
+    targets = labels[:, 1:]
+    # One sequence at a time: a float32 copy of all logits would be the largest tensor of the run.
+    sums = [
+        F.cross_entropy(row[:-1].float(), target, ignore_index=IGNORED, reduction="sum")
+        for row, target in zip(logits, targets, strict=True)
+    ]
+    nll = torch.stack(sums)
+    # Apple's GPUs have no float64.
+    return nll if nll.device.type == "mps" else nll.double(), (targets != IGNORED).sum(dim=1)
+
+
+def labels_of(batch: Mapping[str, Any]) -> Tensor:
+    """The labels to score, [batch, seq]: the batch's own, else its tokens with padding masked.
+
+    Raises:
+        DataError: The batch has no `input_ids`.
+    """
+    ids = input_ids_of(batch)
+    labels = batch.get("labels")
+    labels = ids if labels is None else labels
+    mask = batch.get("attention_mask")
+    return labels if mask is None or mask.shape != labels.shape else labels.masked_fill(mask == 0, IGNORED)
+
+
+def input_ids_of(batch: Any) -> Tensor:
+    """The `input_ids` of a batch, [batch, seq].
+
+    Raises:
+        DataError: It is no mapping with `input_ids`; the message says what it is.
+    """
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        found = f"keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise DataError(f"a batch must be a dict with `input_ids` [batch, seq]; found {found}")
+    ids: Tensor = batch["input_ids"]
+    return ids
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model is called with: the batch without labels and without what only the user's code knows."""
+    return {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

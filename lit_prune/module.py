@@ -1,0 +1,134 @@
+"""A LightningModule around a causal language model: loss, perplexity, optimizer, and checkpoints of pruned models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+
+from lit_prune.checkpoint import restore_structure, structure_of
+from lit_prune.measure import labels_of, model_inputs, sequence_losses
+from lit_prune.models import load, load_tokenizer
+
+STRUCTURE_KEY = "lit_prune"
+
+
+class LitCausalLM(L.LightningModule):
+    """Trains and validates a decoder-only language model.
+
+    Batches are dicts with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
+    `attention_mask`. Logs `train_loss`, `val_loss`, `val_ppl`, `test_loss`, `test_ppl`; losses are mean token losses in
+    nats, exact over batches of any size and over processes.
+
+    Args:
+        model: A hub name, a folder (dense or pruned), a GGUF file, `package:NAME` (the GGUF file inside an installed
+            package), or a model that is loaded already (then `load_from_checkpoint` wants it again).
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        lr_schedule: A name that `transformers.get_scheduler` knows, such as `constant`, `linear`, `cosine`; stepped
+            every optimizer step.
+        warmup_steps: Optimizer steps until the full learning rate; with a schedule that has a warm-up.
+        dtype: Of the weights: `float32`, `bfloat16`, `auto`.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; transformers' choice when None.
+        gradient_checkpointing: Recompute activations instead of keeping them.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: The model cannot be found or loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        *,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        lr_schedule: str = "constant",
+        warmup_steps: int = 0,
+        dtype: str = "float32",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=() if isinstance(model, str) else ("model",))
+        self.model_name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
+        self._trust_remote_code = trust_remote_code
+        if isinstance(model, str):
+            model = load(
+                model, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
+        # Lightning keeps the modes that it finds, and `from_pretrained` leaves evaluation mode.
+        self.model = model.train()
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the model."""
+        return load_tokenizer(self.model_name, trust_remote_code=self._trust_remote_code)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Logits [batch, seq, vocab]."""
+        logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
+        return logits
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mean token loss of the batch, in nats."""
+        loss, _ = self._mean_loss(batch)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Accumulate the loss."""
+        self.val_loss.update(*self._mean_loss(batch))
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Accumulate the loss."""
+        self.test_loss.update(*self._mean_loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_loss` and `val_ppl`."""
+        self._log_perplexity("val", self.val_loss)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test_loss` and `test_ppl`."""
+        self._log_perplexity("test", self.test_loss)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over what is trained, and the schedule, stepped per optimizer step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"])
+        name = self.hparams["lr_schedule"]
+        steps = None if name.startswith("constant") else int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(name, optimizer, self.hparams["warmup_steps"], steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what was removed and attached, so that the checkpoint loads into a fresh model."""
+        checkpoint[STRUCTURE_KEY] = structure_of(self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Bring the model to the checkpoint's structure, before its weights are loaded."""
+        if STRUCTURE_KEY in checkpoint:
+            restore_structure(self.model, checkpoint[STRUCTURE_KEY])
+
+    def _mean_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        nll, tokens = sequence_losses(self(batch), labels_of(batch))
+        num_tokens = tokens.sum()
+        return (nll.sum() / num_tokens.clamp(min=1)).float(), num_tokens
+
+    def _log_perplexity(self, stage: str, metric: MeanMetric) -> None:
+        loss = metric.compute()
+        metric.reset()
+        self.log(f"{stage}_loss", loss, sync_dist=False)
+        self.log(f"{stage}_ppl", math.exp(min(float(loss), 700.0)), prog_bar=True, sync_dist=False)

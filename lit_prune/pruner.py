@@ -1,0 +1,247 @@
+"""The one loop body of pruning, shared by the callback and the command line: candidates, scores, choice, removal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_prune.anatomy import Anatomy, find_sublayers, language_model
+from lit_prune.data import fingerprint
+from lit_prune.errors import BudgetError, LitPruneError, PlanError
+from lit_prune.measure import WhatIf, progress_bar
+from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
+from lit_prune.scorers import SCORERS, Scorer
+from lit_prune.searches import SEARCHES, Budget, Search
+from lit_prune.surgery import remove
+
+GRANULARITIES = ("sublayer", "attention", "mlp", "block")
+Named = str | Mapping[str, Any]
+"""A name, or a mapping with `name` and options."""
+
+
+class Pruner:
+    """Prunes one model, one removal at a time, and keeps the plan.
+
+    Args:
+        model: A causal language model, perhaps wrapped by peft; changed in place.
+        scorer: A registered name, a mapping `{name: nri, baseline: original}`, an import path, or a `Scorer`.
+        search: The same for a `Search`.
+        granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
+        protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
+        model_name: For the plan's readers.
+
+    Attributes:
+        plan: What was removed so far; set it to resume.
+
+    Raises:
+        AnatomyError: The model is not understood.
+        LitPruneError: A name is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        scorer: Named | Scorer = "nri",
+        search: Named | Search = "progressive",
+        granularity: str = "sublayer",
+        protect: Sequence[str] = (),
+        model_name: str = "",
+    ) -> None:
+        if granularity not in GRANULARITIES:
+            raise LitPruneError(f"granularity must be one of {', '.join(GRANULARITIES)}; found {granularity!r}")
+        self.model = language_model(model)
+        anatomy = find_sublayers(self.model)
+        self.granularity = granularity
+        self._protected = _protected(protect, anatomy)
+        self._scorer: Scorer = _create(SCORERS, scorer)
+        self._search: Search = _create(SEARCHES, search)
+        self.plan = PrunePlan(
+            anatomy.facts(model_name or getattr(self.model.config, "_name_or_path", "")),
+            scorer=_described(scorer, self._scorer),
+            search=_described(search, self._search),
+            versions=_versions(),
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model before the first removal."""
+        return self.plan.model.num_parameters
+
+    def candidates(self) -> dict[Candidate, int]:
+        """What may go now, with the parameters that each would free."""
+        sizes = {each.id: each.num_parameters for each in find_sublayers(self.model).sublayers}
+        free = {each: size for each, size in sizes.items() if each not in self._protected}
+        if self.granularity == "block":
+            pairs = [tuple(SublayerId(each.block, kind) for kind in KINDS) for each in free if each.kind == KINDS[0]]
+            return {Candidate(pair): sum(free[each] for each in pair) for pair in pairs if all(i in free for i in pair)}
+        kinds = KINDS if self.granularity == "sublayer" else (self.granularity,)
+        return {Candidate((each,)): size for each, size in free.items() if each.kind in kinds}
+
+    def require_reachable(self, budget: Budget) -> None:
+        """Refuse a budget that the candidates cannot give, before anything is measured.
+
+        Raises:
+            BudgetError: With what they can give.
+        """
+        what = {"sublayer": "sublayers", "block": "whole blocks"}.get(self.granularity, f"{self.granularity} sublayers")
+        budget.require_reachable(self.candidates(), what, self.plan.num_removed_parameters)
+
+    def step(
+        self,
+        what_if: WhatIf,
+        budget: Budget,
+        *,
+        optimizers: Iterable[Optimizer] = (),
+        epoch: int | None = None,
+        agree: Callable[[str], str] = lambda name: name,
+    ) -> PruneStep:
+        """Score, choose, remove, record: one removal.
+
+        Args:
+            what_if: The measure, over the calibration batches.
+            budget: Chooses among the scored; its target is not checked here.
+            optimizers: They forget what is removed.
+            epoch: Training epoch at whose start this happens.
+            agree: Makes all processes of a distributed run take the same name.
+
+        Raises:
+            BudgetError: Nothing is left to remove.
+            MeasureError: A loss is NaN or infinite; nothing is removed then.
+        """
+        sizes = self.candidates()
+        if not sizes:
+            raise BudgetError("there is nothing left that may be removed")
+        before = what_if.cost
+        scores: Scores = self._search(
+            lambda candidates: self._scorer(what_if, candidates, self.plan.steps), list(sizes), self.plan.steps
+        )
+        choice = Candidate.parse(agree(budget.choose(scores.importance, sizes, self.plan.num_removed_parameters).name))
+        step = PruneStep(
+            removed=choice,
+            num_parameters=remove(self.model, choice.sublayers, optimizers),
+            score=scores.importance[choice],
+            nll_before=scores.base_nll,
+            nll_after=scores.nll.get(choice),
+            cost=what_if.cost - before,
+            epoch=epoch,
+            scores={candidate.name: score for candidate, score in scores.importance.items()},
+        )
+        self.plan = self.plan.with_step(step)
+        return step
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    amount: float,
+    scorer: Named | Scorer = "nri",
+    search: Named | Search = "progressive",
+    granularity: str = "sublayer",
+    protect: Sequence[str] = (),
+    model_name: str = "",
+    calibration: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> PrunePlan:
+    """Prune a model in place, without training.
+
+    Args:
+        model: A causal language model of transformers, perhaps wrapped by peft.
+        batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
+        amount: Share of all parameters to remove, above 0 and below 1.
+        scorer: See `Pruner`.
+        search: See `Pruner`.
+        granularity: See `Pruner`.
+        protect: See `Pruner`.
+        model_name: For the plan's readers.
+        calibration: Where the batches came from, for the plan's readers.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The plan: what was removed, in which order, and why.
+
+    Raises:
+        LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
+    """
+    options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    pruner = Pruner(model, **options, model_name=model_name)
+    budget = Budget(amount, pruner.num_parameters)
+    pruner.require_reachable(budget)
+    batches = list(batches)
+    with progress_bar("scoring", shown=progress) as advance:
+        what_if = WhatIf(model, batches, progress=advance)
+        pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
+        while budget.remaining(pruner.plan.num_removed_parameters):
+            pruner.step(what_if, budget)
+    return pruner.plan
+
+
+def describe_run(plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any]) -> PrunePlan:
+    """The plan with what was asked for and the tokens that score it."""
+    return replace(plan, budget=asdict(budget), calibration=dict(calibration))
+
+
+def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
+    """Remove what a plan says from an unpruned copy of its model, in place.
+
+    Raises:
+        PlanError: The plan was made for another model; nothing is removed then.
+    """
+    anatomy = find_sublayers(model)
+    plan.model.require_same(anatomy.facts())
+    for step in plan.steps:
+        freed = sum(anatomy[each].num_parameters for each in step.removed.sublayers)
+        if freed != step.num_parameters:
+            raise PlanError(
+                f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "
+                f"in the plan, {freed} in the model"
+            )
+    remove(model, plan.removed)
+
+
+def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
+    protected: set[SublayerId] = set()
+    for name in names:
+        try:
+            sublayers = Candidate.parse(name).sublayers
+        except PlanError as error:
+            raise LitPruneError(f"protect: {error}, or block.N for both") from error
+        missing = [each for each in sublayers if each not in anatomy and each not in anatomy.removed]
+        if missing:
+            raise LitPruneError(
+                f"protect: this model has no {missing[0]}; its blocks are 0 to {anatomy.num_blocks - 1}"
+            )
+        protected.update(sublayers)
+    return frozenset(protected)
+
+
+def _create(registry: Any, spec: Any) -> Any:
+    if callable(spec):
+        return spec
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in options:
+        raise LitPruneError(f"a {registry.noun} needs a name; found {options}")
+    return registry.create(options.pop("name"), **options)
+
+
+def _described(spec: Any, made: Any) -> dict[str, Any]:
+    options = asdict(made) if is_dataclass(made) and not isinstance(made, type) else {}
+    if isinstance(spec, str):
+        return {"name": spec, **options}
+    return {**options, **spec} if isinstance(spec, Mapping) else {"name": type(spec).__qualname__, **options}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("lit-prune", "torch", "transformers", "lightning", "peft"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,20 @@
+"""What a scorer is: a callable that says how important each candidate is. Lower is removed first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lit_prune.measure import WhatIf
+from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.registry import Registry
+
+SCORERS = Registry("scorer")
+
+
+class Scorer(Protocol):
+    """Scores candidates on the model as it is now."""
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score every candidate; `history` holds the removals so far, with their evidence."""
+        ...

@@ -1,0 +1,86 @@
+"""Scores by what the loss would be without a candidate: `nri` (the default), `ri` and `ppl`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_prune.errors import LitPruneError
+from lit_prune.measure import NORMALISERS, WhatIf, sublayer_shares
+from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.scorers.base import SCORERS
+
+
+@SCORERS.register("nri")
+@dataclass(frozen=True)
+class NormalisedRelativeImpact:
+    """NRI: how much perplexity rises without a candidate, divided by the share of the model that it costs.
+
+    RI_i = (PPL_i - PPL) / PPL and NRI_i = RI_i / P_i ("Rethinking the Impact of Heterogeneous Sublayers in
+    Transformers"), with P_i as a share of the whole model. Where removal helps (RI <= 0), dividing by P_i would favour
+    the smaller candidate; there the score is -P_i, so that the larger saving goes first.
+
+    Args:
+        baseline: PPL is that of the `current` model, or of the `original` one (before the first removal).
+        impact: `relative` perplexity, or its logarithm (`log`: the difference of the mean token losses in nats).
+        normaliser: What a candidate costs: `parameters`, `flops`, or `none`.
+    """
+
+    baseline: Literal["current", "original"] = "current"
+    impact: Literal["relative", "log"] = "relative"
+    normaliser: Literal["parameters", "flops", "none"] = "parameters"
+
+    def __post_init__(self) -> None:
+        for name, known in (("baseline", ("current", "original")), ("impact", ("relative", "log")),
+                            ("normaliser", NORMALISERS)):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise LitPruneError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one what-if loss per candidate."""
+        losses = what_if.losses(candidates)
+        shares = sublayer_shares(what_if.model, self.normaliser, num_positions=what_if.num_positions)
+        reference = _original_nll(history, losses.base) if self.baseline == "original" else losses.base
+        importance = {}
+        for candidate, nll in losses.without.items():
+            share = math.fsum(shares[each] for each in candidate.sublayers)
+            importance[candidate] = self._score(nll - reference, share)
+        return Scores(importance, losses.base, losses.without)
+
+    def _score(self, difference: float, share: float) -> float:
+        impact = _relative_rise(difference) if self.impact == "relative" else difference
+        if self.normaliser == "none":
+            return impact
+        return impact / share if impact > 0 else -share
+
+
+@SCORERS.register("ri")
+def relative_impact(
+    baseline: Literal["current", "original"] = "current", impact: Literal["relative", "log"] = "relative"
+) -> NormalisedRelativeImpact:
+    """RI: the relative rise of perplexity alone, NRI without its normaliser."""
+    return NormalisedRelativeImpact(baseline, impact, normaliser="none")
+
+
+@SCORERS.register("ppl")
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity without the candidate (BlockPruner, arXiv 2406.10594; Shortened LLaMA, 2402.02834)."""
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one what-if loss per candidate."""
+        losses = what_if.losses(candidates)
+        importance = {candidate: _relative_rise(nll) + 1 for candidate, nll in losses.without.items()}
+        return Scores(importance, losses.base, losses.without)
+
+
+def _original_nll(history: Sequence[PruneStep], current: float) -> float:
+    first = history[0].nll_before if history else None
+    return current if first is None else first
+
+
+def _relative_rise(difference: float) -> float:
+    """`exp(difference) - 1`, exact for small differences and infinite where a float cannot hold it."""
+    return math.expm1(difference) if difference < 700 else math.inf

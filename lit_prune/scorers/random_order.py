@@ -1,0 +1,24 @@
+"""The score that knows nothing, to compare with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_prune.measure import WhatIf
+from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.scorers.base import SCORERS
+
+
+@SCORERS.register("random")
+@dataclass(frozen=True)
+class RandomOrder:
+    """Uniform scores in [0, 1): no measurement, the same for the same seed and number of removals so far."""
+
+    seed: int = 0
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Draw one score per candidate."""
+        draw = random.Random(f"{self.seed}/{len(history)}")
+        return Scores({candidate: draw.random() for candidate in sorted(candidates)})

@@ -1,0 +1,83 @@
+"""NRI and RI against the naive computation, and what the options change."""
+
+import math
+
+import pytest
+import torch
+
+from lit_prune.errors import LitPruneError
+from lit_prune.measure import WhatIf
+from lit_prune.plan import Candidate, PruneStep
+from lit_prune.scorers import SCORERS
+from tests import naive
+from tests.tiny import NUM_BLOCKS, tiny_model
+
+BATCHES = [{"input_ids": torch.randint(3, 128, (4, 20), generator=torch.Generator().manual_seed(1))}]
+CANDIDATES = [Candidate.parse(f"{kind}.{block}") for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+
+
+def scored(model, scorer, history=(), batches=BATCHES, **options):
+    return SCORERS.create(scorer, **options)(WhatIf(model, batches), CANDIDATES, history)
+
+
+@pytest.mark.parametrize(("scorer", "by_share"), [("nri", True), ("ri", False)])
+@pytest.mark.parametrize("own", [True, False])
+def test_equals_the_naive_reference(scorer, by_share, own):
+    model = tiny_model("llama")
+    batches = [{"input_ids": naive.own_text(model, 8, 40)}] if own else BATCHES
+    expected = naive.scores(model, "llama", batches, [], by_share=by_share)
+    found = scored(model, scorer, batches=batches).importance
+    assert {(c.sublayers[0].kind, c.block): score for c, score in found.items()} == pytest.approx(expected, abs=1e-5)
+    # Removal hurts on the model's own text and helps on noise, so that both branches of NRI are covered.
+    assert all(score > 0 for score in expected.values()) is own
+
+
+def test_ppl_is_the_perplexity_without_the_candidate():
+    model = tiny_model("gpt2")
+    with naive.zeroed(model, "gpt2", [("mlp", 2)]):
+        expected = math.exp(naive.mean_loss(model, BATCHES))
+    assert scored(model, "ppl").importance[Candidate.parse("mlp.2")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_log_impact_is_the_difference_of_losses():
+    model = tiny_model("llama")
+    base = naive.mean_loss(model, BATCHES)
+    with naive.zeroed(model, "llama", [("attention", 1)]):
+        expected = naive.mean_loss(model, BATCHES) - base
+    assert scored(model, "ri", impact="log").importance[CANDIDATES[2]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_original_baseline_is_the_loss_before_the_first_removal():
+    model = tiny_model("llama")
+    dense = naive.mean_loss(model, BATCHES) - 1.0
+    history = [PruneStep(CANDIDATES[7], 1, nll_before=dense)]
+    with naive.zeroed(model, "llama", [("attention", 1)]):
+        expected = math.exp(naive.mean_loss(model, BATCHES)) / math.exp(dense) - 1
+    found = scored(model, "ri", history, baseline="original").importance[CANDIDATES[2]]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_flops_of_a_small_mlp_by_hand():
+    model = tiny_model("llama")
+    ri, nri = scored(model, "ri").importance, scored(model, "nri", normaliser="flops").importance
+    mlp = 2 * 3 * 32 * 64
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 2 * 20 * 32
+    total = 4 * (mlp + attention) + 2 * 128 * 32
+    for candidate, share in ((CANDIDATES[0], attention / total), (CANDIDATES[1], mlp / total)):
+        expected = ri[candidate] / share if ri[candidate] > 0 else -share
+        assert nri[candidate] == pytest.approx(expected, rel=1e-9)
+
+
+def test_random_needs_no_measurement_and_repeats():
+    model = tiny_model("llama")
+    what_if = WhatIf(model, BATCHES)
+    first = SCORERS.create("random", seed=3)(what_if, CANDIDATES, [])
+    assert what_if.num_block_evaluations == 0
+    assert first == SCORERS.create("random", seed=3)(what_if, CANDIDATES[::-1], [])
+    assert first != SCORERS.create("random", seed=4)(what_if, CANDIDATES, [])
+
+
+@pytest.mark.parametrize("options", [{"baseline": "dense"}, {"impact": "absolute"}, {"normaliser": "price"}])
+def test_an_unknown_option_is_refused(options):
+    with pytest.raises(LitPruneError, match="must be one of"):
+        SCORERS.create("nri", **options)

@@ -1,0 +1,123 @@
+"""A muted or removed sublayer adds nothing and breaks nothing, for every sublayer and some pairs."""
+
+import itertools
+
+import pytest
+import torch
+
+from lit_prune.errors import PlanError
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import mute, remove, removed_sublayers
+from tests import naive
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
+
+SINGLES = [((kind, block),) for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+PAIRS = [
+    (("attention", 0), ("mlp", 0)),
+    (("attention", 0), ("attention", 1)),
+    (("mlp", 0), ("attention", 3)),
+    (("mlp", 2), ("mlp", 3)),
+]
+SETS = [*SINGLES, *PAIRS]
+TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
+PADDED = torch.ones_like(TOKENS)
+PADDED[0, :7] = 0
+
+
+def ids(names):
+    return [SublayerId(block, kind) for kind, block in names]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=TOKENS, attention_mask=PADDED).logits[PADDED.bool()]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("gone", SETS, ids=str)
+def test_muted_and_removed_equal_a_zeroed_output(architecture, gone):
+    model = tiny_model(architecture)
+    before = logits(model)
+    with naive.zeroed(model, architecture, gone):
+        expected = logits(model)
+    assert not torch.allclose(expected, before, atol=1e-3), "the reference must change something"
+    with mute(model, ids(gone)):
+        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert torch.equal(logits(model), before)
+    remove(model, ids(gone))
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("gone", SETS, ids=str)
+@pytest.mark.parametrize("how", [mute, remove])
+def test_generation_is_the_same_with_every_cache(architecture, gone, how):
+    model = tiny_model(architecture)
+    options = {"attention_mask": PADDED, "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+
+    def check():
+        plain = model.generate(TOKENS, use_cache=False, pad_token_id=0, **options)
+        assert torch.equal(model.generate(TOKENS, use_cache=True, pad_token_id=0, **options), plain)
+        static = model.generate(TOKENS, cache_implementation="static", pad_token_id=0, **options)
+        assert torch.equal(static, plain)
+
+    if how is remove:
+        remove(model, ids(gone))
+        check()
+    else:
+        with mute(model, ids(gone)):
+            check()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_attention_gone_generates_without_cache(architecture):
+    model = tiny_model(architecture)
+    remove(model, [SublayerId(block, "attention") for block in range(NUM_BLOCKS)])
+    output = model.generate(TOKENS, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+    expected = TOKENS
+    for _ in range(4):
+        with torch.no_grad():
+            token = model(input_ids=expected, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat([expected, token], dim=1)
+    assert torch.equal(output, expected)
+
+
+def test_mute_restores_after_an_exception_and_nests():
+    model = tiny_model("llama")
+    before, config = dict(model.named_modules()), model.config.to_dict()
+    with pytest.raises(RuntimeError, match="stop"), mute(model, ids(SINGLES[0])), mute(model, ids(SINGLES[3])):
+        raise RuntimeError("stop")
+    assert dict(model.named_modules()) == before
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_removal_frees_parameters_and_their_optimizer_state(architecture):
+    model = tiny_model(architecture)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    optimizer.step()
+    count = sum(each.numel() for each in model.parameters())
+    kept = {each: optimizer.state[each]["exp_avg"].clone() for each in model.parameters()}
+    gone = [("attention", 1), ("mlp", 2)]
+    freed = remove(model, ids(gone), [optimizer])
+    left = list(model.parameters())
+    assert freed == sum(naive_size for naive_size in (naive.size(tiny_model(architecture), architecture, g) for g in gone))
+    assert sum(each.numel() for each in left) == count - freed
+    assert {id(each) for each in optimizer.param_groups[0]["params"]} == {id(each) for each in left}
+    assert {id(each) for each in optimizer.state} == {id(each) for each in left}
+    assert all(torch.equal(optimizer.state[each]["exp_avg"], kept[each]) for each in left)
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    optimizer.step()
+
+
+def test_removal_in_steps_is_recorded_and_never_twice():
+    model = tiny_model("llama")
+    for name in itertools.chain(SINGLES[:3]):
+        remove(model, ids(name))
+    assert [str(each) for each in removed_sublayers(model)] == ["attention.0", "mlp.0", "attention.1"]
+    assert model.config.lit_prune["removed"] == ["attention.0", "mlp.0", "attention.1"]
+    assert model.config.to_dict()["per_layer_config"] == {"0": {"skip": ["attention", "mlp"]}, "1": {"skip": ["attention"]}}
+    with pytest.raises(PlanError, match="removed before"):
+        remove(model, ids([("mlp", 3), ("mlp", 0)]))
+    assert len(removed_sublayers(model)) == 3
