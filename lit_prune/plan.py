@@ -83,6 +83,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """One round of scores.
+
+    Attributes:
+        importance: Lower is removed first.
+        base_nll: Mean token loss (nats) of the model as it is, where it was measured.
+        nll: The same without each candidate, where it was measured.
+    """
+
+    importance: Mapping[Candidate, float]
+    base_nll: float | None = None
+    nll: Mapping[Candidate, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PruneStep:
     """One removal with its evidence.
 
