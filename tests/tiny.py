@@ -1,4 +1,4 @@
-"""Small random models of several architectures, for tests on a CPU without network."""
+"""Small random models of several architectures and a tokenizer for them, for tests on a CPU without network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -17,6 +18,7 @@ from transformers import (
     OPTForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -85,3 +87,14 @@ def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrai
                 if parameter.dim() > 1:
                     parameter.normal_(std=0.2)
     return model.eval()
+
+
+def character_tokenizer(**options: object) -> PreTrainedTokenizerFast:
+    """One token a character of ASCII, 100 tokens in all; `<s>` is 0, `</s>` 1 and padding, `<unk>` 2."""
+    characters = ["\n", "\t", *map(chr, range(32, 127))]
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", "<unk>", *characters])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special, **options)

@@ -1,0 +1,254 @@
+"""Text to windows of tokens, and a LightningDataModule over them.
+
+Protocol: documents are joined by two newlines, tokenised once, and cut in windows that do not overlap; what is left
+over is dropped. The random state of the process is never drawn from, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from transformers import PreTrainedTokenizerBase
+
+from lit_prune.errors import DataError
+from lit_prune.names import load_tokenizer
+from lit_prune.texts import BUILTIN, read_parts, read_texts
+
+__all__ = [
+    "EpochShuffle",
+    "TextDataModule",
+    "calibration_batches",
+    "fingerprint",
+    "read_texts",
+    "token_windows",
+]
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+
+
+def token_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int) -> Tensor:
+    """Cut documents into windows of tokens.
+
+    Args:
+        texts: Documents; they are joined by two newlines and tokenised once.
+        tokenizer: Where it begins a text with a BOS token, every window begins with it too: some models need that.
+        window: Tokens in a window, BOS included.
+
+    Returns:
+        LongTensor [num_windows, window].
+
+    Raises:
+        DataError: The text is shorter than one window, or a window has no room for two tokens.
+    """
+    if window < 2:
+        raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
+    bos = _leading_bos(tokenizer)
+    tokens = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    length = window - len(bos)
+    num_windows = len(tokens) // length
+    if not num_windows:
+        raise DataError(
+            f"the text has {len(tokens)} tokens, shorter than one window of {window}; give more, or cut shorter"
+        )
+    body = torch.tensor(tokens[: num_windows * length], dtype=torch.long).view(num_windows, length)
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(num_windows, -1), body], dim=1)
+
+
+def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
+    """Batches in the form that models and scorers take.
+
+    Args:
+        windows: LongTensor [num_windows, window].
+        batch_size: Windows in a batch; the last one may have fewer.
+    """
+    return [_batch(rows) for rows in torch.split(windows, batch_size)]
+
+
+def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What identifies a set of tokens, however it is cut into batches and wherever it came from.
+
+    Args:
+        batches: Each with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
+
+    Returns:
+        `num_sequences`, `num_tokens` (padding included) and `sha256` over tokens and labels.
+
+    Raises:
+        DataError: A batch has no `input_ids`.
+    """
+    digest, num_sequences, num_tokens = hashlib.sha256(), 0, 0
+    for batch in batches:
+        if "input_ids" not in batch:
+            raise DataError(f"a batch must have `input_ids` [batch, seq]; found {', '.join(batch) or 'nothing'}")
+        ids, labels = batch["input_ids"], batch.get("labels")
+        for index, row in enumerate(ids):
+            digest.update(f"{len(row)}:".encode() + _bytes(row) + (b"" if labels is None else _bytes(labels[index])))
+        num_sequences += ids.shape[0]
+        num_tokens += ids.numel()
+    return {"num_sequences": num_sequences, "num_tokens": num_tokens, "sha256": digest.hexdigest()}
+
+
+class EpochShuffle(Sampler[int]):
+    """A new order every epoch, decided by the seed and the epoch alone.
+
+    Args:
+        source: What is shuffled; only its length matters.
+        seed: Of the first epoch's order.
+    """
+
+    def __init__(self, source: Sized, seed: int = 0) -> None:
+        self.length = len(source)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch, after a resume too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.length, generator=_generator(self.seed + self.epoch)).tolist())
+
+
+class TextDataModule(L.LightningDataModule):
+    """Windows of text for training, validation (which also scores what is pruned) and test, none in two of them.
+
+    Batches are dicts with `input_ids` and `labels`, LongTensors [batch, window].
+
+    Args:
+        source: `builtin`, a `.txt` or `.jsonl` file, a folder of them, or a data set on the hub.
+        name: Configuration of a hub data set.
+        tokenizer: A tokenizer, or the name of a model; None takes that of the `LitCausalLM` that is trained.
+        window: Tokens in a window.
+        batch_size: Windows in a batch.
+        field: Key of the text in JSON lines and hub data sets.
+        train_windows: So many windows, drawn at random, instead of all.
+        val_windows: The same for validation; all when None.
+        test_windows: The same for the test; all when None.
+        num_workers: Processes that load; 0 is best, as the windows are in memory.
+        seed: Decides the share-out, the draw of windows and the order in training.
+
+    Raises:
+        DataError: In `setup`: the text cannot be read or is too short, or the window exceeds the model's context.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = BUILTIN,
+        *,
+        name: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        window: int = 512,
+        batch_size: int = 8,
+        field: str = "text",
+        train_windows: int | None = None,
+        val_windows: int | None = 32,
+        test_windows: int | None = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        source = str(source)  # checkpoints hold the arguments, and load only plain types
+        # Not to the logger: there, a name used by the module too, such as `seed`, would be refused.
+        self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
+        self.source, self.name, self.field, self.seed = source, name, field, seed
+        self.tokenizer, self.window, self.batch_size, self.num_workers = tokenizer, window, batch_size, num_workers
+        self.limits = {"train": train_windows, "val": val_windows, "test": test_windows}
+        self._windows: dict[str, Tensor] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, share out and tokenise what the stage needs; None prepares every part."""
+        wanted = [part for part in STAGES.get(str(stage), self.limits) if part not in self._windows]
+        if not wanted:
+            return
+        self._require_context()
+        tokenizer = self._resolved_tokenizer()
+        texts = read_parts(self.source, name=self.name, field=self.field, seed=self.seed)
+        for part in wanted:
+            self._windows[part] = self._draw(part, texts[part], tokenizer)
+
+    def windows(self, part: str) -> Tensor:
+        """The windows of `train`, `val` or `test`, LongTensor [num_windows, window], once `setup` has run."""
+        return self._windows[part]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled anew every epoch."""
+        return self._loader("train", EpochShuffle(self._windows["train"], self.seed))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In a fixed order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In a fixed order; text that neither trains nor scores."""
+        return self._loader("test")
+
+    def _loader(self, part: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            TensorDataset(self._windows[part]),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_collate,
+            # Without its own, a loader draws a seed from the random state of the process at every epoch.
+            generator=_generator(self.seed),
+        )
+
+    def _draw(self, part: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        try:
+            windows = token_windows(texts, tokenizer, self.window)
+        except DataError as error:
+            raise DataError(f"the {part} part of {self.source}: {error}") from error
+        limit = self.limits[part]
+        if limit is None or limit >= len(windows):
+            return windows
+        return windows[torch.randperm(len(windows), generator=_generator(self.seed))[:limit].sort().values]
+
+    def _resolved_tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = getattr(self._module(), "tokenizer", None) if self.tokenizer is None else self.tokenizer
+        if tokenizer is None:
+            raise DataError("no tokenizer: give TextDataModule a model's name or a tokenizer, or train a LitCausalLM")
+        return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+    def _require_context(self) -> None:
+        config: Any = getattr(getattr(self._module(), "model", None), "config", None)
+        text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+        context = getattr(text_config, "max_position_embeddings", None)
+        if context is not None and self.window > context:
+            raise DataError(
+                f"a window of {self.window} tokens exceeds the model's context of {context}; make it shorter"
+            )
+
+    def _module(self) -> L.LightningModule | None:
+        return None if self.trainer is None else self.trainer.lightning_module
+
+
+def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _batch(rows: Tensor) -> dict[str, Tensor]:
+    # Two tensors: whoever masks labels in place must not change the tokens.
+    return {"input_ids": rows, "labels": rows.clone()}
+
+
+def _collate(rows: Sequence[tuple[Tensor]]) -> dict[str, Tensor]:
+    return _batch(torch.stack([row for (row,) in rows]))
+
+
+def _bytes(row: Tensor) -> bytes:
+    return row.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

