@@ -82,12 +82,13 @@ def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, 
     Raises:
         DataError: There is no validation loader, it is empty, or a batch has no `input_ids`.
     """
-    # The loop sets its loaders up at its first run; before the first epoch there may have been none.
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    loaders = trainer.val_dataloaders
-    limits = trainer.num_val_batches
-    limits = limits if isinstance(limits, list) else [limits]
-    batches = [] if loaders is None else list(_first_batches(tree_leaves(loaders), limits, limit))
+    batches: list[dict[str, Tensor]] = []
+    if trainer.enable_validation:
+        # The loop sets its loaders up at its first run; before the first epoch there may have been none.
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        limits = trainer.num_val_batches
+        limits = limits if isinstance(limits, list) else [limits]
+        batches = list(_first_batches(tree_leaves(trainer.val_dataloaders), limits, limit))
     if not batches:
         raise DataError(
             "SublayerPruneCallback scores on validation batches and the trainer has none: pass val_dataloaders whose "

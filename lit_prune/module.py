@@ -88,12 +88,12 @@ class LitCausalLM(L.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Accumulate the loss."""
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Accumulate the loss, over all loaders together."""
         self.val_loss.update(*self._mean_loss(batch))
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Accumulate the loss."""
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Accumulate the loss, over all loaders together."""
         self.test_loss.update(*self._mean_loss(batch))
 
     def on_validation_epoch_end(self) -> None:

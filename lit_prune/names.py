@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -123,11 +124,9 @@ def explained(source: Source, what: str) -> Iterator[None]:
         bars.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        place = f"from {source.label}" if source.is_local else (
-            f"{source.label!r}: no folder of this name, and the hub did not give it"
-        )  # fmt: skip
-        raise ModelError(f"cannot load the {what} {place}: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        place = "" if source.is_local else ", which is no folder here and which the hub did not give"
+        raise ModelError(f"cannot load the {what} of {source.label}{place}: {error}") from error
     finally:
         if shown:
             bars.enable_progress_bar()

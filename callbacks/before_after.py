@@ -1,0 +1,154 @@
+"""`BeforeAfterCallback`: the same model before and after a run, measured the same way and written on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import count_parameters
+from lit_prune.callbacks import loop
+from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
+from lit_prune.errors import LitPruneError
+from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
+from lit_prune.plan import PrunePlan, write_text
+from lit_prune.report import Answer, Row, log_text, print_summary, save_figure, score_map, summary_markdown
+
+
+class BeforeAfterCallback(Callback):
+    """Measures parameters, held-out perplexity, speed and one answer before and after pruning.
+
+    Leaves `summary.md` and `score_map.png` in the run's folder, shows the summary on the screen, and logs the answers.
+    Put it behind `SublayerPruneCallback`, whose plan it reports.
+
+    Perplexity is on the data module's test batches, which neither training nor scoring sees. Speed compares the pruned
+    model with a randomly initialised dense copy at the end of the run, in turns, so that a busy machine hits both.
+
+    Args:
+        question: Asked before and after, by greedy decoding.
+        max_new_tokens: Length of the answers.
+        prompt_tokens: Length of the prompt whose prefill is timed.
+        new_tokens: Decoding steps that are timed.
+        repeats: Timings of each, of which the median counts; 0 leaves speed out.
+        model: Attribute path of the model in your module, where there are several.
+    """
+
+    def __init__(
+        self,
+        question: str = "What is gravity?",
+        *,
+        max_new_tokens: int = 48,
+        prompt_tokens: int = 128,
+        new_tokens: int = 32,
+        repeats: int = 5,
+        model: str | None = None,
+    ) -> None:
+        self.question = question
+        self.max_new_tokens = max_new_tokens
+        self.timing = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+        self.model = model
+        self._before: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a run without a plan to report."""
+        if stage == "fit" and self._pruning(trainer) is None:
+            raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the dense model, unless a checkpoint brought its figures."""
+        if not self._before and trainer.is_global_zero:
+            self._before = self._measure(trainer, pl_module)
+        trainer.strategy.barrier("lit_prune.before")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the pruned model, write and show the summary."""
+        folder = loop.run_folder(trainer)
+        if trainer.is_global_zero and self._before:
+            self._report(trainer, pl_module, folder)
+        trainer.strategy.barrier("lit_prune.after")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The dense model's figures."""
+        return dict(self._before)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run has no dense model any more; its figures come from the checkpoint."""
+        self._before = dict(state_dict)
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
+        pruning = self._pruning(trainer)
+        plan = pruning.plan if pruning else None
+        assert plan is not None
+        model = loop.model_in(module, self.model)
+        after = self._measure(trainer, module)
+        rows = _rows(self._before, after) + _speed_rows(self._speeds(model))
+        answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
+        notes = [f"Perplexity: {after['text']}."]
+        write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
+        save_figure(_map_of(plan), folder / "score_map.png")
+        for logger in trainer.loggers:
+            for each in answers:
+                text = f"**{each.question}**\n\nBefore: {each.before}\n\nAfter: {each.after}"
+                log_text(logger, "answers", text, trainer.global_step)
+        print_summary(rows, plan=plan, answers=answers, notes=notes)
+        trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        model = loop.model_in(module, self.model)
+        text, batches = self._held_out(trainer)
+        with isolate_rng(), trainer.precision_plugin.forward_context():
+            found = perplexity(model, batches)
+            tokenizer = getattr(module, "tokenizer", None)
+            reply = {} if tokenizer is None else {
+                "answer": answer(model, tokenizer, self.question, max_new_tokens=self.max_new_tokens)
+            }  # fmt: skip
+        text = f"{text}, {found.num_windows} windows of {found.window} tokens"
+        return {"parameters": count_parameters([model]), "ppl": found.ppl, "text": text, **reply}
+
+    def _held_out(self, trainer: L.Trainer) -> tuple[str, Iterable[Any]]:
+        data = getattr(trainer, "datamodule", None)
+        if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
+            return "validation batches, which also scored", loop.validation_batches(trainer, None)
+        data.setup("test")
+        return "test batches, used neither for training nor for scoring", data.test_dataloader()
+
+    def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
+        if not self.timing["repeats"]:
+            return {}
+        return compare_speed({"before": dense_twin(model), "after": model}, **self.timing)
+
+    @staticmethod
+    def _pruning(trainer: L.Trainer) -> SublayerPruneCallback | None:
+        found = [each for each in trainer.callbacks if isinstance(each, SublayerPruneCallback)]  # type: ignore[attr-defined]
+        return found[0] if found else None
+
+
+def _rows(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+    return [
+        Row("parameters", before["parameters"], after["parameters"], better="lower"),
+        Row("perplexity on held-out text", before["ppl"], after["ppl"], better="lower"),
+    ]
+
+
+def _speed_rows(speeds: dict[str, Speed]) -> list[Row]:
+    if not speeds:
+        return []
+    dense, pruned = speeds["before"], speeds["after"]
+    prompt = f"prefill of {dense.batch} x {dense.prompt_tokens} tokens ({dense.device}, {dense.dtype})"
+    return [
+        Row(prompt, 1e3 * dense.prefill_seconds, 1e3 * pruned.prefill_seconds, unit="ms", better="lower"),
+        Row("decoding, per token", 1e3 * dense.decode_seconds_per_token, 1e3 * pruned.decode_seconds_per_token,
+            unit="ms", better="lower"),
+    ]  # fmt: skip
+
+
+def _map_of(plan: PrunePlan) -> Any:
+    rounds, removed = [each.scores for each in plan.steps], [each.removed.name for each in plan.steps]
+    title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
+    return score_map(rounds, removed, num_blocks=plan.model.num_blocks, title=title)

@@ -1,0 +1,71 @@
+"""Perplexity over windows of tokens: summed float32 losses over counted tokens, exact for any batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_prune.errors import DataError, MeasureError
+from lit_prune.measure import evaluating, labels_of, model_inputs, sequence_losses
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A mean token loss and what it was taken over.
+
+    Attributes:
+        nll: Mean loss of a predicted token, in nats.
+        num_tokens: Predicted tokens; the first of a window is not predicted.
+        num_windows: Sequences.
+        window: Tokens in the longest sequence.
+
+    Example:
+        >>> round(Perplexity(nll=2.0, num_tokens=31, num_windows=1, window=32).ppl, 3)
+        7.389
+    """
+
+    nll: float
+    num_tokens: int
+    num_windows: int
+    window: int
+
+    @property
+    def ppl(self) -> float:
+        """exp(nll); infinite where that exceeds a float."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
+
+
+def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Perplexity:
+    """Measure a model on batches; its mode is restored afterwards.
+
+    Args:
+        model: A causal language model; batches are moved to its device.
+        batches: Each with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
+            `attention_mask`.
+
+    Raises:
+        DataError: No token is predicted, or a batch has no `input_ids`.
+        MeasureError: The loss is NaN or infinite.
+    """
+    nll, num_tokens, num_windows, window = 0.0, 0, 0, 0
+    with evaluating(model):
+        for batch in batches:
+            here = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            labels = labels_of(here)
+            sums, tokens = sequence_losses(model(**model_inputs(here), use_cache=False).logits, labels)
+            nll += float(sums.sum())
+            num_tokens += int(tokens.sum())
+            num_windows += labels.shape[0]
+            window = max(window, labels.shape[1])
+    if not num_tokens:
+        raise DataError("perplexity needs predicted tokens; the batches hold none")
+    if not math.isfinite(nll):
+        raise MeasureError(f"the loss over {num_tokens} tokens is {nll}; the model gives no usable logits")
+    return Perplexity(nll / num_tokens, num_tokens, num_windows, window)

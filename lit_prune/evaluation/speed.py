@@ -1,0 +1,151 @@
+"""Seconds for reading a prompt and for writing a token, of several models side by side.
+
+The models take turns within every repeat, so that a busy machine slows all of them alike; medians are reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lit_prune.anatomy import language_model
+from lit_prune.errors import DataError
+from lit_prune.measure import evaluating
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model is.
+
+    Attributes:
+        prefill_seconds: One forward pass over the prompts, median over repeats.
+        decode_seconds_per_token: One greedy step of the whole batch, mean of a repeat, median over repeats.
+        batch: Prompts at a time.
+        prompt_tokens: Tokens in a prompt.
+        new_tokens: Greedy steps in a repeat.
+        device: Where it ran, such as `cpu`.
+        dtype: Of the parameters, such as `bfloat16`.
+        repeats: Measurements that count.
+    """
+
+    prefill_seconds: float
+    decode_seconds_per_token: float
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    device: str
+    dtype: str
+    repeats: int
+
+
+def compare_speed(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    batch: int = 1,
+    repeats: int = 5,
+    warmup: int = 1,
+) -> dict[str, Speed]:
+    """Time models in turns on the same random prompts; their modes are restored afterwards.
+
+    Decoding uses the KV cache; a model without any attention left has none and reads its whole text at every step,
+    as it does in `generate`.
+
+    Args:
+        models: By the names that the result has.
+        prompt_tokens: Tokens in a prompt.
+        new_tokens: Greedy steps in a repeat.
+        batch: Prompts at a time.
+        repeats: Measurements of each model that count.
+        warmup: Measurements before them that do not.
+
+    Raises:
+        DataError: A number is below 1 (`warmup` may be 0), or prompt and new tokens exceed a model's context.
+    """
+    if min(prompt_tokens, new_tokens, batch, repeats) < 1 or warmup < 0:
+        raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
+    prompts = {name: _prompt(name, model, batch, prompt_tokens, new_tokens) for name, model in models.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    with ExitStack() as modes:
+        for model in models.values():
+            modes.enter_context(evaluating(model))
+        for _ in range(warmup + repeats):
+            for name, model in models.items():
+                seconds[name].append(_once(model, prompts[name], new_tokens))
+    sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+    return {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
+
+
+def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A dense model of the same config with random weights: what the pruned one is faster than.
+
+    Args:
+        model: A pruned model, perhaps wrapped by peft.
+
+    Returns:
+        The same class, dtype, device and attention implementation, in eval mode. The random state stays as it was.
+    """
+    model = language_model(model)
+    config = copy.deepcopy(model.config)
+    decoder = config.get_text_config(decoder=True)
+    decoder.per_layer_config = None
+    for record in ("lit_prune", "kv_sharing_modes"):
+        decoder.__dict__.pop(record, None)
+    decoder.use_cache = True
+    device = model.device
+    factory: Any = AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        twin = factory.from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)
+    return cast(PreTrainedModel, twin.to(device).eval())
+
+
+def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, new_tokens: int) -> Tensor:
+    config = model.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and prompt_tokens + new_tokens > context:
+        raise DataError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {context} of {name}")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(model.device)
+
+
+def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of the prefill, and of one decoding step on average."""
+    cached = model.config.get_text_config(decoder=True).use_cache
+    options: dict[str, Any] = {"use_cache": bool(cached)}
+    # As `generate` does: the head is applied to the last position alone.
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    started = _now(model)
+    output = model(input_ids=prompt, **options)
+    prefilled = _now(model)
+    text = prompt
+    for _ in range(new_tokens):
+        token = output.logits[:, -1:].argmax(dim=-1)
+        if cached:
+            output = model(input_ids=token, past_key_values=output.past_key_values, **options)
+        else:
+            text = torch.cat([text, token], dim=1)
+            output = model(input_ids=text, **options)
+    return prefilled - started, (_now(model) - prefilled) / new_tokens
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, int]) -> Speed:
+    prefill, decode = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return Speed(prefill, decode, device=model.device.type, dtype=str(model.dtype).removeprefix("torch."), **sizes)

@@ -1,0 +1,98 @@
+"""The model card of a pruned model: what is gone, how to load the rest, and the figures of the plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.names import PACKAGE_PREFIX
+from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
+
+CARD_FILE = "README.md"
+
+
+def model_card(model: PreTrainedModel, plan: PrunePlan | None = None) -> str:
+    """Write the card, in Markdown.
+
+    Args:
+        model: The model as it is saved.
+        plan: What was done to it, where that is known.
+    """
+    base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
+    anatomy = find_sublayers(model)
+    sections = [_front_matter(base), _summary(base, anatomy), _usage(anatomy)]
+    if plan is not None and plan.steps:
+        sections.append(_figures(plan))
+    return "\n\n".join(sections) + "\n"
+
+
+def base_name(name: str) -> str:
+    """A model's name without paths of this machine: a folder's last part, anything else as it is."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or Path(name).is_dir()
+    return Path(name).name if name and is_path else name
+
+
+def _front_matter(base: str) -> str:
+    # The hub looks the base model up, so only hub names may stand there.
+    is_hub_name = base.count("/") == 1 and not base.startswith(PACKAGE_PREFIX)
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- lit-prune", "- pruned"]
+    return "\n".join(["---", *([f"base_model: {base}"] if is_hub_name else []), *lines, "---"])
+
+
+def _summary(base: str, anatomy: Anatomy) -> str:
+    title = base or anatomy.model_type
+    if not anatomy.removed:
+        return f"# {title}\n\nA dense model, saved by lit-prune."
+    gone = "\n".join(_gone(anatomy, kind) for kind in KINDS)
+    return (
+        f"# {title}, pruned\n\n"
+        f"lit-prune removed these sublayers, named by their block (from 0) in the original model:\n\n{gone}\n\n"
+        f"{anatomy.num_parameters:,} parameters are left."
+    )
+
+
+def _gone(anatomy: Anatomy, kind: str) -> str:
+    blocks = [str(each.block) for each in anatomy.removed if each.kind == kind]
+    return f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})"
+
+
+def _usage(anatomy: Anatomy) -> str:
+    if not anatomy.removed:
+        return '```python\nfrom lit_prune import load\n\nmodel = load("FOLDER")\n```'
+    return (
+        '```python\nfrom lit_prune import load, load_tokenizer\n\nmodel = load("FOLDER")\n'
+        'tokenizer = load_tokenizer("FOLDER")\n```\n\n'
+        "Load it with lit-prune: plain `AutoModelForCausalLM` builds the removed sublayers all the same and fills them "
+        "with random weights. The model that `load` returns is an ordinary transformers model."
+    )
+
+
+def _figures(plan: PrunePlan) -> str:
+    before, gone = plan.model.num_parameters, plan.num_removed_parameters
+    facts = {
+        "parameters": f"{before:,} before, {before - gone:,} after ({gone / before:.1%} removed)",
+        "scorer": plan.scorer.get("name"),
+        "search": plan.search.get("name"),
+        "calibration": plan.calibration.get("source"),
+        "calibration tokens": plan.calibration.get("num_tokens"),
+    }
+    listed = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    table = "\n".join(_table(plan.steps))
+    return "\n".join(["## How it was made\n", *listed, f"- the whole record: `{PLAN_FILE}`", "", table])
+
+
+def _table(steps: Iterable[PruneStep]) -> Iterator[str]:
+    yield "| step | removed | parameters | score | loss before | loss after |"
+    yield "|---:|---|---:|---:|---:|---:|"
+    for number, step in enumerate(steps, start=1):
+        figures = " | ".join(_figure(each) for each in (step.score, step.nll_before, step.nll_after))
+        yield f"| {number} | {step.removed.name} | {step.num_parameters:,} | {figures} |"
+    yield "\nLosses are mean token losses in nats on the calibration tokens, without any training in between."
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

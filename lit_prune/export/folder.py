@@ -1,0 +1,131 @@
+"""The standard Hugging Face folder of a pruned model: written aside, read back, compared, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune.errors import ModelError
+from lit_prune.export.card import CARD_FILE, model_card
+from lit_prune.measure import evaluating
+from lit_prune.models import load
+from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.surgery import removed_sublayers
+
+# Both sides run the same kernels on the same weights: they differ by the order of sums at most.
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+COARSE_TOLERANCE = 1e-2
+
+
+def require_empty(directory: str | Path) -> Path:
+    """Check that a folder can be written: it does not exist, or is empty. For asking before long work.
+
+    Raises:
+        ModelError: Something is there already.
+    """
+    path = Path(directory).expanduser()
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ModelError(
+            f"{directory} exists already and would be overwritten; choose another folder or empty this one"
+        )
+    return path
+
+
+def save(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    plan: PrunePlan | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write a model, pruned or dense, as a folder that `lit_prune.load` reads.
+
+    Args:
+        model: A model of transformers without adapters, in its own dtype and in any mode.
+        directory: Where it goes; must not exist or be empty.
+        tokenizer: Written beside it.
+        plan: Written beside it as `prune_plan.json`, and told in the model card.
+        verify: Read the folder back and compare weights and logits before it gets its name; wants the memory of a
+            second copy on the model's device.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: The folder is not empty, the model has adapters or muted sublayers, the plan is another model's, it
+            cannot be written, or what was read back differs. Nothing is left behind then.
+    """
+    path = require_empty(directory)
+    _require_finished(model, plan)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.mkdir(parents=True)
+        _write(model, aside, tokenizer, plan)
+        if verify:
+            _require_same(model, aside)
+        if path.exists():
+            path.rmdir()  # fails where somebody has filled it meanwhile
+        aside.replace(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot save the model as {directory}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def _require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ModelError("the model still has LoRA adapters; merge them before saving")
+    gone = set(removed_sublayers(model))
+    record = getattr(model.config.get_text_config(decoder=True), "lit_prune", None) or {"removed": []}
+    if muted := {str(each) for each in gone} ^ set(record["removed"]):
+        raise ModelError(f"{', '.join(sorted(muted))} are only muted; remove them, or save outside of `mute`")
+    if plan is not None and not set(plan.removed) <= gone:
+        missing = ", ".join(str(each) for each in plan.removed if each not in gone)
+        raise ModelError(f"the plan is another model's: it removes {missing}, which this model still has")
+
+
+def _write(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, plan: PrunePlan | None
+) -> None:
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if plan is not None:
+        plan.save(folder / PLAN_FILE)
+    (folder / CARD_FILE).write_text(model_card(model, plan), encoding="utf-8")
+
+
+def _require_same(model: PreTrainedModel, folder: Path) -> None:
+    attention: Any = model.config._attn_implementation
+    read = load(folder, dtype=model.dtype, device=model.device, attn_implementation=attention)
+    written, back = model.state_dict(), read.state_dict()
+    if differing := sorted(set(written) ^ set(back)):
+        raise ModelError(f"read back, the model has other tensors: {', '.join(differing[:3])} ({len(differing)})")
+    for name, tensor in written.items():
+        if not torch.equal(tensor.to(back[name].dtype), back[name]):
+            raise ModelError(f"read back, the tensor {name} has other values")
+    expected, found = _logits(model), _logits(read)
+    allowed = TOLERANCES.get(model.dtype, COARSE_TOLERANCE) * max(1.0, float(expected.abs().max()))
+    difference = float((expected - found).abs().max())
+    if not difference <= allowed:
+        raise ModelError(
+            f"read back, the model gives other logits: they differ by {difference:.3g}, {allowed:.3g} is allowed"
+        )
+
+
+def _logits(model: PreTrainedModel) -> Tensor:
+    """Logits [2, seq, vocab] of fixed random tokens."""
+    config = model.config.get_text_config(decoder=True)
+    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    tokens = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    with evaluating(model):
+        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    return logits.float()
