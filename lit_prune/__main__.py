@@ -1,0 +1,53 @@
+"""The street door: one dict of verbs. `lit-prune VERB --help` explains each."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lit_prune.errors import LitPruneError
+
+VERBS = {
+    "fit": ("lit_prune.commands.fit:run", "prune inside a Lightning training run, from YAML"),
+    "validate": ("lit_prune.commands.fit:run", "validate a model or checkpoint with the same YAML"),
+    "test": ("lit_prune.commands.fit:run", "test a model or checkpoint with the same YAML"),
+    "prune": ("lit_prune.commands.prune:run", "prune a model without training"),
+    "apply": ("lit_prune.commands.apply:run", "apply a prune plan to a copy of its model"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; what a user did wrong is one line on the error stream and exit code 2."""
+    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if verb not in VERBS:
+        return _fail(f"unknown verb {verb!r}{_suggestion(verb)}; see lit-prune --help")
+    module, _, function = VERBS[verb][0].partition(":")
+    try:
+        getattr(importlib.import_module(module), function)(verb, rest)
+    except LitPruneError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _overview() -> str:
+    lines = [f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(["usage: lit-prune VERB ...", "", *lines, "", "lit-prune VERB --help tells what a verb takes."])
+
+
+def _suggestion(verb: str) -> str:
+    close = difflib.get_close_matches(verb, VERBS, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fail(message: str) -> int:
+    print(f"lit-prune: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

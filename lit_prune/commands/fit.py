@@ -1,0 +1,76 @@
+"""`lit-prune fit`, `validate`, `test`: LightningCLI over `LitCausalLM` and `TextDataModule`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+
+from lit_prune.data import TextDataModule
+from lit_prune.errors import LitPruneError
+from lit_prune.module import LitCausalLM
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verbs' entry; `verb` is the subcommand."""
+    PruneCLI(
+        LitCausalLM,
+        TextDataModule,
+        args=[verb, *arguments],
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
+        # A second run into one folder describes itself, not the first.
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+class PruneCLI(LightningCLI):
+    """LightningCLI that honours what `fabric run` was told and refuses to train the same model twice."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs that lit-prune offers."""
+        return {verb: LightningCLI.subcommands()[verb] for verb in ("fit", "validate", "test")}
+
+    def before_instantiate_classes(self) -> None:
+        """Give the trainer what `fabric run` got: by itself Lightning's Trainer ignores it."""
+        trainer = self.config[self.config.subcommand].trainer
+        for name, value in launcher_settings(os.environ).items():
+            trainer[name] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer, unless the launched processes would each train on their own."""
+        trainer = super().instantiate_trainer(**kwargs)
+        require_world(os.environ, trainer.world_size)
+        return trainer
+
+
+def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
+    """The trainer's settings that `fabric run` was given; none when something else started the process.
+
+    Example:
+        >>> launcher_settings({"LT_CLI_USED": "1", "LT_DEVICES": "2", "LT_STRATEGY": "ddp"})
+        {'devices': 2, 'strategy': 'ddp'}
+    """
+    if environment.get("LT_CLI_USED") != "1":
+        return {}
+    names = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+    given = {name: environment[f"LT_{name.upper()}"] for name in names if f"LT_{name.upper()}" in environment}
+    return {name: int(value) if value.isdecimal() and name != "precision" else value for name, value in given.items()}
+
+
+def require_world(environment: Mapping[str, str], world_size: int) -> None:
+    """Refuse a trainer that does not know of the other processes that torchrun started.
+
+    Raises:
+        LitPruneError: With the settings to give.
+    """
+    launched = int(environment.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in environment else 1
+    if launched not in (1, world_size):
+        raise LitPruneError(
+            f"{launched} processes were launched, and the trainer was told of {world_size}: they would train apart and "
+            f"overwrite each other. Give --trainer.devices={launched} --trainer.strategy=ddp"
+        )

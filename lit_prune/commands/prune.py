@@ -1,0 +1,91 @@
+"""`lit-prune prune`: a smaller model without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from lit_prune.commands.arguments import call
+from lit_prune.data import calibration_batches, read_texts, token_windows
+from lit_prune.export import require_empty, save
+from lit_prune.models import load, load_tokenizer
+from lit_prune.plan import PrunePlan
+from lit_prune.pruner import prune
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(prune_model, verb, arguments, positionals=["model"])
+
+
+def prune_model(
+    model: str,
+    *,
+    output: str,
+    amount: float = 0.2,
+    data: str = "builtin",
+    data_name: str | None = None,
+    data_split: str | None = None,
+    data_field: str = "text",
+    window: int = 512,
+    num_windows: int = 32,
+    batch_size: int = 8,
+    scorer: str | dict[str, Any] = "nri",
+    search: str | dict[str, Any] = "progressive",
+    granularity: Literal["sublayer", "attention", "mlp", "block"] = "sublayer",
+    protect: list[str] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Remove the least important sublayers of a model and save it.
+
+    Args:
+        model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
+        output: Folder for the pruned model; it must not exist, or be empty.
+        amount: Share of all parameters to remove, above 0 and below 1.
+        data: Calibration text: builtin (Python's help topics), a .txt or .jsonl file, a folder, or a hub data set.
+        data_name: Configuration of a hub data set, such as wikitext-2-raw-v1.
+        data_split: Split of a hub data set.
+        data_field: Key of the text in JSON lines and hub data sets.
+        window: Tokens in a calibration window.
+        num_windows: Calibration windows, drawn from the text.
+        batch_size: Windows in a batch.
+        scorer: nri, ri, ppl or random; options as YAML, such as '{name: nri, baseline: original}'.
+        search: progressive (score again in every round) or one_shot.
+        granularity: What goes at a time.
+        protect: What must stay, such as '[attention.0, mlp.3, block.2]'.
+        dtype: Of the weights: float32, bfloat16, float16 or auto.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn.
+        trust_remote_code: Run code that comes with the model.
+    """
+    require_empty(output)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    texts = read_texts(data, name=data_name, split=data_split, field=data_field)
+    windows = token_windows(texts, tokenizer, window)
+    drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    plan = prune(
+        network,
+        calibration_batches(windows[drawn], batch_size),
+        amount=amount,
+        scorer=scorer,
+        search=search,
+        granularity=granularity,
+        protect=protect or (),
+        model_name=model,
+        calibration={"source": data, "window": window},
+    )
+    folder = save(network, output, tokenizer=tokenizer, plan=plan)
+    print(f"{_outcome(plan)}\nwritten: {folder}")
+
+
+def _outcome(plan: PrunePlan) -> str:
+    before, gone = plan.model.num_parameters, plan.num_removed_parameters
+    names = ", ".join(step.removed.name for step in plan.steps)
+    return f"removed {names}\nparameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
