@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lit_prune.errors import ModelError
+from lit_prune.errors import ModelError, PlanError
 from lit_prune.names import Source, explained, load_tokenizer, locate, require_gguf
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
@@ -92,7 +92,10 @@ def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]
         return ()
     if not isinstance(record, dict) or record.get("version") != 1:
         raise ModelError(f"{source.label} was pruned by a newer lit-prune: its config says lit_prune = {record!r}")
-    return tuple(SublayerId.parse(each) for each in record["removed"])
+    try:
+        return tuple(SublayerId.parse(each) for each in record["removed"])
+    except (KeyError, TypeError, PlanError) as error:
+        raise ModelError(f"the record lit_prune in the config of {source.label} is damaged: {error}") from error
 
 
 def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source) -> type[PreTrainedModel]:
