@@ -283,6 +283,9 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"
+)
 class TestInTheTrainer:
     def trainer(self, folder: Path, epochs: int) -> L.Trainer:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)

@@ -91,7 +91,7 @@ def _table(steps: Iterable[PruneStep]) -> Iterator[str]:
     for number, step in enumerate(steps, start=1):
         figures = " | ".join(_figure(each) for each in (step.score, step.nll_before, step.nll_after))
         yield f"| {number} | {step.removed.name} | {step.num_parameters:,} | {figures} |"
-    yield "\nLosses are mean token losses in nats on the calibration tokens, without any training in between."
+    yield "\nMean token losses in nats on the calibration tokens, just before and just after the removal."
 
 
 def _figure(value: float | None) -> str:

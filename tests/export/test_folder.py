@@ -201,6 +201,7 @@ class TestRefusals:
             save(model, tmp_path / "out")
         save(model, tmp_path / "out")
 
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
     def test_adapters(self, tmp_path: Path) -> None:
         model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
         with pytest.raises(ModelError, match="merge them"):
