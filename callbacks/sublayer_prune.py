@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -167,7 +165,9 @@ class SublayerPruneCallback(Callback):
             while pruner.candidates() and quota.allows(
                 pruner.plan.num_removed_parameters, len(pruner.plan.steps) - first
             ):
-                pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=trainer.strategy.broadcast)
+                pruner.step(
+                    what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=trainer.strategy.broadcast
+                )
                 self._log_step(trainer, pruner.plan)
         loop.renew_ddp(trainer)
 

@@ -1,12 +1,18 @@
 """lit-prune: smaller, faster language models inside the PyTorch Lightning loop that you already have."""
 
-from lit_prune.data import TextDataModule
-from lit_prune.errors import LitPruneError
-from lit_prune.healing import LoraHealing
-from lit_prune.models import load, load_tokenizer
-from lit_prune.module import LitCausalLM
-from lit_prune.plan import PrunePlan
-from lit_prune.pruner import apply_plan, prune
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_prune.data import TextDataModule
+    from lit_prune.errors import LitPruneError
+    from lit_prune.healing import LoraHealing
+    from lit_prune.models import load, load_tokenizer
+    from lit_prune.module import LitCausalLM
+    from lit_prune.plan import PrunePlan
+    from lit_prune.pruner import apply_plan, prune
 
 __all__ = [
     "LitCausalLM",
@@ -19,3 +25,22 @@ __all__ = [
     "load_tokenizer",
     "prune",
 ]
+
+_ROOMS = {
+    "LitCausalLM": "module",
+    "LitPruneError": "errors",
+    "LoraHealing": "healing",
+    "PrunePlan": "plan",
+    "TextDataModule": "data",
+    "apply_plan": "pruner",
+    "load": "models",
+    "load_tokenizer": "models",
+    "prune": "pruner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch, lightning and transformers take ten seconds to import; `lit-prune --help` needs none of them.
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -39,7 +39,7 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     remove(model, [each for each in wanted if each not in gone])
 
 
-def follow_state_dict(model: nn.Module, lora: LoraHealing | None = None) -> RemovableHandle:
+def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableHandle:
     """Make `load_state_dict` bring the model to the structure of what it loads, whatever module holds it.
 
     A hook of the Hugging Face model itself is the one place that is early enough: Lightning restores weights before
@@ -59,7 +59,8 @@ def follow_state_dict(model: nn.Module, lora: LoraHealing | None = None) -> Remo
         structure = {"removed": _absent(model, names), "lora": asdict(settings) if settings else None}
         restore_structure(model, structure)
 
-    return model.register_load_state_dict_pre_hook(follow)
+    handle: RemovableHandle = model.register_load_state_dict_pre_hook(follow)
+    return handle
 
 
 def _absent(model: nn.Module, names: list[str]) -> list[str]:

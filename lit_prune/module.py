@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -104,10 +105,12 @@ class LitCausalLM(L.LightningModule):
         """Log `test_loss` and `test_ppl`."""
         self._log_perplexity("test", self.test_loss)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what is trained, and the schedule, stepped per optimizer step."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"])
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
+        )
         name = self.hparams["lr_schedule"]
         steps = None if name.startswith("constant") else int(self.trainer.estimated_stepping_batches)
         scheduler = get_scheduler(name, optimizer, self.hparams["warmup_steps"], steps)

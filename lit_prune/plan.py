@@ -128,7 +128,13 @@ class PruneStep:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "removed": Candidate.parse(data["removed"])})
+        step = cls(**{**data, "removed": Candidate.parse(data["removed"])})
+        numbers = (step.score, step.nll_before, step.nll_after, step.cost, *step.scores.values())
+        if not isinstance(step.num_parameters, int) or not all(
+            isinstance(each, float | int | None) for each in numbers
+        ):
+            raise TypeError(f"num_parameters, scores and losses of {step.removed.name} must be numbers")
+        return step
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,8 @@ class PrunePlan:
             raise PlanError(f"this is not a prune plan: expected schema_version {SCHEMA_VERSION}, found {version!r}")
         try:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
+            if not all(isinstance(value, dict) for value in rest.values()):
+                raise TypeError(f"expected mappings for {', '.join(rest)}")
             plan = cls(ModelFacts(**data["model"]), tuple(PruneStep.from_dict(step) for step in data["steps"]), **rest)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error

@@ -53,7 +53,12 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> f
 
 
 def scores(
-    model: PreTrainedModel, architecture: str, batches: Sequence[dict[str, Tensor]], gone: Sequence[Name], *, by_share: bool
+    model: PreTrainedModel,
+    architecture: str,
+    batches: Sequence[dict[str, Tensor]],
+    gone: Sequence[Name],
+    *,
+    by_share: bool,
 ) -> dict[Name, float]:
     """RI, or NRI with the share of all parameters, of every sublayer that is not gone."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

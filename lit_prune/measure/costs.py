@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import nn
+from typing import Any
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.plan import SublayerId
@@ -12,7 +11,7 @@ from lit_prune.plan import SublayerId
 NORMALISERS = ("parameters", "flops", "none")
 
 
-def sublayer_shares(model: nn.Module, normaliser: str, *, num_positions: int) -> Mapping[SublayerId, float]:
+def sublayer_shares(model: Any, normaliser: str, *, num_positions: int) -> Mapping[SublayerId, float]:
     """The share of the model's cost that each present sublayer carries.
 
     Args:
@@ -32,10 +31,10 @@ def sublayer_shares(model: nn.Module, normaliser: str, *, num_positions: int) ->
     return {sublayer: each / total for sublayer, each in flops.items()}
 
 
-def _flops(model: nn.Module, anatomy: Anatomy, sublayer: SublayerId, num_positions: int) -> int:
+def _flops(model: Any, anatomy: Anatomy, sublayer: SublayerId, num_positions: int) -> int:
     """Per token: two for each weight of a matrix, and for attention the products with the keys and values before."""
     modules = [model.get_submodule(part.path) for part in anatomy[sublayer].parts]
-    weights = sum(
+    weights: int = sum(
         parameter.numel()
         for module in modules
         for name, parameter in module.named_parameters()
@@ -46,4 +45,4 @@ def _flops(model: nn.Module, anatomy: Anatomy, sublayer: SublayerId, num_positio
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # A token sees half of the sequence on average; scores and weighted values take 2 each for every key element.
-    return 2 * weights + 2 * num_positions * config.num_attention_heads * head_dim
+    return 2 * weights + 2 * num_positions * int(config.num_attention_heads * head_dim)

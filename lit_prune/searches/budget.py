@@ -61,7 +61,9 @@ class Budget:
                 "Ask for less, protect less, or allow other kinds"
             )
 
-    def choose(self, importance: Mapping[Candidate, float], sizes: Mapping[Candidate, int], num_removed: int) -> Candidate:
+    def choose(
+        self, importance: Mapping[Candidate, float], sizes: Mapping[Candidate, int], num_removed: int
+    ) -> Candidate:
         """The candidate to remove now: the lowest score, except where the target is reached with less overshoot.
 
         Args:

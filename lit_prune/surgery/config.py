@@ -13,7 +13,7 @@ RECORD_VERSION = 1
 
 
 def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | None]:
-    """transformers' `kv_sharing_modes`, one per block: a block without attention keeps no cache.
+    """Transformers' `kv_sharing_modes`, one per block: a block without attention keeps no cache.
 
     Renumbering `layer_idx` instead would break models that mix sliding windows and full attention.
     """

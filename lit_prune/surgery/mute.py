@@ -27,15 +27,15 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
     Raises:
         PlanError: One of them is not in the model.
     """
-    model = language_model(model)
-    anatomy = anatomy or find_sublayers(model)
+    root = language_model(model)
+    anatomy = anatomy or find_sublayers(root)
     sublayers = [anatomy[each] for each in ids]
     taken: list[tuple[nn.Module, str, nn.Module]] = []
-    config = model.config.get_text_config(decoder=True)
+    config = root.config.get_text_config(decoder=True)
     before = config.__dict__.get("kv_sharing_modes", _ABSENT)
     try:
         for sublayer in sublayers:
-            taken += put_stubs(model, sublayer)
+            taken += put_stubs(root, sublayer)
         config.kv_sharing_modes = sharing_modes(anatomy, [each.id for each in sublayers])
         yield
     finally:

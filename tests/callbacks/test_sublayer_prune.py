@@ -136,8 +136,6 @@ class OwnModule(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
 
 
-
-
 @pytest.mark.parametrize("make", [module, OwnModule], ids=["LitCausalLM", "own module"])
 @pytest.mark.parametrize("healing", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -189,7 +187,9 @@ def test_checkpoints_of_pruned_models_load_everywhere(tmp_path, healing):
     fitted.fit(module(), *loaders())
     path = tmp_path / "epoch=1.ckpt"
     stored = torch.load(path, weights_only=True)
-    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)]["current_score"]
+    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)][
+        "current_score"
+    ]
     again = LitCausalLM.load_from_checkpoint(path, model=tiny_model("llama", seed=9))
     assert removed_sublayers(again.model)
     for fresh, callbacks in ((again, ()), (module(), ()), (module(), (pruning(healing=healing),))):
@@ -203,7 +203,9 @@ def test_own_module_checkpoint_validates_with_the_callback(tmp_path):
     trainer(tmp_path, pruning(healing=True), checkpoints, max_epochs=2).fit(OwnModule(), *loaders())
     path = tmp_path / "epoch=1.ckpt"
     stored = torch.load(path, weights_only=True)
-    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)]["current_score"]
+    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)][
+        "current_score"
+    ]
     found = trainer(tmp_path, pruning(healing=True)).validate(OwnModule(), loaders()[1], ckpt_path=path, verbose=False)
     assert found[0]["loss"] == pytest.approx(expected.item(), abs=1e-6)
 

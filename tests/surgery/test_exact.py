@@ -102,7 +102,9 @@ def test_removal_frees_parameters_and_their_optimizer_state(architecture):
     gone = [("attention", 1), ("mlp", 2)]
     freed = remove(model, ids(gone), [optimizer])
     left = list(model.parameters())
-    assert freed == sum(naive_size for naive_size in (naive.size(tiny_model(architecture), architecture, g) for g in gone))
+    assert freed == sum(
+        naive_size for naive_size in (naive.size(tiny_model(architecture), architecture, g) for g in gone)
+    )
     assert sum(each.numel() for each in left) == count - freed
     assert {id(each) for each in optimizer.param_groups[0]["params"]} == {id(each) for each in left}
     assert {id(each) for each in optimizer.state} == {id(each) for each in left}
@@ -117,7 +119,10 @@ def test_removal_in_steps_is_recorded_and_never_twice():
         remove(model, ids(name))
     assert [str(each) for each in removed_sublayers(model)] == ["attention.0", "mlp.0", "attention.1"]
     assert model.config.lit_prune["removed"] == ["attention.0", "mlp.0", "attention.1"]
-    assert model.config.to_dict()["per_layer_config"] == {"0": {"skip": ["attention", "mlp"]}, "1": {"skip": ["attention"]}}
+    assert model.config.to_dict()["per_layer_config"] == {
+        "0": {"skip": ["attention", "mlp"]},
+        "1": {"skip": ["attention"]},
+    }
     with pytest.raises(PlanError, match="removed before"):
         remove(model, ids([("mlp", 3), ("mlp", 0)]))
     assert len(removed_sublayers(model)) == 3

@@ -1,0 +1,79 @@
+"""The floors of the house: a room imports only from below, files stay small, every room is shipped."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    {"errors"},
+    {"plan", "registry"},
+    {"anatomy"},
+    {"surgery", "data", "texts", "names"},
+    {"measure", "models"},
+    {"scorers", "searches", "healing"},
+    {"pruner", "checkpoint"},
+    {"module", "evaluation", "export", "report"},
+    {"callbacks"},
+    {"commands", "__main__"},
+]
+# A room of several files that are one: text, tokens and names of models are floor 2's data.
+NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts")}
+FILES = sorted((ROOT / "lit_prune").rglob("*.py")) + sorted((ROOT / "callbacks").rglob("*.py"))
+
+
+def floor(room):
+    return next(index for index, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "callbacks" else parts[1]
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = (
+            [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in getattr(node, "names", [])]
+        )
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not getattr(node, "level", 0), "imports are absolute"
+            yield from (name.split(".")[1] for name in names if name.startswith("lit_prune."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_from_below(path):
+    if path.parent == ROOT / "lit_prune" and path.name == "__init__.py":
+        pytest.skip("the package's door shows rooms of every floor")
+    room = room_of(path)
+    for other in set(imported_rooms(path)) - {room}:
+        below = floor(other) < floor(room)
+        assert below or (room, other) in NEIGHBOURS, f"{room} (floor {floor(room)}) imports {other} ({floor(other)})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_every_room_is_shipped():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent for path in FILES if path.name == "__init__.py"}
+    assert listed == {
+        "lit_prune.callbacks" if each.name == "callbacks" else ".".join(each.relative_to(ROOT).parts)
+        for each in folders
+    }
+
+
+def test_the_floor_below_needs_no_torch():
+    for name in ("plan", "registry", "errors"):
+        assert "torch" not in (ROOT / "lit_prune" / f"{name}.py").read_text().replace("without torch", "")
+
+
+def test_the_door_shows_what_it_says():
+    import lit_prune
+
+    assert set(lit_prune.__all__) == set(lit_prune._ROOMS)
+    assert all(getattr(lit_prune, name).__name__ == name for name in lit_prune.__all__)
