@@ -22,7 +22,7 @@ from lit_prune.measure import WhatIf, progress_bar
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Named, Pruner, describe_run
 from lit_prune.report import log_figure, log_scalars, score_map
-from lit_prune.searches import Budget, PerEpoch, Schedule, require_share
+from lit_prune.searches import Budget, PerEpoch, Quota, Schedule, require_share
 
 
 class SublayerPruneCallback(Callback):
@@ -143,15 +143,14 @@ class SublayerPruneCallback(Callback):
         if epoch <= self._last_epoch or not self.schedule.is_due(epoch):
             return
         self._last_epoch = epoch
-        budget, removed = self._budget(), pruner.plan.num_removed_parameters
+        removed = pruner.plan.num_removed_parameters
         quota = self.schedule.quota(
             epoch,
             num_epochs=loop.num_epochs(trainer, self.num_epochs),
-            num_target=budget.num_target,
+            num_target=self._budget().num_target,
             num_total=pruner.num_parameters,
             num_removed=removed,
         )
-        first = len(pruner.plan.steps)
         if not quota.allows(removed, 0):
             return
         with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", shown=self._shows(trainer)) as advance:
@@ -162,13 +161,7 @@ class SublayerPruneCallback(Callback):
                 autocast=trainer.precision_plugin.forward_context,
                 progress=advance,
             )
-            while pruner.candidates() and quota.allows(
-                pruner.plan.num_removed_parameters, len(pruner.plan.steps) - first
-            ):
-                pruner.step(
-                    what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=trainer.strategy.broadcast
-                )
-                self._log_step(trainer, pruner.plan)
+            self._drop(trainer, what_if, quota)
         loop.renew_ddp(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -199,6 +192,19 @@ class SublayerPruneCallback(Callback):
         if self._pruner is not None and self._restored is not None:
             self._pruner.plan.model.require_same(self._restored.model)
             self._pruner.plan = self._restored
+
+    def _drop(self, trainer: L.Trainer, what_if: WhatIf, quota: Quota) -> None:
+        pruner, budget = self._require_pruner(), self._budget()
+        first = len(pruner.plan.steps)
+        while pruner.candidates() and quota.allows(pruner.plan.num_removed_parameters, len(pruner.plan.steps) - first):
+            pruner.step(
+                what_if,
+                budget,
+                optimizers=trainer.optimizers,
+                epoch=trainer.current_epoch,
+                agree=trainer.strategy.broadcast,
+            )
+            self._log_step(trainer, pruner.plan)
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
         return Pruner(
@@ -239,8 +245,13 @@ class SublayerPruneCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()
-        return {"amount": self.amount, "granularity": self.granularity, "scorer": pruner.plan.scorer["name"],
-                "search": pruner.plan.search["name"], "lora_rank": self.healing.rank if self.healing else 0}  # fmt: skip
+        return {
+            "amount": self.amount,
+            "granularity": self.granularity,
+            "scorer": pruner.plan.scorer["name"],
+            "search": pruner.plan.search["name"],
+            "lora_rank": self.healing.rank if self.healing else 0,
+        }
 
     def _log_step(self, trainer: L.Trainer, plan: PrunePlan) -> None:
         """Scalars and the picture of one removal; the step is the optimizer's, plus one for each removal before it."""

@@ -1,4 +1,4 @@
-"""LoRA adapters by peft, attached in place so that the model keeps its class, its names and its place in your module."""
+"""LoRA adapters by peft, attached in place: the model keeps its class, its names and its place in your module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lit_prune.errors import LitPruneError
 
@@ -28,12 +29,19 @@ class LoraHealing:
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
 
-    def config(self) -> LoraConfig:
-        """The same for peft."""
-        alpha = 2 * self.rank if self.alpha is None else self.alpha
+    def config_for(self, model: nn.Module) -> LoraConfig:
+        """The same for peft and this model."""
         # peft takes fractions; its annotation says int.
-        scale: Any = alpha
-        return LoraConfig(r=self.rank, lora_alpha=scale, lora_dropout=self.dropout, target_modules=self.targets)
+        alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
+        # GPT-2's layers hold their weights transposed.
+        transposed = any(isinstance(each, Conv1D) for each in model.modules())
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            fan_in_fan_out=transposed,
+        )
 
 
 def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
@@ -44,7 +52,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     """
     if attached_lora(model) is not None:
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
-    inject_adapter_in_model(healing.config(), model)
+    inject_adapter_in_model(healing.config_for(model), model)
 
 
 def attached_lora(model: nn.Module) -> LoraHealing | None:

@@ -136,6 +136,7 @@ class OwnModule(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("make", [module, OwnModule], ids=["LitCausalLM", "own module"])
 @pytest.mark.parametrize("healing", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -152,7 +153,7 @@ def test_resume_gives_the_same_drops_and_losses_to_the_last_bit(tmp_path, make, 
 
     plan, losses, model = run("whole")
     run("halted", Halt(stop_after))
-    resumed_plan, resumed_losses, resumed = run("resumed", ckpt_path=tmp_path / f"halted/epoch={stop_after - 1}.ckpt")
+    resumed_plan, resumed_losses, resumed = run("halted", ckpt_path=tmp_path / f"halted/epoch={stop_after - 1}.ckpt")
     assert resumed_plan.removed == plan.removed
     assert [step.epoch for step in resumed_plan.steps] == [step.epoch for step in plan.steps]
     assert resumed_losses == [each for each in losses if each[0] >= stop_after]
@@ -180,34 +181,36 @@ class _nothing:
         return False
 
 
+def score_in(path):
+    """The monitored value that ModelCheckpoint stored, of the validation that came before it."""
+    callbacks = torch.load(path, weights_only=True)["callbacks"]
+    return next(state for key, state in callbacks.items() if "ModelCheckpoint" in key)["current_score"].item()
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("healing", [False, True])
 def test_checkpoints_of_pruned_models_load_everywhere(tmp_path, healing):
     checkpoints = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", monitor="val_loss")
     fitted = trainer(tmp_path, pruning(healing=healing), checkpoints, max_epochs=2)
     fitted.fit(module(), *loaders())
     path = tmp_path / "epoch=1.ckpt"
-    stored = torch.load(path, weights_only=True)
-    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)][
-        "current_score"
-    ]
+    expected = score_in(path)
     again = LitCausalLM.load_from_checkpoint(path, model=tiny_model("llama", seed=9))
     assert removed_sublayers(again.model)
     for fresh, callbacks in ((again, ()), (module(), ()), (module(), (pruning(healing=healing),))):
         ckpt_path = None if fresh is again else path
         found = trainer(tmp_path, *callbacks).validate(fresh, loaders()[1], ckpt_path=ckpt_path, verbose=False)
-        assert found[0]["val_loss"] == pytest.approx(expected.item(), abs=1e-6)
+        assert found[0]["val_loss"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_own_module_checkpoint_validates_with_the_callback(tmp_path):
     checkpoints = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", monitor="loss")
     trainer(tmp_path, pruning(healing=True), checkpoints, max_epochs=2).fit(OwnModule(), *loaders())
     path = tmp_path / "epoch=1.ckpt"
-    stored = torch.load(path, weights_only=True)
-    expected = stored["callbacks"][next(key for key in stored["callbacks"] if "ModelCheckpoint" in key)][
-        "current_score"
-    ]
+    expected = score_in(path)
     found = trainer(tmp_path, pruning(healing=True)).validate(OwnModule(), loaders()[1], ckpt_path=path, verbose=False)
-    assert found[0]["loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert found[0]["loss"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_checkpoint_with_more_than_the_model_is_refused(tmp_path):
@@ -316,7 +319,7 @@ def test_what_cannot_be_is_refused_before_training(tmp_path, options, error, mes
         (DataLoader([]), {}, "the trainer has none"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
 def test_validation_data_that_cannot_score_is_refused_before_training(tmp_path, val, options, message):
     losses = Losses()
     with pytest.raises(DataError, match=message):
