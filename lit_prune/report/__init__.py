@@ -1,0 +1,17 @@
+"""What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
+
+from lit_prune.report.score_map import save_figure, score_map
+from lit_prune.report.summary import Answer, Row, print_summary, summary_markdown
+from lit_prune.report.tracking import log_figure, log_scalars, log_text
+
+__all__ = [
+    "Answer",
+    "Row",
+    "log_figure",
+    "log_scalars",
+    "log_text",
+    "print_summary",
+    "save_figure",
+    "score_map",
+    "summary_markdown",
+]

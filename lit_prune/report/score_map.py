@@ -1,0 +1,239 @@
+"""The map of scores: one picture of what every sublayer was worth and in which order they went.
+
+Figures are made without pyplot, which would keep each of them for ever and may look for a display.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import FuncNorm
+    from matplotlib.figure import Figure
+
+KINDS = ("attention", "mlp", "block")
+COLORMAP = "viridis"
+REMOVED, NOT_SCORED = "#9a9a9a", "#e9e9e9"
+LABEL = "importance (low goes first)"
+
+
+@dataclass(frozen=True)
+class _History:
+    """Rounds of scores as arrays.
+
+    Attributes:
+        kinds: The rows of the map.
+        scores: Of each kind: [round, block], NaN where there is none.
+        order: Of each kind: [block], in which round it went, from 1; 0 where it stays.
+    """
+
+    kinds: tuple[str, ...]
+    scores: dict[str, NDArray[np.float64]]
+    order: dict[str, NDArray[np.int64]]
+
+    @property
+    def num_rounds(self) -> int:
+        return len(self.scores[self.kinds[0]])
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.order[self.kinds[0]])
+
+
+def score_map(
+    rounds: Sequence[Mapping[str, float]], removed: Sequence[str], *, num_blocks: int, title: str = ""
+) -> Figure:
+    """Draw the last round's scores with what is gone, and below it, of several rounds, each round's.
+
+    The colours are linear near the lowest scores and logarithmic far above them, and end at the 95th percentile:
+    first blocks often score a hundred times more than all others.
+
+    Args:
+        rounds: Scores by candidate name (`attention.5`, `mlp.12`, `block.3`), first round first.
+        removed: What went after each round.
+        num_blocks: Blocks of the original model.
+        title: Above the picture.
+
+    Returns:
+        A figure for `save_figure` and `log_figure`.
+    """
+    history = _history(rounds, removed, num_blocks)
+    panels = history.kinds if history.num_rounds > 1 else ()
+    figure, axes = _canvas(history, len(panels), title)
+    norm = _robust_norm(np.concatenate([each.ravel() for each in history.scores.values()]))
+    mesh = _draw_last(axes[0], history, norm)
+    for axis, kind in zip(axes[1:], panels, strict=True):
+        _draw_rounds(axis, history, kind, norm)
+    _add_colorbar(figure, mesh, axes, history)
+    _add_legend(figure, marked=bool(panels))
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG aside and rename it into place; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(aside, format="png", dpi=120)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_blocks: int) -> _History:
+    names = {name for scores in rounds for name in scores} | set(removed)
+    present = {name.partition(".")[0] for name in names}
+    kinds = tuple(kind for kind in KINDS if kind in present) or KINDS[:2]
+    scores = {kind: np.full((len(rounds), num_blocks), math.nan) for kind in kinds}
+    order = {kind: np.zeros(num_blocks, dtype=np.int64) for kind in kinds}
+    for index, (each, gone) in enumerate(zip(rounds, removed, strict=True)):
+        for name, score in each.items():
+            kind, _, block = name.partition(".")
+            scores[kind][index, int(block)] = score
+        kind, _, block = gone.partition(".")
+        order[kind][int(block)] = index + 1
+    return _History(kinds, scores, order)
+
+
+def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width = min(max(0.3 * history.num_blocks + 2.0, 7.5), 26.0)
+    top, below = 0.42 * len(history.kinds), min(max(0.24 * history.num_rounds, 0.8), 6.0)
+    height = top + num_panels * (below + 0.75) + 2.0
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure, [figure.add_subplot(grid[index, 0]) for index in range(1 + num_panels)]
+
+
+def _robust_norm(scores: NDArray[np.float64]) -> FuncNorm:
+    """Colours by asinh of the distance from the lowest score: neither 0 nor a far outlier needs a special case."""
+    from matplotlib.colors import FuncNorm
+
+    finite = scores[np.isfinite(scores)]
+    low, middle, high = np.percentile(finite, [0, 25, 95]) if finite.size else (0.0, 0.5, 1.0)
+    if high <= low:
+        high = low + max(abs(low), 1.0)
+    width = max(middle - low, 0.01 * (high - low))
+    return FuncNorm(
+        (lambda x: np.arcsinh((np.asarray(x) - low) / width), lambda y: np.sinh(np.asarray(y)) * width + low),
+        vmin=low,
+        vmax=high,
+    )
+
+
+def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
+    gone = np.stack([history.order[kind] for kind in history.kinds])
+    last = np.stack([_last_round(history.scores[kind]) for kind in history.kinds])
+    mesh = _heat_map(axis, np.where(gone > 0, math.nan, last), norm)
+    size = min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / history.num_blocks)  # type: ignore[union-attr]
+    for row, block in np.argwhere(gone):
+        _hatch(axis, block, row)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        _write(axis, block, row, str(gone[row, block]), size, color="black", weight="bold", bbox=box)
+    for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
+        _write(axis, block, row, "\N{INFINITY}" if last[row, block] > 0 else "-\N{INFINITY}", size, color="black")
+    axis.set_yticks(np.arange(len(history.kinds)) + 0.5, history.kinds)
+    axis.set_title(
+        f"Round {history.num_rounds}, the last: what was left, and in which order the rest went", fontsize=10
+    )
+    _finish(axis, history.num_blocks)
+    return mesh
+
+
+def _draw_rounds(axis: Axes, history: _History, kind: str, norm: FuncNorm) -> None:
+    scores, order = history.scores[kind], history.order[kind]
+    number = np.arange(1, history.num_rounds + 1)[:, None]
+    earlier = (order > 0) & (order < number)
+    _heat_map(axis, np.where(earlier, math.nan, scores), norm)
+    _gray(axis, earlier)
+    blocks = np.flatnonzero(order)
+    axis.scatter(blocks + 0.5, order[blocks] - 0.5, marker="X", s=42, c="white", edgecolors="black", linewidths=0.8)
+    every = math.ceil(history.num_rounds / 12)
+    axis.set_yticks(np.arange(0, history.num_rounds, every) + 0.5, number[::every, 0])
+    axis.set_ylabel("round")
+    axis.set_title(f"{kind}, round by round", fontsize=10)
+    _finish(axis, history.num_blocks)
+
+
+def _last_round(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return scores[-1] if len(scores) else np.full(scores.shape[1], math.nan)
+
+
+def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> Any:
+    axis.set_facecolor(NOT_SCORED)
+    # Infinity has no place on a colour scale; it takes the colour of its end.
+    shown = np.ma.masked_invalid(np.nan_to_num(scores, nan=math.nan, posinf=norm.vmax, neginf=norm.vmin))
+    return axis.pcolormesh(shown, norm=norm, cmap=COLORMAP, edgecolors="white", linewidth=0.6)
+
+
+def _gray(axis: Axes, where: NDArray[np.bool_]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    cells = np.ma.masked_where(~where, where.astype(float))
+    axis.pcolormesh(cells, cmap=ListedColormap([REMOVED]), edgecolors="white", linewidth=0.6)
+
+
+def _hatch(axis: Axes, block: int, row: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
+
+
+def _write(axis: Axes, block: int, row: int, text: str, size: float, **style: Any) -> None:
+    axis.text(block + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, **style)
+
+
+def _finish(axis: Axes, num_blocks: int) -> None:
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, num_blocks) if num_blocks <= 32 * step)
+    axis.set_xticks(np.arange(0, num_blocks, every) + 0.5, np.arange(0, num_blocks, every))
+    axis.set_xlim(0, num_blocks)
+    axis.set_xlabel("block")
+    axis.invert_yaxis()
+    axis.tick_params(length=2, labelsize=9)
+
+
+def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History) -> None:
+    scores = np.concatenate([each.ravel() for each in history.scores.values()])
+    above, below = bool(np.any(scores > mesh.norm.vmax)), bool(np.any(scores < mesh.norm.vmin))
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
+    ticks = _ticks(mesh.norm)
+    bar = figure.colorbar(mesh, ax=axes, label=LABEL, extend=extend, ticks=ticks, fraction=0.05, pad=0.01)
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks])
+    bar.minorticks_off()
+
+
+def _ticks(norm: FuncNorm) -> list[float]:
+    """Numbers of two digits at about equal distances of colour."""
+    inside = [float(f"{float(each):.2g}") for each in norm.inverse(np.linspace(0, 1, 6))]
+    assert norm.vmin is not None and norm.vmax is not None
+    return sorted({min(max(each, norm.vmin), norm.vmax) for each in inside})
+
+
+def _add_legend(figure: Figure, *, marked: bool) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Patch(facecolor=REMOVED, edgecolor="white", hatch="////", label="removed (number: in which round)"),
+        Patch(facecolor=NOT_SCORED, edgecolor=REMOVED, label="not scored"),
+    ]
+    if marked:
+        cross = {"marker": "X", "color": "white", "markeredgecolor": "black", "markersize": 7, "linestyle": "none"}
+        handles.append(Line2D([], [], label="removed after this round", **cross))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)

@@ -1,0 +1,73 @@
+"""Figures, texts and numbers to whatever logger a run has; what a logger has no place for is left out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@rank_zero_only
+def log_scalars(logger: Any, metrics: Mapping[str, float], step: int) -> None:
+    """Log numbers, which every Lightning logger takes.
+
+    Args:
+        logger: A Lightning logger.
+        metrics: Numbers by name; the names may change from call to call.
+        step: Where they stand on the logger's axis.
+    """
+    logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+
+
+@rank_zero_only
+def log_figure(logger: Any, tag: str, figure: Figure, step: int) -> None:
+    """Log a figure to TensorBoard, or as an image to loggers with wandb's `log_image`.
+
+    Args:
+        logger: A Lightning logger.
+        tag: The figure's name.
+        figure: What to show.
+        step: Where it stands on the logger's axis.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(tag, figure, global_step=step)
+    elif _takes(logger, "log_image", "key", "images", "step"):
+        logger.log_image(key=tag, images=[_pixels(figure)], step=step)
+
+
+@rank_zero_only
+def log_text(logger: Any, tag: str, text: str, step: int) -> None:
+    """Log Markdown to TensorBoard, or as a table of one cell to loggers with wandb's `log_text`.
+
+    Args:
+        logger: A Lightning logger.
+        tag: The text's name.
+        text: Markdown.
+        step: Where it stands on the logger's axis.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(tag, text, global_step=step)
+    elif _takes(logger, "log_text", "key", "columns", "data", "step"):
+        logger.log_text(key=tag, columns=["text"], data=[[text]], step=step)
+
+
+def _takes(logger: Any, method: str, *names: str) -> bool:
+    """Whether a logger has this method with these arguments: loggers share names, not signatures."""
+    function = getattr(type(logger), method, None)
+    return callable(function) and set(names) <= inspect.signature(function).parameters.keys()
+
+
+def _pixels(figure: Figure) -> Any:
+    """The figure as an image: [height, width, 3], 0 to 255."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
