@@ -110,9 +110,9 @@ def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, lis
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width = min(max(0.3 * history.num_blocks + 2.0, 7.5), 26.0)
+    width = min(max(0.3 * history.num_blocks + 2.0, 7.5), 20.0)
     top, below = 0.42 * len(history.kinds), min(max(0.24 * history.num_rounds, 0.8), 6.0)
-    height = top + num_panels * (below + 0.75) + 2.0
+    height = top + num_panels * (below + 0.75) + 1.6
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
@@ -171,6 +171,12 @@ def _draw_rounds(axis: Axes, history: _History, kind: str, norm: FuncNorm) -> No
     _finish(axis, history.num_blocks)
 
 
+def _headline(num_rounds: int) -> str:
+    if num_rounds < 2:
+        return "what was scored, and what went" if num_rounds else "nothing was scored"
+    return f"the last of {num_rounds} rounds: what was left, and in which order the rest went"
+
+
 def _last_round(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return scores[-1] if len(scores) else np.full(scores.shape[1], math.nan)
 
@@ -212,17 +218,22 @@ def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History
     scores = np.concatenate([each.ravel() for each in history.scores.values()])
     above, below = bool(np.any(scores > mesh.norm.vmax)), bool(np.any(scores < mesh.norm.vmin))
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
-    ticks = _ticks(mesh.norm)
-    bar = figure.colorbar(mesh, ax=axes, label=LABEL, extend=extend, ticks=ticks, fraction=0.05, pad=0.01)
-    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks])
+    labels = _tick_labels(mesh.norm)
+    ticks = [min(max(float(label), mesh.norm.vmin), mesh.norm.vmax) for label in labels]
+    share = 0.35 / figure.get_figwidth()
+    bar = figure.colorbar(mesh, ax=axes, label=LABEL, extend=extend, extendfrac=0.04, fraction=share, pad=0.01)
+    bar.set_ticks(ticks, labels=labels, fontsize=9)
     bar.minorticks_off()
 
 
-def _ticks(norm: FuncNorm) -> list[float]:
-    """Numbers of two digits at about equal distances of colour."""
-    inside = [float(f"{float(each):.2g}") for each in norm.inverse(np.linspace(0, 1, 6))]
-    assert norm.vmin is not None and norm.vmax is not None
-    return sorted({min(max(each, norm.vmin), norm.vmax) for each in inside})
+def _tick_labels(norm: FuncNorm) -> list[str]:
+    """Round numbers at about equal distances of colour, with as many digits as tell them apart."""
+    numbers = [float(each) for each in norm.inverse(np.linspace(0, 1, 6))]
+    for digits in range(2, 17):
+        labels = [f"{float(f'{each:.{digits}g}'):.15g}" for each in numbers]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _add_legend(figure: Figure, *, marked: bool) -> None:
@@ -234,6 +245,8 @@ def _add_legend(figure: Figure, *, marked: bool) -> None:
         Patch(facecolor=NOT_SCORED, edgecolor=REMOVED, label="not scored"),
     ]
     if marked:
-        cross = {"marker": "X", "color": "white", "markeredgecolor": "black", "markersize": 7, "linestyle": "none"}
-        handles.append(Line2D([], [], label="removed after this round", **cross))
+        handles.append(
+            Line2D([], [], color="white", markeredgecolor="black", marker="X", markersize=7, linestyle="none",
+                   label="removed after this round")
+        )  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)

@@ -1,6 +1,6 @@
-"""The summary of a run, as Markdown and on the screen: figures before and after, what went, how it was found.
+"""The summary of a run as plain text, cell by cell: figures before and after, what went, how it was found.
 
-Answers are what a model wrote, so they are shown as they are and can never become markup.
+How it looks is `markdown.py`'s and `screen.py`'s.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lit_prune.plan import PrunePlan, PruneStep
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
 FIGURES = ("", "before", "after", "change")
 REMOVALS = ("epoch", "removed", "score", "parameters", "parameters left", "perplexity before", "perplexity after")
+LEFT_ALIGNED = ("", "removed")
 EMPTY = "(nothing)"
 
 
@@ -51,74 +49,13 @@ class Answer:
     after: str
 
 
-def summary_markdown(
-    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
-) -> str:
-    """Write the summary as one Markdown page.
-
-    Args:
-        rows: Figures before and after.
-        plan: What was removed, and how that was found.
-        answers: Shown as quotes, each line escaped.
-        notes: Sentences at the end.
-    """
-    parts = [f"# {_escape(_title(plan))}", _markdown_table(FIGURES, [_figures(row) for row in rows])] if rows else [
-        f"# {_escape(_title(plan))}"
-    ]  # fmt: skip
-    parts += ["## What was removed", _escape(_outcome(plan))]
-    if plan.steps:
-        parts.append(_markdown_table(*_removals(plan)))
-    parts += ["## How it was found", "\n".join(f"- {_escape(fact)}" for fact in _facts(plan))]
-    if answers:
-        parts += ["## Answers", *(_markdown_answer(each) for each in answers)]
-    if notes:
-        parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in notes)]
-    return "\n\n".join(parts) + "\n"
-
-
-def print_summary(
-    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
-) -> None:
-    """Show on the screen what `summary_markdown` writes.
-
-    Args:
-        rows: Figures before and after.
-        plan: What was removed, and how that was found.
-        answers: Shown as they are.
-        notes: Sentences at the end.
-    """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for part in _on_screen(console, rows, plan, answers, notes):
-        console.print(part)
-
-
-def _on_screen(
-    console: Console, rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]
-) -> Iterator[RenderableType]:
-    yield _screen_text(console, _title(plan), "bold")
-    if rows:
-        styles = [_style(row) for row in rows]
-        yield _screen_table(console, FIGURES, [_figures(row) for row in rows], styles)
-    yield _screen_text(console, _outcome(plan), "bold")
-    if plan.steps:
-        yield _screen_table(console, *_removals(plan))
-    for fact in _facts(plan):
-        yield _screen_text(console, fact)
-    for each in answers:
-        yield _screen_text(console, f"\n{each.question}", "bold")
-        yield _screen_answer(console, "before", each.before)
-        yield _screen_answer(console, "after", each.after)
-    for note in notes:
-        yield _screen_text(console, note)
-
-
-def _title(plan: PrunePlan) -> str:
+def title(plan: PrunePlan) -> str:
+    """What the page is about."""
     return f"{plan.model.name or plan.model.model_type}, before and after pruning"
 
 
-def _figures(row: Row) -> list[str]:
+def figures(row: Row) -> list[str]:
+    """The cells of one row of `FIGURES`."""
     return [row.name, _number(row.before, row.unit), _number(row.after, row.unit), _change(row)]
 
 
@@ -146,28 +83,33 @@ def _change(row: Row) -> str:
     if not row.before or row.after is None or not math.isfinite(row.before) or not math.isfinite(row.after):
         return ""
     percent = f"{(row.after - row.before) / abs(row.before):+.1%}"
-    if row.unit in TIMES and row.before > 0 and row.after > 0 and row.before != row.after:
-        ratio, word = (
-            (row.before / row.after, "faster") if row.after < row.before else (row.after / row.before, "slower")
-        )
-        return f"{percent} ({ratio:.2f}x {word})"
-    return f"{percent} ({verdict})" if (verdict := _verdict(row)) else percent
+    remark = _ratio(row.before, row.after) if row.unit in TIMES else verdict(row)
+    return f"{percent} ({remark})" if remark else percent
 
 
-def _verdict(row: Row) -> str:
+def _ratio(before: float, after: float) -> str:
+    if before <= 0 or after <= 0 or before == after:
+        return ""
+    return f"{before / after:.2f}x faster" if after < before else f"{after / before:.2f}x slower"
+
+
+def verdict(row: Row) -> str:
+    """`better`, `worse`, or nothing where neither can be said."""
     if row.better is None or row.before is None or row.after is None or row.before == row.after:
         return ""
     return "better" if (row.after < row.before) == (row.better == "lower") else "worse"
 
 
-def _outcome(plan: PrunePlan) -> str:
+def outcome(plan: PrunePlan) -> str:
+    """How much went, in one sentence."""
     if not plan.steps:
         return "Nothing was removed."
     gone, all_of_it = plan.num_removed_parameters, plan.model.num_parameters
     return f"{len(plan.steps)} removals, {gone:,} of {all_of_it:,} parameters ({gone / all_of_it:.1%})"
 
 
-def _removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
+def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Heads and cells of what was removed; epochs only where there was training."""
     left, cells = plan.model.num_parameters, []
     for step in plan.steps:
         left -= step.num_parameters
@@ -192,7 +134,8 @@ def _perplexity(nll: float | None) -> float | None:
         return math.inf
 
 
-def _facts(plan: PrunePlan) -> Iterator[str]:
+def facts(plan: PrunePlan) -> Iterator[str]:
+    """How the removals were found, what that cost, and with which versions."""
     yield f"Search: {_described(plan.search)}; scorer: {_described(plan.scorer)}"
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"
     if plan.calibration:
@@ -218,75 +161,10 @@ def _setting(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else str(value)
 
 
-def _markdown_table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    left = {"", "removed"}
-    rule = ["---" if head in left else "---:" for head in heads]
-    lines = [list(heads), rule, *([_escape(cell) for cell in row] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def clean(text: str) -> str:
+    """Lines ended by newlines, without what files cannot hold or what would move a terminal's cursor."""
+    return "\n".join("".join(_harmless(each) for each in line) for line in text.splitlines())
 
 
-def _markdown_answer(answer: Answer) -> str:
-    return f"**{_escape(answer.question)}**\n\nBefore:\n\n{_quote(answer.before)}\n\nAfter:\n\n{_quote(answer.after)}"
-
-
-def _quote(text: str) -> str:
-    """A block quote that shows the text as it is, line by line."""
-    lines = [_quoted(line) for line in _clean(text).splitlines()] or [EMPTY]
-    # A backslash at the end keeps the line break, except at the end of a paragraph.
-    ends = ["\\" if line and following else "" for line, following in zip(lines, [*lines[1:], ""], strict=True)]
-    return "\n".join(f"> {line}{end}".rstrip() for line, end in zip(lines, ends, strict=True))
-
-
-def _quoted(line: str) -> str:
-    bare = line.strip()
-    # Four leading blanks would be a code block, in which escapes show.
-    return "&nbsp;" * (len(line.rstrip()) - len(line.strip()) if bare else 0) + _escape(bare)
-
-
-def _escape(text: str) -> str:
-    r"""One line of text that Markdown shows as it is.
-
-    Example:
-        >>> print(_escape("1. *bold* <b> a|b"))
-        1\. \*bold\* \<b\> a\|b
-    """
-    line = re.sub(r"([\\`*_\[\]<>&|~$])", r"\\\1", " ".join(_clean(text).splitlines()))
-    # These are markup only where a line begins.
-    return re.sub(r"^(\d*)([#+\-=.):])", r"\1\\\2", line)
-
-
-def _clean(text: str) -> str:
-    """Without control characters, which could move a terminal's cursor, and halves of characters, which no file takes."""
-    return "".join(
-        "\ufffd" if unicodedata.category(each) in ("Cc", "Cs") and each not in "\n\r\t" else each for each in text
-    )
-
-
-def _style(row: Row) -> str:
-    return {"better": "green", "worse": "red"}.get(_verdict(row), "")
-
-
-def _screen_text(console: Console, text: str, style: str = "") -> RenderableType:
-    from rich.text import Text
-
-    # What the terminal cannot write must not end a run that took hours.
-    return Text(_clean(text).encode(console.encoding, "replace").decode(console.encoding), style=style)
-
-
-def _screen_table(
-    console: Console, heads: Sequence[str], cells: Sequence[Sequence[str]], styles: Sequence[str] | None = None
-) -> RenderableType:
-    from rich.table import Table
-
-    table = Table()
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("", "removed") else "right")
-    for row, style in zip(cells, styles or [""] * len(cells), strict=True):
-        table.add_row(*(_screen_text(console, cell) for cell in row[:-1]), _screen_text(console, row[-1], style))
-    return table
-
-
-def _screen_answer(console: Console, when: str, text: str) -> RenderableType:
-    from rich.panel import Panel
-
-    return Panel(_screen_text(console, text.strip() or EMPTY), title=when, title_align="left")
+def _harmless(character: str) -> str:
+    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cs") and character != "\t" else character

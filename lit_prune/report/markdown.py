@@ -1,0 +1,98 @@
+"""The summary as one Markdown page.
+
+Answers are what a model wrote: they are escaped line by line, so that they can never become markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from lit_prune.plan import PrunePlan
+from lit_prune.report.summary import (
+    EMPTY,
+    FIGURES,
+    LEFT_ALIGNED,
+    Answer,
+    Row,
+    clean,
+    facts,
+    figures,
+    outcome,
+    removals,
+    title,
+)
+
+
+def summary_markdown(
+    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
+) -> str:
+    """Write the summary as one Markdown page.
+
+    Args:
+        rows: Figures before and after.
+        plan: What was removed, and how that was found.
+        answers: Shown as quotes, each line escaped.
+        notes: Sentences at the end.
+    """
+    return "\n\n".join(_sections(rows, plan, answers, notes)) + "\n"
+
+
+def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]) -> Iterator[str]:
+    yield f"# {_inline(title(plan))}"
+    if rows:
+        yield _table(FIGURES, [figures(row) for row in rows])
+    yield f"## What was removed\n\n{_inline(outcome(plan))}"
+    if plan.steps:
+        yield _table(*removals(plan))
+    yield f"## How it was found\n\n{_list(list(facts(plan)))}"
+    if answers:
+        yield "## Answers"
+    for answer in answers:
+        yield f"**{_inline(answer.question)}**"
+        yield f"Before:\n\n{_quote(answer.before)}"
+        yield f"After:\n\n{_quote(answer.after)}"
+    if notes:
+        yield f"## Notes\n\n{_list(notes)}"
+
+
+def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    rule = ["---" if head in LEFT_ALIGNED else "---:" for head in heads]
+    lines = [heads, rule, *([_inline(cell) for cell in row] for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {_line(each)}" for each in sentences)
+
+
+def _quote(text: str) -> str:
+    """A block quote that shows a text as it is, line by line."""
+    lines = [_indented(line) for line in clean(text.strip()).splitlines()] or [EMPTY]
+    # A backslash at the end keeps a line break; before an empty line, where a paragraph ends, it would be shown.
+    ends = ["\\" if line and following else "" for line, following in zip(lines, [*lines[1:], ""], strict=True)]
+    return "\n".join(f"> {line}{end}".rstrip() for line, end in zip(lines, ends, strict=True))
+
+
+def _indented(line: str) -> str:
+    # Four leading blanks would begin a code block, in which escapes are shown.
+    line = line.expandtabs(4).rstrip()
+    bare = line.lstrip()
+    return "&nbsp;" * (len(line) - len(bare)) + _line(bare)
+
+
+def _line(text: str) -> str:
+    r"""Escaped also for the beginning of a line, where numbers, dashes and the like are lists and headings.
+
+    Example:
+        >>> print(_line("1. *bold* <b> a|b one_shot"))
+        1\. \*bold\* \<b\> a\|b one_shot
+    """
+    return re.sub(r"^(\d*)([#+\-=.)])", r"\1\\\2", _inline(text))
+
+
+def _inline(text: str) -> str:
+    line = " ".join(clean(text).split("\n"))
+    line = re.sub(r"([\\`*\[\]<>&|~$])", r"\\\1", line)
+    # Inside a word an underscore is no markup, and an escaped one hard to read in the file.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
