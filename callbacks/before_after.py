@@ -56,9 +56,19 @@ class BeforeAfterCallback(Callback):
         self._before: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a run without a plan to report."""
-        if stage == "fit" and self._pruning(trainer) is None:
+        """Refuse a run without a plan to report, or with timings that the model has no room for."""
+        if stage != "fit":
+            return
+        if self._pruning(trainer) is None:
             raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
+        config = loop.model_in(pl_module, self.model).config.get_text_config(decoder=True)
+        context = getattr(config, "max_position_embeddings", None)
+        timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
+        if self.timing["repeats"] and context is not None and timed > context:
+            raise LitPruneError(
+                f"BeforeAfterCallback times {timed} tokens, the model's context holds {context}; "
+                "lower prompt_tokens or new_tokens"
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the dense model, unless a checkpoint brought its figures."""
@@ -131,8 +141,8 @@ class BeforeAfterCallback(Callback):
 
 def _rows(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
     return [
-        Row("parameters", before["parameters"], after["parameters"], better="lower"),
-        Row("perplexity on held-out text", before["ppl"], after["ppl"], better="lower"),
+        Row("parameters", before["parameters"], after["parameters"]),
+        Row("perplexity on held-out text", before["ppl"], after["ppl"]),
     ]
 
 

@@ -238,10 +238,6 @@ def _described(spec: Any, made: Any) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("lit-prune", "torch", "transformers", "lightning", "peft"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = importlib.metadata.packages_distributions()
+    names = {"lit_prune": "lit-prune", **{each: each for each in ("torch", "transformers", "lightning", "peft")}}
+    return {name: importlib.metadata.version(name) for module, name in names.items() if module in installed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     PruneCLI(
         LitCausalLM,
         TextDataModule,
-        args=[verb, *arguments],
+        # Lightning warns of arguments that are given twice.
+        args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
         # A second run into one folder describes itself, not the first.

@@ -24,7 +24,8 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: [batch, seq], -100 where a token is not to be predicted.
 
     Returns:
-        Sums of the token losses in nats, float64 [batch] where the device has it, and the numbers of tokens, int64 [batch].
+        Sums of the token losses in nats, float64 [batch] where the device has it, and the numbers of tokens, int64
+        [batch].
 
     Example:
         >>> nll, tokens = sequence_losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))

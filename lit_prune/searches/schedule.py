@@ -55,7 +55,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.start_epoch < 0 or self.every_n_epochs < 1:
             raise BudgetError(
-                f"start_epoch is 0 or more and every_n_epochs 1 or more; found {self.start_epoch}, {self.every_n_epochs}"
+                "start_epoch is 0 or more and every_n_epochs 1 or more; "
+                f"found {self.start_epoch} and {self.every_n_epochs}"
             )
         if self.per_epoch is not None and not callable(self.per_epoch):
             _require_quota(self.per_epoch)

@@ -1,0 +1,163 @@
+"""`lit-prune fit` in processes of its own: YAML, run folder, `fabric run`, two processes under DDP."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_prune import PrunePlan, load
+from lit_prune.commands.fit import launcher_settings, require_world
+from lit_prune.errors import LitPruneError
+from tests.tiny import tiny_model
+
+BIN = Path(sys.executable).parent
+VAL_WINDOWS = 5
+
+
+@pytest.fixture
+def config(tmp_path, tokenizer):
+    """The quickstart's YAML, brought down to a tiny model and text."""
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"paragraph {i}: the quick brown fox jumps over the lazy dog. " * 6 for i in range(30)))
+    settings = yaml.safe_load((Path(__file__).parents[2] / "configs/quickstart.yaml").read_text())
+    settings["trainer"].update(accelerator="cpu", enable_progress_bar=False)
+    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
+    timing = {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1, "max_new_tokens": 8, "question": "how?"}
+    settings["trainer"]["callbacks"][1]["init_args"].update(timing)
+    settings["model"]["model"] = str(folder)
+    settings["data"].update(source=str(text), window=32, train_windows=16, val_windows=VAL_WINDOWS, test_windows=4)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(*command, **environment):
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run([str(each) for each in command], env=variables, capture_output=True, text=True, timeout=300)
+
+
+def only_run(config):
+    runs = sorted((config.parent / "runs/quickstart").iterdir())
+    assert len(runs) == 1, "one training, one folder"
+    return runs[0]
+
+
+def test_the_main_job_leaves_its_run_folder(config):
+    result = run(BIN / "lit-prune", "fit", "--config", config)
+    assert result.returncode == 0, result.stderr
+    folder = only_run(config)
+    plan = PrunePlan.load(folder / "pruned")
+    assert plan.num_removed_parameters >= 0.1 * plan.model.num_parameters
+    model = load(folder / "pruned")
+    assert sum(each.numel() for each in model.parameters()) == plan.model.num_parameters - plan.num_removed_parameters
+    assert (folder / "score_map.png").read_bytes().startswith(b"\x89PNG")
+    summary = (folder / "summary.md").read_text()
+    assert f"{plan.model.num_parameters:,}" in summary
+    for needed in ("perplexity", "prefill", "decoding", "how?", *(step.removed.name for step in plan.steps)):
+        assert needed in summary
+    assert "perplexity" in result.stdout, "the summary is on the screen too"
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert {"val_ppl", "train_loss", "prune/parameters_left", "score/attention.0"} <= set(tags["scalars"])
+    assert len(events.Images("score_map")) == len(plan.steps)
+    assert any("answers" in tag for tag in tags["tensors"])
+
+
+def test_fabric_run_gives_two_processes_one_result(config):
+    """The same drops and weights on both, equal to what one process finds on the same validation windows."""
+    # Five windows on two processes: one process pads its share, and the scores are over six.
+    checker = config.parent / "agree.py"
+    checker.write_text(CHECKER)
+    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+    settings = {"trainer": {"callbacks": [*callbacks, {"class_path": "agree.Agree"}]}}
+    extra = config.parent / "extra.yaml"
+    extra.write_text(yaml.safe_dump(settings))
+    launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", BIN / "lit-prune"]
+    result = run(
+        BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=str(config.parent)
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    ranks = [json.loads((config.parent / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["world_size"] == 2
+    plan = PrunePlan.load(only_run(config) / "pruned")
+    assert ranks[0]["removed"] == [str(each) for each in plan.removed]
+    assert plan.num_removed_parameters >= 0.1 * plan.model.num_parameters
+
+
+CHECKER = '''
+import hashlib, json, os
+from pathlib import Path
+import lightning as L
+from lit_prune.surgery import removed_sublayers
+
+class Agree(L.Callback):
+    """Writes what each process ended with."""
+
+    def on_train_end(self, trainer, pl_module):
+        digest = hashlib.sha256()
+        for _, value in sorted(pl_module.state_dict().items()):
+            digest.update(value.cpu().numpy().tobytes())
+        plan = trainer.callbacks[0].plan
+        found = {
+            "world_size": trainer.world_size,
+            "weights": digest.hexdigest(),
+            "removed": [str(each) for each in plan.removed],
+            "structure": [str(each) for each in removed_sublayers(pl_module.model)],
+            "losses": [step.nll_before for step in plan.steps],
+        }
+        Path(__file__).with_name(f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
+'''
+
+
+def test_an_unknown_key_in_yaml_is_one_error(config):
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"][0]["init_args"]["amout"] = 0.1
+    config.write_text(yaml.safe_dump(settings))
+    result = run(BIN / "lit-prune", "fit", "--config", config)
+    assert result.returncode == 2
+    assert "amout" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_cannot_work_is_one_line_before_training(config):
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"][1]["init_args"]["prompt_tokens"] = 500
+    config.write_text(yaml.safe_dump(settings))
+    result = run(BIN / "lit-prune", "fit", "--config", config)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("lit-prune: error:")]
+    assert len(errors) == 1
+    assert "times 504 tokens, the model's context holds 128" in errors[0]
+    assert not list((config.parent / "runs").rglob("*.ckpt"))
+
+
+def test_settings_of_fabric_run_reach_the_trainer_and_nothing_else_does():
+    given = {"LT_CLI_USED": "1", "LT_DEVICES": "2", "LT_NUM_NODES": "1", "LT_PRECISION": "32", "LT_ACCELERATOR": "cpu"}
+    expected = {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "precision": "32"}
+    assert launcher_settings(given) == expected
+    assert launcher_settings({**given, "LT_DEVICES": "0,1"})["devices"] == "0,1"
+    assert launcher_settings({name: value for name, value in given.items() if name != "LT_CLI_USED"}) == {}
+
+
+def test_processes_that_would_train_apart_are_refused():
+    with pytest.raises(LitPruneError, match=r"2 processes .* told of 1.* --trainer.devices=2"):
+        require_world({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 1)
+    require_world({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 2)
+    require_world({"WORLD_SIZE": "2"}, 1)
+
+
+def test_torch_is_the_build_of_the_constraints():
+    constraints = (Path(__file__).parents[2] / "constraints.txt").read_text()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in constraints

@@ -1,0 +1,118 @@
+"""The command line as its user types it, in this process: verbs, files, one-line errors."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lit_prune import PrunePlan, load
+from lit_prune.__main__ import VERBS, main
+from lit_prune.surgery import removed_sublayers
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def model_folder(tmp_path, tokenizer):
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
+    return path
+
+
+def options(text):
+    return ["--data", str(text), "--window", "32", "--num_windows", "4"]
+
+
+def test_help_lists_every_verb_and_each_verb_has_help(capsys):
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "--config" in capsys.readouterr().out
+
+
+def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["prune", str(model_folder), "--amount", "0.2", "--output", str(out), *options(text)]) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    plan = PrunePlan.load(out)
+    assert plan.num_removed_parameters >= 0.2 * plan.model.num_parameters
+    assert plan.calibration["source"] == str(text)
+    assert plan.calibration["num_sequences"] == 4
+    assert main(["apply", str(out / "prune_plan.json"), str(model_folder), "--output", str(again)]) == 0
+    first, second = load(out), load(again)
+    assert removed_sublayers(first) == removed_sublayers(second)
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(first(tokens).logits, second(tokens).logits)
+
+
+def test_settings_come_from_a_file(tmp_path, model_folder, text):
+    config = tmp_path / "prune.yaml"
+    settings = {"amount": 0.1, "granularity": "mlp", "scorer": {"name": "nri", "impact": "log"}, "protect": ["mlp.0"]}
+    config.write_text(json.dumps(settings))
+    out = tmp_path / "out"
+    assert main(["prune", "--config", str(config), str(model_folder), "--output", str(out), *options(text)]) == 0
+    plan = PrunePlan.load(out)
+    assert plan.scorer["impact"] == "log"
+    assert set(plan.steps[0].scores) == {"mlp.1", "mlp.2", "mlp.3"}
+
+
+def failing(capsys, *arguments):
+    """The one line that a failing command prints."""
+    assert main([str(each) for each in arguments]) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("lit-prune: error:")]
+    assert len(lines) == 1
+    assert "Traceback" not in printed.err + printed.out
+    return lines[0]
+
+
+def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, model_folder, text, capsys):
+    out, full = tmp_path / "out", tmp_path / "full"
+    full.mkdir()
+    (full / "keep.txt").write_text("keep")
+    prune = ["prune", model_folder, "--output", out]
+    assert "above 0 and below 1; found 1.5" in failing(capsys, *prune, "--amount", 1.5, *options(text))
+    assert "cannot give" in failing(capsys, *prune, "--amount", 0.5, "--granularity", "attention", *options(text))
+    assert "no attention.44" in failing(capsys, *prune, "--protect", "[attention.44]", *options(text))
+    assert "did you mean 'nri'" in failing(capsys, *prune, "--scorer", "nrl", *options(text))
+    assert "context holds 128" in failing(capsys, *prune, "--data", text, "--window", 200)
+    assert "shorter than one window" in failing(capsys, *prune, "--data", text, "--window", 100000)
+    assert str(full) in failing(capsys, "prune", model_folder, "--output", full, *options(text))
+    assert "pip install" in failing(capsys, "prune", "package:no_such_package", "--output", out)
+    failing(capsys, "prune", tmp_path / "nowhere", "--output", out)
+    assert "did you mean 'apply'" in failing(capsys, "aply")
+    assert not out.exists()
+    assert [each.name for each in full.iterdir()] == ["keep.txt"]
+
+
+def test_plans_that_do_not_fit_are_refused(tmp_path, model_folder, text, tokenizer, capsys):
+    out = tmp_path / "out"
+    main(["prune", str(model_folder), "--amount", "0.1", "--output", str(out), *options(text)])
+    other = tmp_path / "other"
+    tiny_model("llama", num_hidden_layers=6).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    assert "num_blocks 4 in the plan, 6 in the model" in failing(capsys, "apply", out, other, "--output", tmp_path / "x")
+    broken = shutil.copy(out / "prune_plan.json", tmp_path / "broken.json")
+    (tmp_path / "broken.json").write_text("{")
+    assert "damaged" in failing(capsys, "apply", broken, model_folder, "--output", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_option_is_one_line(model_folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["prune", str(model_folder), "--output", "x", "--amout", "0.1"])
+    assert stop.value.code == 2
+    assert "amout" in capsys.readouterr().err.splitlines()[-1]
