@@ -149,9 +149,7 @@ def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
     for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
         _write(axis, block, row, "\N{INFINITY}" if last[row, block] > 0 else "-\N{INFINITY}", size, color="black")
     axis.set_yticks(np.arange(len(history.kinds)) + 0.5, history.kinds)
-    axis.set_title(
-        f"Round {history.num_rounds}, the last: what was left, and in which order the rest went", fontsize=10
-    )
+    axis.set_title(_headline(history.num_rounds), fontsize=10)
     _finish(axis, history.num_blocks)
     return mesh
 
@@ -220,8 +218,11 @@ def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
     labels = _tick_labels(mesh.norm)
     ticks = [min(max(float(label), mesh.norm.vmin), mesh.norm.vmax) for label in labels]
-    share = 0.35 / figure.get_figwidth()
-    bar = figure.colorbar(mesh, ax=axes, label=LABEL, extend=extend, extendfrac=0.04, fraction=share, pad=0.01)
+    width, height = figure.get_size_inches()
+    bar = figure.colorbar(
+        mesh, ax=axes, extend=extend, extendfrac=0.04, fraction=0.35 / width, aspect=0.8 * height / 0.2, pad=0.01
+    )
+    bar.set_label(LABEL, fontsize=9)
     bar.set_ticks(ticks, labels=labels, fontsize=9)
     bar.minorticks_off()
 

@@ -16,7 +16,7 @@ from lit_prune.plan import PrunePlan, PruneStep
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
 FIGURES = ("", "before", "after", "change")
-REMOVALS = ("epoch", "removed", "score", "parameters", "parameters left", "perplexity before", "perplexity after")
+REMOVALS = ("epoch", "removed", "score", "parameters", "left", "ppl before", "ppl after")
 LEFT_ALIGNED = ("", "removed")
 EMPTY = "(nothing)"
 
@@ -105,7 +105,8 @@ def outcome(plan: PrunePlan) -> str:
     if not plan.steps:
         return "Nothing was removed."
     gone, all_of_it = plan.num_removed_parameters, plan.model.num_parameters
-    return f"{len(plan.steps)} removals, {gone:,} of {all_of_it:,} parameters ({gone / all_of_it:.1%})"
+    removals_made = "1 removal" if len(plan.steps) == 1 else f"{len(plan.steps)} removals"
+    return f"{removals_made}, {gone:,} of {all_of_it:,} parameters ({gone / all_of_it:.1%})"
 
 
 def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -143,7 +144,7 @@ def facts(plan: PrunePlan) -> Iterator[str]:
     if plan.versions:
         yield f"Made with: {', '.join(f'{name} {version}' for name, version in plan.versions.items())}"
     if any(step.nll_before is not None for step in plan.steps):
-        yield "Perplexities of removals are on the calibration tokens, just before and after, ahead of any training"
+        yield "ppl: perplexity on the calibration tokens, just before and just after the removal, ahead of any training"
 
 
 def _described(settings: Mapping[str, Any]) -> str:
