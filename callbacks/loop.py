@@ -147,10 +147,13 @@ def num_epochs(trainer: L.Trainer, stated: int | None) -> int | None:
     return stated or (planned if planned is not None and planned > 0 else None)
 
 
-def calibration_source(trainer: L.Trainer) -> Mapping[str, Any]:
-    """Where the validation batches come from, for a plan's readers."""
+def calibration_source(trainer: L.Trainer) -> str:
+    """Where this process's validation batches come from, for a plan's readers."""
     data = getattr(trainer, "datamodule", None)
     if data is None:
-        return {"source": "the trainer's validation loaders"}
-    named = data.hparams.get("source") if isinstance(data.hparams, Mapping) else None
-    return {"source": f"{type(data).__name__}{f' of {named}' if named else ''}, validation"}
+        source = "the trainer's validation loaders"
+    else:
+        named = data.hparams.get("source") if isinstance(data.hparams, Mapping) else None
+        source = f"{type(data).__name__}{f' of {named}' if named else ''}, validation"
+    shared = trainer.world_size > 1
+    return f"{source}, share of process {trainer.global_rank} of {trainer.world_size}" if shared else source

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -118,7 +119,8 @@ class SublayerPruneCallback(Callback):
             return
         loop.require_strategy(trainer)
         if self._pruner is None or self._pruner.model is not model:
-            self._pruner, self._last_epoch = self._new_pruner(model, pl_module), -1
+            self._pruner = self._new_pruner(model, pl_module)
+        self._last_epoch = -1  # a checkpoint's comes later, with load_state_dict
         self._pruner.require_reachable(self._budget())
         self._require_epochs(trainer)
         if self.save_to:
@@ -132,7 +134,7 @@ class SublayerPruneCallback(Callback):
         with isolate_rng():
             batches = loop.validation_batches(trainer, self.num_batches)
             WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
-        source = {**loop.calibration_source(trainer), **fingerprint(batches)}
+        source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
         pruner.plan = describe_run(pruner.plan, self._budget(), source)
         for logger in trainer.loggers:
             logger.log_hyperparams({"prune": self._settings()})
@@ -167,6 +169,7 @@ class SublayerPruneCallback(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge the adapters, save the pruned model, say what was reached."""
         pruner = self._require_pruner()
+        self._report_shortfall(pruner.plan)
         if self.healing:
             merge_lora(pruner.model)
         if self.save_to:
@@ -239,6 +242,14 @@ class SublayerPruneCallback(Callback):
             )
         if not self.schedule.num_drops(epochs):
             raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
+
+    def _report_shortfall(self, plan: PrunePlan) -> None:
+        reached = plan.num_removed_parameters / plan.model.num_parameters
+        if self.schedule.per_epoch is None and self._budget().remaining(plan.num_removed_parameters):
+            rank_zero_warn(
+                f"training ended before the pruning did: {reached:.1%} of the parameters are gone, {self.amount:.1%} "
+                "were asked for. Train for the epochs that the amount is spread over, or pass num_epochs"
+            )
 
     def _shows(self, trainer: L.Trainer) -> bool:
         return self.progress and trainer.is_global_zero

@@ -272,6 +272,26 @@ def test_unknown_number_of_epochs_is_asked_for(tmp_path):
     assert callback.plan.num_removed_parameters >= 0.2 * callback.plan.model.num_parameters
 
 
+def test_training_that_ends_early_says_what_is_missing(tmp_path):
+    class End(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    with pytest.warns(UserWarning, match=r"training ended before the pruning did: .*20.0% were asked for"):
+        trainer(tmp_path, pruning(), End(), max_epochs=4).fit(module(), *loaders())
+
+
+def test_a_second_fit_of_the_same_model_keeps_the_plan_and_another_model_gets_its_own(tmp_path):
+    callback, model = pruning(healing=True), module()
+    trainer(tmp_path, callback).fit(model, *loaders())
+    first = callback.plan
+    trainer(tmp_path, callback).fit(model, *loaders())
+    assert callback.plan.steps == first.steps
+    trainer(tmp_path, callback, max_epochs=1).fit(module("gpt2"), *loaders())
+    assert callback.plan.model.model_type == "gpt2"
+    assert callback.plan.num_removed_parameters >= 0.2 * callback.plan.model.num_parameters
+
+
 def test_the_pruned_model_is_saved_with_its_plan(tmp_path, tokenizer):
     from lit_prune import PrunePlan, load
 
