@@ -36,8 +36,8 @@ NASTY = "\n".join(
     [
         "# heading", "- item", "1. one", "2) two", "```python", "    indented", "~~~", "| a | b |", "|---|---|",
         "<script>alert(1)</script>", "</blockquote>", "---", "===", "***bold*** _it_ __it__ snake_case",
-        "[link](http://a.b) ![i](j)", "&amp; &copy;", "$x$", "~~gone~~", "a\\", "+ plus", "> quote", "[red]rich[/red] [/]",
-        "", "after a gap", "\ttab",
+        "[link](http://a.b) ![i](j)", "&amp; &copy;", "$x$", "~~gone~~", "a\\", "+ plus", "> quote",
+        "[red]rich[/red] [/]", "", "after a gap", "\ttab",
     ]
 )  # fmt: skip
 
