@@ -18,7 +18,16 @@ from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
 from lit_prune.plan import PrunePlan, write_text
-from lit_prune.report import Answer, Row, log_text, print_summary, save_figure, score_map, summary_markdown
+from lit_prune.report import (
+    Answer,
+    Row,
+    answer_markdown,
+    log_text,
+    print_summary,
+    save_figure,
+    score_map,
+    summary_markdown,
+)
 
 
 class BeforeAfterCallback(Callback):
@@ -104,8 +113,7 @@ class BeforeAfterCallback(Callback):
         save_figure(_map_of(plan), folder / "score_map.png")
         for logger in trainer.loggers:
             for each in answers:
-                text = f"**{each.question}**\n\nBefore: {each.before}\n\nAfter: {each.after}"
-                log_text(logger, "answers", text, trainer.global_step)
+                log_text(logger, "answers", answer_markdown(each), trainer.global_step)
         print_summary(rows, plan=plan, answers=answers, notes=notes)
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 

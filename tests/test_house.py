@@ -1,10 +1,10 @@
 """The floors of the house: a room imports only from below, files stay small, every room is shipped."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [

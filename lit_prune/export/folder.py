@@ -96,6 +96,9 @@ def _write(
     model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, plan: PrunePlan | None
 ) -> None:
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors writes for the owner alone, whatever the umask says.
+        weights.chmod((folder / "config.json").stat().st_mode)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if plan is not None:

@@ -1,6 +1,6 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
-from lit_prune.report.markdown import summary_markdown
+from lit_prune.report.markdown import answer_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
 from lit_prune.report.summary import Answer, Row
@@ -9,6 +9,7 @@ from lit_prune.report.tracking import log_figure, log_scalars, log_text
 __all__ = [
     "Answer",
     "Row",
+    "answer_markdown",
     "log_figure",
     "log_scalars",
     "log_text",

@@ -38,6 +38,12 @@ def summary_markdown(
     return "\n\n".join(_sections(rows, plan, answers, notes)) + "\n"
 
 
+def answer_markdown(answer: Answer) -> str:
+    """One question and what was answered before and after, as quotes that nothing in them can end."""
+    quotes = f"Before:\n\n{_quote(answer.before)}\n\nAfter:\n\n{_quote(answer.after)}"
+    return f"**{_inline(answer.question)}**\n\n{quotes}"
+
+
 def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]) -> Iterator[str]:
     yield f"# {_inline(title(plan))}"
     if rows:
@@ -48,10 +54,7 @@ def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], n
     yield f"## How it was found\n\n{_list(list(facts(plan)))}"
     if answers:
         yield "## Answers"
-    for answer in answers:
-        yield f"**{_inline(answer.question)}**"
-        yield f"Before:\n\n{_quote(answer.before)}"
-        yield f"After:\n\n{_quote(answer.after)}"
+    yield from (answer_markdown(each) for each in answers)
     if notes:
         yield f"## Notes\n\n{_list(notes)}"
 

@@ -84,9 +84,7 @@ def test_fabric_run_gives_two_processes_one_result(config):
     extra = config.parent / "extra.yaml"
     extra.write_text(yaml.safe_dump(settings))
     launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", BIN / "lit-prune"]
-    result = run(
-        BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=str(config.parent)
-    )
+    result = run(BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=str(config.parent))
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((config.parent / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]

@@ -104,7 +104,9 @@ def test_plans_that_do_not_fit_are_refused(tmp_path, model_folder, text, tokeniz
     other = tmp_path / "other"
     tiny_model("llama", num_hidden_layers=6).save_pretrained(other)
     tokenizer.save_pretrained(other)
-    assert "num_blocks 4 in the plan, 6 in the model" in failing(capsys, "apply", out, other, "--output", tmp_path / "x")
+    assert "num_blocks 4 in the plan, 6 in the model" in failing(
+        capsys, "apply", out, other, "--output", tmp_path / "x"
+    )
     broken = shutil.copy(out / "prune_plan.json", tmp_path / "broken.json")
     (tmp_path / "broken.json").write_text("{")
     assert "damaged" in failing(capsys, "apply", broken, model_folder, "--output", tmp_path / "x")

@@ -121,6 +121,10 @@ class TestContents:
         assert load_tokenizer(out)("text").input_ids == tokenizer("text").input_ids
         assert not list(tmp_path.rglob("*.part"))
 
+    def test_whoever_may_read_the_config_may_read_the_weights(self, tmp_path: Path) -> None:
+        folder = save(tiny_model("llama"), tmp_path / "out")
+        assert {path.stat().st_mode for path in folder.iterdir()} == {(folder / "config.json").stat().st_mode}
+
     def test_card_tells_what_was_done(self, tmp_path: Path) -> None:
         removed = (SublayerId(1, "attention"), SublayerId(3, "attention"))
         plan = plan_for(tiny_model("llama"), removed)
