@@ -127,6 +127,9 @@ class SublayerPruneCallback(Callback):
             require_empty(loop.run_folder(trainer) / self.save_to)
         if self.healing and attached_lora(model) is None:
             attach_lora(model, self.healing)
+        # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**pl_module.hparams_initial, **self._settings()})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse unusable validation batches before any work is done."""
@@ -136,8 +139,6 @@ class SublayerPruneCallback(Callback):
             WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
         pruner.plan = describe_run(pruner.plan, self._budget(), source)
-        for logger in trainer.loggers:
-            logger.log_hyperparams({"prune": self._settings()})
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
@@ -257,11 +258,11 @@ class SublayerPruneCallback(Callback):
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()
         return {
-            "amount": self.amount,
-            "granularity": self.granularity,
-            "scorer": pruner.plan.scorer["name"],
-            "search": pruner.plan.search["name"],
-            "lora_rank": self.healing.rank if self.healing else 0,
+            "prune/amount": self.amount,
+            "prune/granularity": self.granularity,
+            "prune/scorer": pruner.plan.scorer["name"],
+            "prune/search": pruner.plan.search["name"],
+            "prune/lora_rank": self.healing.rank if self.healing else 0,
         }
 
     def _log_step(self, trainer: L.Trainer, plan: PrunePlan) -> None:

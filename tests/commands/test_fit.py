@@ -71,6 +71,9 @@ def test_the_main_job_leaves_its_run_folder(config):
     tags = events.Tags()
     assert {"val_ppl", "train_loss", "prune/parameters_left", "score/attention.0"} <= set(tags["scalars"])
     assert len(events.Images("score_map")) == len(plan.steps)
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["prune/amount"] == 0.1
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"prune/amount" in hparams, "in the one session that TensorBoard shows"
     assert any("answers" in tag for tag in tags["tensors"])
 
 
