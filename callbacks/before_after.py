@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ from lit_prune.report import (
     score_map,
     summary_markdown,
 )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text to measure perplexity on: what to call it in the table, what it is, and its batches."""
+
+    kind: str
+    name: str
+    batches: Iterable[Any]
 
 
 class BeforeAfterCallback(Callback):
@@ -68,8 +78,8 @@ class BeforeAfterCallback(Callback):
         """Refuse a run without a plan to report, or with timings that the model has no room for."""
         if stage != "fit":
             return
-        if self._pruning(trainer) is None:
-            raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
+        self._before = {}  # a checkpoint's come later, with load_state_dict
+        self._require_order(trainer)
         config = loop.model_in(pl_module, self.model).config.get_text_config(decoder=True)
         context = getattr(config, "max_position_embeddings", None)
         timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
@@ -80,17 +90,20 @@ class BeforeAfterCallback(Callback):
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the dense model, unless a checkpoint brought its figures."""
-        if not self._before and trainer.is_global_zero:
-            self._before = self._measure(trainer, pl_module)
-        trainer.strategy.barrier("lit_prune.before")
+        """Measure the dense model, unless a checkpoint brought its figures, or it is no longer dense."""
+        if self._before:
+            return
+        plan = self._pruning(trainer).plan
+        if plan is not None and plan.steps:
+            self._before = {"parameters": plan.model.num_parameters, "ppl": None, "answer": "(not measured)"}
+            return
+        batches = self._held_out(trainer)
+        loop.on_first_process(trainer, lambda: self._before.update(self._measure(trainer, pl_module, batches)))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the pruned model, write and show the summary."""
-        folder = loop.run_folder(trainer)
-        if trainer.is_global_zero and self._before:
-            self._report(trainer, pl_module, folder)
-        trainer.strategy.barrier("lit_prune.after")
+        folder, batches = loop.run_folder(trainer), self._held_out(trainer)
+        loop.on_first_process(trainer, lambda: self._report(trainer, pl_module, folder, batches))
 
     def state_dict(self) -> dict[str, Any]:
         """The dense model's figures."""
@@ -100,15 +113,14 @@ class BeforeAfterCallback(Callback):
         """A resumed run has no dense model any more; its figures come from the checkpoint."""
         self._before = dict(state_dict)
 
-    def _report(self, trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
-        pruning = self._pruning(trainer)
-        plan = pruning.plan if pruning else None
+    def _report(self, trainer: L.Trainer, module: L.LightningModule, folder: Path, batches: HeldOut) -> None:
+        plan = self._pruning(trainer).plan
         assert plan is not None
         model = loop.model_in(module, self.model)
-        after = self._measure(trainer, module)
-        rows = _rows(self._before, after) + _speed_rows(self._speeds(model))
+        after = self._measure(trainer, module, batches)
+        rows = _rows(self._before, after, batches) + _speed_rows(self._speeds(model))
         answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
-        notes = [f"Perplexity: {after['text']}."]
+        notes = [f"Perplexity: {batches.name}, {after['windows']}."]
         write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
         save_figure(_map_of(plan), folder / "score_map.png")
         for logger in trainer.loggers:
@@ -117,40 +129,47 @@ class BeforeAfterCallback(Callback):
         print_summary(rows, plan=plan, answers=answers, notes=notes)
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
-    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:
         model = loop.model_in(module, self.model)
-        text, batches = self._held_out(trainer)
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            found = perplexity(model, batches)
+            found = perplexity(model, held_out.batches)
             tokenizer = getattr(module, "tokenizer", None)
             reply = {} if tokenizer is None else {
                 "answer": answer(model, tokenizer, self.question, max_new_tokens=self.max_new_tokens)
             }  # fmt: skip
-        text = f"{text}, {found.num_windows} windows of {found.window} tokens"
-        return {"parameters": count_parameters([model]), "ppl": found.ppl, "text": text, **reply}
+        windows = f"{found.num_windows} windows of {found.window} tokens"
+        return {"parameters": count_parameters([model]), "ppl": found.ppl, "windows": windows, **reply}
 
-    def _held_out(self, trainer: L.Trainer) -> tuple[str, Iterable[Any]]:
+    def _held_out(self, trainer: L.Trainer) -> HeldOut:
+        """The same on every process: fetching validation batches is a collective."""
         data = getattr(trainer, "datamodule", None)
         if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
-            return "validation batches, which also scored", loop.validation_batches(trainer, None)
+            batches = loop.validation_batches(trainer, None)
+            return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
-        return "test batches, used neither for training nor for scoring", data.test_dataloader()
+        name = "test batches, used neither for training nor for scoring"
+        return HeldOut("held-out text", name, data.test_dataloader())
 
     def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
         if not self.timing["repeats"]:
             return {}
         return compare_speed({"before": dense_twin(model), "after": model}, **self.timing)
 
+    def _require_order(self, trainer: L.Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(each, SublayerPruneCallback) for each in callbacks[: callbacks.index(self)]):
+            raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
+
     @staticmethod
-    def _pruning(trainer: L.Trainer) -> SublayerPruneCallback | None:
-        found = [each for each in trainer.callbacks if isinstance(each, SublayerPruneCallback)]  # type: ignore[attr-defined]
-        return found[0] if found else None
+    def _pruning(trainer: L.Trainer) -> SublayerPruneCallback:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next(each for each in callbacks if isinstance(each, SublayerPruneCallback))
 
 
-def _rows(before: dict[str, Any], after: dict[str, Any]) -> list[Row]:
+def _rows(before: dict[str, Any], after: dict[str, Any], held_out: HeldOut) -> list[Row]:
     return [
         Row("parameters", before["parameters"], after["parameters"]),
-        Row("perplexity on held-out text", before["ppl"], after["ppl"]),
+        Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
     ]
 
 

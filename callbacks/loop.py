@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -57,12 +58,15 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
     return model
 
 
-def require_strategy(trainer: L.Trainer) -> None:
-    """Refuse strategies under which removal is not known to be right.
+def require_supported(trainer: L.Trainer) -> None:
+    """Refuse strategies and callbacks beside which removal is not known to be right.
 
     Raises:
-        LitPruneError: With the strategies that work.
+        LitPruneError: With what works.
     """
+    averaging = [type(each).__name__ for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
+    if averaging:
+        raise LitPruneError(f"{averaging[0]} keeps a second model of another structure; leave it out while pruning")
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise LitPruneError(
             f"{type(trainer.strategy).__name__} is not supported yet; use a single device or strategy='ddp'"
@@ -118,6 +122,25 @@ def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:
     total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.to(tensor.device)
+
+
+def on_first_process(trainer: L.Trainer, work: Callable[[], object]) -> None:
+    """Work on process 0 while the others wait; when it fails, all of them stop.
+
+    Raises:
+        LitPruneError: On the other processes; process 0 raises what the work did.
+    """
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            work()
+        except Exception as caught:
+            error = caught
+    failed = trainer.strategy.broadcast(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise LitPruneError("process 0 failed; its error says why")
 
 
 def renew_ddp(trainer: L.Trainer) -> None:

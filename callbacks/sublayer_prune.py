@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -14,15 +13,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lit_prune.callbacks import loop
+from lit_prune.callbacks.randomness import random_state, restore_random_state
+from lit_prune.callbacks.story import log_removal
 from lit_prune.checkpoint import follow_state_dict
 from lit_prune.data import fingerprint
-from lit_prune.errors import BudgetError, LitPruneError
+from lit_prune.errors import BudgetError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
 from lit_prune.measure import WhatIf, progress_bar
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Named, Pruner, describe_run
-from lit_prune.report import log_figure, log_scalars, score_map
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule, require_share
 
 
@@ -102,34 +102,42 @@ class SublayerPruneCallback(Callback):
         self.save_to = save_to
         self.progress = progress
         self._pruner: Pruner | None = None
-        self._last_epoch = -1
-        self._restored: PrunePlan | None = None
+        self._stage = ""
+        self._num_earlier = 0  # removals of earlier fits of the same model
+        self._random_state: dict[str, Any] | None = None
         self._hook: RemovableHandle | None = None
+        self._adapted: PreTrainedModel | None = None
+        self._tokenizer: Any = None
 
     @property
     def plan(self) -> PrunePlan | None:
         """What was removed so far and why; None before set-up."""
-        return self._pruner.plan if self._pruner else self._restored
+        return self._pruner.plan if self._pruner else None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
+        self._stage = stage
+        self._remove_hook()
         model = loop.model_in(pl_module, self.model)
         self._hook = follow_state_dict(model, self.healing)
         if stage != "fit":
             return
-        loop.require_strategy(trainer)
+        loop.require_supported(trainer)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
-        self._last_epoch = -1  # a checkpoint's comes later, with load_state_dict
-        self._pruner.require_reachable(self._budget())
-        self._require_epochs(trainer)
-        if self.save_to:
-            require_empty(loop.run_folder(trainer) / self.save_to)
-        if self.healing and attached_lora(model) is None:
-            attach_lora(model, self.healing)
+        self._num_earlier = len(self._pruner.plan.steps)
+        self._require_reachable(trainer)
+        self._prepare_saving(trainer, pl_module, model)
+        self._attach(model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         for logger in trainer.loggers:
             logger.log_hyperparams({**pl_module.hparams_initial, **self._settings()})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the random state of the checkpoint, ahead of the first draw of a shuffled loader."""
+        if self._random_state is not None and trainer.world_size == 1:
+            restore_random_state(self._random_state)
+        self._random_state = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse unusable validation batches before any work is done."""
@@ -138,25 +146,64 @@ class SublayerPruneCallback(Callback):
             batches = loop.validation_batches(trainer, self.num_batches)
             WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
-        pruner.plan = describe_run(pruner.plan, self._budget(), source)
+        pruner.plan = describe_run(pruner.plan, self._budget(), source, schedule=self.schedule.per_epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
-        epoch, pruner = trainer.current_epoch, self._require_pruner()
-        if epoch <= self._last_epoch or not self.schedule.is_due(epoch):
+        epoch, plan = trainer.current_epoch, self._require_pruner().plan
+        if not self.schedule.is_due(epoch):
             return
-        self._last_epoch = epoch
-        removed = pruner.plan.num_removed_parameters
+        # A run that was resumed within the epoch has dropped some of it, or all.
+        done = [step for step in plan.steps[self._num_earlier :] if step.epoch == epoch]
         quota = self.schedule.quota(
             epoch,
             num_epochs=loop.num_epochs(trainer, self.num_epochs),
             num_target=self._budget().num_target,
-            num_total=pruner.num_parameters,
-            num_removed=removed,
+            num_total=plan.model.num_parameters,
+            num_removed=plan.num_removed_parameters - sum(step.num_parameters for step in done),
         )
-        if not quota.allows(removed, 0):
+        if quota.allows(plan.num_removed_parameters, len(done)):
+            self._drop(trainer, quota, len(done))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Merge the adapters, save the pruned model, say what was reached."""
+        pruner = self._require_pruner()
+        self._report_shortfall(pruner.plan)
+        if self._adapted is not None:
+            merge_lora(self._adapted)
+            self._adapted = None
+        if self.save_to:
+            target: Any = (pruner.model, loop.run_folder(trainer) / self.save_to)
+            loop.on_first_process(trainer, lambda: save(*target, tokenizer=self._tokenizer, plan=pruner.plan))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave nothing of this callback on the model but what was removed."""
+        self._remove_hook()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same, since Lightning tears nothing down after an exception."""
+        self._remove_hook()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plan so far and the process's random state, in plain types."""
+        plan = self.plan.to_dict() if self.plan else None
+        return {"plan": plan, "num_earlier": self._num_earlier, "random_state": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the plan of a checkpoint; its model's structure comes with its weights."""
+        # `validate` and `test` of another checkpoint say nothing about the model that was fitted.
+        if self._stage != "fit" or self._pruner is None or state_dict["plan"] is None:
             return
-        with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", shown=self._shows(trainer)) as advance:
+        plan = PrunePlan.from_dict(state_dict["plan"])
+        self._pruner.plan.model.require_same(plan.model)
+        self._pruner.plan = plan
+        self._num_earlier = state_dict["num_earlier"]
+        self._random_state = state_dict["random_state"]
+
+    def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
+        pruner, budget = self._require_pruner(), self._budget()
+        shown = self.progress and trainer.is_global_zero
+        with isolate_rng(), progress_bar(f"epoch {trainer.current_epoch}: scoring", shown=shown) as advance:
             what_if = WhatIf(
                 pruner.model,
                 loop.validation_batches(trainer, self.num_batches),
@@ -164,51 +211,17 @@ class SublayerPruneCallback(Callback):
                 autocast=trainer.precision_plugin.forward_context,
                 progress=advance,
             )
-            self._drop(trainer, what_if, quota)
+            while pruner.candidates() and quota.allows(pruner.plan.num_removed_parameters, num_steps):
+                pruner.step(
+                    what_if,
+                    budget,
+                    optimizers=trainer.optimizers,
+                    epoch=trainer.current_epoch,
+                    agree=trainer.strategy.broadcast,
+                )
+                num_steps += 1
+                log_removal(trainer, pruner.plan)
         loop.renew_ddp(trainer)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Merge the adapters, save the pruned model, say what was reached."""
-        pruner = self._require_pruner()
-        self._report_shortfall(pruner.plan)
-        if self.healing:
-            merge_lora(pruner.model)
-        if self.save_to:
-            folder = loop.run_folder(trainer) / self.save_to
-            if trainer.is_global_zero:
-                save(pruner.model, folder, tokenizer=getattr(pl_module, "tokenizer", None), plan=pruner.plan)
-            trainer.strategy.barrier("lit_prune.save")
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave nothing of this callback on the model but what was removed."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The plan so far, in plain types."""
-        return {"plan": self.plan.to_dict() if self.plan else None, "epoch": self._last_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the plan of a checkpoint; its model's structure comes with its weights."""
-        self._last_epoch = state_dict["epoch"]
-        self._restored = PrunePlan.from_dict(state_dict["plan"]) if state_dict["plan"] else None
-        if self._pruner is not None and self._restored is not None:
-            self._pruner.plan.model.require_same(self._restored.model)
-            self._pruner.plan = self._restored
-
-    def _drop(self, trainer: L.Trainer, what_if: WhatIf, quota: Quota) -> None:
-        pruner, budget = self._require_pruner(), self._budget()
-        first = len(pruner.plan.steps)
-        while pruner.candidates() and quota.allows(pruner.plan.num_removed_parameters, len(pruner.plan.steps) - first):
-            pruner.step(
-                what_if,
-                budget,
-                optimizers=trainer.optimizers,
-                epoch=trainer.current_epoch,
-                agree=trainer.strategy.broadcast,
-            )
-            self._log_step(trainer, pruner.plan)
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
         return Pruner(
@@ -232,28 +245,49 @@ class SublayerPruneCallback(Callback):
         everything = sum(pruner.candidates().values()) + pruner.plan.num_removed_parameters
         return Budget(everything / pruner.num_parameters, pruner.num_parameters, last="lowest_score")
 
-    def _require_epochs(self, trainer: L.Trainer) -> None:
-        if self.schedule.per_epoch is not None:
-            return
+    def _require_reachable(self, trainer: L.Trainer) -> None:
+        if self.amount is not None:
+            self._require_pruner().require_reachable(self._budget())
         epochs = loop.num_epochs(trainer, self.num_epochs)
-        if epochs is None:
+        if epochs is None and self.schedule.per_epoch is None:
             raise BudgetError(
                 "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
                 "spread over them; pass num_epochs=N or a schedule"
             )
-        if not self.schedule.num_drops(epochs):
+        if epochs is not None and not self.schedule.num_drops(epochs):
             raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
+
+    def _prepare_saving(self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel) -> None:
+        if not self.save_to:
+            return
+        require_empty(loop.run_folder(trainer) / self.save_to)
+        if attached_lora(model) is not None and self._adapted is not model:
+            raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
+        try:
+            self._tokenizer = getattr(module, "tokenizer", None)
+        except ModelError as error:
+            rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
+
+    def _attach(self, model: PreTrainedModel) -> None:
+        # After a fit that failed, the adapters of that fit are still there and go on.
+        if self.healing and self._adapted is not model:
+            attach_lora(model, self.healing)
+            self._adapted = model
+
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _report_shortfall(self, plan: PrunePlan) -> None:
         reached = plan.num_removed_parameters / plan.model.num_parameters
-        if self.schedule.per_epoch is None and self._budget().remaining(plan.num_removed_parameters):
+        short = self.schedule.per_epoch is None and self._budget().remaining(plan.num_removed_parameters)
+        if short or not plan.steps:
+            wanted = f", {self.amount:.1%} were asked for" if self.amount is not None else ""
             rank_zero_warn(
-                f"training ended before the pruning did: {reached:.1%} of the parameters are gone, {self.amount:.1%} "
-                "were asked for. Train for the epochs that the amount is spread over, or pass num_epochs"
+                f"training ended before the pruning did: {reached:.1%} of the parameters are gone{wanted}. Train for "
+                "the epochs that the removal is spread over, or pass num_epochs or another schedule"
             )
-
-    def _shows(self, trainer: L.Trainer) -> bool:
-        return self.progress and trainer.is_global_zero
 
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()
@@ -264,20 +298,3 @@ class SublayerPruneCallback(Callback):
             "prune/search": pruner.plan.search["name"],
             "prune/lora_rank": self.healing.rank if self.healing else 0,
         }
-
-    def _log_step(self, trainer: L.Trainer, plan: PrunePlan) -> None:
-        """Scalars and the picture of one removal; the step is the optimizer's, plus one for each removal before it."""
-        step = plan.steps[-1]
-        at = trainer.global_step + len(plan.steps)
-        left = 1 - plan.num_removed_parameters / plan.model.num_parameters
-        metrics = {f"score/{name}": score for name, score in step.scores.items()} | {"prune/parameters_left": left}
-        if step.nll_before is not None and step.nll_after is not None:
-            metrics |= {"prune/ppl_before": math.exp(step.nll_before), "prune/ppl_after": math.exp(step.nll_after)}
-        title = f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left"
-        for logger in trainer.loggers:
-            log_scalars(logger, metrics, at)
-            figure = score_map(
-                [each.scores for each in plan.steps], [each.removed.name for each in plan.steps],
-                num_blocks=plan.model.num_blocks, title=title,
-            )  # fmt: skip
-            log_figure(logger, "score_map", figure, at)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
+from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove, removed_sublayers
 
@@ -26,7 +26,7 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     """Bring a model to a recorded structure; its weights are loaded afterwards.
 
     Raises:
-        ModelError: The model has lost more than the record says.
+        ModelError: The model has lost more than the record says, or has adapters that the record lacks.
     """
     wanted = [SublayerId.parse(each) for each in structure["removed"]]
     lora = structure["lora"]
@@ -34,7 +34,10 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     if lora is not None and attached_lora(model) is None:
         attach_lora(model, LoraHealing(**lora))
     if lora is None and attached_lora(model) is not None:
-        merge_lora(model)
+        raise ModelError(
+            "the checkpoint has no adapters and the model has: they were merged before it was saved, or never "
+            "attached. Leave `healing` out, or start from a fresh model"
+        )
     gone = removed_sublayers(model)
     remove(model, [each for each in wanted if each not in gone])
 
@@ -52,20 +55,34 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
 
     def follow(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
         names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-        if not names:
-            return
+        absent = _absent(model, names)
+        if not _is_whole_without(model, names, absent):
+            return  # a part of a model, such as adapters alone, says nothing about the rest
         has_lora = any(".lora_" in name for name in names)
         settings = attached_lora(model) or lora if has_lora else None
-        structure = {"removed": _absent(model, names), "lora": asdict(settings) if settings else None}
+        structure = {"removed": [str(each) for each in absent], "lora": asdict(settings) if settings else None}
         restore_structure(model, structure)
 
     handle: RemovableHandle = model.register_load_state_dict_pre_hook(follow)
     return handle
 
 
-def _absent(model: nn.Module, names: list[str]) -> list[str]:
+def _absent(model: nn.Module, names: list[str]) -> list[SublayerId]:
     paths = find_sublayers(model).paths
-    return [str(each) for each, path in paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+    return [each for each, path in paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+
+
+def _is_whole_without(model: nn.Module, names: list[str], absent: list[SublayerId]) -> bool:
+    """Whether the state holds every weight of the model but those of the absent sublayers, adapters aside."""
+    anatomy = find_sublayers(model)
+    gone = [f"{part.path}." for each in absent if each in anatomy for part in anatomy[each].parts]
+    held = {_plain(name) for name in names}
+    own = {_plain(name) for name in model.state_dict() if ".lora_" not in name}
+    return all(name in held for name in own if not name.startswith(tuple(gone)))
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
 
 
 def _require_whole(model: nn.Module, wanted: list[SublayerId]) -> None:

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
 from lit_prune.checkpoint import restore_structure, structure_of
+from lit_prune.errors import LitPruneError
 from lit_prune.measure import labels_of, model_inputs, sequence_losses
 from lit_prune.models import load, load_tokenizer
 
@@ -43,6 +44,7 @@ class LitCausalLM(L.LightningModule):
 
     Raises:
         ModelError: The model cannot be found or loaded.
+        LitPruneError: The schedule is unknown, or (when fitting) wants an end that the trainer does not have.
     """
 
     def __init__(
@@ -59,6 +61,9 @@ class LitCausalLM(L.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
+        if lr_schedule not in list(SchedulerType):
+            known = ", ".join(each.value for each in SchedulerType)
+            raise LitPruneError(f"unknown lr_schedule {lr_schedule!r}; transformers knows {known}")
         self.save_hyperparameters(ignore=() if isinstance(model, str) else ("model",))
         self.model_name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
         self._trust_remote_code = trust_remote_code
@@ -74,8 +79,10 @@ class LitCausalLM(L.LightningModule):
         self.test_loss = MeanMetric()
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that belongs to the model."""
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that belongs to the model; None where the model was given and names no place."""
+        if not self.model_name:
+            return None
         return load_tokenizer(self.model_name, trust_remote_code=self._trust_remote_code)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
@@ -112,8 +119,10 @@ class LitCausalLM(L.LightningModule):
             trained, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
         )
         name = self.hparams["lr_schedule"]
-        steps = None if name.startswith("constant") else int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(name, optimizer, self.hparams["warmup_steps"], steps)
+        steps = None if name.startswith("constant") else self.trainer.estimated_stepping_batches
+        if steps is not None and not math.isfinite(steps):
+            raise LitPruneError(f"lr_schedule={name} wants an end: give the trainer max_epochs or max_steps")
+        scheduler = get_scheduler(name, optimizer, self.hparams["warmup_steps"], None if steps is None else int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

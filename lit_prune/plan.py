@@ -242,7 +242,7 @@ class PrunePlan:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON beside the target, then rename, so that the file is whole or absent."""
-        return write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        return write_text(path, json.dumps(_to_json(self.to_dict()), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:
@@ -259,7 +259,24 @@ class PrunePlan:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise PlanError(f"the plan {path} is damaged: {error}; make it again, or take it from a backup") from error
-        return cls.from_dict(data)
+        return cls.from_dict(_from_json(data))
+
+
+def _to_json(value: Any) -> Any:
+    """JSON has no infinity; it is written as the text that `float` reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _to_json(each) for name, each in value.items()}
+    return [_to_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: _from_json(each) for name, each in value.items()}
+    return [_from_json(each) for each in value] if isinstance(value, list) else value
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -62,7 +62,10 @@ class Pruner:
         self._scorer: Scorer = _create(SCORERS, scorer)
         self._search: Search = _create(SEARCHES, search)
         self.plan = PrunePlan(
-            anatomy.facts(model_name or getattr(self.model.config, "_name_or_path", "")),
+            anatomy.facts(
+                model_name or getattr(self.model.config, "_name_or_path", ""),
+                getattr(self.model.config, "_commit_hash", None),
+            ),
             scorer=_described(scorer, self._scorer),
             search=_described(search, self._search),
             versions=_versions(),
@@ -125,12 +128,12 @@ class Pruner:
         step = PruneStep(
             removed=choice,
             num_parameters=remove(self.model, choice.sublayers, optimizers),
-            score=scores.importance[choice],
+            score=float(scores.importance[choice]),
             nll_before=scores.base_nll,
             nll_after=scores.nll.get(choice),
             cost=what_if.cost - before,
             epoch=epoch,
-            scores={candidate.name: score for candidate, score in scores.importance.items()},
+            scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -182,16 +185,21 @@ def prune(
     return pruner.plan
 
 
-def describe_run(plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any]) -> PrunePlan:
+def describe_run(
+    plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any], *, schedule: object = None
+) -> PrunePlan:
     """The plan with what was asked for and the tokens that score it."""
-    return replace(plan, budget=asdict(budget), calibration=dict(calibration))
+    asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
+    return replace(plan, budget=asked, calibration=dict(calibration))
 
 
 def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
     """Remove what a plan says from an unpruned copy of its model, in place.
 
+    Structure is compared, not weights: a plan fits every fine-tuned copy of its model.
+
     Raises:
-        PlanError: The plan was made for another model; nothing is removed then.
+        PlanError: The plan was made for a model of another structure; nothing is removed then.
     """
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())

@@ -24,6 +24,7 @@ def test_round_trip_through_a_file(tmp_path):
     data = json.loads(path.read_text())
     assert data["schema_version"] == 1
     assert data["steps"][1]["removed"] == "block.3"
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_what_is_gone_is_counted():

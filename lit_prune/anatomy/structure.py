@@ -174,12 +174,15 @@ def _block_list(model: nn.Module, length: int) -> tuple[str, nn.ModuleList]:
     return fitting[0]
 
 
+_TUPLE_FORM: dict[type[nn.Module], bool] = {}
+"""Whether FFNs of a class return a tuple: asked once for every class."""
+
+
 class _BlockReader:
     """Reads the parts of one block: `{kind: ((child name, role), …)}`, the sublayer's own module last."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self._tuple_form: dict[type[nn.Module], bool] = {}
 
     def parts(self, block: nn.Module) -> dict[str, tuple[tuple[str, Role], ...]]:
         layout = self._layout(block)
@@ -234,9 +237,9 @@ class _BlockReader:
         child = getattr(block, mlp[-1])
         if len(mlp) > 1 or isinstance(child, MlpStub):
             return "mlp"
-        if type(child) not in self._tuple_form:
-            self._tuple_form[type(child)] = self._returns_tuple(child)
-        return "mlp_tuple" if self._tuple_form[type(child)] else "mlp"
+        if type(child) not in _TUPLE_FORM:
+            _TUPLE_FORM[type(child)] = self._returns_tuple(child)
+        return "mlp_tuple" if _TUPLE_FORM[type(child)] else "mlp"
 
     def _returns_tuple(self, mlp: nn.Module) -> bool:
         # One token of zeros through one FFN tells its form; no table of classes could be complete.
@@ -244,8 +247,8 @@ class _BlockReader:
         dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
         token = torch.zeros(1, 1, self.config.hidden_size, dtype=dtype, device=parameter.device)
         try:
-            with torch.no_grad():
-                # Not through __call__: hooks of the user's have no business with this.
+            # Dropout may draw, and a look must not change the training that goes on.
+            with torch.no_grad(), torch.random.fork_rng():
                 return isinstance(mlp.forward(token), tuple)
         except TypeError as error:
             raise AnatomyError(f"the FFN {type(mlp).__name__} wants more than the hidden state: {error}") from error

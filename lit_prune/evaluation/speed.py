@@ -141,8 +141,8 @@ def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[floa
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if model.device.type != "cpu":
+        getattr(torch, model.device.type).synchronize()
     return time.perf_counter()
 
 

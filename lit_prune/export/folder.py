@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -73,7 +74,7 @@ def save(
         if path.exists():
             path.rmdir()  # fails where somebody has filled it meanwhile
         aside.replace(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot save the model as {directory}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -12,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_prune.errors import LitPruneError
 
+FROZEN = "_lit_prune_frozen"
+"""Where the model keeps the parameters that were frozen before the adapters came."""
+
 
 @dataclass(frozen=True)
 class LoraHealing:
@@ -28,6 +31,12 @@ class LoraHealing:
     alpha: float | None = None
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise LitPruneError(
+                f"LoRA has a rank of 1 or more and a dropout of 0 to below 1; found {self.rank} and {self.dropout}"
+            )
 
     def config_for(self, model: nn.Module) -> LoraConfig:
         """The same for peft and this model."""
@@ -48,11 +57,16 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     """Add adapters in place; from here on they alone are trained.
 
     Raises:
-        LitPruneError: The model has adapters already.
+        LitPruneError: The model has adapters already, or none of the targets.
     """
     if attached_lora(model) is not None:
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
-    inject_adapter_in_model(healing.config_for(model), model)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        inject_adapter_in_model(healing.config_for(model), model)
+    except ValueError as error:
+        raise LitPruneError(f"LoRA cannot be attached to {healing.targets}: {error}") from error
+    model.__dict__[FROZEN] = frozen
 
 
 def attached_lora(model: nn.Module) -> LoraHealing | None:
@@ -66,7 +80,7 @@ def attached_lora(model: nn.Module) -> LoraHealing | None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters into the weights and take them off; all parameters can be trained again."""
+    """Fold the adapters into the weights and take them off; what was trained before them can be trained again."""
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, module in adapted:
         module.merge()
@@ -75,3 +89,5 @@ def merge_lora(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
+    for parameter in model.__dict__.pop(FROZEN, ()):
+        parameter.requires_grad_(False)

@@ -65,7 +65,10 @@ def input_ids_of(batch: Any) -> Tensor:
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         found = f"keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise DataError(f"a batch must be a dict with `input_ids` [batch, seq]; found {found}")
-    ids: Tensor = batch["input_ids"]
+    ids = batch["input_ids"]
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        found = str(list(ids.shape)) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise DataError(f"`input_ids` must be a tensor [batch, seq]; found {found}")
     return ids
 
 

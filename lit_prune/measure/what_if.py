@@ -98,7 +98,7 @@ class WhatIf:
         with evaluating(self.model), self._autocast():
             sums, tokens = zip(*self._sweep(ordered), strict=True)
         per_sequence = torch.cat(sums, dim=1)  # [1 + candidates, sequences]
-        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), torch.cat(tokens).sum()[None].double()]))
+        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), torch.cat(tokens).sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
         means = [_finite(mean, name) for mean, name in zip(
             (totals[:-1] / num_tokens).tolist(), ["nothing", *(each.name for each in ordered)], strict=True
@@ -161,22 +161,23 @@ def _recorded(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
 def _resumed(blocks: Sequence[nn.Module], states: Sequence[Any], first: int) -> Iterator[None]:
     """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
     before = blocks[:first]
+    # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
+    replaced = [block.__dict__.get("forward") for block in before]
     try:
         for block in before:
-            # An attribute of the instance, found before the class's method; deleting it restores the block.
+            # An attribute of the instance is found before the class's method.
             block.__dict__["forward"] = lambda *args, **kwargs: states[first - 1]
         yield
     finally:
-        for block in before:
+        for block, forward in zip(before, replaced, strict=True):
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.__dict__["forward"] = forward
 
 
 def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> None:
     if not batches:
         raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
-    for batch in batches:
-        if input_ids_of(batch).ndim != 2:
-            raise DataError(f"`input_ids` must be [batch, seq]; found {list(batch['input_ids'].shape)}")
     predicted = torch.stack([(labels_of(batch)[:, 1:] != -100).sum() for batch in batches]).sum()
     if not int(reduce(predicted)):
         raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")

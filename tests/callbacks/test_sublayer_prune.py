@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ def trainer(tmp_path, *callbacks, max_epochs=3, **options):
         max_epochs=max_epochs,
         callbacks=list(callbacks),
         default_root_dir=tmp_path,
-        **{**settings, "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks), **options},
+        **{**settings, "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks), **options},
     )
 
 
@@ -230,13 +230,16 @@ def test_a_checkpoint_with_more_than_the_model_is_refused(tmp_path):
         {"limit_val_batches": 1},
         {"num_sanity_val_steps": 0},
         {"logger": "csv"},
+        {"enable_progress_bar": True, "rich": True},
     ],
     ids=str,
 )
 def test_works_with_what_trainers_do(tmp_path, options):
     options = {**options, "logger": CSVLogger(tmp_path)} if "logger" in options else options
-    callback = pruning(amount=0.15)
+    callback = pruning(amount=0.15, progress=True)
     extras = [EarlyStopping("val_loss", patience=5), ModelCheckpoint(tmp_path / "best", monitor="val_loss")]
+    options = dict(options)
+    extras += [RichProgressBar()] if options.pop("rich", False) else []
     model = module(lr_schedule="linear", warmup_steps=2)
     trainer(tmp_path, callback, *extras, **options).fit(model, *loaders())
     assert callback.plan.num_removed_parameters >= 0.15 * callback.plan.model.num_parameters

@@ -11,9 +11,10 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_prune import PrunePlan, load
+from lit_prune import PrunePlan, TextDataModule, load
 from lit_prune.commands.fit import launcher_settings, require_world
 from lit_prune.errors import LitPruneError
+from tests import naive
 from tests.tiny import tiny_model
 
 BIN = Path(sys.executable).parent
@@ -77,12 +78,14 @@ def test_the_main_job_leaves_its_run_folder(config):
     assert any("answers" in tag for tag in tags["tensors"])
 
 
-def test_fabric_run_gives_two_processes_one_result(config):
-    """The same drops and weights on both, equal to what one process finds on the same validation windows."""
-    # Five windows on two processes: one process pads its share, and the scores are over six.
+@pytest.mark.parametrize("healing", [True, False])
+def test_fabric_run_gives_two_processes_one_result(config, healing):
+    """The same drops, losses and weights on both; the first loss is that of one process on the same windows."""
     checker = config.parent / "agree.py"
     checker.write_text(CHECKER)
-    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+    original = yaml.safe_load(config.read_text())
+    callbacks = original["trainer"]["callbacks"]
+    callbacks[0]["init_args"]["healing"] = {"rank": 2} if healing else False
     settings = {"trainer": {"callbacks": [*callbacks, {"class_path": "agree.Agree"}]}}
     extra = config.parent / "extra.yaml"
     extra.write_text(yaml.safe_dump(settings))
@@ -92,6 +95,12 @@ def test_fabric_run_gives_two_processes_one_result(config):
     ranks = [json.loads((config.parent / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     assert ranks[0]["world_size"] == 2
+    data = TextDataModule(**{**original["data"], "tokenizer": original["model"]["model"]})
+    data.setup("fit")
+    windows = data.windows("val")
+    # Five windows on two processes: the sampler gives the first one out twice.
+    padded = [{"input_ids": torch.cat([windows, windows[:1]])}]
+    assert ranks[0]["losses"][0] == pytest.approx(naive.mean_loss(load(original["model"]["model"]), padded), abs=1e-5)
     plan = PrunePlan.load(only_run(config) / "pruned")
     assert ranks[0]["removed"] == [str(each) for each in plan.removed]
     assert plan.num_removed_parameters >= 0.1 * plan.model.num_parameters
@@ -144,6 +153,16 @@ def test_what_cannot_work_is_one_line_before_training(config):
     assert not list((config.parent / "runs").rglob("*.ckpt"))
 
 
+def test_an_amount_that_cannot_be_is_one_line(config):
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"][0]["init_args"]["amount"] = 1.5
+    config.write_text(yaml.safe_dump(settings))
+    result = run(BIN / "lit-prune", "fit", "--config", config)
+    assert result.returncode == 2
+    assert "lit-prune: error: amount is the share" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_settings_of_fabric_run_reach_the_trainer_and_nothing_else_does():
     given = {"LT_CLI_USED": "1", "LT_DEVICES": "2", "LT_NUM_NODES": "1", "LT_PRECISION": "32", "LT_ACCELERATOR": "cpu"}
     expected = {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "precision": "32"}
@@ -157,8 +176,3 @@ def test_processes_that_would_train_apart_are_refused():
         require_world({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 1)
     require_world({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, 2)
     require_world({"WORLD_SIZE": "2"}, 1)
-
-
-def test_torch_is_the_build_of_the_constraints():
-    constraints = (Path(__file__).parents[2] / "constraints.txt").read_text()
-    assert f"torch=={torch.__version__.partition('+')[0]}" in constraints

@@ -99,7 +99,8 @@ def test_bfloat16_losses_are_summed_in_float32():
         ([], "no calibration batches"),
         ([{"tokens": torch.zeros(1, 4)}], r"keys \['tokens'\]"),
         ([torch.zeros(1, 4)], "a Tensor"),
-        ([{"input_ids": torch.zeros(4, dtype=torch.long)}], r"must be \[batch, seq\]; found \[4\]"),
+        ([{"input_ids": torch.zeros(4, dtype=torch.long)}], r"must be a tensor \[batch, seq\]; found \[4\]"),
+        ([{"input_ids": [[1, 2]]}], "found a list"),
         ([{"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.full((1, 4), -100)}], "masked"),
         ([{"input_ids": torch.ones(1, 200, dtype=torch.long)}], "200 tokens.* 128"),
     ],
@@ -107,6 +108,15 @@ def test_bfloat16_losses_are_summed_in_float32():
 def test_unusable_batches_are_refused(batches, message):
     with pytest.raises(DataError, match=message):
         WhatIf(tiny_model("llama"), batches)
+
+
+def test_a_forward_of_somebody_else_comes_back():
+    model = tiny_model("llama")
+    layer = model.model.layers[0]
+    mine = layer.forward
+    layer.forward = mine
+    WhatIf(model, BATCHES).losses(CANDIDATES)
+    assert layer.__dict__["forward"] is mine
 
 
 def test_nan_is_refused_by_name():

@@ -1,0 +1,150 @@
+"""What must not go wrong around the callback: partial states, exceptions, resumes in odd places."""
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from torch.utils.data import DataLoader
+
+from lit_prune import LitCausalLM, LoraHealing, load
+from lit_prune.callbacks import BeforeAfterCallback
+from lit_prune.checkpoint import follow_state_dict
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.healing import attach_lora, merge_lora
+from lit_prune.surgery import removed_sublayers
+from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
+from tests.tiny import tiny_model
+
+
+def test_a_part_of_a_state_removes_nothing():
+    model = tiny_model("llama")
+    follow_state_dict(model)
+    part = {name: value for name, value in model.state_dict().items() if "self_attn" in name}
+    model.load_state_dict(part, strict=False)
+    assert not removed_sublayers(model)
+
+
+def test_no_hook_outlives_a_fit_that_failed(tmp_path):
+    class Fail(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("stop")
+
+    model = module()
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(tmp_path, pruning(), Fail()).fit(model, *loaders())
+    assert not model.model._load_state_dict_pre_hooks
+
+
+def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
+    trainer(tmp_path, pruning(save_to="pruned"), max_epochs=1).fit(module(), *loaders())
+    assert removed_sublayers(load(tmp_path / "pruned"))
+    assert not list((tmp_path / "pruned").glob("tokenizer*"))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_shuffled_loaders_and_dropout_resume_to_the_last_bit(tmp_path):
+    class Halt(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise SystemExit
+
+    def run(folder, *extra, ckpt_path=None):
+        L.seed_everything(3, verbose=False)
+        losses = Losses()
+        model = LitCausalLM(tiny_model("gpt2", resid_pdrop=0.2, embd_pdrop=0.2), learning_rate=1e-3)
+        data = DataLoader(TRAIN, batch_size=4, shuffle=True), DataLoader(VAL, batch_size=4)
+        keep = ModelCheckpoint(tmp_path / folder, save_top_k=-1, filename="{epoch}")
+        trainer(tmp_path, pruning(), losses, keep, *extra, max_epochs=4).fit(model, *data, ckpt_path=ckpt_path)
+        return losses.seen
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("halted", Halt())
+    L.seed_everything(99, verbose=False)
+    assert run("halted", ckpt_path=tmp_path / "halted/epoch=1.ckpt") == [each for each in whole if each[0] >= 2]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning on its own exception checkpoint
+def test_a_drop_that_failed_is_made_up_for_after_a_resume(tmp_path):
+    class Break(L.Callback):
+        """Makes the second epoch's scoring fail once."""
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                pl_module.model.register_forward_pre_hook(self.fail)
+
+        def fail(self, *_):
+            raise RuntimeError("scoring fails")
+
+    keep = OnExceptionCheckpoint(tmp_path, filename="broken")
+    with pytest.raises(RuntimeError, match="scoring fails"):
+        trainer(tmp_path, pruning(schedule=1, amount=None), keep, Break()).fit(module(), *loaders())
+    callback = pruning(schedule=1, amount=None)
+    trainer(tmp_path, callback).fit(module(), *loaders(), ckpt_path=tmp_path / "broken.ckpt")
+    assert [step.epoch for step in callback.plan.steps] == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_validating_another_checkpoint_leaves_the_plan(tmp_path):
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    callback, model = pruning(schedule=1), module()
+    fitted = trainer(tmp_path, callback, keep)
+    fitted.fit(model, *loaders())
+    steps = callback.plan.steps
+    fitted.validate(module(), loaders()[1], ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert callback.plan.steps == steps
+
+
+def test_frozen_parameters_stay_frozen_after_the_merge():
+    model = tiny_model("llama")
+    model.model.embed_tokens.weight.requires_grad_(False)
+    attach_lora(model, LoraHealing(rank=2))
+    merge_lora(model)
+    frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
+    assert frozen == ["model.embed_tokens.weight"]
+
+
+def test_adapters_of_the_user_are_not_taken_for_ours(tmp_path):
+    for options, message in (({"healing": True}, "adapters already"), ({"save_to": "out"}, "adapters of yours")):
+        model = module()
+        attach_lora(model.model, LoraHealing(rank=2))
+        with pytest.raises(LitPruneError, match=message):
+            trainer(tmp_path, pruning(**options)).fit(model, *loaders())
+
+
+def test_a_checkpoint_without_adapters_is_not_healed_in_silence(tmp_path):
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    trainer(tmp_path, pruning(), keep, max_epochs=2).fit(module(), *loaders())
+    with pytest.raises(ModelError, match="no adapters and the model has"):
+        trainer(tmp_path, pruning(healing=True)).fit(module(), *loaders(), ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rank": 0}, "rank of 1 or more"), ({"dropout": 1.0}, "dropout of 0 to below 1")],
+)
+def test_lora_that_cannot_be_is_refused(options, message):
+    with pytest.raises(LitPruneError, match=message):
+        LoraHealing(**options)
+
+
+def test_lora_targets_that_do_not_exist_are_refused():
+    with pytest.raises(LitPruneError, match="cannot be attached"):
+        attach_lora(tiny_model("llama"), LoraHealing(targets=["no_such_layer"]))
+
+
+def test_what_does_not_go_together_is_refused_at_once(tmp_path):
+    losses = Losses()
+    with pytest.raises(LitPruneError, match="EMAWeightAveraging keeps a second model"):
+        trainer(tmp_path, pruning(), EMAWeightAveraging(), losses).fit(module(), *loaders())
+    with pytest.raises(LitPruneError, match="add that one before it"):
+        trainer(tmp_path, BeforeAfterCallback(repeats=0), pruning(), losses).fit(module(), *loaders())
+    with pytest.raises(LitPruneError, match="unknown lr_schedule 'cosin'"):
+        module(lr_schedule="cosin")
+    with pytest.raises(LitPruneError, match="wants an end"):
+        trainer(tmp_path, pruning(schedule=1), losses, max_epochs=-1).fit(module(lr_schedule="cosine"), *loaders())
+    assert not losses.seen
+
+
+def test_a_schedule_that_dropped_nothing_says_so(tmp_path):
+    with pytest.warns(UserWarning, match=r"0.0% of the parameters are gone"):
+        trainer(tmp_path, pruning(schedule=lambda epoch: 0)).fit(module(), *loaders())
