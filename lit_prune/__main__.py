@@ -29,9 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, function = VERBS[verb][0].partition(":")
     try:
         getattr(importlib.import_module(module), function)(verb, rest)
-    except LitPruneError as error:
-        return _fail(str(error))
+    except Exception as error:
+        ours = _ours(error)
+        if ours is None:
+            raise
+        return _fail(str(ours))
     return 0
+
+
+def _ours(error: BaseException | None) -> LitPruneError | None:
+    """The error of ours behind an exception: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, LitPruneError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _overview() -> str:

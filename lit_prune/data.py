@@ -66,7 +66,11 @@ def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tens
     Args:
         windows: LongTensor [num_windows, window].
         batch_size: Windows in a batch; the last one may have fewer.
+
+    Raises:
+        DataError: `batch_size` is below 1.
     """
+    _require_positive("batch_size", batch_size)
     return [_batch(rows) for rows in torch.split(windows, batch_size)]
 
 
@@ -137,7 +141,8 @@ class TextDataModule(L.LightningDataModule):
         seed: Decides the share-out, the draw of windows and the order in training.
 
     Raises:
-        DataError: In `setup`: the text cannot be read or is too short, or the window exceeds the model's context.
+        DataError: `batch_size` is below 1; in `setup`, the text cannot be read or is too short, or the window exceeds
+            the model's context.
     """
 
     def __init__(
@@ -156,6 +161,7 @@ class TextDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _require_positive("batch_size", batch_size)
         source = str(source)  # checkpoints hold the arguments, and load only plain types
         # Not to the logger: there, a name used by the module too, such as `seed`, would be refused.
         self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
@@ -230,6 +236,11 @@ class TextDataModule(L.LightningDataModule):
 
     def _module(self) -> L.LightningModule | None:
         return None if self.trainer is None else self.trainer.lightning_module
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise DataError(f"{name} is 1 or more; found {value}")
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import evaluating, labels_of, model_inputs, sequence_losses
+from lit_prune.measure import evaluating, labels_of, model_inputs, on_device, sequence_losses
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     nll, num_tokens, num_windows, window = 0.0, 0, 0, 0
     with evaluating(model):
         for batch in batches:
-            here = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            here = on_device(batch, model.device)
             labels = labels_of(here)
             sums, tokens = sequence_losses(model(**model_inputs(here), use_cache=False).logits, labels)
             nll += float(sums.sum())

@@ -1,7 +1,7 @@
 """What-if losses over one set of tokens, and what sublayers cost. Removes nothing and decides nothing."""
 
 from lit_prune.measure.costs import NORMALISERS, sublayer_shares
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, sequence_losses
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
 
@@ -15,6 +15,7 @@ __all__ = [
     "input_ids_of",
     "labels_of",
     "model_inputs",
+    "on_device",
     "progress_bar",
     "sequence_losses",
     "sublayer_shares",

@@ -77,6 +77,16 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}
 
 
+def on_device(batch: Any, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a batch on the model's device.
+
+    Raises:
+        DataError: It is no mapping with `input_ids` [batch, seq].
+    """
+    input_ids_of(batch)
+    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored afterwards."""

