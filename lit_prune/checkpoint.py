@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
@@ -55,8 +55,9 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
 
     def follow(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
         names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-        absent = _absent(model, names)
-        if not _is_whole_without(model, names, absent):
+        anatomy = find_sublayers(model)
+        absent = _absent(anatomy, names)
+        if not _is_whole_without(model, anatomy, names, absent):
             return  # a part of a model, such as adapters alone, says nothing about the rest
         has_lora = any(".lora_" in name for name in names)
         settings = attached_lora(model) or lora if has_lora else None
@@ -67,14 +68,12 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
     return handle
 
 
-def _absent(model: nn.Module, names: list[str]) -> list[SublayerId]:
-    paths = find_sublayers(model).paths
-    return [each for each, path in paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+def _absent(anatomy: Anatomy, names: list[str]) -> list[SublayerId]:
+    return [each for each, path in anatomy.paths.items() if not any(name.startswith(f"{path}.") for name in names)]
 
 
-def _is_whole_without(model: nn.Module, names: list[str], absent: list[SublayerId]) -> bool:
+def _is_whole_without(model: nn.Module, anatomy: Anatomy, names: list[str], absent: list[SublayerId]) -> bool:
     """Whether the state holds every weight of the model but those of the absent sublayers, adapters aside."""
-    anatomy = find_sublayers(model)
     gone = [f"{part.path}." for each in absent if each in anatomy for part in anatomy[each].parts]
     held = {_plain(name) for name in names}
     own = {_plain(name) for name in model.state_dict() if ".lora_" not in name}
