@@ -242,7 +242,7 @@ class SublayerPruneCallback(Callback):
         pruner = self._require_pruner()
         if self.amount is not None:
             return Budget(self.amount, pruner.num_parameters)
-        everything = sum(pruner.candidates().values()) + pruner.plan.num_removed_parameters
+        everything = pruner.num_available + pruner.plan.num_removed_parameters
         return Budget(everything / pruner.num_parameters, pruner.num_parameters, last="lowest_score")
 
     def _require_reachable(self, trainer: L.Trainer) -> None:

@@ -69,12 +69,15 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
 
 
 def _absent(anatomy: Anatomy, names: list[str]) -> list[SublayerId]:
-    return [each for each, path in anatomy.paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+    # Blocks that are out of the stack have no path, and nothing of them can be in the state.
+    taken_out = [each for each in anatomy.removed if each not in anatomy.paths]
+    listed = [each for each, path in anatomy.paths.items() if not any(name.startswith(f"{path}.") for name in names)]
+    return [*taken_out, *listed]
 
 
 def _is_whole_without(model: nn.Module, anatomy: Anatomy, names: list[str], absent: list[SublayerId]) -> bool:
     """Whether the state holds every weight of the model but those of the absent sublayers, adapters aside."""
-    gone = [f"{part.path}." for each in absent if each in anatomy for part in anatomy[each].parts]
+    gone = [f"{part.path}." for part in anatomy.parts(each for each in absent if each in anatomy)]
     held = {_plain(name) for name in names}
     own = {_plain(name) for name in model.state_dict() if ".lora_" not in name}
     return all(name in held for name in own if not name.startswith(tuple(gone)))

@@ -13,7 +13,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lit_prune.errors import ModelError, PlanError
+from lit_prune.anatomy import Record, find_sublayers
+from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.names import Source, explained, load_tokenizer, locate, require_gguf
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
@@ -87,15 +88,10 @@ def _require_causal(config: PreTrainedConfig, source: Source) -> None:
 
 
 def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]:
-    record = getattr(config.get_text_config(decoder=True), "lit_prune", None)
-    if record is None:
-        return ()
-    if not isinstance(record, dict) or record.get("version") != 1:
-        raise ModelError(f"{source.label} was pruned by a newer lit-prune: its config says lit_prune = {record!r}")
     try:
-        return tuple(SublayerId.parse(each) for each in record["removed"])
-    except (KeyError, TypeError, PlanError) as error:
-        raise ModelError(f"the record lit_prune in the config of {source.label} is damaged: {error}") from error
+        return Record.of(config.get_text_config(decoder=True)).removed
+    except AnatomyError as error:
+        raise ModelError(f"{source.label}: {error}") from error
 
 
 def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source) -> type[PreTrainedModel]:
@@ -107,7 +103,8 @@ def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], sourc
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
-        remove(self, removed)
+        anatomy = find_sublayers(self)
+        remove(self, [each for each in removed if each in anatomy])
 
     return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
 

@@ -78,13 +78,18 @@ class Pruner:
 
     def candidates(self) -> dict[Candidate, int]:
         """What may go now, with the parameters that each would free."""
-        sizes = {each.id: each.num_parameters for each in find_sublayers(self.model).sublayers}
-        free = {each: size for each, size in sizes.items() if each not in self._protected}
+        anatomy = find_sublayers(self.model)
+        free = [each.id for each in anatomy.sublayers if each.id not in self._protected]
         if self.granularity == "block":
             pairs = [tuple(SublayerId(each.block, kind) for kind in KINDS) for each in free if each.kind == KINDS[0]]
-            return {Candidate(pair): sum(free[each] for each in pair) for pair in pairs if all(i in free for i in pair)}
+            return {Candidate(pair): anatomy.num_freed(pair) for pair in pairs if all(each in free for each in pair)}
         kinds = KINDS if self.granularity == "sublayer" else (self.granularity,)
-        return {Candidate((each,)): size for each, size in free.items() if each.kind in kinds}
+        return {Candidate((each,)): anatomy.num_freed([each]) for each in free if each.kind in kinds}
+
+    @property
+    def num_available(self) -> int:
+        """Parameters that all candidates together would free."""
+        return find_sublayers(self.model).num_freed(each for one in self.candidates() for each in one.sublayers)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
@@ -93,7 +98,7 @@ class Pruner:
             BudgetError: With what they can give.
         """
         what = {"sublayer": "sublayers", "block": "whole blocks"}.get(self.granularity, f"{self.granularity} sublayers")
-        budget.require_reachable(self.candidates(), what, self.plan.num_removed_parameters)
+        budget.require_reachable(self.num_available, what, self.plan.num_removed_parameters)
 
     def step(
         self,
@@ -203,8 +208,11 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
     """
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())
+    gone: list[SublayerId] = []
     for step in plan.steps:
-        freed = sum(anatomy[each].num_parameters for each in step.removed.sublayers)
+        # Norms that a block's sublayers share go with the second of them.
+        freed = anatomy.num_freed([*gone, *step.removed.sublayers]) - anatomy.num_freed(gone)
+        gone += step.removed.sublayers
         if freed != step.num_parameters:
             raise PlanError(
                 f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "

@@ -1,15 +1,27 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
-from lit_prune.anatomy.structure import Anatomy, Part, Sublayer, count_parameters, find_sublayers, language_model
-from lit_prune.anatomy.stubs import AttentionStub, MlpStub
+from lit_prune.anatomy.blocks import experts_per_token, routed_parameters
+from lit_prune.anatomy.layouts import BLOCK_LISTS, BLOCK_NUMBERS, POST_NORM, PRE_NORM, Layout
+from lit_prune.anatomy.record import Record
+from lit_prune.anatomy.structure import decoder_config, find_sublayers, language_model
+from lit_prune.anatomy.stubs import SublayerStub
+from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameters
 
 __all__ = [
+    "BLOCK_LISTS",
+    "BLOCK_NUMBERS",
+    "POST_NORM",
+    "PRE_NORM",
     "Anatomy",
-    "AttentionStub",
-    "MlpStub",
+    "Layout",
     "Part",
+    "Record",
     "Sublayer",
+    "SublayerStub",
     "count_parameters",
+    "decoder_config",
+    "experts_per_token",
     "find_sublayers",
     "language_model",
+    "routed_parameters",
 ]

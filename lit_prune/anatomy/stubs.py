@@ -1,32 +1,58 @@
-"""What stands in the place of a sublayer that is muted or gone: modules without parameters that add nothing.
+"""What stands in the place of a sublayer that is muted or gone: a module without parameters that adds nothing.
 
-Hugging Face's own decoder layer goes on calling them, so nothing of it has to be rewritten.
+Hugging Face's own decoder layer goes on calling it, so nothing of it has to be rewritten.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class AttentionStub(nn.Module):
-    """Returns `(zeros, None)` in the form of every attention module of transformers."""
+@dataclass(frozen=True)
+class ResidualArgument:
+    """An argument of `forward` with the residual stream, which the module adds by itself.
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Zeros of the input's shape [batch, seq, hidden]; a fresh tensor, since some blocks add in place."""
-        return torch.zeros_like(hidden_states), None
+    Attributes:
+        name: Of the argument.
+        position: Among those after the hidden states, from 0.
+    """
+
+    name: str
+    position: int
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> ResidualArgument | None:
+        """Find it in the signature of a module's `forward`; None where the block does the addition."""
+        names = list(inspect.signature(type(module).forward).parameters)[2:]
+        return cls(name, names.index(name)) if name in names else None
+
+    def pick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The residual among the arguments after the hidden states."""
+        residual: Tensor = kwargs[self.name] if self.name in kwargs else args[self.position]
+        return residual
 
 
-class MlpStub(nn.Module):
-    """Returns zeros, in a tuple where the FFN that it stands for returned one."""
+class SublayerStub(nn.Module):
+    """Takes the arguments of an attention or FFN and returns what adds nothing, in the form that it returned.
 
-    def __init__(self, *, as_tuple: bool = False) -> None:
+    Args:
+        as_tuple: Whether it returned `(output, something)`.
+        residual: The argument that it added its output to; None where the block does so.
+    """
+
+    def __init__(self, *, as_tuple: bool, residual: ResidualArgument | None = None) -> None:
         super().__init__()
         self.as_tuple = as_tuple
+        self.residual = residual
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Zeros of the input's shape [..., hidden]."""
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros, None) if self.as_tuple else zeros
+        """Zeros of the input's shape [..., hidden], or the residual."""
+        # The zeros are a fresh tensor, since some blocks add in place.
+        output = torch.zeros_like(hidden_states) if self.residual is None else self.residual.pick(args, kwargs)
+        return (output, None) if self.as_tuple else output

@@ -81,7 +81,7 @@ class WhatIf:
     @property
     def cost(self) -> float:
         """Work so far in dense forward passes over the batches; embedding and head are not counted apart."""
-        return self.num_block_evaluations / (len(self.batches) * find_sublayers(self.model).num_blocks)
+        return self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
 
     @property
     def num_positions(self) -> int:
@@ -123,7 +123,8 @@ class WhatIf:
         """Per batch: loss sums [1 + candidates, batch] and token counts [batch]; one batch's states are held."""
         anatomy = find_sublayers(self.model)
         blocks = list(self.model.get_submodule(anatomy.blocks_path))
-        todo = len(self.batches) * (len(blocks) + sum(len(blocks) - each.block for each in ordered))
+        first = {each: anatomy.position(each.block) for each in ordered}
+        todo = len(self.batches) * (len(blocks) + sum(len(blocks) - each for each in first.values()))
         done = 0
         for batch in self.batches:
             batch = on_device(batch, self.model.device)
@@ -133,9 +134,10 @@ class WhatIf:
             done += len(blocks)
             for candidate in ordered:
                 self._progress(done, todo, candidate.name)
-                with mute(self.model, candidate.sublayers, anatomy=anatomy), _resumed(blocks, states, candidate.block):
-                    rows.append(self._losses_of(batch, len(blocks) - candidate.block)[0])
-                done += len(blocks) - candidate.block
+                left = len(blocks) - first[candidate]
+                with mute(self.model, candidate.sublayers, anatomy=anatomy), _resumed(blocks, states, first[candidate]):
+                    rows.append(self._losses_of(batch, left)[0])
+                done += left
             self._progress(done, todo, "")
             yield torch.stack(rows), tokens
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import NORMALISERS, WhatIf, sublayer_shares
+from lit_prune.measure import NORMALISERS, WhatIf, candidate_shares
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS
 
@@ -30,7 +30,7 @@ class NormalisedRelativeImpact:
 
     baseline: Literal["current", "original"] = "current"
     impact: Literal["relative", "log"] = "relative"
-    normaliser: Literal["parameters", "flops", "none"] = "parameters"
+    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "none"] = "parameters"
 
     def __post_init__(self) -> None:
         for name, known in (("baseline", ("current", "original")), ("impact", ("relative", "log")),
@@ -41,19 +41,20 @@ class NormalisedRelativeImpact:
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one what-if loss per candidate."""
         losses = what_if.losses(candidates)
-        shares = sublayer_shares(what_if.model, self.normaliser, num_positions=what_if.num_positions)
+        shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
         reference = _original_nll(history, losses.base) if self.baseline == "original" else losses.base
         importance = {}
         for candidate, nll in losses.without.items():
-            share = math.fsum(shares[each] for each in candidate.sublayers)
-            importance[candidate] = self._score(nll - reference, share)
+            importance[candidate] = self._score(nll - reference, shares[candidate])
         return Scores(importance, losses.base, losses.without)
 
     def _score(self, difference: float, share: float) -> float:
         impact = _relative_rise(difference) if self.impact == "relative" else difference
         if self.normaliser == "none":
             return impact
-        return impact / share if impact > 0 else -share
+        if impact <= 0:
+            return -share
+        return impact / share if share else math.inf
 
 
 @SCORERS.register("ri")

@@ -47,13 +47,12 @@ class Budget:
         """Parameters still to remove, 0 when the target is met."""
         return max(0, self.num_target - num_removed)
 
-    def require_reachable(self, sizes: Mapping[Candidate, int], what: str, num_removed: int = 0) -> None:
+    def require_reachable(self, available: int, what: str, num_removed: int = 0) -> None:
         """Refuse an amount that all candidates together cannot give, before anything is measured.
 
         Raises:
             BudgetError: They are too few; the message says how much they are.
         """
-        available = sum(sizes.values())
         if available < self.remaining(num_removed):
             most = (available + num_removed) / self.num_parameters
             raise BudgetError(

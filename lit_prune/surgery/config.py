@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from lit_prune.anatomy import Anatomy
+from lit_prune.anatomy import Anatomy, Record, decoder_config
 from lit_prune.plan import SublayerId
 
-RECORD_VERSION = 1
+CACHE_KEY = "kv_sharing_modes"
 
 
 def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | None]:
-    """Transformers' `kv_sharing_modes`, one per block: a block without attention keeps no cache.
+    """Transformers' `kv_sharing_modes`, one per block in the list: a block without attention keeps no cache.
 
     Renumbering `layer_idx` instead would break models that mix sliding windows and full attention.
     """
     without = {each.block for each in (*anatomy.removed, *gone) if each.kind == "attention"}
-    return ["reuse" if block in without else None for block in range(anatomy.num_blocks)]
+    return ["reuse" if block in without else None for block in anatomy.blocks]
 
 
 def record_removal(model: Any, anatomy: Anatomy) -> None:
     """Write what is gone into the live config, so that whatever saves the model saves the record too.
 
     `per_layer_config` is transformers' coming standard for skipped sublayers; 5.x builds the layers all the same,
-    so lit-prune reads only its own `lit_prune` entry.
+    so lit-prune reads only its own `lit_prune` entry. Neither entry is written where nothing of the list is gone.
     """
-    config = model.config.get_text_config(decoder=True)
-    config.lit_prune = {"version": RECORD_VERSION, "removed": [str(each) for each in anatomy.removed]}
+    config = decoder_config(model)
+    closed_up = anatomy.blocks != tuple(range(anatomy.num_blocks))
+    record = replace(Record.of(config), removed=anatomy.removed)
+    (replace(record, blocks=anatomy.blocks, num_blocks=anatomy.num_blocks) if closed_up else record).write(config)
     skips: dict[int | str, dict[str, Any]] = defaultdict(lambda: {"skip": []})
     for each in anatomy.removed:
-        skips[each.block]["skip"].append(each.kind)
+        if each in anatomy.paths:
+            skips[anatomy.position(each.block)]["skip"].append(each.kind)
     config.per_layer_config = dict(skips)
-    config.kv_sharing_modes = sharing_modes(anatomy, ())
-    if None not in config.kv_sharing_modes:
+    modes = sharing_modes(anatomy, ())
+    if any(modes):
+        setattr(config, CACHE_KEY, modes)
+    else:
+        config.__dict__.pop(CACHE_KEY, None)
+    if None not in modes:
         # Without any attention there is nothing to cache, and a cache of dummies has no length.
         config.use_cache = False
         if getattr(model, "generation_config", None) is not None:

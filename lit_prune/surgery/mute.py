@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy import Anatomy, AttentionStub, MlpStub, Sublayer, find_sublayers, language_model
+from lit_prune.anatomy import Anatomy, Part, decoder_config, find_sublayers, language_model
 from lit_prune.plan import SublayerId
-from lit_prune.surgery.config import sharing_modes
+from lit_prune.surgery.config import CACHE_KEY, sharing_modes
 
 
 @contextmanager
@@ -29,39 +29,32 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
     """
     root = language_model(model)
     anatomy = anatomy or find_sublayers(root)
-    sublayers = [anatomy[each] for each in ids]
-    taken: list[tuple[nn.Module, str, nn.Module]] = []
-    config = root.config.get_text_config(decoder=True)
-    before = config.__dict__.get("kv_sharing_modes", _ABSENT)
+    going = tuple(ids)
+    parts = anatomy.parts(going)
+    config = decoder_config(root)
+    before = config.__dict__.get(CACHE_KEY, _ABSENT)
+    taken = put_stubs(root, parts)
     try:
-        for sublayer in sublayers:
-            taken += put_stubs(root, sublayer)
-        config.kv_sharing_modes = sharing_modes(anatomy, [each.id for each in sublayers])
+        setattr(config, CACHE_KEY, sharing_modes(anatomy, going))
         yield
     finally:
-        for parent, name, module in reversed(taken):
+        for parent, name, module in taken:
             setattr(parent, name, module)
         if before is _ABSENT:
-            config.__dict__.pop("kv_sharing_modes", None)
+            config.__dict__.pop(CACHE_KEY, None)
         else:
-            config.kv_sharing_modes = before
+            setattr(config, CACHE_KEY, before)
 
 
 _ABSENT: Any = object()
 
 
-def put_stubs(model: nn.Module, sublayer: Sublayer) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace the parts of a sublayer; returns `(parent, child name, original)` of each, for putting them back."""
+def put_stubs(model: nn.Module, parts: Iterable[Part]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replace parts by what stands for them; returns `(parent, child name, original)` of each, to be put back."""
     taken = []
-    for part in sublayer.parts:
+    for part in parts:
         parent_path, _, name = part.path.rpartition(".")
         parent = model.get_submodule(parent_path)
         taken.append((parent, name, getattr(parent, name)))
-        setattr(parent, name, _stub(part.role))
+        setattr(parent, name, part.stub())
     return taken
-
-
-def _stub(role: str) -> nn.Module:
-    if role == "attention":
-        return AttentionStub()
-    return nn.Identity() if role == "identity" else MlpStub(as_tuple=role == "mlp_tuple")

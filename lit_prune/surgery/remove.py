@@ -31,16 +31,16 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
     """
     model = language_model(model)
     anatomy = find_sublayers(model)
-    sublayers = [anatomy[each] for each in dict.fromkeys(ids)]
-    if not sublayers:
+    parts = anatomy.parts(ids)
+    if not parts:
         return 0
-    gone = [module for sublayer in sublayers for _, _, module in put_stubs(model, sublayer)]
+    gone = [module for _, _, module in put_stubs(model, parts)]
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}
     dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]
     for optimizer in optimizers:
         forget_parameters(optimizer, dropped)
-    return sum(sublayer.num_parameters for sublayer in sublayers)
+    return sum(part.num_parameters for part in parts)
 
 
 def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:

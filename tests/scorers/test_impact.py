@@ -61,7 +61,8 @@ def test_flops_of_a_small_mlp_by_hand():
     model = tiny_model("llama")
     ri, nri = scored(model, "ri").importance, scored(model, "nri", normaliser="flops").importance
     mlp = 2 * 3 * 32 * 64
-    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 2 * 20 * 32
+    # One token after 20 others: scores and weighted values over 21 keys.
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 2 * 2 * 21 * 32
     total = 4 * (mlp + attention) + 2 * 128 * 32
     for candidate, share in ((CANDIDATES[0], attention / total), (CANDIDATES[1], mlp / total)):
         expected = ri[candidate] / share if ri[candidate] > 0 else -share

@@ -1,0 +1,216 @@
+"""One decoder block: which of its children are attention, FFN and norms, and what takes their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_prune.anatomy.layouts import EXPERTS_PER_TOKEN, LAYOUTS, Layout
+from lit_prune.anatomy.stubs import ResidualArgument, SublayerStub
+from lit_prune.anatomy.sublayers import Part, Sublayer, count_parameters
+from lit_prune.errors import AnatomyError
+from lit_prune.plan import KINDS, SublayerId
+
+_TUPLE_FORM: dict[type[nn.Module], bool] = {}
+"""Whether FFNs of a class return a tuple: asked once for every class."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one block has: module paths by kind, and what is still present.
+
+    Attributes:
+        paths: Of attention and FFN, present or gone.
+        sublayers: Those that are present.
+        shared: Norms that go with the last of them.
+        passes_through: Whether it returns its input without them: no norms stay behind.
+    """
+
+    paths: dict[SublayerId, str]
+    sublayers: tuple[Sublayer, ...]
+    shared: tuple[Part, ...]
+    passes_through: bool
+
+
+class BlockReader:
+    """Reads the blocks of one model.
+
+    Args:
+        config: Of the decoder.
+        layout: The user's description, where there is one.
+    """
+
+    def __init__(self, config: Any, layout: Layout | None) -> None:
+        self.config = config
+        self.described = layout
+
+    def read(self, block: nn.Module, path: str, number: int) -> Block:
+        """Read one block.
+
+        Args:
+            block: The module.
+            path: Of it in the model.
+            number: Of it in the original model.
+
+        Raises:
+            AnatomyError: It is not understood; the message says what was found and what was expected.
+        """
+        layout = self._layout(block).for_config(self.config)
+        attention = self._attention(block, layout)
+        children = {"attention": (attention,), "mlp": self._mlp(block, layout, attention)}
+        norms = {"attention": layout.attention_norms, "mlp": layout.mlp_norms}
+        paths = {SublayerId(number, kind): f"{path}.{children[kind][-1]}" for kind in KINDS}
+        present = tuple(
+            self._sublayer(block, path, SublayerId(number, kind), children[kind], norms[kind], layout)
+            for kind in KINDS
+            if not isinstance(getattr(block, children[kind][-1]), SublayerStub)
+        )
+        shared = tuple(_part(block, path, name) for name in layout.shared_norms)
+        return Block(paths, present, shared, passes_through=not layout.staying_norms)
+
+    def _sublayer(
+        self,
+        block: nn.Module,
+        path: str,
+        sublayer: SublayerId,
+        children: tuple[str, ...],
+        norms: tuple[str, ...],
+        layout: Layout,
+    ) -> Sublayer:
+        own = getattr(block, children[-1])
+        residual = ResidualArgument.of(own, layout.residual_argument)
+        as_tuple = (
+            layout.attention_output == "tuple"
+            if sublayer.kind == "attention"
+            else len(children) == 1 and self._returns_tuple(own, residual)
+        )
+        stub = partial(SublayerStub, as_tuple=as_tuple, residual=residual)
+        around = tuple(_part(block, path, name) for name in (*norms, *children[:-1]))
+        after = [name for name in norms if name in layout.norms_after]
+        return Sublayer(
+            id=sublayer,
+            path=f"{path}.{children[-1]}",
+            output=f"{path}.{after[-1] if after else children[-1]}",
+            parts=(*around, _part(block, path, children[-1], stub)),
+            form=layout.form(norms),
+            residual=residual,
+            num_idle_parameters=_count_idle(own, self.config),
+        )
+
+    def _layout(self, block: nn.Module) -> Layout:
+        children = dict(block.named_children())
+        norms = {name for name, child in children.items() if _is_norm(child)}
+        if self.described is not None:
+            if absent := [name for name in self.described.parts if not hasattr(block, name)]:
+                raise self._misunderstood(block, f"the layout names {', '.join(absent)}, which it has not")
+            if unnamed := norms - set(self.described.norms):
+                raise self._misunderstood(block, f"the layout does not say what becomes of {', '.join(unnamed)}")
+            return self.described
+        rows = [row for row in LAYOUTS if norms <= set(row.norms) <= set(children)]
+        if not rows:
+            known = "; ".join(" + ".join(row.norms) for row in LAYOUTS)
+            found = f"it has the norms {', '.join(sorted(norms)) or 'none'}; known sets are: {known}"
+            raise self._misunderstood(block, found)
+        return max(rows, key=lambda row: len(row.norms))
+
+    def _attention(self, block: nn.Module, layout: Layout) -> str:
+        if layout.attention is not None:
+            return layout.attention
+        names = [name for name, child in block.named_children() if _is_attention(name, child)]
+        if len(names) != 1:
+            found = ", ".join(names) or "none"
+            raise self._misunderstood(block, f"expected one attention (a child named attn or attention), found {found}")
+        return names[0]
+
+    def _mlp(self, block: nn.Module, layout: Layout, attention: str) -> tuple[str, ...]:
+        if layout.mlp:
+            return layout.mlp
+        known = {*layout.norms, attention}
+        names = tuple(name for name, child in block.named_children() if name not in known and _has_work(child))
+        if len(names) != 1:
+            found = ", ".join(names) or "none"
+            raise self._misunderstood(block, f"expected one FFN beside {attention}, found {found}")
+        return names
+
+    def _misunderstood(self, block: nn.Module, why: str) -> AnatomyError:
+        children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
+        return AnatomyError(
+            f"the blocks of this {self.config.model_type} model ({type(block).__name__}) are not understood: {why}. "
+            f"Children: {children}. Describe the blocks with a layout: see docs/architectures.md"
+        )
+
+    def _returns_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
+        if type(mlp) not in _TUPLE_FORM:
+            _TUPLE_FORM[type(mlp)] = self._ask_for_tuple(mlp, residual)
+        return _TUPLE_FORM[type(mlp)]
+
+    def _ask_for_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
+        # One token of zeros through one FFN tells its form; no table of classes could be complete.
+        parameter = next(mlp.parameters())
+        dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+        token = torch.zeros(1, 1, self.config.hidden_size, dtype=dtype, device=parameter.device)
+        extra = {} if residual is None else {residual.name: token}
+        try:
+            # Dropout may draw, and a look must not change the training that goes on.
+            with torch.no_grad(), torch.random.fork_rng():
+                return isinstance(mlp.forward(token, **extra), tuple)
+        except TypeError as error:
+            raise AnatomyError(f"the FFN {type(mlp).__name__} wants more than the hidden state: {error}") from error
+
+
+def _part(block: nn.Module, path: str, name: str, stub: Callable[[], nn.Module] = nn.Identity) -> Part:
+    return Part(f"{path}.{name}", count_parameters([getattr(block, name)]), stub)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in parameters)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return ("attn" in name or "attention" in name) and not _is_norm(module) and _has_work(module)
+
+
+def _has_work(module: nn.Module) -> bool:
+    return isinstance(module, SublayerStub) or any(True for _ in module.parameters())
+
+
+def _count_idle(module: nn.Module, config: Any) -> int:
+    """Parameters of experts that a token does not go through: all but `num_experts_per_tok` of them."""
+    return sum(
+        parameter.numel() - parameter.numel() * experts_per_token(config) // num_experts
+        for parameter, num_experts in routed_parameters(module)
+    )
+
+
+def experts_per_token(config: Any) -> int:
+    """How many experts a token goes through.
+
+    Raises:
+        AnatomyError: The config does not say.
+    """
+    counts = [getattr(config, name, None) for name in EXPERTS_PER_TOKEN]
+    stated = [each for each in counts if isinstance(each, int)]
+    if not stated:
+        raise AnatomyError(
+            f"this {config.model_type} model has experts, and its config does not say how many a token goes through "
+            f"({', '.join(EXPERTS_PER_TOKEN)})"
+        )
+    return stated[0]
+
+
+def routed_parameters(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+    """Parameters of the experts in a module, with the number of experts; routers and shared experts are none."""
+    for path, child in module.named_modules():
+        if path.rpartition(".")[2] != "experts":
+            continue
+        one_by_one = len(child) if isinstance(child, nn.ModuleList) else None
+        for name, parameter in child.named_parameters():
+            if "lora_" not in name:
+                # Fused experts are stacked along the first dimension.
+                yield parameter, one_by_one or parameter.shape[0]

@@ -1,0 +1,111 @@
+"""Whether the reading of a model's blocks is right, asked of the model itself on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.anatomy import Anatomy, Sublayer, find_sublayers, language_model
+from lit_prune.errors import AnatomyError
+from lit_prune.measure.losses import evaluating
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import mute
+
+NUM_TOKENS = 4
+
+
+def require_understood(model: nn.Module) -> None:
+    """Check on a few tokens that muting a sublayer is the same as zeroing what it adds, in every kind of block.
+
+    A guess from names could be wrong for a model that nobody has tried; this finds out before anything is removed.
+    Models on the meta device have no values to compare, and pass.
+
+    Args:
+        model: A causal language model, perhaps pruned or wrapped by peft.
+
+    Raises:
+        AnatomyError: A block without a sublayer gives something else than the block with that output zeroed.
+    """
+    root = language_model(model)
+    if root.device.type == "meta":
+        return
+    anatomy = find_sublayers(root)
+    chosen = _one_of_each_kind(root, anatomy)
+    with evaluating(root), _recorded_calls([module for module, _ in chosen]) as calls:
+        tokens = torch.arange(NUM_TOKENS, device=root.device)[None] % root.get_input_embeddings().weight.shape[0]
+        root(input_ids=tokens, use_cache=False)
+        for (block, sublayers), (args, kwargs) in zip(chosen, calls, strict=True):
+            for each in sublayers:
+                _compare(root, anatomy, block, each, args, kwargs)
+
+
+def _one_of_each_kind(model: nn.Module, anatomy: Anatomy) -> list[tuple[nn.Module, list[Sublayer]]]:
+    """The first block of every kind (the classes of its children, and what is left of it) and its sublayers."""
+    kinds: dict[Any, tuple[nn.Module, list[Sublayer]]] = {}
+    for block in anatomy.blocks:
+        module = model.get_submodule(f"{anatomy.blocks_path}.{anatomy.position(block)}")
+        present = [anatomy[each] for kind in ("attention", "mlp") if (each := SublayerId(block, kind)) in anatomy]
+        kinds.setdefault(tuple((name, type(child)) for name, child in module.named_children()), (module, present))
+    return list(kinds.values())
+
+
+@contextmanager
+def _recorded_calls(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[Any, Any]]]:
+    calls: list[tuple[Any, Any]] = []
+
+    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(calls) < len(blocks):
+            calls.append((args, kwargs))
+
+    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compare(
+    model: nn.Module, anatomy: Anatomy, block: nn.Module, sublayer: Sublayer, args: Any, kwargs: Mapping[str, Any]
+) -> None:
+    trouble: object
+    try:
+        with _zeroed(model.get_submodule(sublayer.output), sublayer):
+            expected = _hidden(block(*args, **kwargs))
+        with mute(model, [sublayer.id], anatomy=anatomy):
+            found = _hidden(block(*args, **kwargs))
+        trouble = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30))
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        trouble = repr(error)
+    # Equal to the last bit wherever it was tried; the margin is for kernels that sum in another order.
+    if not isinstance(trouble, float) or not trouble <= 1e-3:
+        what = f"the outputs differ by {trouble:.2g}" if isinstance(trouble, float) else trouble
+        raise AnatomyError(
+            f"{sublayer.path} of this {anatomy.model_type} model was read as {sublayer.form!r}, and the block without "
+            f"it is not the block with its output zeroed: {what}. Describe the blocks with a layout: see "
+            "docs/architectures.md"
+        )
+
+
+@contextmanager
+def _zeroed(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
+    def zero(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        tensor = _hidden(output)
+        nothing = sublayer.residual.pick(args[1:], kwargs) if sublayer.residual else torch.zeros_like(tensor)
+        return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
+
+    handle = module.register_forward_hook(zero, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states in what a module returned."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
