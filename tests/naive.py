@@ -11,22 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-PATHS = {
-    "llama": ("model.layers", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
-    "mistral": ("model.layers", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
-    "qwen2": ("model.layers", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
-    "gpt2": ("transformer.h", "attn", "mlp", "ln_1", "ln_2"),
-    "opt": ("model.decoder.layers", "self_attn", "fc2", "self_attn_layer_norm", "final_layer_norm"),
-}
-"""Written by hand: block list, attention, the module whose output is the FFN's, and the norm of each."""
+from tests.zoo import ZOO
 
 Name = tuple[str, int]
 
 
 def module_of(model: PreTrainedModel, architecture: str, sublayer: Name) -> nn.Module:
-    kind, block = sublayer
-    blocks, attention, mlp, *_ = PATHS[architecture]
-    return model.get_submodule(f"{blocks}.{block}.{attention if kind == 'attention' else mlp}")
+    return model.get_submodule(ZOO[architecture].path(*sublayer))
 
 
 @contextmanager
@@ -34,7 +25,15 @@ def zeroed(model: PreTrainedModel, architecture: str, sublayers: Iterable[Name])
     def zero(_: nn.Module, __: Any, output: Any) -> Any:
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
-    handles = [module_of(model, architecture, each).register_forward_hook(zero) for each in sublayers]
+    def keep_residual(_: nn.Module, args: Any, output: Any) -> Any:
+        return (args[1], *output[1:]) if isinstance(output, tuple) else args[1]
+
+    handles = [
+        module_of(model, architecture, each).register_forward_hook(
+            keep_residual if each[0] in ZOO[architecture].inside else zero
+        )
+        for each in sublayers
+    ]
     try:
         yield
     finally:
@@ -78,10 +77,9 @@ def scores(
 
 def size(model: PreTrainedModel, architecture: str, sublayer: Name) -> int:
     kind, block = sublayer
-    blocks, attention, mlp, attention_norm, mlp_norm = PATHS[architecture]
-    names = (attention, attention_norm) if kind == "attention" else (mlp, mlp_norm)
-    names = (*names, "fc1") if architecture == "opt" and kind == "mlp" else names
-    return sum(p.numel() for name in names for p in model.get_submodule(f"{blocks}.{block}.{name}").parameters())
+    specimen = ZOO[architecture]
+    modules = [model.get_submodule(f"{specimen.blocks}.{block}.{name}") for name in specimen.going(kind)]
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def own_text(model: PreTrainedModel, num_sequences: int, length: int) -> Tensor:
