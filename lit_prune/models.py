@@ -1,6 +1,7 @@
 """Loads causal language models by name: from the hub, a folder (dense, or pruned by lit-prune), or a GGUF file.
 
 What comes back is always an instance of transformers' own class. Nothing that would run random weights is returned.
+`skeleton` gives the same structure without weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lit_prune.names import Source, explained, load_tokenizer, locate, require_g
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 
-__all__ = ["load", "load_tokenizer"]
+__all__ = ["load", "load_tokenizer", "skeleton"]
 
 
 def load(
@@ -54,6 +55,38 @@ def load(
     options |= {"revision": revision} if revision else {}
     model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options)
     return cast(PreTrainedModel, (model if device is None else model.to(device)).eval())
+
+
+def skeleton(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build a model on the meta device from its config: its structure, no values, next to no memory.
+
+    Weights are neither read nor wanted: a folder with a `config.json` is enough.
+
+    Args:
+        name: As for `load`.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        A stock transformers model in eval mode; of a pruned one, what its record says is gone is gone.
+
+    Raises:
+        ModelError: The config cannot be found or read, or is of no causal language model.
+    """
+    source = locate(name)
+    require_gguf(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    with explained(source, "config"):
+        found: dict[str, Any] = {**source.file_options, **({"revision": revision} if revision else {})}
+        config = AutoConfig.from_pretrained(source.location, **found, **options)
+    _require_causal(config, source)
+    removed = _removed(config, source)
+    factory: Any = _pruned_class(config, removed, source) if removed else AutoModelForCausalLM
+    with explained(source, "model"), torch.device("meta"):
+        model = factory._from_config(config) if removed else factory.from_config(config, **options)
+    if removed:
+        model.__class__ = factory.__bases__[0]
+    return cast(PreTrainedModel, model.eval())
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
