@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
 
 FROZEN = "_lit_prune_frozen"
@@ -39,7 +41,7 @@ class LoraHealing:
             )
 
     def config_for(self, model: nn.Module) -> LoraConfig:
-        """The same for peft and this model."""
+        """The same for peft and these modules."""
         # peft takes fractions; its annotation says int.
         alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
         # GPT-2's layers hold their weights transposed.
@@ -49,12 +51,15 @@ class LoraHealing:
             lora_alpha=alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets,
+            exclude_modules=_routers(model) or None,
             fan_in_fan_out=transposed,
         )
 
 
 def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
-    """Add adapters in place; from here on they alone are trained.
+    """Add adapters to the linear layers of the decoder blocks, in place; from here on they alone are trained.
+
+    Experts that are stacked in one tensor, and routers, are no linear layers and get none.
 
     Raises:
         LitPruneError: The model has adapters already, or none of the targets.
@@ -62,10 +67,16 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     if attached_lora(model) is not None:
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    blocks: Any = model.get_submodule(find_sublayers(model).blocks_path)
     try:
-        inject_adapter_in_model(healing.config_for(model), model)
+        # The blocks alone: heads and towers stay as they are, and peft does not rewrite targets for a model's type.
+        inject_adapter_in_model(healing.config_for(blocks), blocks)
     except ValueError as error:
         raise LitPruneError(f"LoRA cannot be attached to {healing.targets}: {error}") from error
+    model.requires_grad_(False)
+    for name, parameter in blocks.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    model.__dict__["peft_config"] = blocks.__dict__.pop("peft_config")
     model.__dict__[FROZEN] = frozen
 
 
@@ -91,3 +102,15 @@ def merge_lora(model: nn.Module) -> None:
     model.requires_grad_(True)
     for parameter in model.__dict__.pop(FROZEN, ()):
         parameter.requires_grad_(False)
+
+
+def _routers(model: nn.Module) -> list[str]:
+    """Linear layers of experts' routers, by name: they return more than their product, which peft cannot adapt."""
+    with torch.no_grad():
+        return [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+            and type(module).forward is not nn.Linear.forward
+            and not isinstance(module.forward(module.weight.new_zeros(1, module.in_features)), Tensor)
+        ]

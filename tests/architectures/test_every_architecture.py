@@ -1,0 +1,253 @@
+"""What must hold for every architecture. What each test finds is a cell of docs/architectures.md."""
+
+import copy
+import io
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import PlanError
+from lit_prune.export import save
+from lit_prune.healing import LoraHealing, attach_lora, merge_lora
+from lit_prune.measure import WhatIf, count_costs, require_understood
+from lit_prune.models import load
+from lit_prune.plan import Candidate, SublayerId
+from lit_prune.surgery import compact, mute, remove, removed_sublayers
+from tests import naive
+from tests.architectures.report import capability
+from tests.tiny import NUM_BLOCKS, tiny_model
+from tests.zoo import ZOO
+
+ALL = [(kind, block) for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+ATTENTION = [each for each in ALL if each[0] == "attention"]
+SINGLES = [[each] for each in ALL]
+PAIRS = [
+    [("attention", 0), ("mlp", 0)],
+    [("attention", 0), ("attention", 1)],
+    [("mlp", 0), ("attention", 3)],
+    [("mlp", 2), ("mlp", 3)],
+    [("attention", 2), ("mlp", 2)],
+]
+LARGER = [
+    ALL[:4],
+    [("attention", 1), ("mlp", 1), ("attention", 3)],
+    [each for each in ALL if each[0] == "mlp"],
+    ATTENTION,
+    ALL[1:],
+    ALL,
+]
+SETS = [*SINGLES, *PAIRS, *LARGER]
+TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
+PADDED = torch.ones_like(TOKENS)
+PADDED[0, :7] = 0
+every_architecture = pytest.mark.parametrize("architecture", ZOO)
+
+
+def ids(names):
+    return [SublayerId(block, kind) for kind, block in names]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=TOKENS, attention_mask=PADDED, use_cache=False).logits[PADDED.bool()]
+
+
+def generate(model, **options):
+    model.generation_config.eos_token_id = None
+    options = {"attention_mask": PADDED, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **options}
+    return model.generate(TOKENS, **options)
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@capability("mute")
+@every_architecture
+def test_muted_equals_the_output_zeroed_to_the_last_bit(architecture, finds):
+    model = tiny_model(architecture)
+    require_understood(model)
+    before = logits(model)
+    for gone in SETS:
+        with naive.zeroed(model, architecture, gone):
+            expected = logits(model)
+        assert not torch.allclose(expected, before, atol=1e-3), "the reference must change something"
+        with mute(model, ids(gone)):
+            assert torch.equal(logits(model), expected), gone
+    assert torch.equal(logits(model), before)
+    finds("exact")
+
+
+@capability("remove")
+@every_architecture
+def test_removed_equals_the_output_zeroed_and_frees_what_is_its_own(architecture, finds):
+    dense, specimen = tiny_model(architecture), ZOO[architecture]
+    for gone in SETS:
+        model = copy.deepcopy(dense)
+        freed = remove(model, ids(gone))
+        with naive.zeroed(dense, architecture, gone):
+            assert torch.equal(logits(model), logits(dense)), gone
+        expected = sum(naive.size(dense, architecture, each) for each in gone)
+        for block in {block for _, block in gone if {("attention", block), ("mlp", block)} <= set(gone)}:
+            norms = [dense.get_submodule(f"{specimen.blocks}.{block}.{name}") for name in specimen.shared_norms]
+            expected += sum(parameter.numel() for norm in norms for parameter in norm.parameters())
+        assert freed == count(dense) - count(model) == expected, gone
+        assert {(each.kind, each.block) for each in removed_sublayers(model)} == set(gone)
+        with pytest.raises(PlanError, match="removed before"):
+            remove(model, ids(gone[-1:]))
+    assert remove(model, []) == 0
+    finds("exact")
+
+
+@capability("generate")
+@every_architecture
+def test_generation_is_the_same_with_and_without_cache(architecture, finds):
+    dense = tiny_model(architecture)
+    for gone in SETS:
+        model = copy.deepcopy(dense)
+        remove(model, ids(gone))
+        assert torch.equal(generate(model), generate(model, use_cache=False)), gone
+    finds("exact")
+
+
+@capability("static cache")
+@every_architecture
+def test_generation_is_the_same_with_a_static_cache(architecture, finds):
+    dense = tiny_model(architecture)
+    if "static" in ZOO[architecture].wrong_upstream:
+        try:
+            found = generate(dense, cache_implementation="static", max_new_tokens=40)
+        except ValueError:
+            found = None
+        expected = generate(dense, use_cache=False, max_new_tokens=40)
+        assert found is None or not torch.equal(found, expected), "repaired: let it be tested"
+        finds("no: the dense model's own fails")
+        return
+    for gone in [each for each in SETS if not set(ATTENTION) <= set(each)]:
+        model = copy.deepcopy(dense)
+        remove(model, ids(gone))
+        found = generate(model, cache_implementation="static")
+        assert torch.equal(found, generate(model, use_cache=False)), gone
+    finds("exact")
+
+
+@capability("save, load")
+@every_architecture
+def test_saved_and_loaded_it_is_the_same_model(architecture, tmp_path, finds):
+    dense = tiny_model(architecture)
+    for number, gone in enumerate([SINGLES[0], SINGLES[3], PAIRS[0], *LARGER[:2], ATTENTION, ALL]):
+        model = copy.deepcopy(dense)
+        remove(model, ids(gone))
+        loaded = load(save(model, tmp_path / str(number)))
+        assert type(loaded) is type(model)
+        assert {(each.kind, each.block) for each in removed_sublayers(loaded)} == set(gone)
+        assert count(loaded) == count(model)
+        assert torch.equal(logits(loaded), logits(model)), gone
+        assert torch.equal(generate(loaded), generate(model)), gone
+    finds("exact")
+
+
+@capability("whole blocks")
+@every_architecture
+def test_whole_blocks_leave_the_stack_where_the_rest_is_a_stock_model(architecture, tmp_path, finds):
+    dense = tiny_model(architecture)
+    model = copy.deepcopy(dense)
+    remove(model, ids(ALL[2:6]))
+    expected, tokens = logits(model), generate(model)
+    compact(model)
+    length = len(find_sublayers(model).blocks)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(generate(model), tokens)
+    assert {(each.kind, each.block) for each in removed_sublayers(model)} == set(ALL[2:6])
+    folder = save(model, tmp_path / "model")
+    assert torch.equal(logits(load(folder)), expected)
+    remove(model, ids([("mlp", 3)]))
+    with naive.zeroed(dense, architecture, [*ALL[2:6], ("mlp", 3)]):
+        assert torch.equal(logits(model), logits(dense)), "addresses are those of the original model"
+    if length == NUM_BLOCKS:
+        finds("pass through")
+        return
+    assert length == 2
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    assert stock.config.num_hidden_layers == 2
+    assert torch.equal(logits(stock), expected)
+    assert torch.equal(generate(stock), tokens)
+    finds("stock model")
+
+
+@capability("LoRA")
+@every_architecture
+def test_adapters_are_attached_dropped_with_their_sublayer_and_merged(architecture, finds):
+    model = tiny_model(architecture)
+    names = set(model.state_dict())
+    expected = logits(model)
+    attach_lora(model, LoraHealing(rank=2))
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    assert find_sublayers(model).num_parameters == count(tiny_model(architecture))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    remove(model, ids([("attention", 1), ("mlp", 2)]))
+    adapted, left = logits(model), find_sublayers(model).sublayers
+    linear = [each for each in left if not each.num_idle_parameters]
+    assert all(any("lora_" in name for name, _ in model.get_submodule(each.path).named_parameters()) for each in linear)
+    assert not any(f".{block}." in name and "lora" in name and part in name for name, _ in model.named_parameters()
+                   for block, part in ((1, ZOO[architecture].attention), (2, ZOO[architecture].mlp)))  # fmt: skip
+    model(input_ids=TOKENS, attention_mask=PADDED, labels=TOKENS).loss.backward()
+    assert any(each.grad is not None and each.grad.abs().sum() > 0 for name, each in model.named_parameters()
+               if "lora_" in name)  # fmt: skip
+    merge_lora(model)
+    torch.testing.assert_close(logits(model), adapted, atol=1e-3, rtol=1e-3)
+    assert set(model.state_dict()) < names
+    finds("not the experts" if any("mlp" in each.id.kind and each.num_idle_parameters for each in left) else "yes")
+
+
+@capability("scoring")
+@every_architecture
+def test_losses_without_a_sublayer_are_those_of_the_naive_way(architecture, finds):
+    model = tiny_model(architecture)
+    batches = [{"input_ids": TOKENS}]
+    remove(model, ids([("attention", 1)]))
+    dense = tiny_model(architecture)
+    asked = [each for each in ALL if each != ("attention", 1)]
+    losses = WhatIf(model, batches).losses([Candidate(tuple(ids([each]))) for each in asked])
+    for each in asked:
+        with naive.zeroed(dense, architecture, [("attention", 1), each]):
+            expected = naive.mean_loss(dense, batches)
+        assert losses.without[Candidate(tuple(ids([each])))] == pytest.approx(expected, rel=1e-5), each
+    finds("exact")
+
+
+@capability("costs")
+@every_architecture
+def test_costs_are_counted_without_weights(architecture, finds):
+    model = tiny_model(architecture)
+    costs = count_costs(model, 12)
+    model.generation_config.eos_token_id = None
+    output = model(input_ids=TOKENS[:, :12], use_cache=True)
+    for block, layer in enumerate(output.past_key_values.layers):
+        numbers = (layer.keys.numel() + layer.values.numel()) / layer.keys.shape[0] / layer.keys.shape[-2]
+        assert costs.kv_elements[SublayerId(block, "attention")] == numbers
+    anatomy = find_sublayers(model)
+    for each in anatomy.sublayers:
+        # Two for every weight of a matrix that a token meets, and for attention twice that for every key and value.
+        active = 2 * (each.num_parameters - each.num_idle_parameters)
+        keys = 4 * 13 * 32 if each.id.kind == "attention" else 0
+        assert costs.flops[each.id] == pytest.approx(active + keys, rel=0.2), each.id
+    assert sum(costs.flops.values()) < costs.total_flops
+    finds("yes")
+
+
+@capability("training state")
+@every_architecture
+def test_pickled_and_loaded_by_torch_it_is_the_same_model(architecture, finds):
+    model = tiny_model(architecture)
+    remove(model, ids(LARGER[1]))
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(logits(torch.load(buffer, weights_only=False)), logits(model))
+    finds("yes")
