@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +90,8 @@ class BlockReader:
             if sublayer.kind == "attention"
             else len(children) == 1 and self._returns_tuple(own, residual)
         )
-        stub = partial(SublayerStub, as_tuple=as_tuple, residual=residual)
+        layer_idx = int(path.rpartition(".")[2]) if sublayer.kind == "attention" else None
+        stub = partial(SublayerStub, as_tuple=as_tuple, residual=residual, layer_idx=layer_idx)
         around = tuple(_part(block, path, name) for name in (*norms, *children[:-1]))
         after = [name for name in norms if name in layout.norms_after]
         return Sublayer(
@@ -151,6 +153,9 @@ class BlockReader:
 
     def _ask_for_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
         # One token of zeros through one FFN tells its form; no table of classes could be complete.
+        if next(mlp.parameters()).is_meta:
+            # Experts' grouped products know no other dtype there.
+            mlp = copy.deepcopy(mlp).to(torch.bfloat16)
         parameter = next(mlp.parameters())
         dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
         token = torch.zeros(1, 1, self.config.hidden_size, dtype=dtype, device=parameter.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lit_prune.anatomy import Anatomy, Record, decoder_config
@@ -37,13 +38,33 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
         if each in anatomy.paths:
             skips[anatomy.position(each.block)]["skip"].append(each.kind)
     config.per_layer_config = dict(skips)
-    modes = sharing_modes(anatomy, ())
+    set_cache(model, sharing_modes(anatomy, ()))
+
+
+def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:
+    """Write what `sharing_modes` says into the config; returns a function that puts back what was there.
+
+    Without any attention there is nothing to cache, and a cache of dummies has no length: `generate` goes without.
+    """
+    config, generation = decoder_config(model), getattr(model, "generation_config", None)
+    owners = [vars(each) for each in (config, generation) if each is not None]
+    before = [(own, name, own.get(name, _ABSENT)) for own in owners for name in (CACHE_KEY, "use_cache")]
     if any(modes):
         setattr(config, CACHE_KEY, modes)
     else:
-        config.__dict__.pop(CACHE_KEY, None)
+        vars(config).pop(CACHE_KEY, None)
     if None not in modes:
-        # Without any attention there is nothing to cache, and a cache of dummies has no length.
-        config.use_cache = False
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.use_cache = False
+        for own in owners:
+            own["use_cache"] = False
+    return partial(_put_back, before)
+
+
+def _put_back(before: list[tuple[dict[str, Any], str, Any]]) -> None:
+    for own, name, value in before:
+        if value is _ABSENT:
+            own.pop(name, None)
+        else:
+            own[name] = value
+
+
+_ABSENT: Any = object()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy import Anatomy, Part, decoder_config, find_sublayers, language_model
+from lit_prune.anatomy import Anatomy, Part, find_sublayers, language_model
 from lit_prune.plan import SublayerId
-from lit_prune.surgery.config import CACHE_KEY, sharing_modes
+from lit_prune.surgery.config import set_cache, sharing_modes
 
 
 @contextmanager
@@ -31,22 +30,14 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
     anatomy = anatomy or find_sublayers(root)
     going = tuple(ids)
     parts = anatomy.parts(going)
-    config = decoder_config(root)
-    before = config.__dict__.get(CACHE_KEY, _ABSENT)
     taken = put_stubs(root, parts)
+    put_cache_back = set_cache(root, sharing_modes(anatomy, going))
     try:
-        setattr(config, CACHE_KEY, sharing_modes(anatomy, going))
         yield
     finally:
         for parent, name, module in taken:
             setattr(parent, name, module)
-        if before is _ABSENT:
-            config.__dict__.pop(CACHE_KEY, None)
-        else:
-            setattr(config, CACHE_KEY, before)
-
-
-_ABSENT: Any = object()
+        put_cache_back()
 
 
 def put_stubs(model: nn.Module, parts: Iterable[Part]) -> list[tuple[nn.Module, str, nn.Module]]:
