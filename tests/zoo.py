@@ -45,6 +45,7 @@ class Specimen:
     mlp_parts: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     norms_stay: bool = False
+    form: str = "pre-norm"
     wrong_upstream: tuple[str, ...] = field(default=())
     """What transformers gets wrong for the dense model already."""
 
@@ -67,19 +68,20 @@ def usual(model_type: str, **settings: Any) -> Specimen:
 
 def shared(model_type: str, **settings: Any) -> Specimen:
     norms = {"attention_norms": (), "mlp_norms": (), "shared_norms": ("input_layernorm",)}
-    return usual(model_type, **settings).but(**norms)
+    return usual(model_type, **settings).but(**norms, form="parallel, shared norm")
 
 
 def sandwich(model_type: str, **settings: Any) -> Specimen:
     return usual(model_type, **settings).but(
         attention_norms=("input_layernorm", "post_attention_layernorm"),
         mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        form="sandwich",
     )
 
 
 def after(model_type: str, **settings: Any) -> Specimen:
     norms = {"attention_norms": ("post_attention_layernorm",), "mlp_norms": ("post_feedforward_layernorm",)}
-    return usual(model_type, **settings).but(**norms)
+    return usual(model_type, **settings).but(**norms, form="norm after the branch")
 
 
 def gpt(model_type: str, **settings: Any) -> Specimen:
@@ -95,7 +97,7 @@ def gpt(model_type: str, **settings: Any) -> Specimen:
 
 def gpt_shared(model_type: str, **settings: Any) -> Specimen:
     norms = {"attention_norms": (), "mlp_norms": (), "shared_norms": ("ln_1",)}
-    return gpt(model_type, rotary_dim=4, **settings).but(**norms)
+    return gpt(model_type, rotary_dim=4, **settings).but(**norms, form="parallel, shared norm")
 
 
 OPT = Specimen(
@@ -130,8 +132,9 @@ FALCON_7B = Specimen(
     attention_norms=(),
     mlp_norms=(),
     shared_norms=("input_layernorm",),
+    form="parallel, shared norm",
 )
-NEOX = usual("gpt_neox").but(blocks="gpt_neox.layers", attention="attention")
+NEOX = usual("gpt_neox").but(blocks="gpt_neox.layers", attention="attention", form="parallel, own norms")
 
 ZOO = {
     "llama": usual("llama"),
@@ -146,7 +149,9 @@ ZOO = {
     "phi": shared("phi"),
     "phi3": usual("phi3"),
     "opt": OPT,
-    "opt, post-norm": OPT.but(settings={**OPT.settings, "do_layer_norm_before": False}, norms_stay=True),
+    "opt, post-norm": OPT.but(
+        settings={**OPT.settings, "do_layer_norm_before": False}, norms_stay=True, form="post-norm"
+    ),
     "gpt2": gpt("gpt2"),
     "gpt_neo": gpt("gpt_neo").but(
         settings={
@@ -161,7 +166,7 @@ ZOO = {
     ),
     "gptj": gpt_shared("gptj"),
     "gpt_neox": NEOX,
-    "gpt_neox, sequential": NEOX.but(settings={**NEOX.settings, "use_parallel_residual": False}),
+    "gpt_neox, sequential": NEOX.but(settings={**NEOX.settings, "use_parallel_residual": False}, form="pre-norm"),
     "codegen": gpt_shared("codegen", n_ctx=MAX_POSITIONS),
     "gpt_bigcode": gpt("gpt_bigcode"),
     "falcon 7B": FALCON_7B,
@@ -170,17 +175,21 @@ ZOO = {
         attention_norms=("ln_attn",),
         mlp_norms=("ln_mlp",),
         shared_norms=(),
+        form="parallel, own norms",
     ),
     "falcon, sequential": FALCON_7B.but(
         settings={**FALCON, "parallel_attn": False, "multi_query": False, "alibi": True},
         attention_norms=("input_layernorm",),
         mlp_norms=("post_attention_layernorm",),
         shared_norms=(),
+        form="pre-norm",
         wrong_upstream=("static",),
     ),
     "bloom": BLOOM,
     "bloom, post-norm": BLOOM.but(
-        settings={**BLOOM.settings, "apply_residual_connection_post_layernorm": True}, norms_stay=True
+        settings={**BLOOM.settings, "apply_residual_connection_post_layernorm": True},
+        norms_stay=True,
+        form="post-norm",
     ),
     "mpt": Specimen(
         "mpt",
@@ -205,6 +214,7 @@ ZOO = {
     "glm4": usual("glm4", **NARROW).but(
         attention_norms=("input_layernorm", "post_self_attn_layernorm"),
         mlp_norms=("post_attention_layernorm", "post_mlp_layernorm"),
+        form="sandwich",
     ),
     "exaone4": after("exaone4", **SLIDING),
     "nemotron": usual("nemotron"),

@@ -1,7 +1,91 @@
-"""Collects what the tests of every architecture found; written as a table by `make architectures`."""
+"""Collects what the tests of every architecture found, and holds docs/architectures.md against it.
+
+A pytest plugin (see addopts). `make architectures` writes the table; a full run fails where the table says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.zoo import ZOO
 
-def capability(name):
-    return pytest.mark.capability(name)
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+START, END = "<!-- table: written by `make architectures` -->", "<!-- end of table -->"
+FORM = "residual form"
+COLUMNS = (
+    FORM,
+    "mute",
+    "remove",
+    "scoring",
+    "generate",
+    "static cache",
+    "save, load",
+    "resume",
+    "whole blocks",
+    "LoRA",
+    "costs",
+    "foldable",
+)
+UNTESTED = ("vLLM", "llama.cpp")
+"""Exports that are not built yet; every row says so."""
+
+_cells: dict[str, dict[str, str]] = {}
+
+
+def capability(name: str) -> Callable[..., Any]:
+    """Mark a test as the one that fills a column, and give it every architecture in turn."""
+
+    def mark(test: Callable[..., Any]) -> Callable[..., Any]:
+        every = pytest.mark.parametrize("architecture", ZOO)
+        return pytest.mark.capability(name)(every(test))
+
+    assert name in COLUMNS
+    return mark
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-architectures", action="store_true", help="write the table of docs/architectures.md")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    properties = dict(report.user_properties)
+    if report.when == "call" and "capability" in properties:
+        cell = str(properties.get("cell", "")) if report.passed else "FAILS"
+        _cells.setdefault(str(properties["architecture"]), {})[str(properties["capability"])] = cell
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    if any(set(_cells.get(architecture, {})) != set(COLUMNS) for architecture in ZOO):
+        return  # not the whole suite
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    new = f"{before}{START}\n{_table()}\n{END}{rest.partition(END)[2]}"
+    if session.config.getoption("--write-architectures"):
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != text:
+        print("\ndocs/architectures.md says something else than the tests: run `make architectures`")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _table() -> str:
+    columns = (*COLUMNS, *UNTESTED)
+    lines = [
+        "",
+        f"Tested with transformers {version('transformers')}, torch {version('torch').partition('+')[0]} on a CPU, and "
+        f"peft {version('peft')}; {len(ZOO)} tiny models with random weights, 4 blocks each.",
+        "",
+        f"| model | {' | '.join(columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+    ]
+    for architecture in ZOO:
+        cells = [_cells[architecture][column] for column in COLUMNS] + ["not yet"] * len(UNTESTED)
+        lines.append(f"| {architecture} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])

@@ -1,13 +1,13 @@
 """What must hold for every architecture. What each test finds is a cell of docs/architectures.md."""
 
 import copy
-import io
+from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import CORRECTIONS, find_sublayers
 from lit_prune.errors import PlanError
 from lit_prune.export import save
 from lit_prune.healing import LoraHealing, attach_lora, merge_lora
@@ -42,7 +42,6 @@ SETS = [*SINGLES, *PAIRS, *LARGER]
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones_like(TOKENS)
 PADDED[0, :7] = 0
-every_architecture = pytest.mark.parametrize("architecture", ZOO)
 
 
 def ids(names):
@@ -65,7 +64,6 @@ def count(model):
 
 
 @capability("mute")
-@every_architecture
 def test_muted_equals_the_output_zeroed_to_the_last_bit(architecture, finds):
     model = tiny_model(architecture)
     require_understood(model)
@@ -81,7 +79,6 @@ def test_muted_equals_the_output_zeroed_to_the_last_bit(architecture, finds):
 
 
 @capability("remove")
-@every_architecture
 def test_removed_equals_the_output_zeroed_and_frees_what_is_its_own(architecture, finds):
     dense, specimen = tiny_model(architecture), ZOO[architecture]
     for gone in SETS:
@@ -102,7 +99,6 @@ def test_removed_equals_the_output_zeroed_and_frees_what_is_its_own(architecture
 
 
 @capability("generate")
-@every_architecture
 def test_generation_is_the_same_with_and_without_cache(architecture, finds):
     dense = tiny_model(architecture)
     for gone in SETS:
@@ -113,7 +109,6 @@ def test_generation_is_the_same_with_and_without_cache(architecture, finds):
 
 
 @capability("static cache")
-@every_architecture
 def test_generation_is_the_same_with_a_static_cache(architecture, finds):
     dense = tiny_model(architecture)
     if "static" in ZOO[architecture].wrong_upstream:
@@ -134,7 +129,6 @@ def test_generation_is_the_same_with_a_static_cache(architecture, finds):
 
 
 @capability("save, load")
-@every_architecture
 def test_saved_and_loaded_it_is_the_same_model(architecture, tmp_path, finds):
     dense = tiny_model(architecture)
     for number, gone in enumerate([SINGLES[0], SINGLES[3], PAIRS[0], *LARGER[:2], ATTENTION, ALL]):
@@ -150,7 +144,6 @@ def test_saved_and_loaded_it_is_the_same_model(architecture, tmp_path, finds):
 
 
 @capability("whole blocks")
-@every_architecture
 def test_whole_blocks_leave_the_stack_where_the_rest_is_a_stock_model(architecture, tmp_path, finds):
     dense = tiny_model(architecture)
     model = copy.deepcopy(dense)
@@ -178,7 +171,6 @@ def test_whole_blocks_leave_the_stack_where_the_rest_is_a_stock_model(architectu
 
 
 @capability("LoRA")
-@every_architecture
 def test_adapters_are_attached_dropped_with_their_sublayer_and_merged(architecture, finds):
     model = tiny_model(architecture)
     names = set(model.state_dict())
@@ -206,7 +198,6 @@ def test_adapters_are_attached_dropped_with_their_sublayer_and_merged(architectu
 
 
 @capability("scoring")
-@every_architecture
 def test_losses_without_a_sublayer_are_those_of_the_naive_way(architecture, finds):
     model = tiny_model(architecture)
     batches = [{"input_ids": TOKENS}]
@@ -222,7 +213,6 @@ def test_losses_without_a_sublayer_are_those_of_the_naive_way(architecture, find
 
 
 @capability("costs")
-@every_architecture
 def test_costs_are_counted_without_weights(architecture, finds):
     model = tiny_model(architecture)
     costs = count_costs(model, 12)
@@ -241,13 +231,52 @@ def test_costs_are_counted_without_weights(architecture, finds):
     finds("yes")
 
 
-@capability("training state")
-@every_architecture
-def test_pickled_and_loaded_by_torch_it_is_the_same_model(architecture, finds):
+@capability("residual form")
+def test_the_form_is_the_one_that_the_modelling_code_has(architecture, finds):
+    sublayers = find_sublayers(tiny_model(architecture)).sublayers
+    assert {each.form for each in sublayers} == {ZOO[architecture].form}
+    for each in sublayers:
+        assert (each.residual is not None) == (each.id.kind in ZOO[architecture].inside)
+    inside = ", adds the residual itself" if ZOO[architecture].inside else ""
+    finds(ZOO[architecture].form + inside)
+
+
+@capability("foldable")
+def test_a_factor_on_the_residual_stream_is_lost_in_norms_where_it_can_be_folded(architecture, finds):
     model = tiny_model(architecture)
-    remove(model, ids(LARGER[1]))
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    assert torch.equal(logits(torch.load(buffer, weights_only=False)), logits(model))
-    finds("yes")
+    sublayers = find_sublayers(model).sublayers
+    corrections = CORRECTIONS[ZOO[architecture].form]
+    # Large enough for the norms' epsilon to be nothing beside the stream, small enough for the activations to bend.
+    with scaled_stream(model, sublayers, 4):
+        expected = logits(model)
+    with scaled_stream(model, sublayers, 6):
+        found = logits(model)
+    assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3) == ("scale" in corrections)
+    finds(", ".join(corrections) or "nothing")
+
+
+@contextmanager
+def scaled_stream(model, sublayers, factor):
+    """Everything that is written into the residual stream is multiplied by a factor."""
+
+    def scale(sublayer):
+        def hook(_, args, output):
+            tensor = output[0] if isinstance(output, tuple) else output
+            residual = args[1] if sublayer.residual else torch.zeros_like(tensor)
+            scaled = residual + factor * (tensor - residual)
+            return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+
+        return hook
+
+    handles = [model.get_submodule(each.output).register_forward_hook(scale(each)) for each in sublayers]
+    first = model.get_submodule(f"{find_sublayers(model).blocks_path}.0")
+    handles.append(
+        first.register_forward_pre_hook(
+            lambda _, args, kwargs: ((factor * args[0], *args[1:]), kwargs), with_kwargs=True
+        )
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
