@@ -1,8 +1,18 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
 from lit_prune.anatomy.blocks import experts_per_token, routed_parameters
-from lit_prune.anatomy.layouts import BLOCK_LISTS, BLOCK_NUMBERS, POST_NORM, PRE_NORM, Layout
-from lit_prune.anatomy.record import Record
+from lit_prune.anatomy.layouts import (
+    BLOCK_LISTS,
+    BLOCK_NUMBERS,
+    CONTEXT_LENGTHS,
+    CORRECTIONS,
+    LINEAR,
+    POST_NORM,
+    PRE_NORM,
+    SCALE,
+    Layout,
+)
+from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.structure import decoder_config, find_sublayers, language_model
 from lit_prune.anatomy.stubs import SublayerStub
 from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameters
@@ -10,8 +20,13 @@ from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameter
 __all__ = [
     "BLOCK_LISTS",
     "BLOCK_NUMBERS",
+    "CONTEXT_LENGTHS",
+    "CORRECTIONS",
+    "LINEAR",
     "POST_NORM",
     "PRE_NORM",
+    "RECORD_KEY",
+    "SCALE",
     "Anatomy",
     "Layout",
     "Part",

@@ -20,6 +20,23 @@ POST_NORM = "post-norm"
 PARALLEL = "parallel, own norms"
 PARALLEL_SHARED = "parallel, shared norm"
 
+SCALE = "scale"
+LINEAR = "linear"
+CORRECTIONS: Mapping[str, tuple[str, ...]] = {
+    PRE_NORM: (SCALE, LINEAR),
+    PARALLEL: (SCALE, LINEAR),
+    PARALLEL_SHARED: (SCALE, LINEAR),
+    SANDWICH: (SCALE,),
+    AFTER_BRANCH: (),
+    POST_NORM: (),
+}
+"""By form, what can make up for a sublayer that is gone and be folded exactly into weights that stay.
+
+`scale` is one factor on the residual stream before the cut, folded into the embedding and whatever wrote into the
+stream since: every reader of it has to norm it first (the norm's epsilon is the one inexactness). `linear` is a matrix
+folded into the output projection of an FFN before the cut: no norm may stand between that projection and the stream.
+"""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -168,6 +185,9 @@ LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
 """Names under which configs say how many experts a token goes through."""
+
+CONTEXT_LENGTHS = ("max_position_embeddings", "max_seq_len")
+"""Names under which configs say how many tokens a model is made for."""
 
 BLOCK_NUMBERS = ("layer_idx", "layer_id", "layer_number")
 """Attributes in which modules of a block keep its position in the list."""

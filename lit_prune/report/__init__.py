@@ -1,5 +1,6 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
+from lit_prune.report.anatomy_table import print_inventory
 from lit_prune.report.markdown import answer_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
@@ -13,6 +14,7 @@ __all__ = [
     "log_figure",
     "log_scalars",
     "log_text",
+    "print_inventory",
     "print_summary",
     "save_figure",
     "score_map",

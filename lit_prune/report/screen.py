@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lit_prune.plan import PrunePlan
@@ -48,44 +48,50 @@ def print_summary(
 def _on_screen(
     console: Console, rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]
 ) -> Iterator[RenderableType]:
-    yield _text(console, title(plan), "bold")
+    yield text(console, title(plan), "bold")
     if rows:
         styles = [STYLES.get(verdict(row), "") for row in rows]
-        yield _table(console, FIGURES, [figures(row) for row in rows], styles)
-    yield _text(console, outcome(plan), "bold")
+        yield table(console, FIGURES, [figures(row) for row in rows], styles)
+    yield text(console, outcome(plan), "bold")
     if plan.steps:
-        yield _table(console, *removals(plan))
+        yield table(console, *removals(plan))
     for fact in facts(plan):
-        yield _text(console, fact)
+        yield text(console, fact)
     for each in answers:
-        yield _text(console, f"\n{each.question}", "bold")
+        yield text(console, f"\n{each.question}", "bold")
         yield _answer(console, "before", each.before)
         yield _answer(console, "after", each.after)
     for note in notes:
-        yield _text(console, note)
+        yield text(console, note)
 
 
-def _text(console: Console, text: str, style: str = "") -> RenderableType:
+def text(console: Console, words: str, style: str = "") -> RenderableType:
+    """Text that the terminal can write."""
     from rich.text import Text
 
     # What the terminal cannot write must not end a run that took hours.
-    return Text(clean(text).encode(console.encoding, "replace").decode(console.encoding), style=style)
+    return Text(clean(words).encode(console.encoding, "replace").decode(console.encoding), style=style)
 
 
-def _table(
-    console: Console, heads: Sequence[str], cells: Sequence[Sequence[str]], styles: Sequence[str] | None = None
+def table(
+    console: Console,
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    styles: Sequence[str] | None = None,
+    left: Collection[str] = LEFT_ALIGNED,
 ) -> RenderableType:
+    """Rows of cells under heads; `styles` are those of each row's last cell, `left` the heads of words."""
     from rich.table import Table
 
-    table = Table()
+    rows = Table()
     for head in heads:
-        table.add_column(head, justify="left" if head in LEFT_ALIGNED else "right")
+        rows.add_column(head, justify="left" if head in left else "right")
     for row, style in zip(cells, styles or [""] * len(cells), strict=True):
-        table.add_row(*(_text(console, cell) for cell in row[:-1]), _text(console, row[-1], style))
-    return table
+        rows.add_row(*(text(console, cell) for cell in row[:-1]), text(console, row[-1], style))
+    return rows
 
 
-def _answer(console: Console, when: str, text: str) -> RenderableType:
+def _answer(console: Console, when: str, answer: str) -> RenderableType:
     from rich.panel import Panel
 
-    return Panel(_text(console, text.strip() or EMPTY), title=when, title_align="left")
+    return Panel(text(console, answer.strip() or EMPTY), title=when, title_align="left")

@@ -1,7 +1,17 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
-from lit_prune.surgery.compact import compact, compacted
+from lit_prune.surgery.compact import closable_blocks, compact, compacted
+from lit_prune.surgery.config import describe
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
 
-__all__ = ["compact", "compacted", "forget_parameters", "mute", "remove", "removed_sublayers"]
+__all__ = [
+    "closable_blocks",
+    "compact",
+    "compacted",
+    "describe",
+    "forget_parameters",
+    "mute",
+    "remove",
+    "removed_sublayers",
+]

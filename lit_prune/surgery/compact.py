@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from lit_prune.anatomy import (
     language_model,
 )
 from lit_prune.surgery.config import record_removal
+from lit_prune.surgery.mute import mute
 
 PLAIN_TYPES = (bool, int, float, str, type(None), tuple)
 PASSING = ("training", "gradient_checkpointing")
@@ -62,6 +64,50 @@ def compact(model: nn.Module) -> Callable[[], None]:
         change.undo()
         return lambda: None
     return change.undo
+
+
+def closable_blocks(model: nn.Module) -> tuple[int, ...]:
+    """The blocks of which each could go alone and leave a stock model, by trying `compact` without it.
+
+    Neighbours that are the same in everything leave the same stack, and are tried once. The model is left as it was.
+
+    Args:
+        model: A causal language model on any device, perhaps pruned: where a block has lost one sublayer, no other
+            block can go and leave a stock model.
+    """
+    root = language_model(model)
+    anatomy = find_sublayers(root)
+    closable, last, answer = [], None, False
+    for block in anatomy.blocks:
+        signature = _signature(root, anatomy, block)
+        if signature != last:
+            last, answer = signature, _closes(root, anatomy, block)
+        closable += [block] if answer else []
+    return tuple(closable)
+
+
+def _closes(model: nn.Module, anatomy: Anatomy, block: int) -> bool:
+    going = [each.id for each in anatomy.sublayers if each.id.block == block]
+    present = Counter(each.id.block for each in anatomy.sublayers if each.id.block != block)
+    if 1 in present.values():
+        return False
+    with mute(model, going, anatomy=anatomy), compacted(model):
+        return set(find_sublayers(model).blocks) == set(present)
+
+
+def _signature(model: nn.Module, anatomy: Anatomy, block: int) -> Any:
+    """All that tells a block from another, but for its number."""
+    position, length = anatomy.position(block), len(anatomy.blocks)
+    modules = dict(model.get_submodule(f"{anatomy.blocks_path}.{position}").named_modules())
+    traits = {name: _traits(module) for name, module in modules.items()}
+    own = {name: {key: each[key] for key in each if key not in BLOCK_NUMBERS} for name, each in traits.items()}
+    lists = {name: value for name, value in vars(decoder_config(model)).items() if isinstance(value, list | tuple)}
+    entries = {
+        name: position in value if name in BLOCK_LISTS else value[position]
+        for name, value in lists.items()
+        if name in BLOCK_LISTS or len(value) == length
+    }
+    return own, entries
 
 
 class _Change:

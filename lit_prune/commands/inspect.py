@@ -1,0 +1,58 @@
+"""`lit-prune inspect`: the anatomy of a model and what each part costs, from its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from json import dumps
+
+import torch
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import decoder_config
+from lit_prune.commands.arguments import call
+from lit_prune.errors import ModelError
+from lit_prune.measure import take_inventory
+from lit_prune.models import skeleton
+from lit_prune.report import print_inventory
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(inspect_model, verb, arguments, positionals=["model"], flags=["json", "all"])
+
+
+def inspect_model(
+    model: str,
+    *,
+    context: int = 2048,
+    dtype: str | None = None,
+    json: bool = False,
+    all: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Show the sublayers of a model, what each costs and what can be done with it, without reading weights.
+
+    Args:
+        model: A hub name, a folder (its config.json is enough), a GGUF file, or package:NAME for the GGUF file inside
+            an installed package.
+        context: Tokens before the one whose arithmetic is counted; fewer where the model is made for fewer.
+        dtype: In which weights and cache are counted, such as bfloat16; that of the config, else bfloat16.
+        json: Print JSON, and nothing else, to the standard output.
+        all: Show every block, where blocks that are the same stand together otherwise.
+        trust_remote_code: Run code that comes with the model.
+    """
+    bare = skeleton(model, trust_remote_code=trust_remote_code)
+    inventory = take_inventory(bare, model, context=context, dtype=_dtype(bare, dtype))
+    if json:
+        print(dumps(asdict(inventory), indent=2))
+    else:
+        print_inventory(inventory, every_block=all)
+
+
+def _dtype(model: PreTrainedModel, name: str | None) -> torch.dtype:
+    stated = name or decoder_config(model).dtype or model.config.dtype or torch.bfloat16
+    found = stated if isinstance(stated, torch.dtype) else getattr(torch, stated, None)
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise ModelError(f"{stated!r} is not a dtype of weights; expected bfloat16, float16, float32 or float8_e4m3fn")
