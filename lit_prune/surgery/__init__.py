@@ -1,7 +1,6 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
-from lit_prune.surgery.config import describe
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
 
@@ -9,7 +8,6 @@ __all__ = [
     "closable_blocks",
     "compact",
     "compacted",
-    "describe",
     "forget_parameters",
     "mute",
     "remove",
