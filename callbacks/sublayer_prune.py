@@ -20,7 +20,7 @@ from lit_prune.data import fingerprint
 from lit_prune.errors import BudgetError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
-from lit_prune.measure import WhatIf, progress_bar
+from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Named, Pruner, describe_run
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule, require_share
@@ -143,6 +143,7 @@ class SublayerPruneCallback(Callback):
         """Refuse unusable validation batches before any work is done."""
         pruner = self._require_pruner()
         with isolate_rng():
+            require_understood(pruner.model)
             batches = loop.validation_batches(trainer, self.num_batches)
             WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
@@ -190,8 +191,7 @@ class SublayerPruneCallback(Callback):
         return {"plan": plan, "num_earlier": self._num_earlier, "random_state": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the plan of a checkpoint; its model's structure comes with its weights."""
-        # `validate` and `test` of another checkpoint say nothing about the model that was fitted.
+        """When fitting, go on with the plan of a checkpoint; its model's structure comes with its weights."""
         if self._stage != "fit" or self._pruner is None or state_dict["plan"] is None:
             return
         plan = PrunePlan.from_dict(state_dict["plan"])
@@ -202,8 +202,8 @@ class SublayerPruneCallback(Callback):
 
     def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
         pruner, budget = self._require_pruner(), self._budget()
-        shown = self.progress and trainer.is_global_zero
-        with isolate_rng(), progress_bar(f"epoch {trainer.current_epoch}: scoring", shown=shown) as advance:
+        bar = progress_bar(f"epoch {trainer.current_epoch}: scoring", shown=self.progress and trainer.is_global_zero)
+        with isolate_rng(), bar as advance:
             what_if = WhatIf(
                 pruner.model,
                 loop.validation_batches(trainer, self.num_batches),

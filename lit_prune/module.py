@@ -39,6 +39,7 @@ class LitCausalLM(L.LightningModule):
         warmup_steps: Optimizer steps until the full learning rate; with a schedule that has a warm-up.
         dtype: Of the weights: `float32`, `bfloat16`, `auto`.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`; transformers' choice when None.
+        layout: Description of blocks that are not understood by themselves, or a YAML or JSON file: see `describe`.
         gradient_checkpointing: Recompute activations instead of keeping them.
         trust_remote_code: Run code that comes with the model.
 
@@ -57,6 +58,7 @@ class LitCausalLM(L.LightningModule):
         warmup_steps: int = 0,
         dtype: str = "float32",
         attn_implementation: str | None = None,
+        layout: str | dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -69,8 +71,14 @@ class LitCausalLM(L.LightningModule):
         self._trust_remote_code = trust_remote_code
         if isinstance(model, str):
             model = load(
-                model, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+                model,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                layout=layout,
+                trust_remote_code=trust_remote_code,
             )
+        elif layout is not None:
+            raise LitPruneError("a model that is loaded already is described by lit_prune.describe(model, layout)")
         # Lightning keeps the modes that it finds, and `from_pretrained` leaves evaluation mode.
         self.model = model.train()
         if gradient_checkpointing:

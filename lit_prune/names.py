@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from lit_prune.errors import ModelError
+from lit_prune.errors import AnatomyError, ModelError
 
 PACKAGE_PREFIX = "package:"
 
@@ -108,6 +109,23 @@ def require_gguf(source: Source) -> None:
     missing = [each for each in ("gguf", "accelerate") if importlib.util.find_spec(each) is None]
     if missing:
         raise ModelError(f"GGUF files need {' and '.join(missing)}: pip install 'lit-prune[gguf]'")
+
+
+def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Read the description of a model's blocks from a YAML or JSON file; a mapping is returned as it is.
+
+    Raises:
+        AnatomyError: There is no such file, or it is none of both.
+    """
+    if layout is None or isinstance(layout, Mapping):
+        return layout
+    try:
+        found = yaml.safe_load(Path(layout).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise AnatomyError(f"cannot read the layout {layout}: {error}") from error
+    if not isinstance(found, Mapping):
+        raise AnatomyError(f"the layout {layout} is no mapping; found {found!r}")
+    return found
 
 
 @contextmanager

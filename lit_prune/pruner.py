@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.data import fingerprint
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
-from lit_prune.measure import WhatIf, progress_bar
+from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
-from lit_prune.surgery import remove
+from lit_prune.surgery import compact, remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
 Named = str | Mapping[str, Any]
@@ -181,12 +181,14 @@ def prune(
     pruner = Pruner(model, **options, model_name=model_name)
     budget = Budget(amount, pruner.num_parameters)
     pruner.require_reachable(budget)
+    require_understood(pruner.model)
     batches = list(batches)
     with progress_bar("scoring", shown=progress) as advance:
         what_if = WhatIf(model, batches, progress=advance)
         pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
         while budget.remaining(pruner.plan.num_removed_parameters):
             pruner.step(what_if, budget)
+    compact(pruner.model)
     return pruner.plan
 
 
@@ -218,7 +220,9 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
                 f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "
                 f"in the plan, {freed} in the model"
             )
+    require_understood(model)
     remove(model, plan.removed)
+    compact(model)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:

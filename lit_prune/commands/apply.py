@@ -17,7 +17,13 @@ def run(verb: str, arguments: Sequence[str]) -> None:
 
 
 def apply_to_model(
-    plan: str, model: str, *, output: str, dtype: str = "float32", trust_remote_code: bool = False
+    plan: str,
+    model: str,
+    *,
+    output: str,
+    dtype: str = "float32",
+    layout: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Remove what a plan says from an unpruned copy of its model, and save it.
 
@@ -26,11 +32,12 @@ def apply_to_model(
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
+        layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
     require_empty(output)
     steps = PrunePlan.load(plan)
-    network = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    network = load(model, dtype=dtype, layout=layout, trust_remote_code=trust_remote_code)
     apply_plan(network, steps)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     folder = save(network, output, tokenizer=tokenizer, plan=steps)

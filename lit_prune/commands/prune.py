@@ -39,6 +39,7 @@ def prune_model(
     dtype: str = "float32",
     device: str | None = None,
     seed: int = 0,
+    layout: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Remove the least important sublayers of a model and save it.
@@ -61,6 +62,7 @@ def prune_model(
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn.
+        layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
     require_empty(output)
@@ -69,7 +71,7 @@ def prune_model(
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
     plan = prune(
         network,
         calibration_batches(windows[drawn], batch_size),

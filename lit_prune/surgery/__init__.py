@@ -1,6 +1,7 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
+from lit_prune.surgery.config import describe
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
 
@@ -8,6 +9,7 @@ __all__ = [
     "closable_blocks",
     "compact",
     "compacted",
+    "describe",
     "forget_parameters",
     "mute",
     "remove",

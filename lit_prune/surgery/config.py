@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lit_prune.anatomy import Anatomy, Record, decoder_config
+from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers
+from lit_prune.errors import AnatomyError
 from lit_prune.plan import SublayerId
 
 CACHE_KEY = "kv_sharing_modes"
@@ -21,6 +22,29 @@ def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | No
     """
     without = {each.block for each in (*anatomy.removed, *gone) if each.kind == "attention"}
     return ["reuse" if block in without else None for block in anatomy.blocks]
+
+
+def describe(model: Any, layout: Mapping[str, Any]) -> None:
+    """Say how the decoder blocks of a model are built that lit-prune does not understand by itself.
+
+    The description goes into the model's config and is saved with it. Keys are the attributes of
+    `lit_prune.anatomy.Layout`; see docs/architectures.md.
+
+    Args:
+        model: A causal language model of transformers, unpruned.
+        layout: Such as `{"attention": "mixer", "attention_norms": ["norm_a"], "mlp": ["up", "act", "down"]}`.
+
+    Raises:
+        AnatomyError: It is no layout, or does not fit the model, which is as it was then.
+    """
+    config = decoder_config(model)
+    before = vars(config).get(RECORD_KEY, _ABSENT)
+    replace(Record.of(config), layout=layout).write(config)
+    try:
+        find_sublayers(model)
+    except AnatomyError:
+        _put_back([(vars(config), RECORD_KEY, before)])
+        raise
 
 
 def record_removal(model: Any, anatomy: Anatomy) -> None:
