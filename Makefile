@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test test-slow architectures lint
 
 quickstart: .venv/.model
 	$(BIN)/lit-prune fit --config configs/quickstart.yaml
@@ -13,6 +13,10 @@ test: .venv/.installed
 
 test-slow: .venv/.model
 	$(BIN)/python -m pytest -m slow
+
+# What the tests of every architecture find, as the table in docs/architectures.md.
+architectures: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.zoo import HIDDEN_SIZE, MAX_POSITIONS, NUM_BLOCKS, VOCAB_SIZE, ZOO
 
@@ -32,10 +38,14 @@ def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> PreTrai
     """
     specimen = ZOO[architecture]
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": VOCAB_SIZE}
-    config = AutoConfig.for_model(specimen.model_type, **{**special, **specimen.settings, **overrides})
+    settings = {**special, **specimen.settings, **overrides}
+    if specimen.tower is not None:
+        settings = {"text_config": settings, **specimen.tower}
+    config = AutoConfig.for_model(specimen.model_type, **settings)
+    factory = AutoModelForCausalLM if specimen.tower is None else AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model = factory.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:

@@ -46,6 +46,8 @@ class Specimen:
     inside: tuple[str, ...] = ()
     norms_stay: bool = False
     form: str = "pre-norm"
+    tower: Mapping[str, Any] | None = None
+    """Settings around the text's, of a model that sees images as well; its tower has as many blocks as the text."""
     wrong_upstream: tuple[str, ...] = field(default=())
     """What transformers gets wrong for the dense model already."""
 
@@ -135,6 +137,25 @@ FALCON_7B = Specimen(
     form="parallel, shared norm",
 )
 NEOX = usual("gpt_neox").but(blocks="gpt_neox.layers", attention="attention", form="parallel, own norms")
+
+EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": NUM_BLOCKS,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+
+def seeing(model_type: str, text: Specimen, eyes: Mapping[str, Any], **settings: Any) -> Specimen:
+    return text.but(
+        model_type=model_type,
+        settings={"model_type": text.model_type, **text.settings},
+        blocks="model.language_model.layers",
+        tower={"vision_config": {**EYES, **eyes}, **settings},
+    )
+
 
 ZOO = {
     "llama": usual("llama"),
@@ -231,5 +252,18 @@ ZOO = {
         intermediate_size_mlp=64,
         **NARROW,
     ).but(mlp="feed_forward"),
+    "llava (llama)": seeing("llava", usual("llama"), {"model_type": "clip_vision_model"}, image_token_index=120),
+    "gemma3 (with images)": seeing(
+        "gemma3", sandwich("gemma3_text", **SLIDING, **NARROW), {"model_type": "siglip_vision_model"}
+    ),
+    "mistral3 (mistral)": seeing("mistral3", usual("mistral"), {"model_type": "pixtral"}, image_token_index=120),
+    "qwen2.5-vl (qwen2)": seeing(
+        "qwen2_5_vl",
+        usual(
+            "qwen2_5_vl_text",
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        ),
+        {"depth": NUM_BLOCKS, "num_heads": 4, "out_hidden_size": HIDDEN_SIZE},
+    ),
 }
 """By the names that docs/architectures.md uses; variants of one model type stand behind a comma."""

@@ -104,6 +104,11 @@ class Anatomy:
             raise PlanError(f"cannot take {sublayer} out of this {self.model_type} model: it {why}")
         return self._by_id[sublayer]
 
+    @property
+    def is_stock(self) -> bool:
+        """Whether transformers' own class is this model: nothing is gone, or only blocks that left the list whole."""
+        return not any(each in self.paths for each in self.removed)
+
     def position(self, block: int) -> int:
         """Where a block of the original model is in the list."""
         return self.blocks.index(block)

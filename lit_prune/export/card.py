@@ -24,7 +24,7 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None = None) -> str:
     """
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
-    sections = [_front_matter(base), _summary(base, anatomy), _usage(anatomy)]
+    sections = [_front_matter(base), _summary(base, anatomy), _usage(anatomy, type(model).__name__)]
     if plan is not None and plan.steps:
         sections.append(_figures(plan))
     return "\n\n".join(sections) + "\n"
@@ -60,9 +60,12 @@ def _gone(anatomy: Anatomy, kind: str) -> str:
     return f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})"
 
 
-def _usage(anatomy: Anatomy) -> str:
-    if not anatomy.removed:
-        return '```python\nfrom lit_prune import load\n\nmodel = load("FOLDER")\n```'
+def _usage(anatomy: Anatomy, name: str) -> str:
+    if anatomy.is_stock:
+        return (
+            f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```\n\n'
+            "This is a stock model: whatever loads models of its kind loads it."
+        )
     return (
         '```python\nfrom lit_prune import load, load_tokenizer\n\nmodel = load("FOLDER")\n'
         'tokenizer = load_tokenizer("FOLDER")\n```\n\n'

@@ -17,7 +17,7 @@ from lit_prune.export.card import CARD_FILE, model_card
 from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.surgery import removed_sublayers
+from lit_prune.surgery import compacted, removed_sublayers
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -48,6 +48,8 @@ def save(
 ) -> Path:
     """Write a model, pruned or dense, as a folder that `lit_prune.load` reads.
 
+    Blocks that have lost both sublayers are left out where the rest is a stock model; in memory they stay.
+
     Args:
         model: A model of transformers without adapters, in its own dtype and in any mode.
         directory: Where it goes; must not exist or be empty.
@@ -68,9 +70,10 @@ def save(
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         aside.mkdir(parents=True)
-        _write(model, aside, tokenizer, plan)
-        if verify:
-            _require_same(model, aside)
+        with compacted(model):
+            _write(model, aside, tokenizer, plan)
+            if verify:
+                _require_same(model, aside)
         if path.exists():
             path.rmdir()  # fails where somebody has filled it meanwhile
         aside.replace(path)
