@@ -29,6 +29,7 @@ def inspect_model(
     dtype: str | None = None,
     json: bool = False,
     all: bool = False,
+    layout: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Show the sublayers of a model, what each costs and what can be done with it, without reading weights.
@@ -40,9 +41,10 @@ def inspect_model(
         dtype: In which weights and cache are counted, such as bfloat16; that of the config, else bfloat16.
         json: Print JSON, and nothing else, to the standard output.
         all: Show every block, where blocks that are the same stand together otherwise.
+        layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
-    bare = skeleton(model, trust_remote_code=trust_remote_code)
+    bare = skeleton(model, layout=layout, trust_remote_code=trust_remote_code)
     inventory = take_inventory(bare, model, context=context, dtype=_dtype(bare, dtype))
     if json:
         print(dumps(asdict(inventory), indent=2))

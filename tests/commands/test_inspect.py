@@ -170,6 +170,14 @@ def test_settings_come_from_a_file(config_folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["context"] == 5
 
 
+def test_blocks_can_be_described(config_folder, tmp_path, capsys):
+    (tmp_path / "layout.yaml").write_text("attention_norms: input_layernorm\nmlp_norms: post_attention_layernorm\n")
+    folder = config_folder("llama")
+    assert inspected(capsys, folder, "--layout", str(tmp_path / "layout.yaml")) == inspected(capsys, folder)
+    (tmp_path / "layout.yaml").write_text("attention_norms: norm_a\n")
+    assert "norm_a" in failing(capsys, folder, "--layout", str(tmp_path / "layout.yaml"))
+
+
 def test_the_screen_groups_blocks_that_are_the_same(config_folder, capsys):
     folder = config_folder("llama")
     rows = cells(shown(capsys, folder))
