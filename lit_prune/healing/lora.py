@@ -44,7 +44,7 @@ class LoraHealing:
         """The same for peft and these modules."""
         # peft takes fractions; its annotation says int.
         alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
-        # GPT-2's layers hold their weights transposed.
+        # These layers hold their weights transposed.
         transposed = any(isinstance(each, Conv1D) for each in model.modules())
         return LoraConfig(
             r=self.rank,

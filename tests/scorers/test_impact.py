@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import WhatIf
+from lit_prune.measure import WhatIf, candidate_shares
 from lit_prune.plan import Candidate, PruneStep
 from lit_prune.scorers import SCORERS
 from tests import naive
@@ -67,6 +67,32 @@ def test_flops_of_a_small_mlp_by_hand():
     for candidate, share in ((CANDIDATES[0], attention / total), (CANDIDATES[1], mlp / total)):
         expected = ri[candidate] / share if ri[candidate] > 0 else -share
         assert nri[candidate] == pytest.approx(expected, rel=1e-9)
+
+
+def test_shares_of_experts_whole_and_active_by_hand():
+    model = tiny_model("mixtral")  # 4 experts of 3 matrices 32 x 64, 2 for each token
+    total = sum(each.numel() for each in model.parameters())
+    expert, router, norm = 3 * 32 * 64, 4 * 32, 32
+    candidate = Candidate.parse("mlp.1")
+
+    def share(normaliser):
+        return candidate_shares(model, [candidate], normaliser, num_positions=8)[candidate]
+
+    assert share("parameters") == pytest.approx((4 * expert + router + norm) / total)
+    assert share("active_parameters") == pytest.approx((2 * expert + router + norm) / (total - 4 * 2 * expert))
+    ri = scored(model, "ri").importance[candidate]
+    for normaliser in ("parameters", "active_parameters"):
+        found = scored(model, "nri", normaliser=normaliser).importance[candidate]
+        assert found == pytest.approx(ri / share(normaliser) if ri > 0 else -share(normaliser))
+
+
+def test_what_costs_no_cache_is_kept_when_the_cache_is_what_counts():
+    model = tiny_model("llama")
+    ri, nri = scored(model, "ri").importance, scored(model, "nri", normaliser="kv_cache").importance
+    for candidate in CANDIDATES:
+        share = 1 / 4 if "attention" in candidate.name else 0
+        worth = ri[candidate] / share if share else math.inf
+        assert nri[candidate] == pytest.approx(worth if ri[candidate] > 0 else -share)
 
 
 def test_random_needs_no_measurement_and_repeats():

@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from lit_prune.errors import PlanError
 from lit_prune.plan import SublayerId
@@ -126,3 +128,39 @@ def test_removal_in_steps_is_recorded_and_never_twice():
     with pytest.raises(PlanError, match="removed before"):
         remove(model, ids([("mlp", 3), ("mlp", 0)]))
     assert len(removed_sublayers(model)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "phi", "mixtral"])
+def test_a_model_wrapped_by_peft_is_the_model_inside(architecture):
+    model = tiny_model(architecture)
+    with naive.zeroed(model, architecture, PAIRS[0]):
+        expected = logits(model)
+    target = naive.module_of(model, architecture, ("attention", 1))
+    linear = next(name for name, each in target.named_modules() if isinstance(each, torch.nn.Linear | Conv1D))
+    wrapped = get_peft_model(model, LoraConfig(target_modules=[linear], fan_in_fan_out=architecture == "gpt2"))
+    before = sum(each.numel() for each in model.parameters())
+    with mute(wrapped, ids(PAIRS[0])):
+        assert torch.equal(logits(wrapped), expected)
+    gone = [each for name, each in wrapped.named_parameters() if ".0." in name and "lora_" in name]
+    freed = remove(wrapped, ids(PAIRS[0]))
+    assert torch.equal(logits(wrapped), expected)
+    assert before - freed - sum(each.numel() for each in gone) == sum(each.numel() for each in model.parameters())
+    assert len(removed_sublayers(wrapped)) == 2
+
+
+def test_images_go_through_a_pruned_model():
+    model = tiny_model("llava (llama)")
+    tokens = torch.cat([TOKENS[:1, :8], torch.full((1, 4), 120), TOKENS[:1, 8:16]], dim=1)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def seen():
+        with torch.no_grad():
+            return model(input_ids=tokens, pixel_values=image).logits
+
+    with naive.zeroed(model, "llava (llama)", PAIRS[2]):
+        expected = seen()
+    remove(model, ids(PAIRS[2]))
+    assert torch.equal(seen(), expected)
+    image.zero_()
+    assert not torch.equal(seen(), expected)
