@@ -25,7 +25,8 @@ class NormalisedRelativeImpact:
     Args:
         baseline: PPL is that of the `current` model, or of the `original` one (before the first removal).
         impact: `relative` perplexity, or its logarithm (`log`: the difference of the mean token losses in nats).
-        normaliser: What a candidate costs: `parameters`, `flops`, or `none`.
+        normaliser: What a candidate costs: `parameters`; `active_parameters` (of experts, those that a token goes
+            through); `flops` or `kv_cache` of a token; or `none`.
     """
 
     baseline: Literal["current", "original"] = "current"
