@@ -168,7 +168,7 @@ ZOO = {
     "qwen3": usual("qwen3", **NARROW),
     "gemma": usual("gemma", **NARROW),
     "gemma2": sandwich("gemma2", **SLIDING, **NARROW),
-    "gemma3": sandwich("gemma3_text", **SLIDING, **NARROW),
+    "gemma3": sandwich("gemma3_text", layer_types=["sliding_attention", "full_attention"] * 2, **SLIDING, **NARROW),
     "phi": shared("phi"),
     "phi3": usual("phi3"),
     "opt": OPT,

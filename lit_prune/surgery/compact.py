@@ -138,7 +138,7 @@ class _Change:
 
     def _shorten_config(self) -> None:
         config, length = self.config, len(self.blocks)
-        config.per_layer_config = {}
+        config.per_layer_config = None
         config.num_hidden_layers = len(self.positions)
         for name, value in list(vars(config).items()):
             if name in BLOCK_LISTS and isinstance(value, list):
@@ -153,7 +153,7 @@ class _Change:
     def is_stock(self) -> bool:
         """Whether the config builds just these blocks: same classes, weights and settings, but for what was removed."""
         config = copy.deepcopy(self.model.config)
-        config.get_text_config(decoder=True).per_layer_config = {}
+        config.get_text_config(decoder=True).per_layer_config = None
         try:
             config = type(config).from_dict(config.to_dict())
             with torch.device("meta"):

@@ -61,7 +61,7 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
     for each in anatomy.removed:
         if each in anatomy.paths:
             skips[anatomy.position(each.block)]["skip"].append(each.kind)
-    config.per_layer_config = dict(skips)
+    config.per_layer_config = dict(skips) or None
     set_cache(model, sharing_modes(anatomy, ()))
 
 

@@ -166,6 +166,8 @@ def test_whole_blocks_leave_the_stack_where_the_rest_is_a_stock_model(architectu
     assert length == 2
     assert f"{type(model).__name__}.from_pretrained" in (folder / "README.md").read_text()
     stock = type(model).from_pretrained(folder)
+    plain = set(dense.config.get_text_config().to_dict())
+    assert set(stock.config.get_text_config().to_dict()) - plain == {"lit_prune"}
     assert stock.config.get_text_config().num_hidden_layers == 2
     assert torch.equal(logits(stock), expected)
     assert torch.equal(generate(stock), tokens)
