@@ -34,6 +34,7 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     config = decoder_config(model)
     record = Record.of(config)
     layout = record.described()
+    _require_plain_cache(config)
     path, blocks = _block_list(model, config.num_hidden_layers, layout)
     numbers = record.blocks or tuple(range(len(blocks)))
     if len(numbers) != len(blocks):
@@ -46,8 +47,6 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     num_blocks = record.num_blocks or len(blocks)
     here = {each.id for each in present}
     removed = [each for number in range(num_blocks) for kind in KINDS if (each := SublayerId(number, kind)) not in here]
-    if not removed:
-        _require_plain_cache(config)
     return Anatomy(
         model_type=config.model_type,
         blocks_path=path,
@@ -82,8 +81,8 @@ def decoder_config(model: nn.Module) -> Any:
 
 def _require_plain_cache(config: Any) -> None:
     """Refuse models whose attention cache is not one list of keys and values per block."""
-    own = getattr(config, "kv_sharing_modes", None) or getattr(config, "is_heterogeneous", False)
-    if own and not hasattr(config, RECORD_KEY):
+    shares = hasattr(type(config), "kv_sharing_modes")
+    if shares or (getattr(config, "is_heterogeneous", False) and not hasattr(config, RECORD_KEY)):
         raise AnatomyError(
             f"{config.model_type} shares its attention cache between layers or sets layers apart by itself; "
             "removing sublayers from such a model is not supported"

@@ -1,7 +1,15 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import AnatomyError, PlanError
@@ -75,3 +83,19 @@ def test_cross_attention_is_refused():
     sizes = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 32}
     with pytest.raises(AnatomyError, match="ln_cross_attn|expected one attention"):
         find_sublayers(AutoModelForCausalLM.from_config(GPT2Config(add_cross_attention=True, **sizes)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "message"),
+    [
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "layers of the type linear_attention"),
+        ("gemma3n_text", {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}, "shares its attention"),
+        ("mamba", {}, "are not understood: it has the norms norm"),
+    ],
+)
+def test_what_keeps_more_than_keys_and_values_is_refused(model_type, settings, message):
+    config = AutoConfig.for_model(model_type, num_hidden_layers=2, vocab_size=64, hidden_size=64, **settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(AnatomyError, match=message):
+        find_sublayers(model)
