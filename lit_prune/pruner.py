@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.data import fingerprint
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
-from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.measure import Journal, WhatIf, input_ids_of, progress_bar, require_understood, weights_fingerprint
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
@@ -37,6 +38,7 @@ class Pruner:
 
     Attributes:
         plan: What was removed so far; set it to resume.
+        protected: What must stay.
 
     Raises:
         AnatomyError: The model is not understood.
@@ -58,7 +60,7 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self._protected = _protected(protect, anatomy)
+        self.protected = _protected(protect, anatomy)
         self._scorer: Scorer = _create(SCORERS, scorer)
         self._search: Search = _create(SEARCHES, search)
         self.plan = PrunePlan(
@@ -79,7 +81,7 @@ class Pruner:
     def candidates(self) -> dict[Candidate, int]:
         """What may go now, with the parameters that each would free."""
         anatomy = find_sublayers(self.model)
-        free = [each.id for each in anatomy.sublayers if each.id not in self._protected]
+        free = [each.id for each in anatomy.sublayers if each.id not in self.protected]
         if self.granularity == "block":
             pairs = [tuple(SublayerId(each.block, kind) for kind in KINDS) for each in free if each.kind == KINDS[0]]
             return {Candidate(pair): anatomy.num_freed(pair) for pair in pairs if all(each in free for each in pair)}
@@ -156,6 +158,9 @@ def prune(
     model_name: str = "",
     calibration: Mapping[str, Any] | None = None,
     progress: bool = True,
+    journal: str | Path | None = None,
+    on_step: Callable[[PrunePlan], object] = lambda plan: None,
+    max_state_bytes: int | None = None,
 ) -> PrunePlan:
     """Prune a model in place, without training.
 
@@ -170,6 +175,10 @@ def prune(
         model_name: For the plan's readers.
         calibration: Where the batches came from, for the plan's readers.
         progress: Whether to show a progress bar.
+        journal: File to which every measurement is written as it is made. Where it is there already, and of the same
+            model, data and settings, its measurements are not made again: a search that was killed goes on.
+        on_step: Called with the plan so far after every removal.
+        max_state_bytes: See `WhatIf`.
 
     Returns:
         The plan: what was removed, in which order, and why.
@@ -183,13 +192,29 @@ def prune(
     pruner.require_reachable(budget)
     require_understood(pruner.model)
     batches = list(batches)
+    pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
+    kept = Journal(journal, _journal_header(pruner, batches))
     with progress_bar("scoring", shown=progress) as advance:
-        what_if = WhatIf(model, batches, progress=advance)
-        pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
+        what_if = WhatIf(model, batches, progress=advance, journal=kept, max_state_bytes=max_state_bytes)
         while budget.remaining(pruner.plan.num_removed_parameters):
             pruner.step(what_if, budget)
+            on_step(pruner.plan)
     compact(pruner.model)
     return pruner.plan
+
+
+def _journal_header(pruner: Pruner, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What measurements are valid for, and the settings that decide which are made."""
+    plan = pruner.plan.to_dict()
+    named = ("scorer", "search", "budget", "calibration")
+    return {
+        **{name: plan[name] for name in named},
+        "granularity": pruner.granularity,
+        "protect": sorted(map(str, pruner.protected)),
+        "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},
+        "weights": weights_fingerprint(pruner.model),
+        "batches": [list(input_ids_of(batch).shape) for batch in batches],
+    }
 
 
 def describe_run(

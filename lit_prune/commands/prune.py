@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ from lit_prune.commands.arguments import call
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
 from lit_prune.models import load, load_tokenizer
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruner import prune
+
+JOURNAL_FILE = "search.jsonl"
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -44,6 +47,9 @@ def prune_model(
 ) -> None:
     """Remove the least important sublayers of a model and save it.
 
+    Every measurement is written to OUTPUT.search.jsonl as it is made, and the plan so far to OUTPUT.prune_plan.json.
+    A run that was stopped, by Ctrl-C or by force, goes on when the same command is given again.
+
     Args:
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
@@ -65,25 +71,38 @@ def prune_model(
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
-    require_empty(output)
+    target = require_empty(output)
+    # Beside the folder, which is not there before the end.
+    journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
+    if journal.exists():
+        print(f"going on with the measurements in {journal}")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
-    plan = prune(
-        network,
-        calibration_batches(windows[drawn], batch_size),
-        amount=amount,
-        scorer=scorer,
-        search=search,
-        granularity=granularity,
-        protect=protect or (),
-        model_name=model,
-        calibration={"source": data, "window": window},
-    )
+    try:
+        plan = prune(
+            network,
+            calibration_batches(windows[drawn], batch_size),
+            amount=amount,
+            scorer=scorer,
+            search=search,
+            granularity=granularity,
+            protect=protect or (),
+            model_name=model,
+            calibration={"source": data, "window": window},
+            journal=journal,
+            on_step=lambda plan: plan.save(sketch),
+        )
+    except KeyboardInterrupt:
+        decided = f", what was decided so far is in {sketch}" if sketch.exists() else ""
+        print(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     folder = save(network, output, tokenizer=tokenizer, plan=plan)
+    journal.replace(folder / JOURNAL_FILE)
+    sketch.unlink(missing_ok=True)
     print(f"{_outcome(plan)}\nwritten: {folder}")
 
 

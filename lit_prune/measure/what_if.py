@@ -1,27 +1,35 @@
 """What would the loss be without this sublayer? Asked for many sublayers over one set of tokens.
 
-The states before the first changed block are carried, not recomputed: the blocks before it pass on a stored state,
-so embedding, masks, rotary tables, final norm and head stay the model's own code and no architecture needs a fork.
+Nothing is computed twice: the states before the first changed block are carried, within a round and from one to the
+next, and the loss of a model that was measured as a candidate is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.measure.journal import Journal, Key
 from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
-from lit_prune.plan import Candidate
+from lit_prune.measure.trace import Trace, resumed
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import mute
 
 Progress = Callable[[int, int, str], None]
 Reduce = Callable[[Tensor], Tensor]
+Wanted = tuple[Candidate | None, frozenset[SublayerId]]
+"""A candidate, or nothing, and all that is out of the model without it."""
+
+STATES_SHARE = 0.1
+"""Of the model's own memory: what states of earlier rounds may take unless the caller says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,13 @@ class WhatIf:
         reduce: Sums a tensor over processes; identity for one process.
         autocast: Makes the context in which the model runs, such as a trainer's precision context.
         progress: Called with (blocks done, blocks in all, what is measured).
+        journal: Where measurements are kept, and found when they were made before; in memory by default.
+        max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
+            None. One batch's states are held in any case while it is measured.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
+        num_head_evaluations: Losses computed so far, per batch of sequences.
 
     Raises:
         DataError: There are no batches, one has no `input_ids`, or all labels are masked.
@@ -68,13 +80,21 @@ class WhatIf:
         reduce: Reduce | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         progress: Progress | None = None,
+        journal: Journal | None = None,
+        max_state_bytes: int | None = None,
     ) -> None:
         self.model = language_model(model)
         self.batches = list(batches)
         self.num_block_evaluations = 0
+        self.num_head_evaluations = 0
         self._reduce = reduce or (lambda tensor: tensor)
         self._autocast = autocast
         self._progress = progress or (lambda done, total, what: None)
+        self._journal = Journal() if journal is None else journal
+        self._max_state_bytes = max_state_bytes
+        self._traces: dict[int, Trace] = {}
+        self._anatomy: Anatomy | None = None
+        self._versions: dict[int, int] = {}
         _require_tokens(self.batches, self._reduce)
         self._require_context()
 
@@ -88,17 +108,24 @@ class WhatIf:
         """Length of the longest calibration sequence."""
         return max(input_ids_of(batch).shape[1] for batch in self.batches)
 
-    def losses(self, candidates: Sequence[Candidate]) -> Losses:
+    def losses(self, candidates: Sequence[Candidate], *, num_batches: int | None = None) -> Losses:
         """Measure the model as it is and without each candidate.
+
+        Args:
+            candidates: Each is taken out alone.
+            num_batches: Measure on the first of the batches only; on all when None.
 
         Raises:
             MeasureError: A loss is NaN or infinite; the message names what was out.
         """
         ordered = sorted(candidates)
+        anatomy = self._follow_model()
+        used = range(len(self.batches) if num_batches is None else min(num_batches, len(self.batches)))
         with evaluating(self.model), self._autocast():
-            sums, tokens = zip(*self._sweep(ordered), strict=True)
-        per_sequence = torch.cat(sums, dim=1)  # [1 + candidates, sequences]
-        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), torch.cat(tokens).sum()[None].to(per_sequence)]))
+            rows = self._sweep(anatomy, ordered, used)
+        per_sequence = torch.cat(rows, dim=1)  # [1 + candidates, sequences]
+        tokens = sum(int((labels_of(self.batches[index])[:, 1:] != -100).sum()) for index in used)
+        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), torch.tensor([tokens]).to(per_sequence)]))
         num_tokens = totals[-1]
         means = [_finite(mean, name) for mean, name in zip(
             (totals[:-1] / num_tokens).tolist(), ["nothing", *(each.name for each in ordered)], strict=True
@@ -119,62 +146,116 @@ class WhatIf:
                 "use a shorter window"
             )
 
-    def _sweep(self, ordered: Sequence[Candidate]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Per batch: loss sums [1 + candidates, batch] and token counts [batch]; one batch's states are held."""
+    def _follow_model(self) -> Anatomy:
+        """Cut the traces at the first block that has changed since the last measurement."""
         anatomy = find_sublayers(self.model)
-        blocks = list(self.model.get_submodule(anatomy.blocks_path))
-        first = {each: anatomy.position(each.block) for each in ordered}
-        todo = len(self.batches) * (len(blocks) + sum(len(blocks) - each for each in first.values()))
-        done = 0
-        for batch in self.batches:
-            batch = on_device(batch, self.model.device)
-            with _recorded(blocks) as states:
-                base, tokens = self._losses_of(batch, len(blocks))
-            rows = [base]
-            done += len(blocks)
-            for candidate in ordered:
-                self._progress(done, todo, candidate.name)
-                left = len(blocks) - first[candidate]
-                with mute(self.model, candidate.sublayers, anatomy=anatomy), _resumed(blocks, states, first[candidate]):
-                    rows.append(self._losses_of(batch, left)[0])
-                done += left
+        versions = {id(each): each._version for each in self.model.parameters()}
+        if any(self._versions.get(name, version) != version for name, version in versions.items()):
+            self._traces.clear()
+            self._journal.forget()
+        elif self._anatomy is not None and anatomy.blocks == self._anatomy.blocks:
+            changed = set(anatomy.removed) ^ set(self._anatomy.removed)
+            for trace in self._traces.values():
+                trace.cut(min((anatomy.position(each.block) for each in changed), default=len(anatomy.blocks)))
+        else:
+            self._traces.clear()
+        self._anatomy, self._versions = anatomy, versions
+        return anatomy
+
+    def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
+        """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, more where there is room."""
+        gone = frozenset(anatomy.removed)
+        wanted: list[Wanted] = [(None, gone), *((each, gone | frozenset(each.sublayers)) for each in ordered)]
+        passes = [_BatchPass(self, anatomy, wanted, index) for index in used]
+        todo, done = sum(each.num_blocks_to_do for each in passes), 0
+        for each in passes:
+            before = self.num_block_evaluations
+            for candidate, key in each.missing:
+                what = candidate.name if candidate else ""
+                self._progress(done + self.num_block_evaluations - before, todo, what)
+                self._journal.put(key, *each.measure(candidate))
+            done += self.num_block_evaluations - before
             self._progress(done, todo, "")
-            yield torch.stack(rows), tokens
+            self.num_block_evaluations += sum(self._journal.credit((without, each.index)) for _, without in wanted)
+            self._keep(each.index, each.trace)
+        return [self._rows([(without, index) for _, without in wanted]) for index in used]
 
-    def _losses_of(self, batch: Mapping[str, Tensor], num_blocks: int) -> tuple[Tensor, Tensor]:
-        self.num_block_evaluations += num_blocks
-        logits = self.model(**model_inputs(batch), use_cache=False).logits
-        return sequence_losses(logits, labels_of(batch))
+    def _rows(self, keys: Sequence[Key]) -> Tensor:
+        # Apple's GPUs have no float64.
+        device = self.model.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.tensor([self._journal[key] for key in keys], dtype=dtype, device=device)
+
+    def _keep(self, index: int, trace: Trace) -> None:
+        limit = self._max_state_bytes
+        if limit is None:
+            limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
+        others = sum(each.num_bytes for other, each in self._traces.items() if other != index)
+        if others + trace.num_bytes <= limit:
+            self._traces[index] = trace
+        else:
+            self._traces.pop(index, None)
 
 
-@contextmanager
-def _recorded(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Collect what each block returns (a tensor, or a tuple with the hidden state first)."""
-    states: list[Any] = []
-    handles = [block.register_forward_hook(lambda _, __, output: states.append(output)) for block in blocks]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
+class _BatchPass:
+    """What is measured on one batch in one round.
 
+    Args:
+        owner: Whose model, batches and counts these are.
+        anatomy: Of the model as it is.
+        wanted: What the round asks for.
+        index: Of the batch.
 
-@contextmanager
-def _resumed(blocks: Sequence[nn.Module], states: Sequence[Any], first: int) -> Iterator[None]:
-    """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
-    before = blocks[:first]
-    # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
-    replaced = [block.__dict__.get("forward") for block in before]
-    try:
-        for block in before:
-            # An attribute of the instance is found before the class's method.
-            block.__dict__["forward"] = lambda *args, **kwargs: states[first - 1]
-        yield
-    finally:
-        for block, forward in zip(before, replaced, strict=True):
-            block.__dict__.pop("forward", None)
-            if forward is not None:
-                block.__dict__["forward"] = forward
+    Attributes:
+        missing: What nobody has measured yet, by the first block that changes.
+        trace: States of the model as it is.
+    """
+
+    def __init__(self, owner: WhatIf, anatomy: Anatomy, wanted: Sequence[Wanted], index: int) -> None:
+        self.owner = owner
+        self.anatomy = anatomy
+        self.index = index
+        self.missing = [(each, (gone, index)) for each, gone in wanted if (gone, index) not in owner._journal]
+        self.trace = owner._traces.get(index) or Trace()
+        self._blocks = list(owner.model.get_submodule(anatomy.blocks_path))
+        self._first = {each: anatomy.position(each.block) for each, _ in self.missing if each is not None}
+        # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.
+        whole = any(each is None for each, _ in self.missing)
+        self._deepest = len(self._blocks) if whole else max(self._first.values(), default=0)
+
+    @property
+    def num_blocks_to_do(self) -> int:
+        """Decoder blocks that must run."""
+        states = max(0, self._deepest - len(self.trace.states))
+        return states + sum(len(self._blocks) - first for first in self._first.values())
+
+    def measure(self, candidate: Candidate | None) -> tuple[list[float], int]:
+        """Loss sums of the sequences without a candidate (None: of the model as it is), and the blocks that ran."""
+        before, known = self.owner.num_block_evaluations, len(self.trace.states)
+        if candidate is None:
+            logits = self.trace.extend(self._blocks, len(self._blocks), self._logits)
+        elif known < self._first[candidate]:
+            self.trace.extend(self._blocks, self._deepest, self._logits)
+        self.owner.num_block_evaluations += len(self.trace.states) - known
+        if candidate is not None:
+            first = self._first[candidate]
+            with (
+                mute(self.owner.model, candidate.sublayers, anatomy=self.anatomy),
+                resumed(self._blocks, self.trace.states, first),
+            ):
+                logits = self._logits()
+            self.owner.num_block_evaluations += len(self._blocks) - first
+        self.owner.num_head_evaluations += 1
+        nll, _ = sequence_losses(logits, labels_of(self._batch))
+        return nll.tolist(), self.owner.num_block_evaluations - before
+
+    @cached_property
+    def _batch(self) -> dict[str, Tensor]:
+        return on_device(self.owner.batches[self.index], self.owner.model.device)
+
+    def _logits(self) -> Tensor:
+        logits: Tensor = self.owner.model(**model_inputs(self._batch), use_cache=False).logits
+        return logits
 
 
 def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> None:

@@ -1,0 +1,130 @@
+"""Every measurement, as it was made: kept in memory, and in a file so that a search that was killed goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_prune.errors import MeasureError
+from lit_prune.plan import SublayerId
+
+FORMAT = 1
+
+Key = tuple[frozenset[SublayerId], int]
+"""What is out of the model, and the batch."""
+
+
+class Journal:
+    """Losses by what was out of the model and by batch; append-only, one line of JSON for each in the file.
+
+    Started again with the same header, a search finds everything that it had measured, decides the same, and measures
+    the rest. What was being written when the process died is measured again.
+
+    Args:
+        path: The file, made where it does not exist; None keeps the measurements in memory alone.
+        header: What they are valid for, in plain types: model, data, settings.
+
+    Raises:
+        MeasureError: The file is of a search with another header, or is none of ours.
+    """
+
+    def __init__(self, path: str | Path | None = None, header: Mapping[str, Any] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._known: dict[Key, tuple[list[float], int]] = {}
+        if self.path is not None:
+            text = json.dumps({"lit_prune_journal": FORMAT, **(header or {})}, sort_keys=True)
+            self._read(self.path, json.loads(text))
+            self._begin(self.path, text)
+        self._earlier = set(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: Key) -> list[float]:
+        """The loss sums of the batch's sequences, in nats."""
+        return self._known[key][0]
+
+    def credit(self, key: Key) -> int:
+        """Decoder blocks that an earlier process evaluated for a measurement; 0 from the second time on."""
+        if key not in self._earlier:
+            return 0
+        self._earlier.remove(key)
+        return self._known[key][1]
+
+    def put(self, key: Key, nll: list[float], num_blocks: int) -> None:
+        """Keep a measurement, and write it down before anything else happens."""
+        self._known[key] = (nll, num_blocks)
+        if self.path is not None:
+            without, batch = key
+            names = [str(each) for each in sorted(without)]
+            line = {"without": names, "batch": batch, "nll": nll, "blocks": num_blocks}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def forget(self) -> None:
+        """Measurements of a model whose weights have changed are of no use."""
+        self._known.clear()
+
+    def _read(self, path: Path, header: Mapping[str, Any]) -> None:
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if not lines or not lines[0].endswith("\n"):
+            return  # killed while the first line was written
+        found = _parsed(lines[0])
+        if not isinstance(found, dict) or found.get("lit_prune_journal") != FORMAT:
+            raise MeasureError(f"{path} is no journal of a search; name another file")
+        differing = [
+            f"{name} {found.get(name)!r} there, {header.get(name)!r} here"
+            for name in sorted({*found, *header})
+            if found.get(name) != header.get(name)
+        ]
+        if differing:
+            raise MeasureError(
+                f"{path} is the journal of another search: {'; '.join(differing)}. Start with the same settings to go "
+                "on with it, or delete it to begin anew"
+            )
+        for line in lines[1:]:
+            data = _parsed(line) if line.endswith("\n") else None
+            if data is not None:
+                without = frozenset(SublayerId.parse(each) for each in data["without"])
+                self._known[without, data["batch"]] = (data["nll"], data["blocks"])
+
+    def _begin(self, path: Path, header: str) -> None:
+        """Make the file what was understood of it, aside and renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+        else:
+            whole = []
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        aside.write_text("".join(whole or [header + "\n"]), encoding="utf-8")
+        os.replace(aside, path)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of every parameter's name, shape, dtype and first 1,024 numbers; training moves almost all of them."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        first = parameter.detach().flatten()[:1024].contiguous().cpu()
+        digest.update(bytes(first.view(torch.uint8).tolist()))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,163 @@
+"""Measurements that outlive the process that made them."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from lit_prune import prune
+from lit_prune.errors import MeasureError
+from lit_prune.measure import Journal, WhatIf, weights_fingerprint
+from lit_prune.plan import Candidate
+from lit_prune.surgery import remove
+from tests.tiny import NUM_BLOCKS, tiny_model
+
+GENERATOR = torch.Generator().manual_seed(1)
+BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=GENERATOR)} for _ in range(3)]
+CANDIDATES = [Candidate.parse(f"{kind}.{block}") for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+FORK = multiprocessing.get_context("fork")
+
+
+def search(path, **changes):
+    model = tiny_model("llama", num_hidden_layers=8)
+    options = {"amount": 0.35, "search": "progressive", "progress": False, **changes}
+    return prune(model, BATCHES, journal=path, **options)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+def test_killed_ten_times_it_ends_with_the_same_plan_and_measures_nothing_twice(tmp_path):
+    expected = search(tmp_path / "whole.jsonl")
+    path = tmp_path / "killed.jsonl"
+    chance = random.Random(0)
+    sizes = []
+    for _ in range(10):
+        process = FORK.Process(target=search, args=(path,))
+        process.start()
+        # At a random moment of the round in which it is: after some more measurements than last time.
+        wanted = (len(path.read_bytes().splitlines()) if path.exists() else 0) + chance.randint(1, 12)
+        while process.is_alive() and (not path.exists() or len(path.read_bytes().splitlines()) < wanted):
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it was killed in the middle"
+        sizes.append(len(path.read_bytes().splitlines()))
+    assert sizes == sorted(sizes)
+    plan = search(path)
+    assert [step.removed for step in plan.steps] == [step.removed for step in expected.steps]
+    assert [step.scores for step in plan.steps] == [step.scores for step in expected.steps]
+    made = [(tuple(each["without"]), each["batch"]) for each in lines(path)]
+    assert len(made) == len(set(made)) == len(lines(tmp_path / "whole.jsonl"))
+
+
+def test_a_second_search_measures_nothing_and_counts_what_the_first_did(tmp_path):
+    plan = search(tmp_path / "journal.jsonl")
+    assert sum(each["blocks"] for each in lines(tmp_path / "journal.jsonl")) == round(plan.cost * len(BATCHES) * 8)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    again = search(tmp_path / "journal.jsonl")
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert again == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"amount": 0.3}, "budget .*0.35.* there, .*0.3.* here"),
+        ({"scorer": "ppl"}, "scorer .*nri.* there, .*ppl.* here"),
+        ({"granularity": "attention", "amount": 0.1}, "granularity 'sublayer' there, 'attention' here"),
+        ({"protect": ["mlp.1"]}, "protect"),
+    ],
+)
+def test_other_settings_are_refused_and_leave_the_journal_alone(tmp_path, changes, message):
+    path = tmp_path / "journal.jsonl"
+    search(path)
+    before = path.read_bytes()
+    with pytest.raises(MeasureError, match=f"another search: .*{message}.* delete it"):
+        search(path, **changes)
+    assert path.read_bytes() == before
+
+
+def test_other_weights_and_other_text_are_refused(tmp_path):
+    model = tiny_model("llama")
+    path = tmp_path / "journal.jsonl"
+    prune(model, BATCHES, amount=0.1, journal=path, progress=False)
+    with pytest.raises(MeasureError, match="weights"):
+        prune(tiny_model("llama", seed=1), BATCHES, amount=0.1, journal=path, progress=False)
+    with pytest.raises(MeasureError, match="calibration"):
+        prune(tiny_model("llama"), BATCHES[1:], amount=0.1, journal=path, progress=False)
+    with torch.no_grad():
+        (trained := tiny_model("llama")).model.layers[2].mlp.up_proj.weight += 1e-3
+    assert weights_fingerprint(trained) != weights_fingerprint(tiny_model("llama"))
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n")
+    with pytest.raises(MeasureError, match="is no journal"):
+        Journal(path, {})
+    assert path.read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("torn", ['{"without": ["mlp.', ""])
+def test_a_line_that_was_cut_is_measured_again(tmp_path, torn):
+    path = tmp_path / "journal.jsonl"
+    search(path)
+    whole = path.read_text()
+    kept = whole.splitlines(keepends=True)[:-5]
+    path.write_text("".join(kept) + torn)
+    search(path)
+    path.with_name("whole.jsonl").write_text(whole)
+    assert [each | {"blocks": 0} for each in lines(path)] == [
+        each | {"blocks": 0} for each in lines(path.with_name("whole.jsonl"))
+    ], "but for states that had to be computed again"
+
+
+def test_a_model_that_was_trained_is_measured_again():
+    model = tiny_model("llama")
+    what_if = WhatIf(model, BATCHES)
+    first = what_if.losses(CANDIDATES)
+    count = what_if.num_block_evaluations
+    assert what_if.losses(CANDIDATES).without == first.without
+    assert what_if.num_block_evaluations == count, "nothing changed, nothing ran"
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight += 0.1
+    trained = what_if.losses(CANDIDATES)
+    assert trained.without == WhatIf(model, BATCHES).losses(CANDIDATES).without != first.without
+
+
+@pytest.mark.parametrize("max_state_bytes", [0, 1 << 30])
+def test_the_next_round_starts_from_what_is_known(max_state_bytes):
+    model = tiny_model("llama")
+    what_if = WhatIf(model, BATCHES, max_state_bytes=max_state_bytes)
+    what_if.losses(CANDIDATES)
+    before, heads = what_if.num_block_evaluations, what_if.num_head_evaluations
+    remove(model, CANDIDATES[5].sublayers)  # mlp.2
+    left = [each for each in CANDIDATES if each != CANDIDATES[5]]
+    losses = what_if.losses(left)
+    fresh = WhatIf(model, BATCHES).losses(left)
+    assert losses.without == fresh.without
+    assert losses.base == fresh.base
+    # The loss without mlp.2 was measured. States are wanted before blocks 0 to 3: that of block 2 anew, or all of them.
+    states = 1 if max_state_bytes else 3
+    suffixes = sum(NUM_BLOCKS - each.block for each in left)
+    assert what_if.num_block_evaluations - before == len(BATCHES) * (states + suffixes)
+    assert what_if.num_head_evaluations - heads == len(BATCHES) * len(left)
+
+
+def test_fewer_batches_measure_the_first_ones():
+    model = tiny_model("llama")
+    what_if = WhatIf(model, BATCHES)
+    screened = what_if.losses(CANDIDATES[:2], num_batches=1)
+    assert screened.without == WhatIf(model, BATCHES[:1]).losses(CANDIDATES[:2]).without
+    assert screened.base_sequences.shape == (2,)
+    count = what_if.num_block_evaluations
+    what_if.losses(CANDIDATES[:1])
+    assert what_if.num_block_evaluations == count + 2 * 2 * NUM_BLOCKS, "the first batch is known"
