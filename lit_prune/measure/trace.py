@@ -14,50 +14,85 @@ from torch import Tensor, nn
 
 
 class Trace:
-    """The outputs of a model's first blocks for one batch: a tensor each, or a tuple with the hidden state first.
+    """Outputs of a model's blocks for one batch: a tensor each, or a tuple with the hidden state first.
 
     Attributes:
-        states: Of block 0, 1 and so on, as many as hold for the model as it is.
+        states: By block; some may be left out to save memory.
+        length: How many blocks from the first were computed for the model as it is.
     """
 
     def __init__(self) -> None:
-        self.states: list[Any] = []
+        self.states: dict[int, Any] = {}
+        self.length = 0
+
+    def start(self, block: int) -> int:
+        """The block from which to compute so that the state before `block` is right: itself, or the nearest before."""
+        known = (each + 1 for each in self.states if each < block)
+        return max(known, default=0)
 
     def cut(self, position: int) -> None:
         """Forget what comes from a block that changed, and from those behind it."""
-        del self.states[position:]
+        self.states = {block: state for block, state in self.states.items() if block < position}
+        self.length = min(self.length, position)
+
+    def thin(self, num_bytes: int) -> None:
+        """Keep every n-th state alone, with the smallest n that fits into the memory."""
+        every = 1 if self.num_bytes <= num_bytes else -(-self.num_bytes // max(1, num_bytes))
+        self.states = {block: state for block, state in self.states.items() if (block + 1) % every == 0}
 
     @property
     def num_bytes(self) -> int:
         """Memory of the states."""
-        tensors = [each for state in self.states for each in (state if isinstance(state, tuple) else (state,))]
+        tensors = [each for state in self.states.values() for each in (state if isinstance(state, tuple) else (state,))]
         return sum(each.nbytes for each in tensors if isinstance(each, Tensor))
 
-    def extend(self, blocks: Sequence[nn.Module], length: int, run: Callable[[], Any]) -> Any:
-        """Run the model from the first block that is not known until `length` outputs are.
+    def extend(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
+        """Run the model until `length` blocks are computed, and keep their states.
 
         Args:
             blocks: Of the model.
-            length: Outputs that are wanted; of all blocks, to run on through the head.
+            first: Where to begin; the state before it is known.
+            length: Blocks that are wanted; all of them, to run on through the head.
             run: Calls the model on the batch.
 
         Returns:
             What `run` returned, None where the model was stopped before its end.
         """
-        with resumed(blocks, self.states, len(self.states)), self._recorded(blocks, length):
+        with self.resumed(blocks, first), self._recorded(blocks, first, length):
             try:
                 return run()
             except _Enough:
                 return None
 
     @contextmanager
-    def _recorded(self, blocks: Sequence[nn.Module], length: int) -> Iterator[None]:
-        def record(_: nn.Module, __: Any, output: Any) -> None:
-            self.states.append(output)
-            if len(self.states) == length < len(blocks):
-                raise _Enough
+    def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
+        """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
+        before, state = blocks[:first], self.states[first - 1] if first else None
+        # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
+        replaced = [block.__dict__.get("forward") for block in before]
+        try:
+            for block in before:
+                # An attribute of the instance is found before the class's method.
+                block.__dict__["forward"] = lambda *args, **kwargs: state
+            yield
+        finally:
+            for block, forward in zip(before, replaced, strict=True):
+                block.__dict__.pop("forward", None)
+                if forward is not None:
+                    block.__dict__["forward"] = forward
 
-        handles = [block.register_forward_hook(record) for block in blocks[len(self.states) :]]
+    @contextmanager
+    def _recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:
+        def recorder(number: int) -> Callable[..., None]:
+            def record(_: nn.Module, __: Any, output: Any) -> None:
+                self.states[number] = output
+                self.length = max(self.length, number + 1)
+                if number + 1 == length < len(blocks):
+                    raise _Enough
+
+            return record
+
+        handles = [blocks[number].register_forward_hook(recorder(number)) for number in range(first, length)]
         try:
             yield
         finally:
@@ -67,21 +102,3 @@ class Trace:
 
 class _Enough(Exception):
     """Ends a forward pass whose remaining blocks nobody wants."""
-
-
-@contextmanager
-def resumed(blocks: Sequence[nn.Module], states: Sequence[Any], first: int) -> Iterator[None]:
-    """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
-    before, state = blocks[:first], states[first - 1] if first else None
-    # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
-    replaced = [block.__dict__.get("forward") for block in before]
-    try:
-        for block in before:
-            # An attribute of the instance is found before the class's method.
-            block.__dict__["forward"] = lambda *args, **kwargs: state
-        yield
-    finally:
-        for block, forward in zip(before, replaced, strict=True):
-            block.__dict__.pop("forward", None)
-            if forward is not None:
-                block.__dict__["forward"] = forward

@@ -19,7 +19,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.measure.journal import Journal, Key
 from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
-from lit_prune.measure.trace import Trace, resumed
+from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import mute
 
@@ -190,11 +190,8 @@ class WhatIf:
         limit = self._max_state_bytes
         if limit is None:
             limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
-        others = sum(each.num_bytes for other, each in self._traces.items() if other != index)
-        if others + trace.num_bytes <= limit:
-            self._traces[index] = trace
-        else:
-            self._traces.pop(index, None)
+        trace.thin(limit // len(self.batches))
+        self._traces[index] = trace
 
 
 class _BatchPass:
@@ -226,28 +223,32 @@ class _BatchPass:
     @property
     def num_blocks_to_do(self) -> int:
         """Decoder blocks that must run."""
-        states = max(0, self._deepest - len(self.trace.states))
+        wanted = [len(self._blocks) if each is None else self._first[each] for each, _ in self.missing]
+        unknown = [each for each in wanted if self.trace.start(each) < each]
+        states = self._deepest - self.trace.start(min(unknown)) if unknown else 0
         return states + sum(len(self._blocks) - first for first in self._first.values())
 
     def measure(self, candidate: Candidate | None) -> tuple[list[float], int]:
         """Loss sums of the sequences without a candidate (None: of the model as it is), and the blocks that ran."""
-        before, known = self.owner.num_block_evaluations, len(self.trace.states)
-        if candidate is None:
-            logits = self.trace.extend(self._blocks, len(self._blocks), self._logits)
-        elif known < self._first[candidate]:
-            self.trace.extend(self._blocks, self._deepest, self._logits)
-        self.owner.num_block_evaluations += len(self.trace.states) - known
+        before = self.owner.num_block_evaluations
+        first = len(self._blocks) if candidate is None else self._first[candidate]
+        known = self.trace.start(first)
+        if candidate is None or known < first:
+            logits = self._extend(known, self._deepest)
         if candidate is not None:
-            first = self._first[candidate]
             with (
                 mute(self.owner.model, candidate.sublayers, anatomy=self.anatomy),
-                resumed(self._blocks, self.trace.states, first),
+                self.trace.resumed(self._blocks, first),
             ):
                 logits = self._logits()
             self.owner.num_block_evaluations += len(self._blocks) - first
         self.owner.num_head_evaluations += 1
         nll, _ = sequence_losses(logits, labels_of(self._batch))
         return nll.tolist(), self.owner.num_block_evaluations - before
+
+    def _extend(self, first: int, length: int) -> Any:
+        self.owner.num_block_evaluations += length - first
+        return self.trace.extend(self._blocks, first, length, self._logits)
 
     @cached_property
     def _batch(self) -> dict[str, Tensor]:
