@@ -18,7 +18,7 @@ from lit_prune.callbacks import loop
 from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
-from lit_prune.plan import PrunePlan, write_text
+from lit_prune.plan import PrunePlan
 from lit_prune.report import (
     Answer,
     Row,
@@ -29,6 +29,7 @@ from lit_prune.report import (
     score_map,
     summary_markdown,
 )
+from lit_prune.writing import write_text
 
 
 @dataclass(frozen=True)

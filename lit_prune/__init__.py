@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lit_prune.models import load, load_tokenizer
     from lit_prune.module import LitCausalLM
     from lit_prune.plan import PrunePlan
-    from lit_prune.pruner import apply_plan, prune
+    from lit_prune.pruning import apply_plan, prune
     from lit_prune.surgery import describe
 
 __all__ = [
@@ -34,11 +34,11 @@ _ROOMS = {
     "LoraHealing": "healing",
     "PrunePlan": "plan",
     "TextDataModule": "data",
-    "apply_plan": "pruner",
+    "apply_plan": "pruning",
     "describe": "surgery",
     "load": "models",
     "load_tokenizer": "models",
-    "prune": "pruner",
+    "prune": "pruning",
 }
 
 

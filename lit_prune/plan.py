@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import PlanError
+from lit_prune.writing import from_json, to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
@@ -90,11 +90,18 @@ class Scores:
         importance: Lower is removed first.
         base_nll: Mean token loss (nats) of the model as it is, where it was measured.
         nll: The same without each candidate, where it was measured.
+        zero: Importance of what changes nothing.
+        measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
+            this round.
+        screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
     """
 
     importance: Mapping[Candidate, float]
     base_nll: float | None = None
     nll: Mapping[Candidate, float] = field(default_factory=dict)
+    zero: float = 0.0
+    measured: Mapping[Candidate, float] = field(default_factory=dict)
+    screened: Mapping[Candidate, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,8 @@ class PruneStep:
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
         scores: Importance of every candidate of the round, by name.
+        measured: See `Scores`, by name; empty where the whole round was measured.
+        screened: See `Scores`, by name.
     """
 
     removed: Candidate
@@ -120,10 +129,13 @@ class PruneStep:
     cost: float = 0.0
     epoch: int | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    screened: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
-        return asdict(replace(self, scores=dict(self.scores))) | {"removed": self.removed.name}
+        by_name: dict[str, Any] = {name: dict(getattr(self, name)) for name in ("scores", "measured", "screened")}
+        return asdict(replace(self, **by_name)) | {"removed": self.removed.name}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
@@ -242,7 +254,7 @@ class PrunePlan:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON beside the target, then rename, so that the file is whole or absent."""
-        return write_text(path, json.dumps(_to_json(self.to_dict()), indent=2, allow_nan=False) + "\n")
+        return write_text(path, json.dumps(to_json(self.to_dict()), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:
@@ -259,37 +271,7 @@ class PrunePlan:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise PlanError(f"the plan {path} is damaged: {error}; make it again, or take it from a backup") from error
-        return cls.from_dict(_from_json(data))
-
-
-def _to_json(value: Any) -> Any:
-    """JSON has no infinity; it is written as the text that `float` reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _to_json(each) for name, each in value.items()}
-    return [_to_json(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _from_json(value: Any) -> Any:
-    if value in ("inf", "-inf", "nan"):
-        return float(value)
-    if isinstance(value, dict):
-        return {name: _from_json(each) for name, each in value.items()}
-    return [_from_json(each) for each in value] if isinstance(value, list) else value
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file aside and rename it into place; parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+        return cls.from_dict(from_json(data))
 
 
 def _require_each_once(removed: Iterable[SublayerId]) -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
-from lit_prune.data import fingerprint
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
-from lit_prune.measure import Journal, WhatIf, input_ids_of, progress_bar, require_understood, weights_fingerprint
+from lit_prune.measure import WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
-from lit_prune.surgery import compact, remove
+from lit_prune.surgery import remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
 Named = str | Mapping[str, Any]
@@ -128,10 +126,8 @@ class Pruner:
         if not sizes:
             raise BudgetError("there is nothing left that may be removed")
         before = what_if.cost
-        scores: Scores = self._search(
-            lambda candidates: self._scorer(what_if, candidates, self.plan.steps), list(sizes), self.plan.steps
-        )
-        choice = Candidate.parse(agree(budget.choose(scores.importance, sizes, self.plan.num_removed_parameters).name))
+        scores, choice = self._choose(what_if, budget, sizes)
+        choice = Candidate.parse(agree(choice.name))
         step = PruneStep(
             removed=choice,
             num_parameters=remove(self.model, choice.sublayers, optimizers),
@@ -141,80 +137,28 @@ class Pruner:
             cost=what_if.cost - before,
             epoch=epoch,
             scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
+            measured={candidate.name: share for candidate, share in scores.measured.items()},
+            screened={candidate.name: float(score) for candidate, score in scores.screened.items()},
         )
         self.plan = self.plan.with_step(step)
         return step
 
+    def _choose(self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, int]) -> tuple[Scores, Candidate]:
+        def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
+            with what_if.narrowed(share):
+                scores: Scores = self._scorer(what_if, candidates, self.plan.steps)
+            return scores
 
-def prune(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    amount: float,
-    scorer: Named | Scorer = "nri",
-    search: Named | Search = "progressive",
-    granularity: str = "sublayer",
-    protect: Sequence[str] = (),
-    model_name: str = "",
-    calibration: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    journal: str | Path | None = None,
-    on_step: Callable[[PrunePlan], object] = lambda plan: None,
-    max_state_bytes: int | None = None,
-) -> PrunePlan:
-    """Prune a model in place, without training.
-
-    Args:
-        model: A causal language model of transformers, perhaps wrapped by peft.
-        batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
-        amount: Share of all parameters to remove, above 0 and below 1.
-        scorer: See `Pruner`.
-        search: See `Pruner`.
-        granularity: See `Pruner`.
-        protect: See `Pruner`.
-        model_name: For the plan's readers.
-        calibration: Where the batches came from, for the plan's readers.
-        progress: Whether to show a progress bar.
-        journal: File to which every measurement is written as it is made. Where it is there already, and of the same
-            model, data and settings, its measurements are not made again: a search that was killed goes on.
-        on_step: Called with the plan so far after every removal.
-        max_state_bytes: See `WhatIf`.
-
-    Returns:
-        The plan: what was removed, in which order, and why.
-
-    Raises:
-        LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
-    """
-    options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
-    pruner = Pruner(model, **options, model_name=model_name)
-    budget = Budget(amount, pruner.num_parameters)
-    pruner.require_reachable(budget)
-    require_understood(pruner.model)
-    batches = list(batches)
-    pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
-    kept = Journal(journal, _journal_header(pruner, batches))
-    with progress_bar("scoring", shown=progress) as advance:
-        what_if = WhatIf(model, batches, progress=advance, journal=kept, max_state_bytes=max_state_bytes)
-        while budget.remaining(pruner.plan.num_removed_parameters):
-            pruner.step(what_if, budget)
-            on_step(pruner.plan)
-    compact(pruner.model)
-    return pruner.plan
-
-
-def _journal_header(pruner: Pruner, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What measurements are valid for, and the settings that decide which are made."""
-    plan = pruner.plan.to_dict()
-    named = ("scorer", "search", "budget", "calibration")
-    return {
-        **{name: plan[name] for name in named},
-        "granularity": pruner.granularity,
-        "protect": sorted(map(str, pruner.protected)),
-        "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},
-        "weights": weights_fingerprint(pruner.model),
-        "batches": [list(input_ids_of(batch).shape) for batch in batches],
-    }
+        scores: Scores = self._search(score, list(sizes), self.plan.steps)
+        choice = budget.choose(scores.importance, sizes, self.plan.num_removed_parameters)
+        if not scores.measured or scores.measured.get(choice) == 1:
+            return scores, choice
+        # The budget wants one of a size that a search which spares itself work has not looked at closely.
+        among = [each for each in sizes if sizes[each] == sizes[choice]]
+        closer: Scores = self._search(score, among, self.plan.steps)
+        names = ("importance", "nll", "measured", "screened")
+        merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(closer, name)} for name in names}
+        return replace(scores, **merged), min(among, key=lambda each: (closer.importance[each], each))
 
 
 def describe_run(
@@ -223,31 +167,6 @@ def describe_run(
     """The plan with what was asked for and the tokens that score it."""
     asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
     return replace(plan, budget=asked, calibration=dict(calibration))
-
-
-def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
-    """Remove what a plan says from an unpruned copy of its model, in place.
-
-    Structure is compared, not weights: a plan fits every fine-tuned copy of its model.
-
-    Raises:
-        PlanError: The plan was made for a model of another structure; nothing is removed then.
-    """
-    anatomy = find_sublayers(model)
-    plan.model.require_same(anatomy.facts())
-    gone: list[SublayerId] = []
-    for step in plan.steps:
-        # Norms that a block's sublayers share go with the second of them.
-        freed = anatomy.num_freed([*gone, *step.removed.sublayers]) - anatomy.num_freed(gone)
-        gone += step.removed.sublayers
-        if freed != step.num_parameters:
-            raise PlanError(
-                f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "
-                f"in the plan, {freed} in the model"
-            )
-    require_understood(model)
-    remove(model, plan.removed)
-    compact(model)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:

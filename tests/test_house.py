@@ -13,14 +13,14 @@ from tests.zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors"},
+    {"errors", "writing"},
     {"plan", "registry"},
     {"anatomy"},
     {"surgery", "data", "texts", "names"},
     {"measure", "models"},
     {"scorers", "searches", "healing"},
     {"pruner", "checkpoint"},
-    {"module", "evaluation", "export", "report"},
+    {"pruning", "module", "evaluation", "export", "report"},
     {"callbacks"},
     {"commands", "__main__"},
 ]

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from lit_prune.errors import PlanError
-from lit_prune.plan import Candidate, ModelFacts, PrunePlan, PruneStep, SublayerId, write_text
+from lit_prune.plan import Candidate, ModelFacts, PrunePlan, PruneStep, SublayerId
+from lit_prune.writing import write_text
 
 FACTS = ModelFacts("llama", 4, 32, 1000, "tiny")
 PLAN = PrunePlan(

@@ -4,7 +4,8 @@ import torch
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan
-from lit_prune.pruner import Pruner, apply_plan, prune
+from lit_prune.pruner import Pruner
+from lit_prune.pruning import apply_plan, prune
 from lit_prune.searches import Budget
 from lit_prune.surgery import removed_sublayers
 from tests import naive

@@ -8,7 +8,7 @@ from lit_prune.commands.arguments import call
 from lit_prune.export import require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
-from lit_prune.pruner import apply_plan
+from lit_prune.pruning import apply_plan
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

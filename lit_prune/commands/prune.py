@@ -13,7 +13,7 @@ from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.pruner import prune
+from lit_prune.pruning import prune
 
 JOURNAL_FILE = "search.jsonl"
 

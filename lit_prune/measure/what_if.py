@@ -6,8 +6,9 @@ next, and the loss of a model that was measured as a candidate is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,6 +86,7 @@ class WhatIf:
     ) -> None:
         self.model = language_model(model)
         self.batches = list(batches)
+        self._num_batches = len(self.batches)
         self.num_block_evaluations = 0
         self.num_head_evaluations = 0
         self._reduce = reduce or (lambda tensor: tensor)
@@ -108,19 +110,24 @@ class WhatIf:
         """Length of the longest calibration sequence."""
         return max(input_ids_of(batch).shape[1] for batch in self.batches)
 
-    def losses(self, candidates: Sequence[Candidate], *, num_batches: int | None = None) -> Losses:
-        """Measure the model as it is and without each candidate.
+    @contextmanager
+    def narrowed(self, share: float) -> Iterator[WhatIf]:
+        """Measure on the first batches alone, a share of all of them, in a `with` block."""
+        self._num_batches = max(1, math.ceil(share * len(self.batches)))
+        try:
+            yield self
+        finally:
+            self._num_batches = len(self.batches)
 
-        Args:
-            candidates: Each is taken out alone.
-            num_batches: Measure on the first of the batches only; on all when None.
+    def losses(self, candidates: Sequence[Candidate]) -> Losses:
+        """Measure the model as it is and without each candidate, each of which is taken out alone.
 
         Raises:
             MeasureError: A loss is NaN or infinite; the message names what was out.
         """
         ordered = sorted(candidates)
         anatomy = self._follow_model()
-        used = range(len(self.batches) if num_batches is None else min(num_batches, len(self.batches)))
+        used = range(self._num_batches)
         with evaluating(self.model), self._autocast():
             rows = self._sweep(anatomy, ordered, used)
         per_sequence = torch.cat(rows, dim=1)  # [1 + candidates, sequences]

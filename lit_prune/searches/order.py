@@ -5,7 +5,7 @@ A search holds no state of its own, so that it can stop and go on after any remo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from lit_prune.plan import Candidate, PruneStep, Scores
@@ -13,7 +13,13 @@ from lit_prune.registry import Registry
 
 SEARCHES: Registry = Registry("search")
 
-ScoreFunction = Callable[[Sequence[Candidate]], Scores]
+
+class ScoreFunction(Protocol):
+    """Scores candidates on the model as it is, on the first `share` of the calibration batches."""
+
+    def __call__(self, candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
+        """Lower is removed first."""
+        ...
 
 
 class Search(Protocol):

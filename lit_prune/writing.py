@@ -1,0 +1,39 @@
+"""Files that are whole or absent, and JSON with infinities."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def to_json(value: Any) -> Any:
+    """JSON has no infinity; it is written as the text that `float` reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: to_json(each) for name, each in value.items()}
+    return [to_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`."""
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: from_json(each) for name, each in value.items()}
+    return [from_json(each) for each in value] if isinstance(value, list) else value
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file aside and rename it into place; parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
