@@ -97,7 +97,7 @@ def test_it_goes_on_from_the_plan_alone():
 
 
 def test_a_score_below_its_bound_makes_it_look_at_everything():
-    model = Model(1, elsewhere=1.0)
+    model = Model(1, local=1.0, elsewhere=1.0)
     calm = run(Lazy(near=0.9, far=0.99), model, rounds=4)
     collapsing = Model(1, elsewhere=8.0)
     wild = run(Lazy(near=0.9, far=0.99), collapsing, rounds=4)
