@@ -159,7 +159,7 @@ class SublayerPruneCallback(Callback):
         quota = self.schedule.quota(
             epoch,
             num_epochs=loop.num_epochs(trainer, self.num_epochs),
-            num_target=self._budget().num_target,
+            num_target=int(self._budget().target),
             num_total=plan.model.num_parameters,
             num_removed=plan.num_removed_parameters - sum(step.num_parameters for step in done),
         )
@@ -242,7 +242,7 @@ class SublayerPruneCallback(Callback):
         pruner = self._require_pruner()
         if self.amount is not None:
             return Budget(self.amount, pruner.num_parameters)
-        everything = pruner.num_available + pruner.plan.num_removed_parameters
+        everything = pruner.available + pruner.plan.num_removed_parameters
         return Budget(everything / pruner.num_parameters, pruner.num_parameters, last="lowest_score")
 
     def _require_reachable(self, trainer: L.Trainer) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
-from lit_prune.measure import WhatIf
+from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
@@ -36,6 +36,8 @@ class Pruner:
 
     Attributes:
         plan: What was removed so far; set it to resume.
+        prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
+            removal.
         protected: What must stay.
 
     Raises:
@@ -59,6 +61,7 @@ class Pruner:
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
         self.protected = _protected(protect, anatomy)
+        self.prices = Prices.in_parameters(anatomy)
         self._scorer: Scorer = _create(SCORERS, scorer)
         self._search: Search = _create(SEARCHES, search)
         self.plan = PrunePlan(
@@ -76,20 +79,31 @@ class Pruner:
         """Parameters of the model before the first removal."""
         return self.plan.model.num_parameters
 
-    def candidates(self) -> dict[Candidate, int]:
-        """What may go now, with the parameters that each would free."""
+    def candidates(self) -> dict[Candidate, float]:
+        """What may go now, with what each would save by `prices`; what would save nothing is left alone."""
         anatomy = find_sublayers(self.model)
+        sizes = {each: self.prices.freed(anatomy, each.sublayers) for each in self._permitted(anatomy)}
+        return {each: size for each, size in sizes.items() if size > 0}
+
+    def _permitted(self, anatomy: Anatomy) -> list[Candidate]:
         free = [each.id for each in anatomy.sublayers if each.id not in self.protected]
         if self.granularity == "block":
             pairs = [tuple(SublayerId(each.block, kind) for kind in KINDS) for each in free if each.kind == KINDS[0]]
-            return {Candidate(pair): anatomy.num_freed(pair) for pair in pairs if all(each in free for each in pair)}
+            return [Candidate(pair) for pair in pairs if all(each in free for each in pair)]
         kinds = KINDS if self.granularity == "sublayer" else (self.granularity,)
-        return {Candidate((each,)): anatomy.num_freed([each]) for each in free if each.kind in kinds}
+        return [Candidate((each,)) for each in free if each.kind in kinds]
 
     @property
-    def num_available(self) -> int:
-        """Parameters that all candidates together would free."""
-        return find_sublayers(self.model).num_freed(each for one in self.candidates() for each in one.sublayers)
+    def available(self) -> float:
+        """What all candidates together would save."""
+        together = [each for one in self.candidates() for each in one.sublayers]
+        return self.prices.freed(find_sublayers(self.model), together)
+
+    @property
+    def reached(self) -> float:
+        """What the removals so far have saved."""
+        priced = self.prices.sublayers
+        return self.plan.num_removed_parameters if priced is None else sum(priced[each] for each in self.plan.removed)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
@@ -98,7 +112,7 @@ class Pruner:
             BudgetError: With what they can give.
         """
         what = {"sublayer": "sublayers", "block": "whole blocks"}.get(self.granularity, f"{self.granularity} sublayers")
-        budget.require_reachable(self.num_available, what, self.plan.num_removed_parameters)
+        budget.require_reachable(self.available, what, self.reached)
 
     def step(
         self,
@@ -108,8 +122,8 @@ class Pruner:
         optimizers: Iterable[Optimizer] = (),
         epoch: int | None = None,
         agree: Callable[[str], str] = lambda name: name,
-    ) -> PruneStep:
-        """Score, choose, remove, record: one removal.
+    ) -> PruneStep | None:
+        """Score, choose, remove, record: one removal, or None where every one would exceed the budget's `max_rise`.
 
         Args:
             what_if: The measure, over the calibration batches.
@@ -126,8 +140,10 @@ class Pruner:
         if not sizes:
             raise BudgetError("there is nothing left that may be removed")
         before = what_if.cost
-        scores, choice = self._choose(what_if, budget, sizes)
-        choice = Candidate.parse(agree(choice.name))
+        scores, chosen = self._choose_under_ceiling(what_if, budget, sizes)
+        if chosen is None:
+            return None
+        choice = Candidate.parse(agree(chosen.name))
         step = PruneStep(
             removed=choice,
             num_parameters=remove(self.model, choice.sublayers, optimizers),
@@ -143,22 +159,39 @@ class Pruner:
         self.plan = self.plan.with_step(step)
         return step
 
-    def _choose(self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, int]) -> tuple[Scores, Candidate]:
+    def _choose_under_ceiling(
+        self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float]
+    ) -> tuple[Scores, Candidate | None]:
+        scores, choice = self._choose(what_if, budget, sizes)
+        while budget.max_rise is not None:
+            # Known already, where the search measured it on all tokens.
+            losses = what_if.losses([choice])
+            scores = replace(scores, base_nll=losses.base, nll={**scores.nll, **losses.without})
+            first = self.plan.steps[0].nll_before if self.plan.steps else None
+            dense = losses.base if first is None else first
+            if budget.allows(scores.nll[choice], dense):
+                break
+            sizes = {each: sizes[each] for each in sizes if budget.allows(scores.nll.get(each, dense), dense)}
+            if not sizes:
+                return scores, None
+            others, choice = self._choose(what_if, budget, sizes)
+            scores = _merged(scores, others)
+        return scores, choice
+
+    def _choose(self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float]) -> tuple[Scores, Candidate]:
         def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
             with what_if.narrowed(share):
                 scores: Scores = self._scorer(what_if, candidates, self.plan.steps)
             return scores
 
         scores: Scores = self._search(score, list(sizes), self.plan.steps)
-        choice = budget.choose(scores.importance, sizes, self.plan.num_removed_parameters)
+        choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
             return scores, choice
         # The budget wants one of a size that a search which spares itself work has not looked at closely.
         among = [each for each in sizes if sizes[each] == sizes[choice]]
         closer: Scores = self._search(score, among, self.plan.steps)
-        names = ("importance", "nll", "measured", "screened")
-        merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(closer, name)} for name in names}
-        return replace(scores, **merged), min(among, key=lambda each: (closer.importance[each], each))
+        return _merged(scores, closer), min(among, key=lambda each: (closer.importance[each], each))
 
 
 def describe_run(
@@ -167,6 +200,12 @@ def describe_run(
     """The plan with what was asked for and the tokens that score it."""
     asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
     return replace(plan, budget=asked, calibration=dict(calibration))
+
+
+def _merged(scores: Scores, later: Scores) -> Scores:
+    names = ("importance", "nll", "measured", "screened")
+    merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
+    return replace(scores, **merged)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,20 @@ from torch import nn
 from lit_prune.anatomy import find_sublayers
 from lit_prune.data import fingerprint
 from lit_prune.errors import PlanError
-from lit_prune.measure import Journal, WhatIf, input_ids_of, progress_bar, require_understood, weights_fingerprint
+from lit_prune.measure import (
+    Journal,
+    WhatIf,
+    input_ids_of,
+    price,
+    progress_bar,
+    require_understood,
+    unit_options,
+    weights_fingerprint,
+)
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruner import Named, Pruner, describe_run
 from lit_prune.scorers import Scorer
-from lit_prune.searches import Budget, Search
+from lit_prune.searches import Budget, Search, require_limits
 from lit_prune.surgery import compact, remove
 
 
@@ -23,7 +34,9 @@ def prune(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
-    amount: float,
+    amount: float | None = None,
+    of: Named = "params",
+    max_rise: float | None = None,
     scorer: Named | Scorer = "nri",
     search: Named | Search = "progressive",
     granularity: str = "sublayer",
@@ -40,7 +53,14 @@ def prune(
     Args:
         model: A causal language model of transformers, perhaps wrapped by peft.
         batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
-        amount: Share of all parameters to remove, above 0 and below 1.
+        amount: Share of the whole model's cost to remove, above 0 and below 1; embeddings and head count. None
+            removes all that keeps under `max_rise`.
+        of: What that is a share of: `params`; `flops` or `kv_cache` of one token after a calibration sequence;
+            `latency`, measured here once for each kind of sublayer, or `{name: latency, phase: decode, batch: 1,
+            length: 512, repeats: 15}` (`phase` may be `prefill`; without `length` it is that of a calibration
+            sequence). Sublayers that cost nothing of it stay.
+        max_rise: The most by which perplexity on the batches may rise, relative to that before the first removal: 0.05
+            for 5 %. What would rise above is left, and the next best taken, until nothing fits.
         scorer: See `Pruner`.
         search: See `Pruner`.
         granularity: See `Pruner`.
@@ -54,34 +74,53 @@ def prune(
         max_state_bytes: See `WhatIf`.
 
     Returns:
-        The plan: what was removed, in which order, and why.
+        The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
+        `target` and `reached` in its own `unit`, `rise` of perplexity where it was limited, and what `stopped_by`.
 
     Raises:
         LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
     """
+    require_limits(amount, max_rise)
+    asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
     options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     pruner = Pruner(model, **options, model_name=model_name)
-    budget = Budget(amount, pruner.num_parameters)
+    batches = list(batches)
+    pruner.prices = price(pruner.model, of, num_positions=WhatIf(pruner.model, batches).num_positions)
+    budget = Budget(amount, pruner.prices.total, of=pruner.prices.of, max_rise=max_rise)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
-    batches = list(batches)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
-    kept = Journal(journal, _journal_header(pruner, batches))
+    kept = Journal(journal, _journal_header(pruner, asked, batches))
     with progress_bar("scoring", shown=progress) as advance:
         what_if = WhatIf(model, batches, progress=advance, journal=kept, max_state_bytes=max_state_bytes)
-        while budget.remaining(pruner.plan.num_removed_parameters):
-            pruner.step(what_if, budget)
+        while budget.remaining(pruner.reached) and pruner.candidates() and pruner.step(what_if, budget):
+            pruner.plan = _with_outcome(pruner, budget)
             on_step(pruner.plan)
     compact(pruner.model)
-    return pruner.plan
+    return _with_outcome(pruner, budget, ended=True)
 
 
-def _journal_header(pruner: Pruner, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _with_outcome(pruner: Pruner, budget: Budget, *, ended: bool = False) -> PrunePlan:
+    """The plan with how far it has come, in the budget's unit."""
+    plan, prices = pruner.plan, pruner.prices
+    target = None if budget.amount is None else budget.target
+    outcome = {**prices.conditions, "unit": prices.unit, "target": target, "reached": pruner.reached}
+    if budget.max_rise is not None:
+        first, last = (plan.steps[0].nll_before, plan.steps[-1].nll_after) if plan.steps else (0.0, 0.0)
+        outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
+    if ended:
+        left = "max_rise" if pruner.candidates() else "nothing left"
+        outcome["stopped_by"] = left if budget.remaining(pruner.reached) else "amount"
+    return replace(plan, budget={**plan.budget, **outcome})
+
+
+def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What measurements are valid for, and the settings that decide which are made."""
     plan = pruner.plan.to_dict()
-    named = ("scorer", "search", "budget", "calibration")
+    named = ("scorer", "search", "calibration")
     return {
         **{name: plan[name] for name in named},
+        "budget": dict(asked),
         "granularity": pruner.granularity,
         "protect": sorted(map(str, pruner.protected)),
         "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},

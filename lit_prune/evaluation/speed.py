@@ -6,9 +6,7 @@ The models take turns within every repeat, so that a busy machine slows all of t
 from __future__ import annotations
 
 import copy
-import inspect
 import statistics
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import language_model
 from lit_prune.errors import DataError
-from lit_prune.measure import evaluating
+from lit_prune.measure import evaluating, inference_options, now
 
 
 @dataclass(frozen=True)
@@ -121,29 +119,19 @@ def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, n
 
 def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds of the prefill, and of one decoding step on average."""
-    cached = model.config.get_text_config(decoder=True).use_cache
-    options: dict[str, Any] = {"use_cache": bool(cached)}
-    # As `generate` does: the head is applied to the last position alone.
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
-    started = _now(model)
+    options = inference_options(model)
+    started = now(model)
     output = model(input_ids=prompt, **options)
-    prefilled = _now(model)
+    prefilled = now(model)
     text = prompt
     for _ in range(new_tokens):
         token = output.logits[:, -1:].argmax(dim=-1)
-        if cached:
+        if options["use_cache"]:
             output = model(input_ids=token, past_key_values=output.past_key_values, **options)
         else:
             text = torch.cat([text, token], dim=1)
             output = model(input_ids=text, **options)
-    return prefilled - started, (_now(model) - prefilled) / new_tokens
-
-
-def _now(model: PreTrainedModel) -> float:
-    if model.device.type != "cpu":
-        getattr(torch, model.device.type).synchronize()
-    return time.perf_counter()
+    return prefilled - started, (now(model) - prefilled) / new_tokens
 
 
 def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, int]) -> Speed:

@@ -3,7 +3,9 @@
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal, weights_fingerprint
+from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
@@ -13,7 +15,9 @@ __all__ = [
     "Costs",
     "Inventory",
     "Journal",
+    "Latency",
     "Losses",
+    "Prices",
     "Progress",
     "Reduce",
     "SublayerFigures",
@@ -21,13 +25,18 @@ __all__ = [
     "candidate_shares",
     "count_costs",
     "evaluating",
+    "inference_options",
     "input_ids_of",
     "labels_of",
+    "measure_latency",
     "model_inputs",
+    "now",
     "on_device",
+    "price",
     "progress_bar",
     "require_understood",
     "sequence_losses",
     "take_inventory",
+    "unit_options",
     "weights_fingerprint",
 ]

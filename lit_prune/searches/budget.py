@@ -1,4 +1,7 @@
-"""How much is to go: a share of the parameters, reached once and never missed."""
+"""How much is to go: a share of what the model costs, reached once and never missed, and what that may do to it.
+
+Works on numbers in the budget's own unit; where they come from is `measure`'s.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +13,87 @@ from typing import Literal
 from lit_prune.errors import BudgetError
 from lit_prune.plan import Candidate
 
+NOUNS = {"params": "parameters", "flops": "FLOPs", "kv_cache": "KV cache", "latency": "latency"}
+ROUNDING = 1e-12
+"""Relative. Without it, 7 of 100 equal sublayers would be 8: 0.07 * 100 is a little more than 7."""
+
 
 @dataclass(frozen=True)
 class Budget:
-    """A share of all parameters, embeddings and head included.
+    """A share of the model's whole cost, a ceiling on the rise of perplexity, or both: whichever comes first.
 
     Args:
-        amount: The share to remove, above 0 and below 1.
-        num_parameters: Parameters of the model before the first removal.
+        amount: The share to remove, above 0 and below 1; None removes all that keeps under the ceiling.
+        total: What the model costs before the first removal, embeddings and head included.
         last: The removal that reaches the target is the one with the `least_overshoot` (the lowest score among
             equals), or simply the one with the `lowest_score`.
+        of: The unit, for messages and for the plan: `params`, `flops`, `kv_cache` or `latency`.
+        max_rise: The most by which perplexity may rise, relative to that before the first removal.
 
     Raises:
-        BudgetError: `amount` is outside (0, 1), or `last` is unknown.
+        BudgetError: `amount` is outside (0, 1), `max_rise` is negative, neither is given, or `last` is unknown.
 
     Example:
-        >>> Budget(0.25, 1000).num_target
+        >>> Budget(0.25, 1000).target
         250
+        >>> Budget(None, 1000, max_rise=0.05).allows(nll=2.04, dense_nll=2.0)
+        True
     """
 
-    amount: float
-    num_parameters: int
+    amount: float | None
+    total: float
     last: Literal["least_overshoot", "lowest_score"] = "least_overshoot"
+    of: str = "params"
+    max_rise: float | None = None
 
     def __post_init__(self) -> None:
-        require_share(self.amount)
+        require_limits(self.amount, self.max_rise)
         if self.last not in ("least_overshoot", "lowest_score"):
             raise BudgetError(f"last must be least_overshoot or lowest_score; found {self.last!r}")
 
     @property
-    def num_target(self) -> int:
-        """Parameters to remove."""
-        return math.ceil(self.amount * self.num_parameters)
+    def target(self) -> float:
+        """What is to be saved, in the unit: whole where the total is, infinite where there is no amount."""
+        if self.amount is None:
+            return math.inf
+        target = self.amount * self.total * (1 - ROUNDING)
+        return math.ceil(target) if isinstance(self.total, int) else target
 
-    def remaining(self, num_removed: int) -> int:
-        """Parameters still to remove, 0 when the target is met."""
-        return max(0, self.num_target - num_removed)
+    def remaining(self, reached: float) -> float:
+        """What is still to be saved, 0 when the target is met."""
+        return max(0, self.target - reached)
 
-    def require_reachable(self, available: int, what: str, num_removed: int = 0) -> None:
+    def require_reachable(self, available: float, what: str, reached: float = 0) -> None:
         """Refuse an amount that all candidates together cannot give, before anything is measured.
 
         Raises:
             BudgetError: They are too few; the message says how much they are.
         """
-        if available < self.remaining(num_removed):
-            most = (available + num_removed) / self.num_parameters
+        if self.amount is not None and available < self.remaining(reached):
+            most = (available + reached) / self.total
             raise BudgetError(
-                f"{what} cannot give {self.amount:.1%} of the parameters: all that may go is {most:.1%}. "
-                "Ask for less, protect less, or allow other kinds"
+                f"{what} cannot give {self.amount:.1%} of the {NOUNS.get(self.of, self.of)}: all that may go is "
+                f"{most:.1%}. Ask for less, protect less, or allow other kinds"
             )
 
+    def allows(self, nll: float, dense_nll: float) -> bool:
+        """Whether perplexity keeps under the ceiling.
+
+        Args:
+            nll: Mean token loss (nats) after a removal.
+            dense_nll: The same before the first removal.
+        """
+        return self.max_rise is None or nll - dense_nll <= math.log1p(self.max_rise)
+
     def choose(
-        self, importance: Mapping[Candidate, float], sizes: Mapping[Candidate, int], num_removed: int
+        self, importance: Mapping[Candidate, float], sizes: Mapping[Candidate, float], reached: float
     ) -> Candidate:
         """The candidate to remove now: the lowest score, except where the target is reached with less overshoot.
 
         Args:
             importance: Lower is removed first.
-            sizes: Parameters of each candidate.
-            num_removed: Parameters removed so far.
+            sizes: What each candidate saves, in the unit.
+            reached: What is saved so far.
 
         Example:
             >>> a, b = Candidate.parse("mlp.0"), Candidate.parse("attention.1")
@@ -76,10 +101,24 @@ class Budget:
             'attention.1'
         """
         best = min(importance, key=lambda each: (importance[each], each))
-        finishing = [each for each in importance if sizes[each] >= self.remaining(num_removed)]
+        finishing = [each for each in importance if sizes[each] >= self.remaining(reached)]
         if self.last == "lowest_score" or best not in finishing:
             return best
         return min(finishing, key=lambda each: (sizes[each], importance[each], each))
+
+
+def require_limits(amount: float | None, max_rise: float | None) -> None:
+    """Refuse limits that cannot be.
+
+    Raises:
+        BudgetError: With what was given.
+    """
+    if amount is None and max_rise is None:
+        raise BudgetError("say how much is to go: amount=0.2, or how much perplexity may rise: max_rise=0.05")
+    if amount is not None:
+        require_share(amount)
+    if max_rise is not None and not 0 <= max_rise < math.inf:
+        raise BudgetError(f"max_rise is the share by which perplexity may rise, such as 0.05; found {max_rise}")
 
 
 def require_share(amount: float) -> None:
@@ -89,4 +128,4 @@ def require_share(amount: float) -> None:
         BudgetError: With what was given.
     """
     if not 0 < amount < 1:
-        raise BudgetError(f"amount is the share of all parameters to remove, above 0 and below 1; found {amount}")
+        raise BudgetError(f"amount is the share of the whole model to remove, above 0 and below 1; found {amount}")

@@ -45,7 +45,7 @@ def test_unreachable_is_refused_with_what_can_be_had():
     with pytest.raises(BudgetError, match=r"cannot give 60.0% .* 50.0%"):
         Budget(0.6, 1000).require_reachable(sum(SIZES.values()), "sublayers")
     Budget(0.5, 1000).require_reachable(sum(SIZES.values()), "sublayers")
-    Budget(0.6, 1000).require_reachable(sum(SIZES.values()), "sublayers", num_removed=100)
+    Budget(0.6, 1000).require_reachable(sum(SIZES.values()), "sublayers", reached=100)
 
 
 def reached(schedule, num_epochs, target=1000, total=5000, size=100):
