@@ -2,6 +2,16 @@
 
 from lit_prune.evaluation.answers import answer
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
+from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.speed import Speed, compare_speed, dense_twin
 
-__all__ = ["Perplexity", "Speed", "answer", "compare_speed", "dense_twin", "perplexity"]
+__all__ = [
+    "Perplexity",
+    "SearchCost",
+    "Speed",
+    "answer",
+    "compare_searches",
+    "compare_speed",
+    "dense_twin",
+    "perplexity",
+]

@@ -5,6 +5,7 @@ from lit_prune.measure.inventory import Inventory, SublayerFigures, take_invento
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
@@ -17,6 +18,7 @@ __all__ = [
     "Journal",
     "Latency",
     "Losses",
+    "NaiveWhatIf",
     "Prices",
     "Progress",
     "Reduce",

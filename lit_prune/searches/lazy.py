@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_prune.errors import LitPruneError
 from lit_prune.plan import Candidate, PruneStep, Scores
@@ -17,13 +17,17 @@ class _Estimate:
 
     Attributes:
         value: The score.
-        trust: The share of `value` below which the true score hardly lies.
+        trust: The share of `value` below which the true score hardly lay when it was measured.
+        num_near: Removals near it since then.
+        num_far: Removals farther off since then.
         full: The last score on all tokens, None where there is none.
         paired: The screened score of that moment, for differences on the same tokens.
     """
 
     value: float
     trust: float
+    num_near: int = 0
+    num_far: int = 0
     full: float | None = None
     paired: float | None = None
 
@@ -33,12 +37,14 @@ class _Estimate:
 class Lazy:
     """Keep the last round's scores, and measure the head of the queue until nothing behind it can be better.
 
-    A removal changes the scores of blocks nearby, and hardly those farther off. So each score of an earlier round has a
-    lower bound: `near` of itself where a block within `reach` has lost something since, `far` elsewhere, once for every
-    removal. Candidates are taken by their bounds. Each is first screened on a share of the tokens, and what is added to
-    its last full score is the difference to what the same tokens said then, so that what is peculiar to them cancels.
-    Only what may still win is measured on all tokens. A round in which a score on all tokens lies below its bound is
-    disturbed: everything is screened then.
+    A removal changes the scores of blocks nearby, and hardly those farther off. So each score of an earlier round has
+    a lower bound: `near` of itself after one removal within `reach` blocks, `far` of itself after one elsewhere; as
+    scores rise and fall, n removals count like the square root of n.
+
+    Candidates are taken by their bounds. Each is first screened on a share of the tokens, and what is added to its last
+    full score is the difference to what the same tokens said then, so that what is peculiar to them cancels. Only what
+    may still win is measured on all tokens. Where the best of a round turns out to lie below its bound, the order is
+    disturbed: all of its kind (near the last removal, or farther off) are screened.
 
     The plan tells which candidates were measured in each round, and on which share of the tokens.
 
@@ -58,7 +64,7 @@ class Lazy:
     near: float = 0.6
     far: float = 0.92
     reach: int = 2
-    noise: float = 0.5
+    noise: float = 0.6
     paired_noise: float = 0.85
 
     def __post_init__(self) -> None:
@@ -70,7 +76,8 @@ class Lazy:
 
     def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score until the best is found; what was not measured keeps its estimate."""
-        return _Round(self, score, candidates, self._estimates(candidates, history)).run()
+        last = history[-1].removed.block if history else None
+        return _Round(self, score, candidates, self._estimates(candidates, history), last).run()
 
     def _estimates(self, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> dict[str, _Estimate]:
         found: dict[str, _Estimate] = {}
@@ -79,30 +86,41 @@ class Lazy:
                 if step.measured.get(name):
                     found[name] = self._measured(found.get(name), step, name, value)
                 if name in found:
-                    slack = self.near if _distance(name, step.removed.block) <= self.reach else self.far
-                    old = found[name]
-                    found[name] = _Estimate(old.value, old.trust * slack, old.full, old.paired)
+                    old, near = found[name], _distance(name, step.removed.block) <= self.reach
+                    found[name] = replace(old, num_near=old.num_near + near, num_far=old.num_far + (not near))
         names = {each.name for each in candidates}
         return {name: each for name, each in found.items() if name in names}
 
+    def bound(self, estimate: _Estimate) -> float:
+        """The share of an estimate below which the true score hardly lies by now."""
+        near: float = self.near ** math.sqrt(estimate.num_near)
+        far: float = self.far ** math.sqrt(estimate.num_far)
+        return estimate.trust * near * far
+
     def _measured(self, before: _Estimate | None, step: PruneStep, name: str, value: float) -> _Estimate:
         if step.measured[name] == 1:
-            return _Estimate(value, 1.0, value, step.screened.get(name))
+            return _Estimate(value, 1.0, full=value, paired=step.screened.get(name))
         if before is None or before.full is None:
             return _Estimate(value, self.noise)
-        return _Estimate(value, self.paired_noise, before.full, before.paired)
+        return _Estimate(value, self.paired_noise, full=before.full, paired=before.paired)
 
 
 class _Round:
     """One round of a lazy search."""
 
     def __init__(
-        self, search: Lazy, score: ScoreFunction, candidates: Sequence[Candidate], known: Mapping[str, _Estimate]
+        self,
+        search: Lazy,
+        score: ScoreFunction,
+        candidates: Sequence[Candidate],
+        known: Mapping[str, _Estimate],
+        last: int | None,
     ) -> None:
         self.search = search
         self.score = score
         self.candidates = list(candidates)
         self.estimates = dict(known)
+        self.last = last
         self.screened: dict[Candidate, float] = {}
         self.settled: dict[Candidate, float] = {}
         self.nll: dict[Candidate, float] = {}
@@ -130,7 +148,7 @@ class _Round:
         estimate = self.estimates[candidate.name]
         above = estimate.value - self.zero
         # Below nothing at all there is no share to trust.
-        return self.zero + above * estimate.trust if above > 0 else -math.inf
+        return self.zero + above * self.search.bound(estimate) if above > 0 else -math.inf
 
     def _screen(self, candidates: Sequence[Candidate]) -> None:
         if not candidates:
@@ -144,7 +162,8 @@ class _Round:
                 self.estimates[each.name] = _Estimate(value, self.search.noise)
             else:
                 moved = old.full + value - old.paired
-                self.estimates[each.name] = _Estimate(moved, self.search.paired_noise, old.full, old.paired)
+                noise = self.search.paired_noise
+                self.estimates[each.name] = replace(old, value=moved, trust=noise, num_near=0, num_far=0)
 
     def _settle(self, candidate: Candidate) -> None:
         scores = self.score([candidate], 1.0)
@@ -152,7 +171,11 @@ class _Round:
         self.base_nll, self.zero = scores.base_nll, scores.zero
         self.nll |= scores.nll
         if value < self.promised[candidate] and value <= min(self.settled.values()):
-            self._screen([each for each in self.candidates if each not in self.screened])
+            unseen = [each for each in self.candidates if each not in self.screened]
+            self._screen([each for each in unseen if self._is_near(each) == self._is_near(candidate)])
+
+    def _is_near(self, candidate: Candidate) -> bool:
+        return self.last is not None and abs(candidate.block - self.last) <= self.search.reach
 
 
 def _distance(name: str, block: int) -> int:

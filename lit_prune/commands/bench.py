@@ -1,0 +1,107 @@
+"""`lit-prune bench`: what things cost, measured on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_prune.commands.arguments import call
+from lit_prune.data import calibration_batches, read_texts, token_windows
+from lit_prune.errors import DataError, LitPruneError
+from lit_prune.evaluation import SearchCost, compare_searches
+from lit_prune.models import load, load_tokenizer
+from lit_prune.searches import require_share
+from lit_prune.writing import write_text
+
+HEADS = ("search", "block evaluations", "heads", "dense passes", "of the first", "tokens", "seconds", "removed", "ppl")
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(bench, verb, arguments, positionals=["what", "model"])
+
+
+def bench(
+    what: str,
+    model: str,
+    *,
+    searches: list[str] | None = None,
+    amount: float = 0.2,
+    scorer: str = "nri",
+    data: str = "builtin",
+    window: int = 256,
+    num_windows: int = 8,
+    batch_size: int = 2,
+    num_unseen: int = 24,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Compare what searches cost and what they find, on one model and calibration set, in one run.
+
+    Args:
+        what: search.
+        model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
+        searches: Which ones, in this order; by default [naive, progressive, lazy, one_shot]. naive is progressive
+            search by a full pass for every candidate.
+        amount: Share of all parameters to remove, above 0 and below 1.
+        scorer: nri, ri or ppl.
+        data: Text as for prune; some windows are scored, others measure what was found.
+        window: Tokens in a window.
+        num_windows: Windows that the searches measure on.
+        batch_size: Windows in a batch, the least that a search can screen on.
+        num_unseen: Windows for the perplexity of the result, none of which a search sees.
+        dtype: Of the weights: float32, bfloat16, float16 or auto.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn.
+        output: Markdown file for the table.
+        trust_remote_code: Run code that comes with the model.
+    """
+    if what != "search":
+        raise LitPruneError(f"bench knows search; found {what!r}")
+    require_share(amount)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    windows = token_windows(read_texts(data), tokenizer, window)
+    wanted = num_windows + num_unseen
+    if len(windows) < wanted:
+        raise DataError(f"the text has {len(windows)} windows of {window} tokens; {wanted} are asked for")
+    drawn = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    costs: list[SearchCost] = []
+    for cost in compare_searches(
+        lambda: load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
+        calibration_batches(drawn[:num_windows], batch_size),
+        calibration_batches(drawn[num_windows : num_windows + num_unseen], batch_size),
+        amount=amount,
+        searches=searches or ["naive", "progressive", "lazy", "one_shot"],
+        scorer=scorer,
+    ):
+        costs.append(cost)
+        print(f"{cost.name}: {', '.join(cost.removed)}")
+        if output is not None:
+            write_text(output, table(costs))
+    print(table(costs))
+
+
+def table(costs: Sequence[SearchCost]) -> str:
+    """A Markdown table, and the order that each search found."""
+    rows = [
+        (
+            each.name,
+            f"{each.block_evaluations:,}",
+            f"{each.head_evaluations:,}",
+            f"{each.dense_passes:.1f}",
+            f"{each.dense_passes / costs[0].dense_passes:.3f}",
+            f"{each.tokens:,}",
+            f"{each.seconds:.0f}",
+            f"{each.share_removed:.2%}",
+            f"{each.ppl:.2f}",
+        )
+        for each in costs
+    ]
+    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), *rows]
+    orders = [f"- {each.name}: {', '.join(each.removed)}" for each in costs]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", "Order of removal:", "", *orders, ""])

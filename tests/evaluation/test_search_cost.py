@@ -1,0 +1,45 @@
+"""Searches side by side: exact search finds what naive search finds, and every count is of what ran."""
+
+import pytest
+import torch
+
+from lit_prune.evaluation import compare_searches
+from tests import naive
+from tests.tiny import tiny_model
+
+GENERATOR = torch.Generator().manual_seed(2)
+BLOCKS = 8
+
+
+def compared(searches, num_hidden_layers=BLOCKS, amount=0.3, num_batches=4):
+    def make():
+        return tiny_model("llama", num_hidden_layers=num_hidden_layers)
+
+    text = naive.own_text(tiny_model("llama", num_hidden_layers=num_hidden_layers), 2 * num_batches + 4, 20)
+    batches = [{"input_ids": text[2 * index : 2 * index + 2]} for index in range(num_batches)]
+    unseen = [{"input_ids": text[2 * num_batches :]}]
+    return list(compare_searches(make, batches, unseen, amount=amount, searches=searches, progress=False))
+
+
+def test_progressive_finds_what_naive_finds_for_at_most_six_tenths():
+    reference, exact, lazy = compared(["naive", "progressive", "lazy"], num_hidden_layers=16)
+    assert exact.removed == reference.removed
+    assert exact.ppl == reference.ppl
+    assert exact.dense_passes <= 0.6 * reference.dense_passes
+    assert lazy.dense_passes < 0.5 * exact.dense_passes
+    assert lazy.share_removed >= 0.3
+
+
+def test_naive_counts_every_pass():
+    (cost,) = compared(["naive"])
+    rounds = [2 * BLOCKS - number + 1 for number in range(len(cost.removed))]
+    assert cost.head_evaluations == 4 * sum(rounds)
+    assert cost.block_evaluations == 4 * BLOCKS * sum(rounds)
+    assert cost.dense_passes == sum(rounds)
+    assert cost.tokens == 4 * 2 * 20 * sum(rounds)
+
+
+@pytest.mark.slow
+def test_lazy_grows_no_faster_than_depth():
+    shallow, deep = (compared(["lazy"], depth, amount=0.25)[0].dense_passes for depth in (16, 64))
+    assert deep <= 4 * shallow
