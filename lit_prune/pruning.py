@@ -85,7 +85,9 @@ def prune(
     options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     pruner = Pruner(model, **options, model_name=model_name)
     batches = list(batches)
-    pruner.prices = price(pruner.model, of, num_positions=WhatIf(pruner.model, batches).num_positions)
+    # A search that goes on decides by the seconds that it began with.
+    known = Journal.header(journal).get("prices")
+    pruner.prices = price(pruner.model, of, num_positions=WhatIf(pruner.model, batches).num_positions, known=known)
     budget = Budget(amount, pruner.prices.total, of=pruner.prices.of, max_rise=max_rise)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
@@ -121,6 +123,7 @@ def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[
     return {
         **{name: plan[name] for name in named},
         "budget": dict(asked),
+        "prices": pruner.prices.measured,
         "granularity": pruner.granularity,
         "protect": sorted(map(str, pruner.protected)),
         "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},

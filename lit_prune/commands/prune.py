@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
 
 JOURNAL_FILE = "search.jsonl"
+DEFAULT_AMOUNT = 0.2
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -27,7 +28,9 @@ def prune_model(
     model: str,
     *,
     output: str,
-    amount: float = 0.2,
+    amount: float | None = None,
+    of: str | dict[str, Any] = "params",
+    max_rise: float | None = None,
     data: str = "builtin",
     data_name: str | None = None,
     data_split: str | None = None,
@@ -53,7 +56,12 @@ def prune_model(
     Args:
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
-        amount: Share of all parameters to remove, above 0 and below 1.
+        amount: Share of the whole model to remove, above 0 and below 1; 0.2 where max_rise is not given either.
+        of: What that is a share of: params, flops or kv_cache of a token after a calibration window, or latency, which
+            is measured on this device; options as YAML, such as '{name: latency, phase: decode, batch: 1, length: 512}'
+            (or phase: prefill).
+        max_rise: The most by which perplexity on the calibration text may rise, such as 0.05 for 5 percent: what would
+            rise above stays. With amount, whichever comes first.
         data: Calibration text: builtin (Python's help topics), a .txt or .jsonl file, a folder, or a hub data set.
         data_name: Configuration of a hub data set, such as wikitext-2-raw-v1.
         data_split: Split of a hub data set.
@@ -62,7 +70,7 @@ def prune_model(
         num_windows: Calibration windows, drawn from the text.
         batch_size: Windows in a batch.
         scorer: nri, ri, ppl or random; options as YAML, such as '{name: nri, baseline: original}'.
-        search: progressive (score again in every round) or one_shot.
+        search: progressive (score again in every round), lazy (only what may have become the best) or one_shot.
         granularity: What goes at a time.
         protect: What must stay, such as '[attention.0, mlp.3, block.2]'.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
@@ -71,6 +79,8 @@ def prune_model(
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
+    if amount is None and max_rise is None:
+        amount = DEFAULT_AMOUNT
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
@@ -87,6 +97,8 @@ def prune_model(
             network,
             calibration_batches(windows[drawn], batch_size),
             amount=amount,
+            of=of,
+            max_rise=max_rise,
             scorer=scorer,
             search=search,
             granularity=granularity,
@@ -108,5 +120,18 @@ def prune_model(
 
 def _outcome(plan: PrunePlan) -> str:
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
-    names = ", ".join(step.removed.name for step in plan.steps)
-    return f"removed {names}\nparameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
+    names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
+    parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
+    return "\n".join([f"removed {names}", parameters, *_in_its_unit(plan.budget)])
+
+
+def _in_its_unit(budget: Mapping[str, Any]) -> Iterator[str]:
+    """What was reached of what was asked for, beside parameters."""
+    total, reached = budget["total"], budget["reached"]
+    if budget["of"] != "params":
+        asked = f", {budget['amount']:.1%} asked for" if budget["amount"] is not None else ""
+        digits = ",.4g" if budget["of"] == "latency" else ","
+        numbers = f"{total:{digits}} -> {total - reached:{digits}}"
+        yield f"{budget['unit']}: {numbers} ({reached / total:.1%} less{asked})"
+    if budget["max_rise"] is not None:
+        yield f"perplexity on the calibration text: {budget['rise']:+.1%} (at most {budget['max_rise']:+.1%})"

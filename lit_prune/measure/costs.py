@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from lit_prune.anatomy import (
     Anatomy,
@@ -63,11 +64,16 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
     model = language_model(model)
     twin = _meta_twin(model)
     anatomy = find_sublayers(twin)
+    # Without any attention there is nothing to cache, and the other tokens make no difference. (With no cache at all,
+    # transformers would look at the values of the positions.)
+    cached = any(each.id.kind == "attention" for each in anatomy.sublayers)
     try:
         with torch.no_grad():
-            context = twin(input_ids=_tokens(num_positions), use_cache=True)
+            context: Any = DynamicCache()
+            if cached:
+                context = twin(input_ids=_tokens(num_positions), use_cache=True).past_key_values
             with FlopCounterMode(display=False) as counter:
-                after = twin(input_ids=_tokens(1), past_key_values=context.past_key_values, use_cache=True)
+                after = twin(input_ids=_tokens(1), past_key_values=context, use_cache=cached)
     except (RuntimeError, NotImplementedError) as error:
         raise MeasureError(f"the arithmetic of this {anatomy.model_type} model cannot be counted: {error}") from error
     counts = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}

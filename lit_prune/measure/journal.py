@@ -75,6 +75,16 @@ class Journal:
         """Measurements of a model whose weights have changed are of no use."""
         self._known.clear()
 
+    @staticmethod
+    def header(path: str | Path | None) -> dict[str, Any]:
+        """What the measurements in a file are valid for; nothing where it is not there, or is no journal."""
+        try:
+            with Path(path or os.devnull).open(encoding="utf-8") as file:
+                found = _parsed(file.readline())
+        except (OSError, UnicodeDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def _read(self, path: Path, header: Mapping[str, Any]) -> None:
         if not path.exists():
             return

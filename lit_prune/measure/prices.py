@@ -11,7 +11,7 @@ from torch import nn
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.measure.costs import count_costs
-from lit_prune.measure.latency import measure_latency
+from lit_prune.measure.latency import Latency, measure_latency
 from lit_prune.measure.proof import require_understood
 from lit_prune.plan import SublayerId
 
@@ -42,6 +42,14 @@ class Prices:
         """Embeddings and head are part of the total."""
         return cls("params", anatomy.num_parameters, "parameters")
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What another measurement would not give again, in plain types: seconds; nothing of what is counted."""
+        if self.of != "latency" or self.sublayers is None:
+            return {}
+        seconds = {str(name): value for name, value in self.sublayers.items()}
+        return {"conditions": dict(self.conditions), "total": self.total, "sublayers": seconds}
+
     def freed(self, anatomy: Anatomy, sublayers: Iterable[SublayerId]) -> float:
         """What is saved when these go together."""
         if self.sublayers is None:
@@ -71,7 +79,9 @@ def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def price(model: nn.Module, of: str | Mapping[str, Any], *, num_positions: int) -> Prices:
+def price(
+    model: nn.Module, of: str | Mapping[str, Any], *, num_positions: int, known: Mapping[str, Any] | None = None
+) -> Prices:
     """Count or measure what the model and its sublayers cost.
 
     Args:
@@ -79,6 +89,7 @@ def price(model: nn.Module, of: str | Mapping[str, Any], *, num_positions: int) 
         of: `params`; `flops` or `kv_cache` of one token after `num_positions` others; `latency`, perhaps as a mapping
             with the options of `measure_latency` (`length` is `num_positions` unless given).
         num_positions: Length of a calibration sequence.
+        known: What `measured` said of earlier prices; under the same conditions nothing is measured again.
 
     Raises:
         LitPruneError: The unit or an option is unknown.
@@ -89,7 +100,7 @@ def price(model: nn.Module, of: str | Mapping[str, Any], *, num_positions: int) 
     if name == "params":
         return Prices.in_parameters(find_sublayers(model))
     if name == "latency":
-        return _latency(model, {"phase": "decode", "batch": 1, "length": num_positions, **options})
+        return _latency(model, {"phase": "decode", "batch": 1, "length": num_positions, **options}, known or {})
     costs, conditions = count_costs(model, num_positions), {"num_positions": num_positions}
     if name == "flops":
         return Prices(name, costs.total_flops, f"FLOP of a token after {num_positions:,}", costs.flops, conditions)
@@ -98,11 +109,15 @@ def price(model: nn.Module, of: str | Mapping[str, Any], *, num_positions: int) 
     return Prices(name, costs.total_kv_elements, "numbers that a token adds to the KV cache", costs.kv_elements)
 
 
-def _latency(model: Any, options: dict[str, Any]) -> Prices:
-    require_understood(model)
-    found = measure_latency(model, **options)
-    phase, sizes = options["phase"], f"{options['batch']} x {options['length']:,}"
+def _latency(model: Any, options: dict[str, Any], known: Mapping[str, Any]) -> Prices:
     device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+    conditions = {**options, "device": device, "dtype": dtype}
+    if known.get("conditions") == conditions:
+        found = Latency(known["total"], {SublayerId.parse(each): value for each, value in known["sublayers"].items()})
+    else:
+        require_understood(model)
+        found = measure_latency(model, **options)
+    phase, sizes = options["phase"], f"{options['batch']} x {options['length']:,}"
     what = f"seconds to read {sizes} tokens" if phase == "prefill" else f"seconds to write a token, the last of {sizes}"
     unit = f"{what} ({device}, {dtype})"
-    return Prices("latency", found.total, unit, found.sublayers, {**options, "device": device, "dtype": dtype})
+    return Prices("latency", found.total, unit, found.sublayers, conditions)
