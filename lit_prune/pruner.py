@@ -140,7 +140,7 @@ class Pruner:
         if not sizes:
             raise BudgetError("there is nothing left that may be removed")
         before = what_if.cost
-        scores, chosen = self._choose_under_ceiling(what_if, budget, sizes)
+        scores, chosen = self._choose_under_ceiling(what_if, budget, sizes, epoch)
         if chosen is None:
             return None
         choice = Candidate.parse(agree(chosen.name))
@@ -160,9 +160,9 @@ class Pruner:
         return step
 
     def _choose_under_ceiling(
-        self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float]
+        self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
     ) -> tuple[Scores, Candidate | None]:
-        scores, choice = self._choose(what_if, budget, sizes)
+        scores, choice = self._choose(what_if, budget, sizes, epoch)
         while budget.max_rise is not None:
             # Known already, where the search measured it on all tokens.
             losses = what_if.losses([choice])
@@ -174,23 +174,29 @@ class Pruner:
             sizes = {each: sizes[each] for each in sizes if budget.allows(scores.nll.get(each, dense), dense)}
             if not sizes:
                 return scores, None
-            others, choice = self._choose(what_if, budget, sizes)
+            others, choice = self._choose(what_if, budget, sizes, epoch)
             scores = _merged(scores, others)
         return scores, choice
 
-    def _choose(self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float]) -> tuple[Scores, Candidate]:
+    def _choose(
+        self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
+    ) -> tuple[Scores, Candidate]:
+        # Training moves all scores: bounds on those of another epoch would say nothing.
+        within = getattr(self._search, "within_epoch", False)
+        history = [step for step in self.plan.steps if step.epoch == epoch or not within]
+
         def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
             with what_if.narrowed(share):
                 scores: Scores = self._scorer(what_if, candidates, self.plan.steps)
             return scores
 
-        scores: Scores = self._search(score, list(sizes), self.plan.steps)
+        scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
             return scores, choice
         # The budget wants one of a size that a search which spares itself work has not looked at closely.
         among = [each for each in sizes if sizes[each] == sizes[choice]]
-        closer: Scores = self._search(score, among, self.plan.steps)
+        closer: Scores = self._search(score, among, history)
         return _merged(scores, closer), min(among, key=lambda each: (closer.importance[each], each))
 
 

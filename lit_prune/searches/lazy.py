@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from lit_prune.errors import LitPruneError
 from lit_prune.plan import Candidate, PruneStep, Scores
@@ -59,6 +60,9 @@ class Lazy:
     Raises:
         LitPruneError: A share is not above 0 and up to 1, or `reach` is negative.
     """
+
+    within_epoch: ClassVar[bool] = True
+    """Only removals of the same epoch are its history."""
 
     screen: float = 0.25
     near: float = 0.6

@@ -65,6 +65,17 @@ def test_amount_alone_spreads_evenly_and_every_removal_is_trained_on(tmp_path):
     assert left == total - callback.plan.num_removed_parameters <= 0.8 * total
 
 
+def test_a_lazy_search_begins_anew_in_every_epoch(tmp_path):
+    model = LitCausalLM(tiny_model("llama", num_hidden_layers=12), learning_rate=1e-3)
+    callback = pruning(amount=None, schedule=2, search="lazy", start_epoch=1)
+    trainer(tmp_path, callback, max_epochs=3).fit(model, *loaders())
+    first, second, third, _ = callback.plan.steps
+    assert [step.epoch for step in callback.plan.steps] == [1, 1, 2, 2]
+    assert len(first.measured) == len(first.scores) == 24
+    assert len(second.measured) < len(second.scores)
+    assert len(third.measured) == len(third.scores) == 22
+
+
 @pytest.mark.parametrize("healing", [False, True])
 def test_the_optimizer_forgets_what_went_and_keeps_the_rest(tmp_path, healing):
     class Check(L.Callback):

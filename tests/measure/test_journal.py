@@ -133,8 +133,15 @@ def test_a_model_that_was_trained_is_measured_again():
     assert trained.without == WhatIf(model, BATCHES).losses(CANDIDATES).without != first.without
 
 
-@pytest.mark.parametrize("max_state_bytes", [0, 1 << 30])
-def test_the_next_round_starts_from_what_is_known(max_state_bytes):
+STATE_BYTES = 2 * 20 * 32 * 4  # one block's output for one batch
+
+
+@pytest.mark.parametrize(
+    # States before blocks 1 to 3 are wanted anew behind the removed mlp.2, or all that were not kept.
+    ("max_state_bytes", "num_recomputed"),
+    [(0, 3), (len(BATCHES) * 2 * STATE_BYTES, 3), (1 << 30, 1)],
+)
+def test_the_next_round_starts_from_what_is_known(max_state_bytes, num_recomputed):
     model = tiny_model("llama")
     what_if = WhatIf(model, BATCHES, max_state_bytes=max_state_bytes)
     what_if.losses(CANDIDATES)
@@ -145,10 +152,8 @@ def test_the_next_round_starts_from_what_is_known(max_state_bytes):
     fresh = WhatIf(model, BATCHES).losses(left)
     assert losses.without == fresh.without
     assert losses.base == fresh.base
-    # The loss without mlp.2 was measured. States are wanted before blocks 0 to 3: that of block 2 anew, or all of them.
-    states = 1 if max_state_bytes else 3
     suffixes = sum(NUM_BLOCKS - each.block for each in left)
-    assert what_if.num_block_evaluations - before == len(BATCHES) * (states + suffixes)
+    assert what_if.num_block_evaluations - before == len(BATCHES) * (num_recomputed + suffixes)
     assert what_if.num_head_evaluations - heads == len(BATCHES) * len(left)
 
 
