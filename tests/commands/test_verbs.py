@@ -8,6 +8,8 @@ import torch
 
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import VERBS, main
+from lit_prune.anatomy import find_sublayers
+from lit_prune.measure import Latency, prices
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 
@@ -58,6 +60,34 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
         assert torch.equal(first(tokens).logits, second(tokens).logits)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "of", "lines"),
+    [
+        (["--amount", "0.25", "--of", "kv_cache"], "kv_cache",
+         ["numbers that a token adds to the KV cache: 128 -> 96 (25.0% less, 25.0% asked for)"]),
+        (["--amount", "0.1", "--of", "{name: latency, phase: prefill, batch: 2, length: 16, repeats: 1}"], "latency",
+         ["seconds to read 2 x 16 tokens (cpu, float32): 8 -> 7 (12.5% less, 10.0% asked for)"]),
+        (["--max_rise", "1000"], "params",
+         ["perplexity on the calibration text: ", " (at most +100000.0%)"]),
+        ([], "params", []),
+    ],
+)  # fmt: skip
+def test_budgets_are_reported_in_their_unit(tmp_path, model_folder, text, capsys, monkeypatch, arguments, of, lines):
+    def stub(model, **options):
+        return Latency(8.0, {each.id: 1.0 for each in find_sublayers(model).sublayers})
+
+    monkeypatch.setattr(prices, "measure_latency", stub)
+    out = tmp_path / "out"
+    command = ["prune", str(model_folder), "--output", str(out), "--device", "cpu", *arguments]
+    assert main([*command, *options(text)]) == 0
+    printed = capsys.readouterr().out
+    assert "parameters: 45,344 -> " in printed
+    assert all(line in printed for line in lines)
+    budget = PrunePlan.load(out).budget
+    assert budget["of"] == of
+    assert budget["amount"] == (None if "--max_rise" in arguments else float((arguments or ["", "0.2"])[1]))
+
+
 def test_settings_come_from_a_file(tmp_path, model_folder, text):
     config = tmp_path / "prune.yaml"
     settings = {"amount": 0.1, "granularity": "mlp", "scorer": {"name": "nri", "impact": "log"}, "protect": ["mlp.0"]}
@@ -93,6 +123,12 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, model_folder
     assert str(full) in failing(capsys, "prune", model_folder, "--output", full, *options(text))
     assert "pip install" in failing(capsys, "prune", "package:no_such_package", "--output", out)
     failing(capsys, "prune", tmp_path / "nowhere", "--output", out)
+    assert "mlp sublayers cannot give 20.0% of the KV cache" in failing(
+        capsys, *prune, "--of", "kv_cache", "--granularity", "mlp", *options(text)
+    )
+    assert "must be one of params, flops" in failing(capsys, *prune, "--of", "watts", *options(text))
+    assert "context holds 128" in failing(capsys, *prune, "--of", "{name: latency, length: 500}", *options(text))
+    assert "found -1.0" in failing(capsys, *prune, "--max_rise", -1, *options(text))
     assert "did you mean 'apply'" in failing(capsys, "aply")
     assert not out.exists()
     assert [each.name for each in full.iterdir()] == ["keep.txt"]
