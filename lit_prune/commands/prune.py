@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from lit_prune.export import require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
+from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
@@ -122,16 +123,4 @@ def _outcome(plan: PrunePlan) -> str:
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
-    return "\n".join([f"removed {names}", parameters, *_in_its_unit(plan.budget)])
-
-
-def _in_its_unit(budget: Mapping[str, Any]) -> Iterator[str]:
-    """What was reached of what was asked for, beside parameters."""
-    total, reached = budget["total"], budget["reached"]
-    if budget["of"] != "params":
-        asked = f", {budget['amount']:.1%} asked for" if budget["amount"] is not None else ""
-        digits = ",.4g" if budget["of"] == "latency" else ","
-        numbers = f"{total:{digits}} -> {total - reached:{digits}}"
-        yield f"{budget['unit']}: {numbers} ({reached / total:.1%} less{asked})"
-    if budget["max_rise"] is not None:
-        yield f"perplexity on the calibration text: {budget['rise']:+.1%} (at most {budget['max_rise']:+.1%})"
+    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget)])

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.names import PACKAGE_PREFIX
 from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
+from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"
 
@@ -84,6 +85,7 @@ def _figures(plan: PrunePlan) -> str:
         "calibration tokens": plan.calibration.get("num_tokens"),
     }
     listed = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    listed += [f"- {line}" for line in outcome_in_words(plan.budget)]
     table = "\n".join(_table(plan.steps))
     return "\n".join(["## How it was made\n", *listed, f"- the whole record: `{PLAN_FILE}`", "", table])
 

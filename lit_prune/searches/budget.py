@@ -6,9 +6,9 @@ Works on numbers in the budget's own unit; where they come from is `measure`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lit_prune.errors import BudgetError
 from lit_prune.plan import Candidate
@@ -129,3 +129,20 @@ def require_share(amount: float) -> None:
     """
     if not 0 < amount < 1:
         raise BudgetError(f"amount is the share of the whole model to remove, above 0 and below 1; found {amount}")
+
+
+def outcome_in_words(record: Mapping[str, Any]) -> Iterator[str]:
+    """What a plan's `budget` says was reached of what was asked for, beside parameters; nothing for older plans.
+
+    Example:
+        >>> record = {"of": "flops", "amount": 0.2, "total": 5000, "reached": 1250, "unit": "FLOP of a token after 9"}
+        >>> list(outcome_in_words(record))
+        ['FLOP of a token after 9: 5,000 -> 3,750 (25.0% less, 20.0% asked for)']
+    """
+    if record.get("of", "params") != "params" and "reached" in record:
+        total, reached, amount = record["total"], record["reached"], record["amount"]
+        digits = "," if isinstance(total, int) else ",.4g"
+        asked = "" if amount is None else f", {amount:.1%} asked for"
+        yield f"{record['unit']}: {total:{digits}} -> {total - reached:{digits}} ({reached / total:.1%} less{asked})"
+    if record.get("rise") is not None:
+        yield f"perplexity on the calibration tokens: {record['rise']:+.1%} (at most {record['max_rise']:+.1%})"

@@ -68,7 +68,7 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
         (["--amount", "0.1", "--of", "{name: latency, phase: prefill, batch: 2, length: 16, repeats: 1}"], "latency",
          ["seconds to read 2 x 16 tokens (cpu, float32): 8 -> 7 (12.5% less, 10.0% asked for)"]),
         (["--max_rise", "1000"], "params",
-         ["perplexity on the calibration text: ", " (at most +100000.0%)"]),
+         ["perplexity on the calibration tokens: ", " (at most +100000.0%)"]),
         ([], "params", []),
     ],
 )  # fmt: skip
@@ -83,6 +83,7 @@ def test_budgets_are_reported_in_their_unit(tmp_path, model_folder, text, capsys
     printed = capsys.readouterr().out
     assert "parameters: 45,344 -> " in printed
     assert all(line in printed for line in lines)
+    assert all(line in (out / "README.md").read_text() for line in lines)
     budget = PrunePlan.load(out).budget
     assert budget["of"] == of
     assert budget["amount"] == (None if "--max_rise" in arguments else float((arguments or ["", "0.2"])[1]))
