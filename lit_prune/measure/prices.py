@@ -76,6 +76,8 @@ def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
         raise LitPruneError(
             f"an amount of {name} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'no options'}"
         )
+    if wrong := [each for each in LATENCY_OPTIONS[1:] if type(options.get(each, 1)) is not int]:
+        raise LitPruneError(f"{', '.join(wrong)} of a latency must be whole numbers; found {options}")
     return options
 
 

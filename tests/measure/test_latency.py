@@ -115,6 +115,8 @@ def test_what_cannot_be_timed_is_refused(options, message):
         ("flop", "must be one of params, flops, kv_cache, latency"),
         ({"phase": "decode"}, "must be one of"),
         ({"name": "flops", "length": 3}, "flops does not take length; it takes no options"),
+        ({"name": "latency", "batch": "two"}, "batch of a latency must be whole numbers"),
+        ({"name": "latency", "length": 0.5}, "length of a latency must be whole numbers"),
         ({"name": "latency", "lenght": 3}, "does not take lenght; it takes phase, batch, length, repeats"),
     ],
 )
@@ -128,6 +130,8 @@ def test_a_model_without_a_cache_has_none_to_save():
     remove(model, [each.id for each in find_sublayers(model).sublayers if each.id.kind == "attention"])
     with pytest.raises(MeasureError, match="keeps no KV cache"):
         price(model, "kv_cache", num_positions=8)
+    mlp, head = 2 * 3 * 32 * 64, 2 * 128 * 32
+    assert price(model, "flops", num_positions=8).total == NUM_BLOCKS * mlp + head
 
 
 def test_known_seconds_are_taken_under_the_same_conditions_alone(monkeypatch):
