@@ -1,0 +1,44 @@
+import pytest
+
+from lit_prune.__main__ import main
+from tests.tiny import character_tokenizer, tiny_model
+
+SIZES = ["--window=16", "--num_windows=4", "--num_unseen=2", "--batch_size=1", "--amount=0.15"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    character_tokenizer().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_searches_stand_side_by_side_with_the_naive_one_first(folder, tmp_path, capsys):
+    assert main(["bench", "search", folder, f"--output={tmp_path / 'table.md'}", *SIZES]) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows] == ["search", "---", "naive", "progressive", "lazy", "one_shot"]
+    naive, progressive, lazy, one_shot = rows[2:]
+    assert naive[4] == "1.000"
+    assert float(one_shot[3]) < float(lazy[3]) < float(progressive[3]) < float(naive[3])
+    assert naive[-1] == progressive[-1]
+    orders = {
+        line[2:].partition(": ")[0]: line.partition(": ")[2] for line in text.splitlines() if line.startswith("- ")
+    }
+    assert orders["naive"] == orders["progressive"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "bench knows search; found 'speed'"),
+        (["search", "--searches=[fast]"], "unknown search 'fast'"),
+        (["search", "--amount=2"], "above 0 and below 1"),
+        (["search", "--num_unseen=1000000"], "1000004 are asked for"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_line(folder, capsys, arguments, message):
+    what, *rest = arguments
+    assert main(["bench", what, folder, *SIZES, *rest]) == 2
+    assert message in capsys.readouterr().err
