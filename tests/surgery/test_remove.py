@@ -1,4 +1,4 @@
-"""A muted or removed sublayer adds nothing and breaks nothing, for every sublayer and some pairs."""
+"""What muting and removing do to a model, its optimizer and config; tests/architectures proves both exact."""
 
 import itertools
 
@@ -20,7 +20,6 @@ PAIRS = [
     (("mlp", 0), ("attention", 3)),
     (("mlp", 2), ("mlp", 3)),
 ]
-SETS = [*SINGLES, *PAIRS]
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones_like(TOKENS)
 PADDED[0, :7] = 0
@@ -33,55 +32,6 @@ def ids(names):
 @torch.no_grad()
 def logits(model):
     return model(input_ids=TOKENS, attention_mask=PADDED).logits[PADDED.bool()]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("gone", SETS, ids=str)
-def test_muted_and_removed_equal_a_zeroed_output(architecture, gone):
-    model = tiny_model(architecture)
-    before = logits(model)
-    with naive.zeroed(model, architecture, gone):
-        expected = logits(model)
-    assert not torch.allclose(expected, before, atol=1e-3), "the reference must change something"
-    with mute(model, ids(gone)):
-        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
-    assert torch.equal(logits(model), before)
-    remove(model, ids(gone))
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("gone", SETS, ids=str)
-@pytest.mark.parametrize("how", [mute, remove])
-def test_generation_is_the_same_with_every_cache(architecture, gone, how):
-    model = tiny_model(architecture)
-    options = {"attention_mask": PADDED, "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-
-    def check():
-        plain = model.generate(TOKENS, use_cache=False, pad_token_id=0, **options)
-        assert torch.equal(model.generate(TOKENS, use_cache=True, pad_token_id=0, **options), plain)
-        static = model.generate(TOKENS, cache_implementation="static", pad_token_id=0, **options)
-        assert torch.equal(static, plain)
-
-    if how is remove:
-        remove(model, ids(gone))
-        check()
-    else:
-        with mute(model, ids(gone)):
-            check()
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_all_attention_gone_generates_without_cache(architecture):
-    model = tiny_model(architecture)
-    remove(model, [SublayerId(block, "attention") for block in range(NUM_BLOCKS)])
-    output = model.generate(TOKENS, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
-    expected = TOKENS
-    for _ in range(4):
-        with torch.no_grad():
-            token = model(input_ids=expected, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
-        expected = torch.cat([expected, token], dim=1)
-    assert torch.equal(output, expected)
 
 
 def test_mute_restores_after_an_exception_and_nests():
