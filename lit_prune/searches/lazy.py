@@ -45,7 +45,8 @@ class Lazy:
     Candidates are taken by their bounds. Each is first screened on a share of the tokens, and what is added to its last
     full score is the difference to what the same tokens said then, so that what is peculiar to them cancels. Only what
     may still win is measured on all tokens. Where the best of a round turns out to lie below its bound, the order is
-    disturbed: all of its kind (near the last removal, or farther off) are screened.
+    disturbed: all of its kind (near the last removal, or farther off) are screened. Where removal helps, the first that
+    is found to help is taken.
 
     The plan tells which candidates were measured in each round, and on which share of the tokens.
 
@@ -151,8 +152,8 @@ class _Round:
     def _bound(self, candidate: Candidate) -> float:
         estimate = self.estimates[candidate.name]
         above = estimate.value - self.zero
-        # Below nothing at all there is no share to trust.
-        return self.zero + above * self.search.bound(estimate) if above > 0 else -math.inf
+        # Where removal helps there is no share to trust, and no need to find who helps most.
+        return self.zero + above * self.search.bound(estimate) if above > 0 else estimate.value
 
     def _screen(self, candidates: Sequence[Candidate]) -> None:
         if not candidates:
@@ -174,7 +175,7 @@ class _Round:
         value = self.settled[candidate] = scores.importance[candidate]
         self.base_nll, self.zero = scores.base_nll, scores.zero
         self.nll |= scores.nll
-        if value < self.promised[candidate] and value <= min(self.settled.values()):
+        if self.zero < value < self.promised[candidate] and value <= min(self.settled.values()):
             unseen = [each for each in self.candidates if each not in self.screened]
             self._screen([each for each in unseen if self._is_near(each) == self._is_near(candidate)])
 
