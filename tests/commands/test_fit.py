@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_the_main_job_leaves_its_run_folder(config):
     assert any("answers" in tag for tag in tags["tensors"])
 
 
+def free_port():
+    """Tests run side by side, and `fabric run` always takes the same port unless it is told another."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"--main-port={probe.getsockname()[1]}"
+
+
 @pytest.mark.parametrize("healing", [True, False])
 def test_fabric_run_gives_two_processes_one_result(config, healing):
     """The same drops, losses and weights on both; the first loss is that of one process on the same windows."""
@@ -89,7 +97,7 @@ def test_fabric_run_gives_two_processes_one_result(config, healing):
     settings = {"trainer": {"callbacks": [*callbacks, {"class_path": "agree.Agree"}]}}
     extra = config.parent / "extra.yaml"
     extra.write_text(yaml.safe_dump(settings))
-    launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", BIN / "lit-prune"]
+    launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", free_port(), BIN / "lit-prune"]
     result = run(BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=str(config.parent))
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((config.parent / f"rank{rank}.json").read_text()) for rank in range(2)]
