@@ -7,8 +7,6 @@ from lit_prune.anatomy.layouts import (
     CONTEXT_LENGTHS,
     CORRECTIONS,
     LINEAR,
-    POST_NORM,
-    PRE_NORM,
     SCALE,
     Layout,
 )
@@ -23,8 +21,6 @@ __all__ = [
     "CONTEXT_LENGTHS",
     "CORRECTIONS",
     "LINEAR",
-    "POST_NORM",
-    "PRE_NORM",
     "RECORD_KEY",
     "SCALE",
     "Anatomy",

@@ -130,8 +130,8 @@ def _meta_twin(model: Any) -> Any:
     config.pad_token_id = decoder.pad_token_id = None
     with torch.device("meta"):
         twin = type(model)(config)
-    gone = [each for each in find_sublayers(model).removed if each in find_sublayers(twin)]
-    remove(twin, gone)
+    whole = find_sublayers(twin)
+    remove(twin, [each for each in find_sublayers(model).removed if each in whole])
     decoder.use_cache = True
     return twin.to(torch.bfloat16).eval()
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_prune.errors import MeasureError
 from lit_prune.plan import SublayerId
+from lit_prune.writing import write_text
 
 FORMAT = 1
 
@@ -112,15 +113,9 @@ class Journal:
 
     def _begin(self, path: Path, header: str) -> None:
         """Make the file what was understood of it, aside and renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-        else:
-            whole = []
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        aside.write_text("".join(whole or [header + "\n"]), encoding="utf-8")
-        os.replace(aside, path)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        write_text(path, "".join(whole or [header + "\n"]))
 
 
 def _parsed(line: str) -> Any:

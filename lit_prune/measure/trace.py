@@ -18,12 +18,10 @@ class Trace:
 
     Attributes:
         states: By block; some may be left out to save memory.
-        length: How many blocks from the first were computed for the model as it is.
     """
 
     def __init__(self) -> None:
         self.states: dict[int, Any] = {}
-        self.length = 0
 
     def start(self, block: int) -> int:
         """The block from which to compute so that the state before `block` is right: itself, or the nearest before."""
@@ -33,7 +31,6 @@ class Trace:
     def cut(self, position: int) -> None:
         """Forget what comes from a block that changed, and from those behind it."""
         self.states = {block: state for block, state in self.states.items() if block < position}
-        self.length = min(self.length, position)
 
     def thin(self, num_bytes: int) -> None:
         """Keep every n-th state alone, with the smallest n that fits into the memory."""
@@ -86,7 +83,6 @@ class Trace:
         def recorder(number: int) -> Callable[..., None]:
             def record(_: nn.Module, __: Any, output: Any) -> None:
                 self.states[number] = output
-                self.length = max(self.length, number + 1)
                 if number + 1 == length < len(blocks):
                     raise _Enough
 
