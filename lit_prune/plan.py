@@ -94,6 +94,7 @@ class Scores:
         measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
             this round.
         screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
+        disturbed: Whether such a search found a score outside of what it had expected.
     """
 
     importance: Mapping[Candidate, float]
@@ -102,6 +103,7 @@ class Scores:
     zero: float = 0.0
     measured: Mapping[Candidate, float] = field(default_factory=dict)
     screened: Mapping[Candidate, float] = field(default_factory=dict)
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class PruneStep:
         scores: Importance of every candidate of the round, by name.
         measured: See `Scores`, by name; empty where the whole round was measured.
         screened: See `Scores`, by name.
+        disturbed: See `Scores`.
     """
 
     removed: Candidate
@@ -131,6 +134,7 @@ class PruneStep:
     scores: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     screened: Mapping[str, float] = field(default_factory=dict)
+    disturbed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
@@ -219,6 +223,13 @@ class PrunePlan:
     def cost(self) -> float:
         """Work of the whole search, in dense forward passes over the calibration tokens."""
         return math.fsum(step.cost for step in self.steps)
+
+    @property
+    def num_disturbed(self) -> int | None:
+        """Rounds in which a search that spares itself work was surprised; None where every round measured all."""
+        if not any(step.measured for step in self.steps):
+            return None
+        return sum(step.disturbed for step in self.steps)
 
     def with_step(self, step: PruneStep) -> PrunePlan:
         """The plan with one more removal."""

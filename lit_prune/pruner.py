@@ -155,6 +155,7 @@ class Pruner:
             scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
             measured={candidate.name: share for candidate, share in scores.measured.items()},
             screened={candidate.name: float(score) for candidate, score in scores.screened.items()},
+            disturbed=scores.disturbed,
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -211,7 +212,7 @@ def describe_run(
 def _merged(scores: Scores, later: Scores) -> Scores:
     names = ("importance", "nll", "measured", "screened")
     merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
-    return replace(scores, **merged)
+    return replace(scores, **merged, disturbed=scores.disturbed or later.disturbed)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:

@@ -14,6 +14,7 @@ from lit_prune.export import require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
+from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
@@ -123,4 +124,5 @@ def _outcome(plan: PrunePlan) -> str:
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
-    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget)])
+    searched = [] if plan.num_disturbed is None else [disturbance(plan)]
+    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched])
