@@ -52,21 +52,24 @@ class SublayerId:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """What is removed together: one sublayer, or the sublayers of one block.
+    """What is removed together: one sublayer, those of one block, or any set, in the order of blocks.
 
     Example:
         >>> Candidate.parse("block.3").sublayers
         (SublayerId(block=3, kind='attention'), SublayerId(block=3, kind='mlp'))
-        >>> Candidate.parse("mlp.3").name
-        'mlp.3'
+        >>> Candidate.together([Candidate.parse("mlp.7"), Candidate.parse("block.3")]).name
+        'block.3+mlp.7'
     """
 
     sublayers: tuple[SublayerId, ...]
 
     @property
     def name(self) -> str:
-        """`attention.5`, `mlp.5`, or `block.5` for both of block 5."""
-        return str(self.sublayers[0]) if len(self.sublayers) == 1 else f"block.{self.block}"
+        """`attention.5`, `mlp.5`, `block.5` for both of block 5, and such names joined by `+`."""
+        present = set(self.sublayers)
+        whole = {each.block for each in present if all(SublayerId(each.block, kind) in present for kind in KINDS)}
+        names = [f"block.{each.block}" if each.block in whole else str(each) for each in self.sublayers]
+        return "+".join(dict.fromkeys(names))
 
     @property
     def block(self) -> int:
@@ -74,9 +77,18 @@ class Candidate:
         return self.sublayers[0].block
 
     @classmethod
+    def together(cls, candidates: Iterable[Candidate]) -> Candidate:
+        """One candidate of all that several hold: a run of blocks, for one."""
+        return cls(tuple(sorted({each for one in candidates for each in one.sublayers})))
+
+    @classmethod
     def parse(cls, text: str) -> Candidate:
-        """Read the form that `name` writes."""
-        kind, _, block = str(text).partition(".")
+        """Read the form that `name` writes, or raise `PlanError`."""
+        return cls.together(map(cls._parse_one, str(text).split("+")))
+
+    @classmethod
+    def _parse_one(cls, text: str) -> Candidate:
+        kind, _, block = text.partition(".")
         if kind == "block" and block.isdecimal():
             return cls(tuple(SublayerId(int(block), each) for each in KINDS))
         return cls((SublayerId.parse(text),))
@@ -135,6 +147,35 @@ class PruneStep:
     measured: Mapping[str, float] = field(default_factory=dict)
     screened: Mapping[str, float] = field(default_factory=dict)
     disturbed: bool = False
+
+    @classmethod
+    def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
+        """A removal with what its round said.
+
+        Args:
+            removed: What was chosen.
+            scores: Of the round.
+            num_parameters: As removed.
+            facts: Other attributes.
+        """
+        by_name = {
+            name: {each.name: float(value) for each, value in values.items()}
+            for name, values in (
+                ("scores", scores.importance),
+                ("measured", scores.measured),
+                ("screened", scores.screened),
+            )
+        }
+        return cls(
+            removed,
+            num_parameters,
+            score=float(scores.importance[removed]),
+            nll_before=scores.base_nll,
+            nll_after=scores.nll.get(removed),
+            disturbed=scores.disturbed,
+            **by_name,
+            **facts,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
-from lit_prune.surgery import remove
+from lit_prune.surgery import mute, remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
 Named = str | Mapping[str, Any]
@@ -144,18 +146,12 @@ class Pruner:
         if chosen is None:
             return None
         choice = Candidate.parse(agree(chosen.name))
-        step = PruneStep(
-            removed=choice,
+        step = PruneStep.recorded(
+            choice,
+            scores,
             num_parameters=remove(self.model, choice.sublayers, optimizers),
-            score=float(scores.importance[choice]),
-            nll_before=scores.base_nll,
-            nll_after=scores.nll.get(choice),
             cost=what_if.cost - before,
             epoch=epoch,
-            scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
-            measured={candidate.name: share for candidate, share in scores.measured.items()},
-            screened={candidate.name: float(score) for candidate, score in scores.screened.items()},
-            disturbed=scores.disturbed,
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -186,11 +182,7 @@ class Pruner:
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
-        def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
-            with what_if.narrowed(share):
-                scores: Scores = self._scorer(what_if, candidates, self.plan.steps)
-            return scores
-
+        score = _Round(self, what_if, budget.remaining(self.reached) if budget.amount else math.inf)
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
@@ -199,6 +191,32 @@ class Pruner:
         among = [each for each in sizes if sizes[each] == sizes[choice]]
         closer: Scores = self._search(score, among, history)
         return _merged(scores, closer), min(among, key=lambda each: (closer.importance[each], each))
+
+
+class _Round:
+    """See `searches.Round`."""
+
+    def __init__(self, pruner: Pruner, what_if: WhatIf, wanted: float) -> None:
+        self.pruner = pruner
+        self.what_if = what_if
+        self.wanted = wanted
+        self.anatomy = find_sublayers(pruner.model)
+        self.blocks = self.anatomy.blocks
+
+    def __call__(
+        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
+    ) -> Scores:
+        out = Candidate.together(without).sublayers
+        muted = mute(self.pruner.model, out, anatomy=self.anatomy) if out else nullcontext()
+        with muted, self.what_if.narrowed(share):
+            scores: Scores = self.pruner._scorer(self.what_if, candidates, self.pruner.plan.steps)
+        return scores
+
+    def saved(self, candidate: Candidate) -> float:
+        return self.pruner.prices.freed(self.anatomy, candidate.sublayers)
+
+    def reaches(self, candidates: Iterable[Candidate]) -> bool:
+        return self.saved(Candidate.together(candidates)) >= self.wanted
 
 
 def describe_run(

@@ -2,17 +2,22 @@
 
 from lit_prune.searches.budget import Budget, outcome_in_words, require_limits, require_share
 from lit_prune.searches.lazy import Lazy
-from lit_prune.searches.order import SEARCHES, OneShot, Progressive, ScoreFunction, Search
+from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, ScoreFunction, Search
 from lit_prune.searches.schedule import PerEpoch, Quota, Schedule
+from lit_prune.searches.whole import Contiguous, Evolutionary, Refine
 
 __all__ = [
     "SEARCHES",
     "Budget",
+    "Contiguous",
+    "Evolutionary",
     "Lazy",
     "OneShot",
     "PerEpoch",
     "Progressive",
     "Quota",
+    "Refine",
+    "Round",
     "Schedule",
     "ScoreFunction",
     "Search",
