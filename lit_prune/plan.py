@@ -158,7 +158,7 @@ class PruneStep:
             num_parameters: As removed.
             facts: Other attributes.
         """
-        by_name = {
+        by_name: dict[str, Any] = {
             name: {each.name: float(value) for each, value in values.items()}
             for name, values in (
                 ("scores", scores.importance),

@@ -156,7 +156,7 @@ class Evolutionary(WholeSet):
         """Add at random until enough is saved, then put back what is more than enough."""
         rest = sorted(set(candidates) - members)
         draw.shuffle(rest)
-        added = []
+        added: list[Candidate] = []
         while not score.reaches(members.union(added)):
             added.append(rest.pop())
         full = members.union(added)
