@@ -52,21 +52,24 @@ class SublayerId:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """What is removed together: one sublayer, or the sublayers of one block.
+    """What is removed together: one sublayer, those of one block, or any set, in the order of blocks.
 
     Example:
         >>> Candidate.parse("block.3").sublayers
         (SublayerId(block=3, kind='attention'), SublayerId(block=3, kind='mlp'))
-        >>> Candidate.parse("mlp.3").name
-        'mlp.3'
+        >>> Candidate.together([Candidate.parse("mlp.7"), Candidate.parse("block.3")]).name
+        'block.3+mlp.7'
     """
 
     sublayers: tuple[SublayerId, ...]
 
     @property
     def name(self) -> str:
-        """`attention.5`, `mlp.5`, or `block.5` for both of block 5."""
-        return str(self.sublayers[0]) if len(self.sublayers) == 1 else f"block.{self.block}"
+        """`attention.5`, `mlp.5`, `block.5` for both of block 5, and such names joined by `+`."""
+        present = set(self.sublayers)
+        whole = {each.block for each in present if all(SublayerId(each.block, kind) in present for kind in KINDS)}
+        names = [f"block.{each.block}" if each.block in whole else str(each) for each in self.sublayers]
+        return "+".join(dict.fromkeys(names))
 
     @property
     def block(self) -> int:
@@ -74,9 +77,18 @@ class Candidate:
         return self.sublayers[0].block
 
     @classmethod
+    def together(cls, candidates: Iterable[Candidate]) -> Candidate:
+        """One candidate of all that several hold: a run of blocks, for one."""
+        return cls(tuple(sorted({each for one in candidates for each in one.sublayers})))
+
+    @classmethod
     def parse(cls, text: str) -> Candidate:
-        """Read the form that `name` writes."""
-        kind, _, block = str(text).partition(".")
+        """Read the form that `name` writes, or raise `PlanError`."""
+        return cls.together(map(cls._parse_one, str(text).split("+")))
+
+    @classmethod
+    def _parse_one(cls, text: str) -> Candidate:
+        kind, _, block = text.partition(".")
         if kind == "block" and block.isdecimal():
             return cls(tuple(SublayerId(int(block), each) for each in KINDS))
         return cls((SublayerId.parse(text),))
@@ -94,6 +106,7 @@ class Scores:
         measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
             this round.
         screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
+        errors: Standard error of each importance, where the scorer draws samples.
     """
 
     importance: Mapping[Candidate, float]
@@ -102,6 +115,7 @@ class Scores:
     zero: float = 0.0
     measured: Mapping[Candidate, float] = field(default_factory=dict)
     screened: Mapping[Candidate, float] = field(default_factory=dict)
+    errors: Mapping[Candidate, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,7 @@ class PruneStep:
         scores: Importance of every candidate of the round, by name.
         measured: See `Scores`, by name; empty where the whole round was measured.
         screened: See `Scores`, by name.
+        errors: See `Scores`, by name.
     """
 
     removed: Candidate
@@ -131,10 +146,12 @@ class PruneStep:
     scores: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     screened: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
-        by_name: dict[str, Any] = {name: dict(getattr(self, name)) for name in ("scores", "measured", "screened")}
+        named = ("scores", "measured", "screened", "errors")
+        by_name: dict[str, Any] = {name: dict(getattr(self, name)) for name in named}
         return asdict(replace(self, **by_name)) | {"removed": self.removed.name}
 
     @classmethod

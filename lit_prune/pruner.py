@@ -38,7 +38,7 @@ class Pruner:
         plan: What was removed so far; set it to resume.
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
-        protected: What must stay.
+        protected: What must stay, by `protect` or because the scorer's method never removes it.
 
     Raises:
         AnatomyError: The model is not understood.
@@ -60,9 +60,9 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self.protected = _protected(protect, anatomy)
-        self.prices = Prices.in_parameters(anatomy)
         self._scorer: Scorer = _create(SCORERS, scorer)
+        self.protected = _protected(protect, anatomy) | _protected_by(self._scorer, anatomy)
+        self.prices = Prices.in_parameters(anatomy)
         self._search: Search = _create(SEARCHES, search)
         self.plan = PrunePlan(
             anatomy.facts(
@@ -155,6 +155,7 @@ class Pruner:
             scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
             measured={candidate.name: share for candidate, share in scores.measured.items()},
             screened={candidate.name: float(score) for candidate, score in scores.screened.items()},
+            errors={candidate.name: float(error) for candidate, error in scores.errors.items()},
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -185,10 +186,19 @@ class Pruner:
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
+        together = getattr(self._scorer, "together", False)
+        known: dict[float, Scores] = {}
+
         def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
+            # Of those that are scored together, a part costs as much as all, or would mean something else.
+            whole = together and sizes.keys() >= set(candidates)
+            if whole and share in known:
+                return _part(known[share], candidates)
             with what_if.narrowed(share):
-                scores: Scores = self._scorer(what_if, candidates, self.plan.steps)
-            return scores
+                scores: Scores = self._scorer(what_if, list(sizes) if whole else candidates, self.plan.steps)
+            if whole:
+                known[share] = scores
+            return _part(scores, candidates)
 
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
@@ -208,8 +218,12 @@ def describe_run(
     return replace(plan, budget=asked, calibration=dict(calibration))
 
 
+def _part(scores: Scores, candidates: Sequence[Candidate]) -> Scores:
+    return replace(scores, importance={each: scores.importance[each] for each in candidates})
+
+
 def _merged(scores: Scores, later: Scores) -> Scores:
-    names = ("importance", "nll", "measured", "screened")
+    names = ("importance", "nll", "measured", "screened", "errors")
     merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
     return replace(scores, **merged)
 
@@ -228,6 +242,11 @@ def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
             )
         protected.update(sublayers)
     return frozenset(protected)
+
+
+def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
+    blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
+    return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)
 
 
 def _create(registry: Any, spec: Any) -> Any:

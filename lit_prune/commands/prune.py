@@ -70,7 +70,7 @@ def prune_model(
         window: Tokens in a calibration window.
         num_windows: Calibration windows, drawn from the text.
         batch_size: Windows in a batch.
-        scorer: nri, ri, ppl or random; options as YAML, such as '{name: nri, baseline: original}'.
+        scorer: nri, or another of the table in the README; options as YAML, such as '{name: nri, baseline: original}'.
         search: progressive (score again in every round), lazy (only what may have become the best) or one_shot.
         granularity: What goes at a time.
         protect: What must stay, such as '[attention.0, mlp.3, block.2]'.
