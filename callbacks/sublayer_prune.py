@@ -44,7 +44,7 @@ class SublayerPruneCallback(Callback):
         start_epoch: First epoch that drops, 0-based.
         every_n_epochs: Epochs from one drop to the next.
         num_epochs: Epochs to spread over, where the trainer does not know (`max_steps`, `max_epochs=-1`).
-        scorer: `nri`, `ri`, `ppl`, `random`, a mapping such as `{name: nri, baseline: original}`, or an import path.
+        scorer: A name in the README's table, a mapping such as `{name: nri, baseline: original}`, or an import path.
         search: `progressive`, `lazy` or `one_shot`, or an import path.
         granularity: `sublayer` (both kinds), `attention`, `mlp`, or whole `block`s.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`.

@@ -57,14 +57,14 @@ def method_names() -> list[str]:
     return sorted(each.name.removesuffix(SUFFIX) for each in _folder().iterdir() if each.name.endswith(SUFFIX))
 
 
-def method(name: str) -> Method:
+def read_method(name: str) -> Method:
     """Read the preset of a method.
 
     Raises:
         LitPruneError: There is none of that name.
 
     Example:
-        >>> method("sleb").granularity
+        >>> read_method("sleb").granularity
         'block'
     """
     known = method_names()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
@@ -16,9 +15,10 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
 from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
+from lit_prune.rounds import ModelRound
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
-from lit_prune.surgery import mute, remove
+from lit_prune.surgery import remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
 Named = str | Mapping[str, Any]
@@ -33,14 +33,14 @@ class Pruner:
         scorer: A registered name, a mapping `{name: nri, baseline: original}`, an import path, or a `Scorer`.
         search: The same for a `Search`.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
-        protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
+        protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
         model_name: For the plan's readers.
 
     Attributes:
         plan: What was removed so far; set it to resume.
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
-        protected: What must stay.
+        protected: What must stay, by `protect` or because the scorer's method never removes it.
 
     Raises:
         AnatomyError: The model is not understood.
@@ -62,9 +62,9 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self.protected = _protected(protect, anatomy)
-        self.prices = Prices.in_parameters(anatomy)
         self._scorer: Scorer = _create(SCORERS, scorer)
+        self.protected = _protected(protect, anatomy) | _protected_by(self._scorer, anatomy)
+        self.prices = Prices.in_parameters(anatomy)
         self._search: Search = _create(SEARCHES, search)
         self.plan = PrunePlan(
             anatomy.facts(
@@ -156,6 +156,9 @@ class Pruner:
         self.plan = self.plan.with_step(step)
         return step
 
+    def _wanted(self, budget: Budget) -> float:
+        return math.inf if budget.amount is None else budget.remaining(self.reached)
+
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
     ) -> tuple[Scores, Candidate | None]:
@@ -182,7 +185,7 @@ class Pruner:
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
-        score = _Round(self, what_if, budget.remaining(self.reached) if budget.amount else math.inf)
+        score = ModelRound(self.model, self._scorer, what_if, self.prices, sizes, self.plan.steps, self._wanted(budget))
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
@@ -191,32 +194,6 @@ class Pruner:
         among = [each for each in sizes if sizes[each] == sizes[choice]]
         closer: Scores = self._search(score, among, history)
         return _merged(scores, closer), min(among, key=lambda each: (closer.importance[each], each))
-
-
-class _Round:
-    """See `searches.Round`."""
-
-    def __init__(self, pruner: Pruner, what_if: WhatIf, wanted: float) -> None:
-        self.pruner = pruner
-        self.what_if = what_if
-        self.wanted = wanted
-        self.anatomy = find_sublayers(pruner.model)
-        self.blocks = self.anatomy.blocks
-
-    def __call__(
-        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
-    ) -> Scores:
-        out = Candidate.together(without).sublayers
-        muted = mute(self.pruner.model, out, anatomy=self.anatomy) if out else nullcontext()
-        with muted, self.what_if.narrowed(share):
-            scores: Scores = self.pruner._scorer(self.what_if, candidates, self.pruner.plan.steps)
-        return scores
-
-    def saved(self, candidate: Candidate) -> float:
-        return self.pruner.prices.freed(self.anatomy, candidate.sublayers)
-
-    def reaches(self, candidates: Iterable[Candidate]) -> bool:
-        return self.saved(Candidate.together(candidates)) >= self.wanted
 
 
 def describe_run(
@@ -228,18 +205,19 @@ def describe_run(
 
 
 def _merged(scores: Scores, later: Scores) -> Scores:
-    names = ("importance", "nll", "measured", "screened")
+    names = ("importance", "nll", "measured", "screened", "errors")
     merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
     return replace(scores, **merged, disturbed=scores.disturbed or later.disturbed)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
     protected: set[SublayerId] = set()
+    ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
     for name in names:
         try:
-            sublayers = Candidate.parse(name).sublayers
+            sublayers = Candidate.parse(ends.get(name, name)).sublayers
         except PlanError as error:
-            raise LitPruneError(f"protect: {error}, or block.N for both") from error
+            raise LitPruneError(f"protect: {error}, block.N for both, first or last") from error
         missing = [each for each in sublayers if each not in anatomy and each not in anatomy.removed]
         if missing:
             raise LitPruneError(
@@ -247,6 +225,11 @@ def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
             )
         protected.update(sublayers)
     return frozenset(protected)
+
+
+def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
+    blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
+    return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)
 
 
 def _create(registry: Any, spec: Any) -> Any:

@@ -7,6 +7,8 @@ from lit_prune.anatomy.layouts import (
     CONTEXT_LENGTHS,
     CORRECTIONS,
     LINEAR,
+    PARALLEL_FORMS,
+    POST_NORM,
     SCALE,
     Layout,
 )
@@ -21,6 +23,8 @@ __all__ = [
     "CONTEXT_LENGTHS",
     "CORRECTIONS",
     "LINEAR",
+    "PARALLEL_FORMS",
+    "POST_NORM",
     "RECORD_KEY",
     "SCALE",
     "Anatomy",

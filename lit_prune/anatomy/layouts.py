@@ -19,6 +19,7 @@ AFTER_BRANCH = "norm after the branch"
 POST_NORM = "post-norm"
 PARALLEL = "parallel, own norms"
 PARALLEL_SHARED = "parallel, shared norm"
+PARALLEL_FORMS = (PARALLEL, PARALLEL_SHARED)
 
 SCALE = "scale"
 LINEAR = "linear"

@@ -11,6 +11,7 @@ import torch
 from lit_prune.commands.arguments import call
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
+from lit_prune.methods import read_method
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
@@ -40,9 +41,10 @@ def prune_model(
     window: int = 512,
     num_windows: int = 32,
     batch_size: int = 8,
-    scorer: str | dict[str, Any] = "nri",
-    search: str | dict[str, Any] = "progressive",
-    granularity: Literal["sublayer", "attention", "mlp", "block"] = "sublayer",
+    method: str = "nri",
+    scorer: str | dict[str, Any] | None = None,
+    search: str | dict[str, Any] | None = None,
+    granularity: Literal["sublayer", "attention", "mlp", "block"] | None = None,
     protect: list[str] | None = None,
     dtype: str = "float32",
     device: str | None = None,
@@ -71,10 +73,13 @@ def prune_model(
         window: Tokens in a calibration window.
         num_windows: Calibration windows, drawn from the text.
         batch_size: Windows in a batch.
-        scorer: nri, ri, ppl or random; options as YAML, such as '{name: nri, baseline: original}'.
-        search: progressive (score again in every round), lazy (only what may have become the best) or one_shot.
+        method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the four
+            options below are what it is made of, and change it where they are given.
+        scorer: nri, or another of the table in the README; options as YAML, such as '{name: nri, baseline: original}'.
+        search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
+            contiguous, evolutionary or refine; options as YAML.
         granularity: What goes at a time.
-        protect: What must stay, such as '[attention.0, mlp.3, block.2]'.
+        protect: What must stay, such as '[attention.0, mlp.3, block.2, first, last]'.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn.
@@ -83,6 +88,8 @@ def prune_model(
     """
     if amount is None and max_rise is None:
         amount = DEFAULT_AMOUNT
+    options = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    chosen = read_method(method).with_settings({name: value for name, value in options.items() if value is not None})
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
@@ -101,10 +108,10 @@ def prune_model(
             amount=amount,
             of=of,
             max_rise=max_rise,
-            scorer=scorer,
-            search=search,
-            granularity=granularity,
-            protect=protect or (),
+            scorer=chosen.scorer,
+            search=chosen.search,
+            granularity=chosen.granularity,
+            protect=chosen.protect,
             model_name=model,
             calibration={"source": data, "window": window},
             journal=journal,

@@ -1,6 +1,11 @@
-"""What-if losses over one set of tokens, and what sublayers cost. Removes nothing and decides nothing."""
+"""What-if losses over one set of tokens, one-pass statistics, and what sublayers cost.
+
+Removes nothing and decides nothing.
+"""
 
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
+from lit_prune.measure.divergence import Divergence, kl_divergence
+from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
@@ -9,11 +14,13 @@ from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
+from lit_prune.measure.stream import is_run_of_blocks, stream_means
 from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
 
 __all__ = [
     "NORMALISERS",
     "Costs",
+    "Divergence",
     "Inventory",
     "Journal",
     "Latency",
@@ -29,7 +36,10 @@ __all__ = [
     "evaluating",
     "inference_options",
     "input_ids_of",
+    "is_run_of_blocks",
+    "kl_divergence",
     "labels_of",
+    "loss_gradients",
     "measure_latency",
     "model_inputs",
     "now",
@@ -38,7 +48,9 @@ __all__ = [
     "progress_bar",
     "require_understood",
     "sequence_losses",
+    "stream_means",
     "take_inventory",
     "unit_options",
     "weights_fingerprint",
+    "weights_of",
 ]

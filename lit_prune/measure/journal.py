@@ -18,8 +18,8 @@ from lit_prune.writing import write_text
 
 FORMAT = 1
 
-Key = tuple[frozenset[SublayerId], int]
-"""What is out of the model, and the batch."""
+Key = tuple[frozenset[SublayerId], int | str]
+"""What is out of the model, and the batch; of a measure beside the first, with that one's name before it."""
 
 
 class Journal:

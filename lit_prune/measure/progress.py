@@ -9,6 +9,9 @@ from tqdm.auto import tqdm
 
 from lit_prune.measure.what_if import Progress
 
+LONGEST = 40
+"""Letters of what is being measured: a set of many sublayers has a long name."""
+
 
 @contextmanager
 def progress_bar(description: str, *, shown: bool = True) -> Iterator[Progress]:
@@ -19,7 +22,7 @@ def progress_bar(description: str, *, shown: bool = True) -> Iterator[Progress]:
             if done < bar.n:
                 bar.reset()  # the next round, with a time of its own
             bar.total = total
-            bar.set_postfix_str(f"without {what}" if what else "", refresh=False)
+            bar.set_postfix_str(f"without {what[:LONGEST]}" if what else "", refresh=False)
             bar.update(done - bar.n)
 
         yield advance

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,16 +17,14 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.measure.batch_pass import BatchPass, Wanted
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device, sequence_losses
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
-from lit_prune.surgery import mute
 
 Progress = Callable[[int, int, str], None]
 Reduce = Callable[[Tensor], Tensor]
-Wanted = tuple[Candidate | None, frozenset[SublayerId]]
-"""A candidate, or nothing, and all that is out of the model without it."""
 
 STATES_SHARE = 0.1
 """Of the model's own memory: what states of earlier rounds may take unless the caller says otherwise."""
@@ -64,6 +61,7 @@ class WhatIf:
         journal: Where measurements are kept, and found when they were made before; in memory by default.
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
+        name: Of one `beside` another, whose journal it shares.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
@@ -83,10 +81,11 @@ class WhatIf:
         progress: Progress | None = None,
         journal: Journal | None = None,
         max_state_bytes: int | None = None,
+        name: str = "",
     ) -> None:
         self.model = language_model(model)
         self.batches = list(batches)
-        self._num_batches = len(self.batches)
+        self._share = 1.0
         self.num_block_evaluations = 0
         self.num_head_evaluations = 0
         self._reduce = reduce or (lambda tensor: tensor)
@@ -94,6 +93,8 @@ class WhatIf:
         self._progress = progress or (lambda done, total, what: None)
         self._journal = Journal() if journal is None else journal
         self._max_state_bytes = max_state_bytes
+        self._name = name
+        self._beside: dict[str, WhatIf] = {}
         self._traces: dict[int, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
@@ -102,8 +103,12 @@ class WhatIf:
 
     @property
     def cost(self) -> float:
-        """Work so far in dense forward passes over the batches; embedding and head are not counted apart."""
-        return self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
+        """Work so far in dense forward passes over the batches, those of other measures beside included.
+
+        Embedding and head are not counted apart.
+        """
+        own = self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
+        return own + sum(each.cost for each in self._beside.values())
 
     @property
     def num_positions(self) -> int:
@@ -113,11 +118,82 @@ class WhatIf:
     @contextmanager
     def narrowed(self, share: float) -> Iterator[WhatIf]:
         """Measure on the first batches alone, a share of all of them, in a `with` block."""
-        self._num_batches = max(1, math.ceil(share * len(self.batches)))
+        self._share = share
         try:
             yield self
         finally:
-            self._num_batches = len(self.batches)
+            self._share = 1.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Evaluation mode without gradients, in the precision of the measure, in a `with` block."""
+        with evaluating(self.model), self._autocast():
+            yield
+
+    def passes(self, num_each: int = 1) -> Iterator[dict[str, Tensor]]:
+        """The batches on the model's device, for one run of the whole model on each, which is counted as work.
+
+        Args:
+            num_each: Dense passes that what is done with a batch costs.
+        """
+        num_blocks = num_each * len(find_sublayers(self.model).blocks)
+        for number, batch in enumerate(self.used):
+            self._progress(number * num_blocks, len(self.used) * num_blocks, "")
+            yield on_device(batch, self.model.device)
+            self.num_block_evaluations += num_blocks
+            self.num_head_evaluations += num_each
+        self._progress(len(self.used) * num_blocks, len(self.used) * num_blocks, "")
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return self._reduce(tensor)
+
+    def beside(
+        self, name: str, kind: type[WhatIf] | None = None, batches: Sequence[Mapping[str, Any]] | None = None
+    ) -> WhatIf:
+        """Another measure of the same model, made once and kept; its work is part of this one's `cost`.
+
+        Args:
+            name: Its measurements stand under this name in the journal.
+            kind: Its class.
+            batches: Its own, the same in every process; those of this one, and their share, when None.
+        """
+        if name not in self._beside:
+            self._beside[name] = (kind or WhatIf)(
+                self.model,
+                self.batches if batches is None else batches,
+                reduce=self._reduce if batches is None else None,
+                autocast=self._autocast,
+                progress=self._progress,
+                journal=self._journal,
+                max_state_bytes=self._max_state_bytes,
+                name=name,
+            )
+        other = self._beside[name]
+        other._share = self._share
+        return other
+
+    @property
+    def used(self) -> Sequence[Mapping[str, Any]]:
+        """The batches that are measured on now: all, or the first while `narrowed`."""
+        return self.batches[: max(1, math.ceil(self._share * len(self.batches)))]
+
+    def key(self, gone: frozenset[SublayerId], index: int) -> Key:
+        """Of a measurement in the journal."""
+        return gone, f"{self._name}/{index}" if self._name else index
+
+    def figures(self, logits: Tensor, labels: Tensor, batch: BatchPass) -> Tensor:
+        """What is measured of each sequence of a batch.
+
+        Args:
+            logits: [batch, seq, vocab].
+            labels: [batch, seq], -100 where nothing is predicted.
+            batch: Which one, with the states of the model as it is.
+
+        Returns:
+            A sum over its predicted tokens, in nats, [batch].
+        """
+        return sequence_losses(logits, labels)[0]
 
     def losses(self, candidates: Sequence[Candidate]) -> Losses:
         """Measure the model as it is and without each candidate, each of which is taken out alone.
@@ -127,8 +203,8 @@ class WhatIf:
         """
         ordered = sorted(candidates)
         anatomy = self._follow_model()
-        used = range(self._num_batches)
-        with evaluating(self.model), self._autocast():
+        used = range(len(self.used))
+        with self.running():
             rows = self._sweep(anatomy, ordered, used)
         per_sequence = torch.cat(rows, dim=1)  # [1 + candidates, sequences]
         tokens = sum(int((labels_of(self.batches[index])[:, 1:] != -100).sum()) for index in used)
@@ -173,7 +249,7 @@ class WhatIf:
         """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, more where there is room."""
         gone = frozenset(anatomy.removed)
         wanted: list[Wanted] = [(None, gone), *((each, gone | frozenset(each.sublayers)) for each in ordered)]
-        passes = [_BatchPass(self, anatomy, wanted, index) for index in used]
+        passes = [BatchPass(self, anatomy, wanted, index) for index in used]
         todo, done = sum(each.num_blocks_to_do for each in passes), 0
         for each in passes:
             before = self.num_block_evaluations
@@ -183,9 +259,11 @@ class WhatIf:
                 self._journal.put(key, *each.measure(candidate))
             done += self.num_block_evaluations - before
             self._progress(done, todo, "")
-            self.num_block_evaluations += sum(self._journal.credit((without, each.index)) for _, without in wanted)
+            self.num_block_evaluations += sum(
+                self._journal.credit(self.key(without, each.index)) for _, without in wanted
+            )
             self._keep(each.index, each.trace)
-        return [self._rows([(without, index) for _, without in wanted]) for index in used]
+        return [self._rows([self.key(without, index) for _, without in wanted]) for index in used]
 
     def _rows(self, keys: Sequence[Key]) -> Tensor:
         # Apple's GPUs have no float64.
@@ -199,71 +277,6 @@ class WhatIf:
             limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
         trace.thin(limit // len(self.batches))
         self._traces[index] = trace
-
-
-class _BatchPass:
-    """What is measured on one batch in one round.
-
-    Args:
-        owner: Whose model, batches and counts these are.
-        anatomy: Of the model as it is.
-        wanted: What the round asks for.
-        index: Of the batch.
-
-    Attributes:
-        missing: What nobody has measured yet, by the first block that changes.
-        trace: States of the model as it is.
-    """
-
-    def __init__(self, owner: WhatIf, anatomy: Anatomy, wanted: Sequence[Wanted], index: int) -> None:
-        self.owner = owner
-        self.anatomy = anatomy
-        self.index = index
-        self.missing = [(each, (gone, index)) for each, gone in wanted if (gone, index) not in owner._journal]
-        self.trace = owner._traces.get(index) or Trace()
-        self._blocks = list(owner.model.get_submodule(anatomy.blocks_path))
-        self._first = {each: anatomy.position(each.block) for each, _ in self.missing if each is not None}
-        # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.
-        whole = any(each is None for each, _ in self.missing)
-        self._deepest = len(self._blocks) if whole else max(self._first.values(), default=0)
-
-    @property
-    def num_blocks_to_do(self) -> int:
-        """Decoder blocks that must run."""
-        wanted = [len(self._blocks) if each is None else self._first[each] for each, _ in self.missing]
-        unknown = [each for each in wanted if self.trace.start(each) < each]
-        states = self._deepest - self.trace.start(min(unknown)) if unknown else 0
-        return states + sum(len(self._blocks) - first for first in self._first.values())
-
-    def measure(self, candidate: Candidate | None) -> tuple[list[float], int]:
-        """Loss sums of the sequences without a candidate (None: of the model as it is), and the blocks that ran."""
-        before = self.owner.num_block_evaluations
-        first = len(self._blocks) if candidate is None else self._first[candidate]
-        known = self.trace.start(first)
-        if candidate is None or known < first:
-            logits = self._extend(known, self._deepest)
-        if candidate is not None:
-            with (
-                mute(self.owner.model, candidate.sublayers, anatomy=self.anatomy),
-                self.trace.resumed(self._blocks, first),
-            ):
-                logits = self._logits()
-            self.owner.num_block_evaluations += len(self._blocks) - first
-        self.owner.num_head_evaluations += 1
-        nll, _ = sequence_losses(logits, labels_of(self._batch))
-        return nll.tolist(), self.owner.num_block_evaluations - before
-
-    def _extend(self, first: int, length: int) -> Any:
-        self.owner.num_block_evaluations += length - first
-        return self.trace.extend(self._blocks, first, length, self._logits)
-
-    @cached_property
-    def _batch(self) -> dict[str, Tensor]:
-        return on_device(self.owner.batches[self.index], self.owner.model.device)
-
-    def _logits(self) -> Tensor:
-        logits: Tensor = self.owner.model(**model_inputs(self._batch), use_cache=False).logits
-        return logits
 
 
 def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> None:

@@ -4,7 +4,24 @@ A new one is a factory decorated with `SCORERS.register`, or is passed by its im
 """
 
 from lit_prune.scorers.base import SCORERS, Scorer
+from lit_prune.scorers.distribution import OutputDivergence
 from lit_prune.scorers.impact import NormalisedRelativeImpact, Perplexity, relative_impact
 from lit_prune.scorers.random_order import RandomOrder
+from lit_prune.scorers.stream import AngularDistance, BlockInfluence, CosineDistance, RelativeNorm
+from lit_prune.scorers.weights import Magnitude, Taylor
 
-__all__ = ["SCORERS", "NormalisedRelativeImpact", "Perplexity", "RandomOrder", "Scorer", "relative_impact"]
+__all__ = [
+    "SCORERS",
+    "AngularDistance",
+    "BlockInfluence",
+    "CosineDistance",
+    "Magnitude",
+    "NormalisedRelativeImpact",
+    "OutputDivergence",
+    "Perplexity",
+    "RandomOrder",
+    "RelativeNorm",
+    "Scorer",
+    "Taylor",
+    "relative_impact",
+]

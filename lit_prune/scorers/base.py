@@ -13,7 +13,14 @@ SCORERS = Registry("scorer")
 
 
 class Scorer(Protocol):
-    """Scores candidates on the model as it is now."""
+    """Scores candidates on the model as it is now.
+
+    Two attributes are looked for, and may be absent:
+
+    - `together = True`: one call for all candidates costs what a call for one does, or means something else. A round
+      then makes one call, whatever the search asks for.
+    - `protected_blocks(num_blocks)`: blocks of the original model that the method never removes, 0-based.
+    """
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score every candidate; `history` holds the removals so far, with their evidence."""

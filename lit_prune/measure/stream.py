@@ -1,0 +1,218 @@
+"""One-pass statistics: how sublayers and blocks change the residual stream of the model as it is.
+
+Hooks see the stream before and after; what is compared is summed at once, and no state outlives its last use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
+from lit_prune.errors import MeasureError
+from lit_prune.measure.losses import input_ids_of, model_inputs
+from lit_prune.measure.what_if import WhatIf
+from lit_prune.plan import Candidate, SublayerId
+
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""Of the stream before and after, float32 [..., hidden] each; returns [...]."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a candidate begins and ends.
+
+    Points are numbered along the stream: 2p before the block at position p, 2p + 1 between its sublayers.
+
+    Attributes:
+        begin: The point before it.
+        end: The point behind it; of a `branch`, the next one that is sure to come later.
+        branch: The sublayer, where no point behind it holds the stream plus its output alone.
+    """
+
+    begin: int
+    end: int
+    branch: Sublayer | None = None
+
+
+def stream_means(
+    what_if: WhatIf, candidates: Sequence[Candidate], statistic: Statistic, *, last_token: bool = False
+) -> dict[Candidate, float]:
+    """The mean of a statistic of the residual stream before and after each candidate, from one pass over the batches.
+
+    Before a sublayer is what it (or the norm ahead of it) reads from the stream; behind it is that plus what it adds.
+    With parallel sublayers both read the input of the block. Padding does not count.
+
+    Args:
+        what_if: The model and batches.
+        candidates: Single sublayers, whole blocks, or runs of neighbouring blocks.
+        statistic: Compares the two for every token.
+        last_token: Compare at the last token of each sequence alone, and take the mean over sequences.
+
+    Raises:
+        MeasureError: A candidate is none of these (nothing has run then), or a mean is NaN or infinite.
+    """
+    anatomy = find_sublayers(what_if.model)
+    spans = {each: _span(anatomy, each) for each in candidates}
+    recorder = _Recorder(spans, statistic, last_token)
+    count = 0
+    with what_if.running(), recorder.attached(what_if.model, anatomy):
+        for batch in what_if.passes():
+            mask = _mask(batch)
+            count += len(mask) if last_token else int(mask.sum())
+            recorder.begin(mask)
+            what_if.model(**model_inputs(batch), use_cache=False)
+    sums = torch.stack([*recorder.sums.values(), torch.tensor(count).to(next(iter(recorder.sums.values())))])
+    *totals, number = what_if.summed(sums).tolist()
+    means = {each: total / number for each, total in zip(recorder.sums, totals, strict=True)}
+    if wrong := [each.name for each, mean in means.items() if not math.isfinite(mean)]:
+        raise MeasureError(f"the hidden states around {wrong[0]} are not finite: check the model's weights and dtype")
+    return {each: means[each] for each in candidates}
+
+
+def is_run_of_blocks(anatomy: Anatomy, candidate: Candidate) -> bool:
+    """Whether all that is left of one block, or of several neighbouring ones, would go."""
+    positions = [anatomy.position(each.block) for each in candidate.sublayers]
+    inside = {anatomy.blocks[number] for number in range(min(positions), max(positions) + 1)}
+    return {each.id for each in anatomy.sublayers if each.id.block in inside} == set(candidate.sublayers)
+
+
+def _span(anatomy: Anatomy, candidate: Candidate) -> _Span:
+    positions = [anatomy.position(each.block) for each in candidate.sublayers]
+    if len(candidate.sublayers) == 1:
+        return _sublayer_span(anatomy, anatomy[candidate.sublayers[0]], 2 * positions[0])
+    if is_run_of_blocks(anatomy, candidate):
+        return _Span(2 * min(positions), 2 * max(positions) + 2)
+    raise MeasureError(
+        f"{candidate.name} is neither one sublayer nor a run of whole blocks, so the residual stream has no state "
+        "right before and right behind it"
+    )
+
+
+def _sublayer_span(anatomy: Anatomy, sublayer: Sublayer, start: int) -> _Span:
+    second = sublayer.id.kind == "mlp" and sublayer.form not in PARALLEL_FORMS
+    begin = start + second
+    if sublayer.residual is not None or sublayer.form in (POST_NORM, *PARALLEL_FORMS):
+        return _Span(begin, start + 2, branch=sublayer)
+    alone = SublayerId(sublayer.id.block, "mlp") not in anatomy
+    return _Span(begin, start + 2 if second or alone else start + 1)
+
+
+class _Recorder:
+    """Sums of a statistic, fed by hooks.
+
+    Attributes:
+        sums: By candidate, float64 scalars where the device has them.
+    """
+
+    def __init__(self, spans: Mapping[Candidate, _Span], statistic: Statistic, last_token: bool) -> None:
+        self.sums: dict[Candidate, Tensor] = {}
+        self._spans = spans
+        self._statistic = statistic
+        self._last_token = last_token
+        self._ending: dict[int, list[Candidate]] = defaultdict(list)
+        self._last_use: dict[int, int] = {}
+        for candidate, span in spans.items():
+            if span.branch is None:
+                self._ending[span.end].append(candidate)
+            self._last_use[span.begin] = max(span.end, self._last_use.get(span.begin, 0))
+        self._states: dict[int, Tensor] = {}
+        self._reached: set[int] = set()
+        self._mask = torch.empty(0)
+
+    def begin(self, mask: Tensor) -> None:
+        """Get ready for a batch with this mask of real tokens, [batch, seq]."""
+        self._states.clear()
+        self._reached.clear()
+        self._mask = mask
+
+    @contextmanager
+    def attached(self, model: Any, anatomy: Anatomy) -> Iterator[None]:
+        """Hooks on the model, in a `with` block."""
+        blocks = model.get_submodule(anatomy.blocks_path)
+        points = {*self._last_use, *self._ending}
+        handles = []
+        for position, block in enumerate(blocks):
+            if 2 * position in points:
+                handles.append(block.register_forward_pre_hook(self._entering(2 * position), with_kwargs=True))
+            mlp = SublayerId(anatomy.blocks[position], "mlp")
+            for part in anatomy[mlp].parts if 2 * position + 1 in points else ():
+                hook = self._entering(2 * position + 1)
+                handles.append(model.get_submodule(part.path).register_forward_pre_hook(hook, with_kwargs=True))
+        if 2 * len(blocks) in points:
+            handles.append(blocks[-1].register_forward_hook(lambda _, __, out: self._at(2 * len(blocks), _first(out))))
+        for candidate, span in self._spans.items():
+            if span.branch is not None:
+                module = model.get_submodule(span.branch.output)
+                handles.append(module.register_forward_hook(self._leaving(candidate, span), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, point: int) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+            # Of the several modules of a sublayer, the first that runs reads the stream.
+            if point not in self._reached:
+                self._at(point, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _leaving(self, candidate: Candidate, span: _Span) -> Callable[..., None]:
+        assert span.branch is not None
+        residual = span.branch.residual
+
+        def hook(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            after = self._prepared(_first(output))
+            if residual is None:
+                before = self._states[span.begin]
+                after = before + after
+            else:
+                before = self._prepared(residual.pick(args[1:], kwargs))
+            self._add(candidate, before, after)
+
+        return hook
+
+    def _at(self, point: int, hidden: Tensor) -> None:
+        self._reached.add(point)
+        state = self._prepared(hidden)
+        for candidate in self._ending.get(point, ()):
+            self._add(candidate, self._states[self._spans[candidate].begin], state)
+        self._states = {each: kept for each, kept in self._states.items() if self._last_use[each] > point}
+        if point in self._last_use:
+            self._states[point] = state
+
+    def _prepared(self, hidden: Tensor) -> Tensor:
+        """A float32 copy, as some blocks add in place: [batch, seq, hidden], or [batch, hidden] of the last token."""
+        mask = self._mask
+        hidden = hidden.reshape(*mask.shape, -1)
+        if self._last_token:
+            last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+            hidden = hidden[torch.arange(len(mask), device=hidden.device), last]
+        return hidden.to(torch.float32, copy=True)
+
+    def _add(self, candidate: Candidate, before: Tensor, after: Tensor) -> None:
+        value = self._statistic(before, after)
+        value = value if self._last_token else value.where(self._mask, 0)
+        # Apple's GPUs have no float64.
+        total = value.sum() if value.device.type == "mps" else value.sum(dtype=torch.float64)
+        self.sums[candidate] = self.sums.get(candidate, torch.zeros_like(total)) + total
+
+
+def _first(output: Any) -> Tensor:
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _mask(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which tokens are real, bool [batch, seq]."""
+    ids, mask = input_ids_of(batch), batch.get("attention_mask")
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()

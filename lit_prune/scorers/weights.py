@@ -1,0 +1,111 @@
+"""Scores by the weights of a candidate: their size alone, or with the gradient of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_prune.errors import LitPruneError
+from lit_prune.measure import WhatIf, loss_gradients, weights_of
+from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.scorers.base import SCORERS
+
+
+@dataclass(frozen=True)
+class _Protecting:
+    """Keeps the ends of the model, as Shortened LLaMA does in `Taylor+` and `Magnitude+`."""
+
+    together: ClassVar[bool] = True
+
+    protect_first: int = 4
+    protect_last: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("protect_first", "protect_last"):
+            if getattr(self, name) < 0:
+                raise LitPruneError(f"{name} is a number of blocks, 0 or more; found {getattr(self, name)}")
+
+    def protected_blocks(self, num_blocks: int) -> set[int]:
+        """The first and last blocks of the original model."""
+        last = range(max(0, num_blocks - self.protect_last), num_blocks)
+        return {*range(min(self.protect_first, num_blocks)), *last}
+
+
+@SCORERS.register("taylor")
+@dataclass(frozen=True)
+class Taylor(_Protecting):
+    """Sum of |W * dL/dW| over a candidate's weights: how much the loss would change without each, to first order.
+
+    Taylor+ of Shortened LLaMA (arXiv 2402.02834). L is the mean token loss over all batches; the gradient is summed
+    over them before the absolute value is taken. In nats; higher is more important. The sum is over all parameters that
+    would go, norms and biases included. For sublayers, blocks and any set; one forward and one backward pass in all,
+    with a float32 sum of gradients for every weight.
+
+    Args:
+        protect_first: So many first blocks of the original model never go: raw Taylor scores rank block 0 as the least
+            important, which is wrong.
+        protect_last: So many last blocks never go.
+
+    Raises:
+        LitPruneError: A number is negative.
+    """
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one forward and one backward pass.
+
+        Raises:
+            MeasureError: Weights are quantised.
+        """
+        weights = weights_of(what_if, candidates)
+        gradients = loss_gradients(what_if, [one for each in weights.values() for one in each])
+        with torch.no_grad():
+            return Scores(
+                {
+                    candidate: _total([(each.float() * gradients[id(each)]).abs() for each in own])
+                    for candidate, own in weights.items()
+                }
+            )
+
+
+@SCORERS.register("magnitude")
+@dataclass(frozen=True)
+class Magnitude(_Protecting):
+    """Sum of |W|^power over a candidate's weights (Magnitude+ of Shortened LLaMA, arXiv 2402.02834).
+
+    Higher is more important. The sum is over all parameters that would go, norms and biases included. For sublayers,
+    blocks and any set; no pass at all.
+
+    Args:
+        protect_first: So many first blocks of the original model never go.
+        protect_last: So many last blocks never go.
+        power: 1 or 2.
+
+    Raises:
+        LitPruneError: A number is negative, or the power another.
+    """
+
+    power: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.power not in (1, 2):
+            raise LitPruneError(f"power must be 1 or 2; found {self.power!r}")
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score without any pass."""
+        weights = weights_of(what_if, candidates)
+        with torch.no_grad():
+            return Scores(
+                {
+                    candidate: _total([each.float().abs() ** self.power for each in own])
+                    for candidate, own in weights.items()
+                }
+            )
+
+
+def _total(values: Sequence[Tensor]) -> float:
+    return sum(float(each.sum()) for each in values)
