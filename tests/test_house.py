@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "writing"},
     {"plan", "registry"},
     {"anatomy"},
-    {"surgery", "data", "texts", "names"},
+    {"surgery", "data", "texts", "names", "examples"},
     {"measure", "models"},
     {"scorers", "searches", "healing"},
     {"pruner", "checkpoint"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"commands", "__main__"},
 ]
 # A room of several files that are one: text, tokens and names of models are floor 2's data.
-NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts")}
+NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts"), ("examples", "data")}
 FILES = sorted((ROOT / "lit_prune").rglob("*.py")) + sorted((ROOT / "callbacks").rglob("*.py"))
 
 
