@@ -26,6 +26,7 @@ __all__ = [
     "TextDataModule",
     "calibration_batches",
     "fingerprint",
+    "leading_bos",
     "read_texts",
     "token_windows",
 ]
@@ -48,7 +49,7 @@ def token_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, wind
     """
     if window < 2:
         raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
-    bos = _leading_bos(tokenizer)
+    bos = leading_bos(tokenizer)
     tokens = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
     length = window - len(bos)
     num_windows = len(tokens) // length
@@ -243,7 +244,8 @@ def _require_positive(name: str, value: int) -> None:
         raise DataError(f"{name} is 1 or more; found {value}")
 
 
-def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS token that the tokenizer begins a text with; empty where it does not."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 

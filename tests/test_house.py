@@ -17,7 +17,7 @@ FLOORS = [
     {"candidates", "registry"},
     {"plan", "methods", "presets"},
     {"anatomy"},
-    {"surgery", "data", "texts", "names"},
+    {"surgery", "data", "texts", "names", "examples"},
     {"measure", "models"},
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},
@@ -27,7 +27,7 @@ FLOORS = [
     {"commands", "__main__"},
 ]
 # A room of several files that are one: text, tokens and names of models are floor 2's data.
-NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts")}
+NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts"), ("examples", "data")}
 # Rooms that lie elsewhere, with a link in the package.
 ELSEWHERE = {"callbacks": "callbacks", "configs/methods": "presets"}
 FILES = [path for folder in ("lit_prune", *ELSEWHERE) for path in sorted((ROOT / folder).rglob("*.py"))]

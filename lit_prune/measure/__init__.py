@@ -3,6 +3,7 @@
 Removes nothing and decides nothing.
 """
 
+from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.gradients import loss_gradients, weights_of
@@ -19,6 +20,7 @@ from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
 
 __all__ = [
     "NORMALISERS",
+    "BatchPass",
     "Costs",
     "Divergence",
     "Inventory",

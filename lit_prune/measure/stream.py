@@ -124,13 +124,11 @@ class _Recorder:
                 self._ending[span.end].append(candidate)
             self._last_use[span.begin] = max(span.end, self._last_use.get(span.begin, 0))
         self._states: dict[int, Tensor] = {}
-        self._reached: set[int] = set()
         self._mask = torch.empty(0)
 
     def begin(self, mask: Tensor) -> None:
         """Get ready for a batch with this mask of real tokens, [batch, seq]."""
         self._states.clear()
-        self._reached.clear()
         self._mask = mask
 
     @contextmanager
@@ -161,7 +159,7 @@ class _Recorder:
     def _entering(self, point: int) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             # Of the several modules of a sublayer, the first that runs reads the stream.
-            if point not in self._reached:
+            if point not in self._states:
                 self._at(point, args[0] if args else kwargs["hidden_states"])
 
         return hook
@@ -182,7 +180,6 @@ class _Recorder:
         return hook
 
     def _at(self, point: int, hidden: Tensor) -> None:
-        self._reached.add(point)
         state = self._prepared(hidden)
         for candidate in self._ending.get(point, ()):
             self._add(candidate, self._states[self._spans[candidate].begin], state)

@@ -39,6 +39,7 @@ class Losses:
         without: The same without each candidate.
         base_sequences: Loss sums of this process's sequences, float64 [sequences].
         sequences: The same without each candidate, so that differences are paired.
+        tokens: Predicted tokens of these sequences, int64 [sequences].
         num_tokens: Predicted tokens behind `base`, of all processes.
     """
 
@@ -46,6 +47,7 @@ class Losses:
     without: Mapping[Candidate, float]
     base_sequences: Tensor
     sequences: Mapping[Candidate, Tensor]
+    tokens: Tensor
     num_tokens: int
 
 
@@ -103,10 +105,7 @@ class WhatIf:
 
     @property
     def cost(self) -> float:
-        """Work so far in dense forward passes over the batches, those of other measures beside included.
-
-        Embedding and head are not counted apart.
-        """
+        """Work so far in dense forward passes over the batches; embedding and head are not counted apart."""
         own = self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
         return own + sum(each.cost for each in self._beside.values())
 
@@ -149,19 +148,22 @@ class WhatIf:
         return self._reduce(tensor)
 
     def beside(
-        self, name: str, kind: type[WhatIf] | None = None, batches: Sequence[Mapping[str, Any]] | None = None
+        self,
+        name: str,
+        kind: type[WhatIf] | None = None,
+        batches: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
     ) -> WhatIf:
         """Another measure of the same model, made once and kept; its work is part of this one's `cost`.
 
         Args:
             name: Its measurements stand under this name in the journal.
             kind: Its class.
-            batches: Its own, the same in every process; those of this one, and their share, when None.
+            batches: Makes its own, the same in every process; None takes those of this one.
         """
         if name not in self._beside:
             self._beside[name] = (kind or WhatIf)(
                 self.model,
-                self.batches if batches is None else batches,
+                self.batches if batches is None else batches(),
                 reduce=self._reduce if batches is None else None,
                 autocast=self._autocast,
                 progress=self._progress,
@@ -207,8 +209,8 @@ class WhatIf:
         with self.running():
             rows = self._sweep(anatomy, ordered, used)
         per_sequence = torch.cat(rows, dim=1)  # [1 + candidates, sequences]
-        tokens = sum(int((labels_of(self.batches[index])[:, 1:] != -100).sum()) for index in used)
-        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), torch.tensor([tokens]).to(per_sequence)]))
+        tokens = torch.cat([(labels_of(each)[:, 1:] != -100).sum(dim=1) for each in self.used])
+        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
         means = [_finite(mean, name) for mean, name in zip(
             (totals[:-1] / num_tokens).tolist(), ["nothing", *(each.name for each in ordered)], strict=True
@@ -218,6 +220,7 @@ class WhatIf:
             without=dict(zip(ordered, means[1:], strict=True)),
             base_sequences=per_sequence[0],
             sequences=dict(zip(ordered, per_sequence[1:], strict=True)),
+            tokens=tokens,
             num_tokens=int(num_tokens),
         )
 

@@ -7,7 +7,9 @@ from lit_prune.scorers.base import SCORERS, Scorer
 from lit_prune.scorers.distribution import OutputDivergence
 from lit_prune.scorers.impact import NormalisedRelativeImpact, Perplexity, relative_impact
 from lit_prune.scorers.random_order import RandomOrder
+from lit_prune.scorers.sampled import Regression, Shapley
 from lit_prune.scorers.stream import AngularDistance, BlockInfluence, CosineDistance, RelativeNorm
+from lit_prune.scorers.task import Task
 from lit_prune.scorers.weights import Magnitude, Taylor
 
 __all__ = [
@@ -20,8 +22,11 @@ __all__ = [
     "OutputDivergence",
     "Perplexity",
     "RandomOrder",
+    "Regression",
     "RelativeNorm",
     "Scorer",
+    "Shapley",
+    "Task",
     "Taylor",
     "relative_impact",
 ]

@@ -122,14 +122,6 @@ def scored(model, scorer, candidates, batches=BATCHES, **options):
     return SCORERS.create(scorer, **options)(WhatIf(model, batches), candidates, []).importance
 
 
-@pytest.mark.parametrize("kind", ["attention", "mlp"])
-def test_one_kind_alone_scores_as_beside_the_other(kind):
-    model = tiny_model("llama")
-    both = scored(model, "cosine", SUBLAYERS)
-    some = [each for each in SUBLAYERS if each.name.startswith(kind)]
-    assert scored(model, "cosine", some) == {each: both[each] for each in some}
-
-
 @pytest.mark.parametrize("architecture", BY_HAND)
 def test_cosine_and_relative_norm_of_sublayers_blocks_and_runs(architecture):
     model = tiny_model(architecture)
@@ -178,6 +170,11 @@ def test_after_a_removal_the_rest_of_the_block_is_measured_again():
     cosine = {each: mean_over_tokens(by_hand[each], lambda x, y: 1 - float(x @ y / x.norm() / y.norm()))
               for each in left}  # fmt: skip
     assert scored(model, "cosine", left) == pytest.approx(cosine, abs=1e-5)
+    # All that is left of two blocks is a run of them.
+    run = Candidate.parse("mlp.1+attention.2")
+    ends = [(x, y) for (x, _), (_, y) in zip(by_hand[BLOCKS[1]], by_hand[BLOCKS[2]], strict=True)]
+    expected = mean_over_tokens(ends, lambda x, y: 1 - float(x @ y / x.norm() / y.norm()))
+    assert scored(model, "block_influence", [run])[run] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
