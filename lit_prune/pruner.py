@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
@@ -102,8 +103,14 @@ class Pruner:
     @property
     def reached(self) -> float:
         """What the removals so far have saved."""
+        return self.saved(self.plan.steps)
+
+    def saved(self, steps: Iterable[PruneStep]) -> float:
+        """What some of the removals have saved."""
         priced = self.prices.sublayers
-        return self.plan.num_removed_parameters if priced is None else sum(priced[each] for each in self.plan.removed)
+        if priced is None:
+            return sum(step.num_parameters for step in steps)
+        return sum(priced[each] for step in steps for each in step.removed.sublayers)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
@@ -158,6 +165,24 @@ class Pruner:
         )
         self.plan = self.plan.with_step(step)
         return step
+
+    def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
+        """Write into the plan how far it has come, in the budget's unit.
+
+        Args:
+            budget: What was asked for.
+            left: Once the search is over: why, where candidates are left and the amount is not reached.
+        """
+        target = None if budget.amount is None else budget.target
+        outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
+        if budget.max_rise is not None:
+            steps = self.plan.steps
+            first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (0.0, 0.0)
+            outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
+        if left is not None:
+            reason = left if self.candidates() else "nothing left"
+            outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
+        self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
 
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,27 +91,15 @@ def prune(
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     kept = Journal(journal, _journal_header(pruner, asked, batches))
-    with progress_bar("scoring", shown=progress) as advance:
-        what_if = WhatIf(model, batches, progress=advance, journal=kept, max_state_bytes=max_state_bytes)
+    with progress_bar("scoring", goal=budget.target, shown=progress) as bar:
+        what_if = WhatIf(model, batches, progress=bar, journal=kept, max_state_bytes=max_state_bytes)
         while budget.remaining(pruner.reached) and pruner.candidates() and pruner.step(what_if, budget):
-            pruner.plan = _with_outcome(pruner, budget)
+            bar.removed(pruner.reached)
+            pruner.record_outcome(budget)
             on_step(pruner.plan)
     compact(pruner.model)
-    return _with_outcome(pruner, budget, ended=True)
-
-
-def _with_outcome(pruner: Pruner, budget: Budget, *, ended: bool = False) -> PrunePlan:
-    """The plan with how far it has come, in the budget's unit."""
-    plan, prices = pruner.plan, pruner.prices
-    target = None if budget.amount is None else budget.target
-    outcome = {**prices.conditions, "unit": prices.unit, "target": target, "reached": pruner.reached}
-    if budget.max_rise is not None:
-        first, last = (plan.steps[0].nll_before, plan.steps[-1].nll_after) if plan.steps else (0.0, 0.0)
-        outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
-    if ended:
-        left = "max_rise" if pruner.candidates() else "nothing left"
-        outcome["stopped_by"] = left if budget.remaining(pruner.reached) else "amount"
-    return replace(plan, budget={**plan.budget, **outcome})
+    pruner.record_outcome(budget, left="max_rise")
+    return pruner.plan
 
 
 def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
