@@ -104,8 +104,14 @@ class Pruner:
     @property
     def reached(self) -> float:
         """What the removals so far have saved."""
+        return self.saved(self.plan.steps)
+
+    def saved(self, steps: Iterable[PruneStep]) -> float:
+        """What some of the removals have saved."""
         priced = self.prices.sublayers
-        return self.plan.num_removed_parameters if priced is None else sum(priced[each] for each in self.plan.removed)
+        if priced is None:
+            return sum(step.num_parameters for step in steps)
+        return sum(priced[each] for step in steps for each in step.removed.sublayers)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
@@ -156,8 +162,23 @@ class Pruner:
         self.plan = self.plan.with_step(step)
         return step
 
-    def _wanted(self, budget: Budget) -> float:
-        return math.inf if budget.amount is None else budget.remaining(self.reached)
+    def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
+        """Write into the plan how far it has come, in the budget's unit.
+
+        Args:
+            budget: What was asked for.
+            left: Once the search is over: why, where candidates are left and the amount is not reached.
+        """
+        target = None if budget.amount is None else budget.target
+        outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
+        if budget.max_rise is not None:
+            steps = self.plan.steps
+            first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (0.0, 0.0)
+            outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
+        if left is not None:
+            reason = left if self.candidates() else "nothing left"
+            outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
+        self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
 
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
@@ -185,7 +206,9 @@ class Pruner:
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
-        score = ModelRound(self.model, self._scorer, what_if, self.prices, sizes, self.plan.steps, self._wanted(budget))
+        score = ModelRound(
+            self.model, self._scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
+        )
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:

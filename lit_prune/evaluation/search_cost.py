@@ -96,10 +96,11 @@ def _cost(
     pruner.require_reachable(budget)
     measure: Any = NaiveWhatIf if name == NAIVE else WhatIf
     started = clock()
-    with progress_bar(name, shown=progress) as advance:
-        what_if: WhatIf = measure(model, batches, progress=advance)
-        while budget.remaining(pruner.plan.num_removed_parameters):
+    with progress_bar(name, goal=budget.target, shown=progress) as bar:
+        what_if: WhatIf = measure(model, batches, progress=bar)
+        while budget.remaining(pruner.reached):
             pruner.step(what_if, budget)
+            bar.removed(pruner.reached)
     tokens = sum(input_ids_of(batch).numel() for batch in batches)
     return SearchCost(
         name=name,
