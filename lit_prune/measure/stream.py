@@ -124,11 +124,13 @@ class _Recorder:
                 self._ending[span.end].append(candidate)
             self._last_use[span.begin] = max(span.end, self._last_use.get(span.begin, 0))
         self._states: dict[int, Tensor] = {}
+        self._reached = -1
         self._mask = torch.empty(0)
 
     def begin(self, mask: Tensor) -> None:
         """Get ready for a batch with this mask of real tokens, [batch, seq]."""
         self._states.clear()
+        self._reached = -1
         self._mask = mask
 
     @contextmanager
@@ -159,7 +161,7 @@ class _Recorder:
     def _entering(self, point: int) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             # Of the several modules of a sublayer, the first that runs reads the stream.
-            if point not in self._states:
+            if point > self._reached:
                 self._at(point, args[0] if args else kwargs["hidden_states"])
 
         return hook
@@ -180,7 +182,7 @@ class _Recorder:
         return hook
 
     def _at(self, point: int, hidden: Tensor) -> None:
-        state = self._prepared(hidden)
+        state, self._reached = self._prepared(hidden), point
         for candidate in self._ending.get(point, ()):
             self._add(candidate, self._states[self._spans[candidate].begin], state)
         self._states = {each: kept for each, kept in self._states.items() if self._last_use[each] > point}

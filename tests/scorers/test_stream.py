@@ -9,7 +9,10 @@ import torch
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, stream
 from lit_prune.plan import Candidate
+from lit_prune.pruner import Pruner
+from lit_prune.pruning import prune
 from lit_prune.scorers import SCORERS
+from lit_prune.searches import Budget
 from lit_prune.surgery import remove
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model
@@ -136,6 +139,35 @@ def test_cosine_and_relative_norm_of_sublayers_blocks_and_runs(architecture):
         assert scored(model, "relative_norm", candidates, norm=norm) == pytest.approx(expected, rel=1e-4)
 
 
+@torch.no_grad()
+def block_outputs(model, architecture, number, gone):
+    """What a block returns for the first batch with some of its own sublayers zeroed, [batch, seq, hidden]."""
+    found = []
+    block = model.get_submodule(f"{ZOO[architecture].blocks}.{number}")
+    handle = block.register_forward_hook(lambda _, args, output: found.append(first(output).double()))
+    with naive.zeroed(model, architecture, [(kind, number) for kind in gone]):
+        model(**BATCHES[0], use_cache=False)
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("architecture", [name for name in ZOO if ZOO[name].form != "post-norm"])
+def test_every_architecture_by_zeroing_outputs(architecture):
+    model, number = tiny_model(architecture), 2
+    out = {gone: block_outputs(model, architecture, number, gone)
+           for gone in ((), ("attention",), ("mlp",), ("attention", "mlp"))}  # fmt: skip
+    neither, alone = out["attention", "mlp"], out[("attention",)]
+    side_by_side = "parallel" in ZOO[architecture].form
+    pairs = {
+        Candidate.parse(f"attention.{number}"): (neither, out[("mlp",)]),
+        Candidate.parse(f"mlp.{number}"): (neither, alone) if side_by_side else (out[("mlp",)], out[()]),
+        Candidate.parse(f"block.{number}"): (neither, out[()]),
+    }
+    expected = {each: mean_over_tokens([pair], lambda x, y: float((y - x).norm() / y.norm()))
+                for each, pair in pairs.items()}  # fmt: skip
+    assert scored(model, "relative_norm", list(pairs), BATCHES[:1]) == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_block_influence_and_angles_at_the_last_token(architecture):
     model = tiny_model(architecture)
@@ -159,6 +191,16 @@ def test_padding_does_not_count(side, scorer, candidates):
     mask = torch.cat([(each is short) * torch.ones_like(each) for each in order], dim=1)
     padded = [{"input_ids": torch.cat(order, dim=1), "attention_mask": mask}, BATCHES[1]]
     assert scored(model, scorer, candidates, padded) == pytest.approx(scored(model, scorer, candidates), abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt, post-norm", "gpt_neox"])
+def test_a_score_does_not_depend_on_who_else_is_asked_for(architecture):
+    model = tiny_model(architecture)
+    candidates = [*SUBLAYERS, *BLOCKS, RUN]
+    together = scored(model, "cosine", candidates)
+    for each in candidates:
+        assert scored(model, "cosine", [each]) == {each: together[each]}
+    assert list(scored(model, "cosine", SUBLAYERS[::-2])) == SUBLAYERS[::-2]
 
 
 def test_after_a_removal_the_rest_of_the_block_is_measured_again():
@@ -190,6 +232,31 @@ def test_one_pass_scores_all(scorer, candidates):
     assert len(passes) == len(BATCHES)
     assert what_if.cost == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+def test_a_search_may_ask_for_runs_and_gets_all_of_them_from_one_pass():
+    model = tiny_model("llama")
+    runs = [Candidate.together(BLOCKS[start : start + 2]) for start in range(NUM_BLOCKS - 1)]
+    expected = scored(model, "angular", runs)
+    seen = {}
+
+    def search(score, candidates, history):
+        seen.update(score(runs).importance)
+        return score(candidates)
+
+    pruner, what_if = Pruner(model, scorer="angular", search=search, granularity="block"), WhatIf(model, BATCHES)
+    pruner.step(what_if, Budget(0.1, pruner.num_parameters))
+    assert seen == expected
+    assert what_if.cost == 2
+
+
+def test_a_ceiling_measures_the_loss_of_what_was_chosen_alone():
+    model = tiny_model("llama")
+    batches = [{"input_ids": naive.own_text(model, 8, 40)}]
+    plan = prune(model, batches, max_rise=1.0, scorer="cosine", progress=False)
+    assert plan.steps
+    assert all(step.nll_after - plan.steps[0].nll_before <= math.log(2) for step in plan.steps)
+    assert plan.steps[-1].nll_after == pytest.approx(naive.mean_loss(model, batches), abs=1e-5)
 
 
 def test_only_states_that_are_still_wanted_are_held(monkeypatch):
