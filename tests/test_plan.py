@@ -97,3 +97,13 @@ def test_every_difference_of_models_is_named():
     with pytest.raises(PlanError, match=r"num_blocks 4 in the plan, 5 in the model; hidden_size 32 .* 64"):
         FACTS.require_same(ModelFacts("llama", 5, 64, 1000, "other"))
     FACTS.require_same(ModelFacts("llama", 4, 32, 1000, "another name is no difference"))
+
+
+def test_names_of_sets_have_one_order_and_one_form():
+    names = ("mlp.7+block.3", "mlp.3+mlp.7+attention.3", "block.3+mlp.7+mlp.3")
+    assert {Candidate.parse(name) for name in names} == {Candidate.parse("block.3+mlp.7")}
+    assert Candidate.parse(names[0]).name == "block.3+mlp.7"
+    assert Candidate.parse(names[0]).block == 3
+    for name in ("", "block.3+", "block.3,mlp.7", "block.x"):
+        with pytest.raises(PlanError, match="is not a sublayer"):
+            Candidate.parse(name)

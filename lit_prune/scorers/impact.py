@@ -75,7 +75,7 @@ class Perplexity:
         """Score by one what-if loss per candidate."""
         losses = what_if.losses(candidates)
         importance = {candidate: _relative_rise(nll) + 1 for candidate, nll in losses.without.items()}
-        return Scores(importance, losses.base, losses.without)
+        return Scores(importance, losses.base, losses.without, zero=_relative_rise(losses.base) + 1)
 
 
 def _original_nll(history: Sequence[PruneStep], current: float) -> float:

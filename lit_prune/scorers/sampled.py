@@ -78,9 +78,10 @@ class Shapley:
 class Regression:
     """The coefficient of a candidate in a ridge regression of the loss on random masks (Bonsai, arXiv 2402.05406).
 
-    Each mask takes out a random share of the candidates; loss = b0 + sum of b_i over those that are out, with least
-    squares plus `ridge` times the sum of squared b_i (b0 goes free). In nats of loss; higher is more important. Masks
-    are dealt like cards, so that every candidate is out about equally often.
+    Each mask takes out a random share of the candidates; loss = loss of the model as it is + sum of b_i over those that
+    are out, with least squares plus `ridge` times the sum of squared b_i. In nats of loss; higher is more important.
+    Masks are dealt like cards, so that every candidate is out about equally often. Bonsai fits the constant too; with
+    masks of one size that would move all b_i alike, so that 0 would no longer mean "changes nothing".
 
     For disjoint candidates of any kind; about one pass for each mask, less what is carried.
 
@@ -130,7 +131,7 @@ class Regression:
         for row, mask in zip(design, dealt, strict=True):
             row[mask] = 1
         nll = torch.tensor([losses.without[each] for each in without], dtype=torch.float64)
-        coefficients = ridge_regression(design, nll, self.ridge)
+        coefficients = ridge_regression(design, nll - losses.base, self.ridge)
         return Scores(dict(zip(ordered, coefficients.tolist(), strict=True)), losses.base)
 
     def _deal(self, num_candidates: int, size: int, num_removals: int) -> list[list[int]]:
@@ -147,7 +148,7 @@ class Regression:
 
 
 def ridge_regression(design: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """Minimise |target - b0 - design b|^2 + penalty |b|^2.
+    """Minimise |target - design b|^2 + penalty |b|^2.
 
     Args:
         design: [rows, columns].
@@ -158,14 +159,14 @@ def ridge_regression(design: Tensor, target: Tensor, penalty: float) -> Tensor:
         b, [columns].
 
     Example:
-        >>> x = torch.tensor([[0.0], [1.0], [2.0]])
-        >>> round(ridge_regression(x, torch.tensor([5.0, 7.0, 9.0]), 0.0).item(), 4)
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> round(ridge_regression(x, torch.tensor([2.0, 4.0]), 0.0).item(), 4)
         2.0
     """
     columns = design.shape[1]
-    # Centred, the constant is gone; the penalty is as many more rows.
-    rows = torch.cat([design - design.mean(dim=0), math.sqrt(penalty) * torch.eye(columns, dtype=design.dtype)])
-    values = torch.cat([target - target.mean(), torch.zeros(columns, dtype=target.dtype)])
+    # The penalty is as many more rows, which keeps the condition of the problem where normal equations would square it.
+    rows = torch.cat([design, math.sqrt(penalty) * torch.eye(columns, dtype=design.dtype)])
+    values = torch.cat([target, torch.zeros(columns, dtype=target.dtype)])
     found: Tensor = torch.linalg.lstsq(rows, values[:, None], driver="gelsd").solution
     return found[:, 0]
 

@@ -46,8 +46,8 @@ class Taylor(_Protecting):
     with a float32 sum of gradients for every weight.
 
     Args:
-        protect_first: So many first blocks of the original model never go: raw Taylor scores rank block 0 as the least
-            important, which is wrong.
+        protect_first: So many first blocks of the original model never go: raw scores may rank block 0 as the least
+            important, which it never is.
         protect_last: So many last blocks never go.
 
     Raises:

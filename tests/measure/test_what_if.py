@@ -35,6 +35,17 @@ def test_whole_blocks_on_a_pruned_model_and_sequences_add_up():
     assert losses.sequences[block].sum().item() / losses.num_tokens == pytest.approx(losses.without[block])
 
 
+def test_a_set_of_sublayers_goes_together():
+    model = tiny_model("llama")
+    names = ["block.1+mlp.3", "attention.0+attention.3", "+".join(f"block.{number}" for number in range(NUM_BLOCKS))]
+    candidates = [Candidate.parse(name) for name in names]
+    assert [each.name for each in candidates] == names
+    losses = WhatIf(model, BATCHES).losses(candidates)
+    for candidate in candidates:
+        with naive.zeroed(model, "llama", [(each.kind, each.block) for each in candidate.sublayers]):
+            assert losses.without[candidate] == pytest.approx(naive.mean_loss(model, BATCHES), abs=1e-5)
+
+
 def test_the_count_of_block_evaluations_is_what_really_ran():
     model = tiny_model("llama")
     ran = []

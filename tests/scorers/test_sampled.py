@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,17 +113,21 @@ def test_regression_equals_the_normal_equations_on_naive_losses(architecture, ri
     # Every mask was asked for, and nothing else.
     assert {frozenset((e.kind, e.block) for e in each.sublayers) for each in asked} == set(loss)
     x = np.array([[float(i in mask) for i in range(len(order))] for mask in dealt])
-    y = np.array([loss[frozenset(names[i] for i in mask)] for mask in dealt])
-    # With the constant as a column of its own, which the penalty spares.
-    x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
-    penalty = ridge * np.diag([0.0] + [1.0] * len(order))
-    # All masks are of two: only with a penalty are the coefficients settled one by one.
-    expected = np.linalg.pinv(x.T @ x + penalty) @ x.T @ y
-    contrast = expected[1:] - expected[1:].mean()
-    values = np.array([found[each] for each in order])
-    assert values - values.mean() == pytest.approx(contrast, abs=1e-4)
-    if ridge:
-        assert values == pytest.approx(expected[1:], abs=1e-4)
+    y = np.array([loss[frozenset(names[i] for i in mask)] for mask in dealt]) - naive.mean_loss(model, BATCHES)
+    expected = np.linalg.pinv(x.T @ x + ridge * np.eye(len(order))) @ x.T @ y
+    assert np.array([found[each] for each in order]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_where_losses_add_up_the_coefficients_are_the_rises():
+    class Additive(WhatIf):
+        def losses(self, candidates):
+            rises = {sublayer: (-1) ** n * n / 10 for n, each in enumerate(CANDIDATES) for sublayer in each.sublayers}
+            without = {each: 3.0 + sum(rises[one] for one in each.sublayers) for each in candidates}
+            return replace(super().losses(CANDIDATES[:1]), base=3.0, without=without)
+
+    scorer = SCORERS.create("regression", masks=40, drop=0.25, ridge=1e-6)
+    found = scorer(Additive(tiny_model("llama"), BATCHES), CANDIDATES, []).importance
+    assert [found[each] for each in CANDIDATES] == pytest.approx([(-1) ** n * n / 10 for n in range(8)], abs=1e-4)
 
 
 @pytest.mark.parametrize(("num", "size", "masks"), [(8, 3, 8), (60, 6, 200), (5, 2, 3)])
