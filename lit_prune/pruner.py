@@ -76,6 +76,16 @@ class Pruner:
             versions=_versions(),
         )
 
+    @staticmethod
+    def require_known(scorer: Named, search: Named) -> None:
+        """Refuse what no pruner could be made with, before a model is loaded.
+
+        Raises:
+            LitPruneError: A scorer or search is unknown, or does not take its options.
+        """
+        _create(SCORERS, scorer)
+        _create(SEARCHES, search)
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the model before the first removal."""

@@ -26,6 +26,16 @@ def from_json(value: Any) -> Any:
     return [from_json(each) for each in value] if isinstance(value, list) else value
 
 
+def file_name(name: str) -> str:
+    """A name without what a file's name cannot hold.
+
+    Example:
+        >>> file_name("org/model:2")
+        'org-model-2'
+    """
+    return "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file aside and rename it into place; parent folders are made."""
     path = Path(path)

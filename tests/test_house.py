@@ -22,7 +22,8 @@ FLOORS = [
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},
     {"pruner"},
-    {"pruning", "module", "evaluation", "export", "report"},
+    {"pruning", "module", "evaluation", "export"},
+    {"report"},
     {"callbacks"},
     {"commands", "__main__"},
 ]

@@ -1,6 +1,13 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
 from lit_prune.report.anatomy_table import print_inventory
+from lit_prune.report.comparison import (
+    comparison_csv,
+    comparison_figure,
+    comparison_markdown,
+    rank_correlation,
+    removal_figure,
+)
 from lit_prune.report.markdown import answer_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
@@ -11,12 +18,17 @@ __all__ = [
     "Answer",
     "Row",
     "answer_markdown",
+    "comparison_csv",
+    "comparison_figure",
+    "comparison_markdown",
     "disturbance",
     "log_figure",
     "log_scalars",
     "log_text",
     "print_inventory",
     "print_summary",
+    "rank_correlation",
+    "removal_figure",
     "save_figure",
     "score_map",
     "summary_markdown",

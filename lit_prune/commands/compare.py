@@ -1,0 +1,194 @@
+"""`lit-prune compare`: methods of the field on the same model, tokens and budgets, in one table from one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_prune.commands.arguments import call
+from lit_prune.data import calibration_batches, fingerprint, read_texts, token_windows
+from lit_prune.errors import DataError, LitPruneError
+from lit_prune.evaluation import (
+    DENSE,
+    WANDA,
+    Comparison,
+    Entry,
+    Row,
+    Rows,
+    TaskScore,
+    require_tasks,
+    task_scores,
+    wanda_sparsifier,
+)
+from lit_prune.methods import Method, method_names, read_method
+from lit_prune.models import load, load_tokenizer
+from lit_prune.pruner import Pruner
+from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
+from lit_prune.searches import require_share
+from lit_prune.writing import file_name, write_text
+
+OWN = ("method", "label", "data", "num_windows")
+"""Settings of an entry that are not the method's."""
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(compare, verb, arguments, positionals=["models"])
+
+
+def compare(
+    models: str,
+    *,
+    output: str,
+    methods: list[str | dict[str, Any]] | None = None,
+    amounts: list[float] | None = None,
+    data: str = "builtin",
+    unseen: list[str] | None = None,
+    window: int = 256,
+    num_windows: int = 8,
+    num_unseen: int = 24,
+    batch_size: int = 1,
+    tasks: list[str] | None = None,
+    include_path: str | None = None,
+    limit: int | None = None,
+    speed: dict[str, int] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Compare pruning methods on the same models, tokens and budgets, in one table.
+
+    Writes OUTPUT/comparison.md, comparison.csv, comparison.png and removed-*.png after every row, the plans and the
+    measurements. A run that was stopped goes on when the same command is given again.
+
+    Args:
+        models: One or more, separated by commas: hub names, folders, GGUF files, or package:NAME for the GGUF file
+            inside an installed package.
+        output: Folder for the tables, pictures and plans.
+        methods: What is compared: names as for prune --method, wanda-2:4 for semi-structured sparsity, or mappings
+            with a method and what is changed of it, such as '{method: nri, label: nri attention, granularity:
+            attention}'; data and num_windows may be changed as well. All methods by default. dense is always there.
+        amounts: Shares of the parameters to remove; [0.1, 0.2] by default.
+        data: Calibration text as for prune.
+        unseen: Texts that perplexity is measured on, in windows that no method sees; data by default.
+        window: Tokens in a window.
+        num_windows: Calibration windows.
+        num_unseen: Windows of each text that perplexity is measured on.
+        batch_size: Windows in a batch, the least that a search can screen on.
+        tasks: Tasks of lm-evaluation-harness to measure accuracy on (needs the extra eval).
+        include_path: Folder with further task files.
+        limit: Items of each task; all by default.
+        speed: Options of the measurement of speed - prompt_tokens, new_tokens, batch, repeats, warmup.
+        dtype: Of the weights: float32, bfloat16, float16 or auto.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn.
+        trust_remote_code: Run code that comes with the model.
+    """
+    names = [each.strip() for each in models.split(",") if each.strip()]
+    lines = [_line(each) for each in (methods if methods is not None else method_names())]
+    shares = sorted(amounts or [0.1, 0.2])
+    _require(names, lines, shares)
+    require_tasks(tasks or (), include_path)
+    texts = unseen or [data]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"data": data, "unseen": texts, "window": window, "num_windows": num_windows, "num_unseen": num_unseen}
+    settings |= {"batch_size": batch_size, "seed": seed, "tasks": tasks, "limit": limit, "speed": speed}
+    folder = Path(output)
+    kept = Rows(folder / "rows.jsonl", {"lit_prune_comparison": 1, **settings, "dtype": dtype, "device": device})
+    # Of every text the first windows are for calibration, as many as any line asks for.
+    reserved = max([num_windows, *(each.get("num_windows", 0) for each in lines)])
+    for name in names:
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+
+        @cache
+        def drawn(text: str, tokenizer: Any = tokenizer) -> Tensor:
+            return _drawn(text, tokenizer, window, seed, reserved + num_unseen)
+
+        def make_model(name: str = name) -> PreTrainedModel:
+            return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+        def accuracy(model: PreTrainedModel, tokenizer: Any = tokenizer) -> dict[str, TaskScore]:
+            return task_scores(model, tokenizer, tasks, include_path=include_path, limit=limit) if tasks else {}
+
+        entries = [
+            _entry(each, drawn(each.get("data", data))[: each.get("num_windows", num_windows)], batch_size)
+            for each in [{"method": DENSE, "label": DENSE}, *lines]
+        ]
+        windows = {Path(text).stem: drawn(text)[reserved : reserved + num_unseen] for text in texts}
+        comparison = Comparison(
+            {text: calibration_batches(each, batch_size) for text, each in windows.items()},
+            tasks=accuracy,
+            speed=speed,
+            folder=folder,
+        )
+        for row in comparison.rows(name, make_model, entries, shares, kept):
+            print(_said(row), flush=True)
+            _write(folder, kept.found)
+    print(f"\n{comparison_markdown(kept.found)}\nwritten: {folder / 'comparison.md'}")
+
+
+def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A method's name, or a mapping, as a mapping with a label."""
+    line = {"method": spec} if isinstance(spec, str) else dict(spec)
+    if "method" not in line:
+        raise LitPruneError(f"a line of the comparison needs a method; found {line}")
+    return {"label": line["method"], **line}
+
+
+def _require(names: Sequence[str], lines: Sequence[Mapping[str, Any]], amounts: Sequence[float]) -> None:
+    """Refuse what cannot be compared, before anything is loaded."""
+    if not names:
+        raise LitPruneError("name at least one model")
+    for amount in amounts:
+        require_share(amount)
+    labels = [each["label"] for each in lines]
+    if twice := sorted({each for each in labels if labels.count(each) > 1}):
+        raise LitPruneError(f"two lines are called {twice[0]!r}; give one of them another label")
+    for line in lines:
+        if line["method"] == WANDA:
+            wanda_sparsifier()
+        else:
+            method = _method(line)
+            Pruner.require_known(method.scorer, method.search)
+
+
+def _method(line: Mapping[str, Any]) -> Method:
+    return read_method(line["method"]).with_settings({key: line[key] for key in line if key not in OWN})
+
+
+def _entry(line: Mapping[str, Any], windows: Tensor, batch_size: int) -> Entry:
+    batches = calibration_batches(windows, batch_size)
+    method = None if line["method"] in (DENSE, WANDA) else _method(line)
+    return Entry(line["label"], method, batches, fingerprint(batches))
+
+
+def _drawn(text: str, tokenizer: Any, window: int, seed: int, wanted: int) -> Tensor:
+    windows = token_windows(read_texts(text), tokenizer, window)
+    if len(windows) < wanted:
+        raise DataError(f"{text} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
+    return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
+
+
+def _said(row: Row) -> str:
+    text, ppl = next(iter(row.perplexities.items()))
+    amount = f" {row.amount:.0%}" if row.amount else ""
+    return f"{row.model}, {row.label}{amount}: perplexity {ppl:.2f} on {text}, {row.passes:,.1f} passes"
+
+
+def _write(folder: Path, rows: Sequence[Row]) -> None:
+    write_text(folder / "comparison.md", comparison_markdown(rows))
+    write_text(folder / "comparison.csv", comparison_csv(rows))
+    if any(row.amount for row in rows):
+        save_figure(comparison_figure(rows), folder / "comparison.png")
+    for model in dict.fromkeys(row.model for row in rows):
+        for amount in sorted({row.amount for row in rows if row.amount}):
+            own = [row for row in rows if row.model == model and row.amount == amount]
+            if own:
+                save_figure(removal_figure(own), folder / f"removed-{file_name(model)}-{amount:g}.png")

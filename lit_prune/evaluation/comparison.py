@@ -1,0 +1,237 @@
+"""Methods side by side: each prunes a fresh copy of each model by each amount, and what is left is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import DataError
+from lit_prune.evaluation.perplexity import perplexity
+from lit_prune.evaluation.semi_structured import wanda_2_4
+from lit_prune.evaluation.speed import compare_speed, dense_twin
+from lit_prune.evaluation.tasks import TaskScore
+from lit_prune.measure import Journal, WhatIf, progress_bar, weights_fingerprint
+from lit_prune.methods import Method
+from lit_prune.plan import PrunePlan
+from lit_prune.pruner import Pruner, describe_run
+from lit_prune.searches import Budget
+from lit_prune.surgery import compact
+from lit_prune.writing import file_name, from_json, to_json, write_text
+
+DENSE, WANDA = "dense", "wanda-2:4"
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the comparison.
+
+    Attributes:
+        label: Its name in tables.
+        method: What prunes; None for the baselines `dense` and `wanda-2:4`.
+        calibration: What it measures on.
+        source: Where that came from, for the plan's readers.
+    """
+
+    label: str
+    method: Method | None
+    calibration: Batches
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method made of one model at one amount.
+
+    Attributes:
+        model: Name of the model.
+        label: Of the entry.
+        amount: Share of the parameters that was to go; 0 for the baselines.
+        num_parameters: What is left.
+        share_removed: Of all parameters.
+        zeros: Share of all parameters that are zero, where the method zeroes weights.
+        perplexities: By the name of the text, on windows that no method has seen.
+        tasks: By name.
+        prefill: How many times as fast as the dense model a prompt is read.
+        decode: The same for writing a token.
+        num_blocks: Of the dense model.
+        passes: Cost of the search, in dense forward passes over the calibration tokens.
+        removed: What went, in order.
+    """
+
+    model: str
+    label: str
+    amount: float
+    num_parameters: int
+    share_removed: float
+    zeros: float
+    perplexities: Mapping[str, float]
+    tasks: Mapping[str, TaskScore]
+    prefill: float
+    decode: float
+    num_blocks: int
+    passes: float
+    removed: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        """The inverse of `asdict`, from JSON."""
+        tasks = {name: TaskScore(**each) for name, each in data["tasks"].items()}
+        return cls(**{**data, "tasks": tasks, "removed": tuple(data["removed"])})
+
+
+class Rows:
+    """The rows so far, in a file that is written anew after each: a comparison that was stopped goes on.
+
+    Args:
+        path: JSON lines; the first holds what the rows are valid for.
+        header: What that is now, in plain types.
+
+    Raises:
+        DataError: The file is of a comparison with other settings.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self._header = json.loads(json.dumps(to_json({**header})))
+        self.found: list[Row] = []
+        if path.exists():
+            first, *lines = path.read_text(encoding="utf-8").splitlines()
+            there = json.loads(first)
+            if there != self._header:
+                names = [name for name in {**there, **self._header} if there.get(name) != self._header.get(name)]
+                raise DataError(f"{path} is of a comparison with other {', '.join(names)}; name another output folder")
+            self.found = [Row.from_dict(from_json(json.loads(line))) for line in lines]
+
+    def get(self, model: str, label: str, amount: float) -> Row | None:
+        """The row, where it is there already."""
+        return next(
+            (each for each in self.found if (each.model, each.label, each.amount) == (model, label, amount)), None
+        )
+
+    def add(self, row: Row) -> None:
+        """Keep a row and write all of them."""
+        self.found.append(row)
+        lines = [json.dumps(self._header), *(json.dumps(to_json(asdict(each))) for each in self.found)]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+
+
+class Comparison:
+    """Everything that the rows have in common.
+
+    Args:
+        unseen: Windows by the name of their text; perplexity is measured on them.
+        tasks: Measures tasks on a model; nothing when None.
+        speed: Options of `compare_speed`.
+        folder: Where plans and journals are kept.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        unseen: Mapping[str, Batches],
+        *,
+        tasks: Callable[[PreTrainedModel], dict[str, TaskScore]] | None = None,
+        speed: Mapping[str, int] | None = None,
+        folder: Path,
+        progress: bool = True,
+    ) -> None:
+        self.unseen = unseen
+        self.tasks = tasks or (lambda model: {})
+        self.speed = dict(speed or {})
+        self.folder = folder
+        self.progress = progress
+
+    def rows(
+        self,
+        name: str,
+        make_model: Callable[[], PreTrainedModel],
+        entries: Sequence[Entry],
+        amounts: Sequence[float],
+        kept: Rows,
+    ) -> Iterator[Row]:
+        """Every row of one model, in the order of entries and amounts; those that are there are not made again.
+
+        Args:
+            name: Of the model.
+            make_model: Loads a fresh copy.
+            entries: What is compared.
+            amounts: Shares of the parameters to remove.
+            kept: The rows so far; new ones are added.
+
+        Raises:
+            LitPruneError: A method cannot prune the model so far; the rows before it are kept.
+        """
+        for entry in entries:
+            for amount in sorted(amounts) if entry.method else [0.0]:
+                row = kept.get(name, entry.label, amount)
+                if row is None:
+                    row = self._row(name, make_model(), entry, amount)
+                    kept.add(row)
+                yield row
+
+    def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Row:
+        plan, zeros = None, 0.0
+        num_blocks = find_sublayers(model).num_blocks
+        total = sum(each.numel() for each in model.parameters())
+        if entry.method is not None:
+            plan = self._prune(name, model, entry, entry.method, amount)
+        elif entry.label == WANDA:
+            zeros = wanda_2_4(model, entry.calibration)
+        gone = plan.num_removed_parameters if plan else 0
+        prefill, decode = self._speedup(model) if plan else (1.0, 1.0)
+        return Row(
+            model=name,
+            label=entry.label,
+            amount=amount,
+            num_parameters=total - gone,
+            share_removed=gone / total,
+            zeros=zeros,
+            perplexities={text: perplexity(model, batches).ppl for text, batches in self.unseen.items()},
+            tasks=self.tasks(model),
+            prefill=prefill,
+            decode=decode,
+            num_blocks=num_blocks,
+            passes=plan.cost if plan else 0.0,
+            removed=tuple(step.removed.name for step in plan.steps) if plan else (),
+        )
+
+    def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:
+        options: Any = {each: getattr(method, each) for each in ("scorer", "search", "granularity", "protect")}
+        pruner = Pruner(model, **options, model_name=name)
+        budget = Budget(amount, pruner.num_parameters)
+        pruner.require_reachable(budget)
+        pruner.plan = describe_run(pruner.plan, budget, entry.source)
+        stem = f"{file_name(name)}/{file_name(entry.label)}"
+        # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
+        header = {**options, "calibration": dict(entry.source), "weights": weights_fingerprint(model)}
+        journal = Journal(self._made(f"journals/{stem}.jsonl"), header)
+        with progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar:
+            what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
+            while budget.remaining(pruner.reached):
+                pruner.step(what_if, budget)
+                bar.removed(pruner.reached)
+        compact(pruner.model)
+        pruner.record_outcome(budget, left="amount")
+        pruner.plan.save(self._made(f"plans/{stem}-{amount:g}.json"))
+        return pruner.plan
+
+    def _made(self, path: str) -> Path:
+        whole = self.folder / path
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        return whole
+
+    def _speedup(self, model: PreTrainedModel) -> tuple[float, float]:
+        speeds = compare_speed({"dense": dense_twin(model), "pruned": model}, **self.speed)
+        dense, pruned = speeds["dense"], speeds["pruned"]
+        return (
+            dense.prefill_seconds / pruned.prefill_seconds,
+            dense.decode_seconds_per_token / pruned.decode_seconds_per_token,
+        )
