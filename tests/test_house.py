@@ -14,7 +14,7 @@ from tests.zoo import ZOO
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing"},
-    {"plan", "registry"},
+    {"plan", "registry", "placement"},
     {"anatomy"},
     {"surgery", "data", "texts", "names"},
     {"measure", "models"},

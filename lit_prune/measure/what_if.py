@@ -64,6 +64,7 @@ class WhatIf:
         journal: Where measurements are kept, and found when they were made before; in memory by default.
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
+        offload: Hold all states in the CPU's memory, and fetch the one that a measurement starts from.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
@@ -83,6 +84,7 @@ class WhatIf:
         progress: Progress | None = None,
         journal: Journal | None = None,
         max_state_bytes: int | None = None,
+        offload: bool = False,
     ) -> None:
         self.model = language_model(model)
         self.batches = list(batches)
@@ -94,6 +96,7 @@ class WhatIf:
         self._progress = progress or (lambda done, total, what: None)
         self._journal = Journal() if journal is None else journal
         self._max_state_bytes = max_state_bytes
+        self._offload = offload
         self._traces: dict[int, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
@@ -220,7 +223,7 @@ class _BatchPass:
         self.anatomy = anatomy
         self.index = index
         self.missing = [(each, (gone, index)) for each, gone in wanted if (gone, index) not in owner._journal]
-        self.trace = owner._traces.get(index) or Trace()
+        self.trace = owner._traces.get(index) or Trace(offload=owner._offload)
         self._blocks = list(owner.model.get_submodule(anatomy.blocks_path))
         self._first = {each: anatomy.position(each.block) for each, _ in self.missing if each is not None}
         # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.
