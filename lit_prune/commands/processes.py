@@ -13,21 +13,30 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_prune.errors import LitPruneError
 
 
-def start(devices: int | None, device: str | None) -> tuple[Fabric | None, str]:
+def start(
+    devices: int | None, device: str | None, device_map: str | Mapping[str, Any] | None = None
+) -> tuple[Fabric | None, str | None]:
     """Start the other processes, or join those that a launcher has started.
 
     Args:
         devices: Processes on this machine; None leaves that to the launcher, and is one where there is none.
         device: Such as cuda:0 or cpu; several processes take the devices of its type in turn.
+        device_map: Spreads one model over the devices of one process.
 
     Returns:
-        Lightning's Fabric, None for one process alone, and this process's device.
+        Lightning's Fabric, None for one process alone, and this process's device, None where a map says it.
 
     Raises:
         LitPruneError: They cannot be started so.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     launched = launcher(os.environ)
+    if device_map is not None:
+        if launched or device is not None or devices not in (None, 1):
+            raise LitPruneError(
+                "device_map spreads one model over the devices of one process; leave out device, devices and launchers"
+            )
+        return None, None
     if not launched and devices in (None, 1):
         return None, chosen
     if device is not None and ":" in device:

@@ -52,6 +52,8 @@ def prune_model(
     dtype: str = "float32",
     device: str | None = None,
     devices: int | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    offload: bool = False,
     seed: int = 0,
     layout: str | None = None,
     trust_remote_code: bool = False,
@@ -88,6 +90,9 @@ def prune_model(
         device: Such as cuda:0 or cpu; a GPU where there is one.
         devices: Processes that share the calibration windows, each with a device and a copy of the model of its own; by
             default as many as `fabric run` or torchrun has started, else one.
+        device_map: For a model that no device holds, instead of device: auto spreads it over the GPUs, the CPU's memory
+            and disk.
+        offload: Keep the states between blocks in the memory of the CPU, where a GPU is full.
         seed: Decides which windows are drawn.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
@@ -99,7 +104,7 @@ def prune_model(
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
-    fabric, device = start(devices, device)
+    fabric, device = start(devices, device, device_map)
     processes = Processes(fabric)
     if journal.exists() and processes.rank == 0:
         print(f"going on with the measurements in {journal}")
@@ -107,7 +112,8 @@ def prune_model(
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
-    network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
+    placed: Any = {"device": device, "device_map": device_map}
+    network = load(model, dtype=dtype, **placed, layout=layout, trust_remote_code=trust_remote_code)
     try:
         plan = prune(
             network,
@@ -123,6 +129,7 @@ def prune_model(
             calibration={"source": data, "window": window},
             journal=journal,
             on_step=lambda plan: plan.save(sketch),
+            offload=offload,
             fabric=fabric,
         )
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from lit_prune.evaluation.answers import answer
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Row, Rows
+from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
@@ -17,12 +18,14 @@ __all__ = [
     "Row",
     "Rows",
     "SearchCost",
+    "SearchMemory",
     "Speed",
     "TaskScore",
     "answer",
     "compare_searches",
     "compare_speed",
     "dense_twin",
+    "measure_search_memory",
     "perplexity",
     "require_tasks",
     "task_scores",

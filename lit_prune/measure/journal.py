@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lit_prune.errors import MeasureError
+from lit_prune.placement import values_of
 from lit_prune.plan import SublayerId
 from lit_prune.writing import write_text
 
@@ -144,6 +145,6 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        first = parameter.detach().flatten()[:1024].contiguous().cpu()
+        first = values_of(model, name, parameter).flatten()[:1024].contiguous().cpu()
         digest.update(bytes(first.view(torch.uint8).tolist()))
     return digest.hexdigest()[:16]

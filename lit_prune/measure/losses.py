@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_prune.errors import DataError
 
 IGNORED = -100
+TOKENS_AT_A_TIME = 64
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 
 
@@ -33,14 +34,17 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         (0.6931, 1)
     """
     targets = labels[:, 1:]
-    # One sequence at a time: a float32 copy of all logits would be the largest tensor of the run.
-    sums = [
-        F.cross_entropy(row[:-1].float(), target, ignore_index=IGNORED, reduction="sum")
-        for row, target in zip(logits, targets, strict=True)
-    ]
+    nll = torch.stack([_sequence_loss(row[:-1], target) for row, target in zip(logits, targets, strict=True)])
+    return nll, (targets != IGNORED).sum(dim=1)
+
+
+def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    # A few tokens at a time: float32 copies of all logits would be the largest tensors of the run.
+    pairs = zip(*(torch.split(each, TOKENS_AT_A_TIME) for each in (logits, targets)), strict=True)
+    sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
     nll = torch.stack(sums)
     # Apple's GPUs have no float64.
-    return nll if nll.device.type == "mps" else nll.double(), (targets != IGNORED).sum(dim=1)
+    return (nll if nll.device.type == "mps" else nll.double()).sum()
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:

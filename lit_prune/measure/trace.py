@@ -10,18 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+HOST = torch.device("cpu")
 
 
 class Trace:
     """Outputs of a model's blocks for one batch: a tensor each, or a tuple with the hidden state first.
 
+    Args:
+        offload: Hold them in the CPU's memory; a state that is started from is fetched to where it was computed.
+
     Attributes:
         states: By block; some may be left out to save memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, offload: bool = False) -> None:
         self.states: dict[int, Any] = {}
+        self._offload = offload
+        self._computed_on: dict[int, torch.device] = {}
 
     def start(self, block: int) -> int:
         """The block from which to compute so that the state before `block` is right: itself, or the nearest before."""
@@ -64,7 +73,7 @@ class Trace:
     @contextmanager
     def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
         """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
-        before, state = blocks[:first], self.states[first - 1] if first else None
+        before, state = blocks[:first], self._fetched(first - 1) if first else None
         # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
         replaced = [block.__dict__.get("forward") for block in before]
         try:
@@ -82,7 +91,7 @@ class Trace:
     def _recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:
         def recorder(number: int) -> Callable[..., None]:
             def record(_: nn.Module, __: Any, output: Any) -> None:
-                self.states[number] = output
+                self._store(number, output)
                 if number + 1 == length < len(blocks):
                     raise _Enough
 
@@ -94,6 +103,21 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _store(self, block: int, state: Any) -> None:
+        if self._offload:
+            self._computed_on[block] = next(each.device for each in tree_leaves(state) if isinstance(each, Tensor))
+            state = moved(state, HOST)
+        self.states[block] = state
+
+    def _fetched(self, block: int) -> Any:
+        state = self.states[block]
+        return moved(state, self._computed_on[block]) if self._offload else state
+
+
+def moved(state: Any, device: torch.device) -> Any:
+    """A block's output with its tensors on a device."""
+    return tree_map_only(Tensor, lambda each: each.to(device), state)
 
 
 class _Enough(Exception):

@@ -64,6 +64,7 @@ class WhatIf:
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
         name: Of one `beside` another, whose journal it shares.
+        offload: Hold all states in the CPU's memory, and fetch the one that a measurement starts from.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
@@ -84,6 +85,7 @@ class WhatIf:
         journal: Journal | None = None,
         max_state_bytes: int | None = None,
         name: str = "",
+        offload: bool = False,
     ) -> None:
         self.model = language_model(model)
         self.batches = list(batches)
@@ -97,6 +99,7 @@ class WhatIf:
         self._max_state_bytes = max_state_bytes
         self._name = name
         self._beside: dict[str, WhatIf] = {}
+        self._offload = offload
         self._traces: dict[int, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
@@ -169,6 +172,7 @@ class WhatIf:
                 progress=self._progress,
                 journal=self._journal if batches is None else self._journal.unshared(),
                 max_state_bytes=self._max_state_bytes,
+                offload=self._offload,
                 name=name,
             )
         other = self._beside[name]

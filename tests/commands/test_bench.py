@@ -1,6 +1,7 @@
 import pytest
 
 from lit_prune.__main__ import main
+from lit_prune.evaluation.memory import PROCESS
 from tests.tiny import character_tokenizer, tiny_model
 
 SIZES = ["--window=16", "--num_windows=4", "--num_unseen=2", "--batch_size=1", "--amount=0.15"]
@@ -27,10 +28,20 @@ def test_searches_stand_side_by_side_with_the_naive_one_first(folder, tmp_path, 
     assert orders["naive"] == orders["progressive"]
 
 
+@pytest.mark.skipif(not PROCESS.exists(), reason="reads /proc of Linux")
+def test_the_memory_of_a_search_is_told(folder, tmp_path, capsys):
+    assert main(["bench", "memory", folder, "--device=cpu", f"--output={tmp_path / 'memory.md'}", *SIZES]) == 0
+    text = (tmp_path / "memory.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = dict(line.strip("| ").split(" | ") for line in text.splitlines()[2:])
+    assert rows["model"] == f"{45344 * 4 / 1e6:.1f} MB"
+    assert rows["states of one sequence"] == f"{4 * 16 * 32 * 4 / 1e6:.1f} MB"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "bench knows search; found 'speed'"),
+        (["speed"], "bench knows search and memory; found 'speed'"),
         (["search", "--searches=[fast]"], "unknown search 'fast'"),
         (["search", "--amount=2"], "above 0 and below 1"),
         (["search", "--num_unseen=1000000"], "1000004 are asked for"),

@@ -1,0 +1,87 @@
+"""How much memory a search takes beside the model: the peak of the process, or of the GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.errors import MeasureError
+from lit_prune.measure import input_ids_of
+
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class SearchMemory:
+    """Bytes.
+
+    Attributes:
+        model: Of the parameters.
+        states: Of what the blocks put out for one sequence, the longest.
+        growth: From just before the search to its peak.
+    """
+
+    model: int
+    states: int
+    growth: int
+
+    @property
+    def share(self) -> float:
+        """Model and growth, of the model and one sequence's states.
+
+        Example:
+            >>> SearchMemory(model=900, states=100, growth=150).share
+            1.05
+        """
+        return (self.model + self.growth) / (self.model + self.states)
+
+
+def measure_search_memory(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], search: Callable[[], object]
+) -> SearchMemory:
+    """Search, and say what memory that took.
+
+    Args:
+        model: A causal language model, on one device.
+        batches: Its calibration.
+        search: Searches the model on them.
+
+    Raises:
+        MeasureError: The peak cannot be read: on a device that is no CUDA GPU, on a CPU without Linux.
+    """
+    network = language_model(model)
+    anatomy = find_sublayers(network)
+    size = sum(each.nbytes for each in network.parameters())
+    longest = max(input_ids_of(batch).shape[1] for batch in batches)
+    states = len(anatomy.blocks) * longest * anatomy.facts().hidden_size * network.dtype.itemsize
+    before = _begin(network.device)
+    search()
+    return SearchMemory(size, states, _peak(network.device) - before)
+
+
+def _begin(device: torch.device) -> int:
+    """Bytes in use now; the peak counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu" or not (PROCESS / "clear_refs").exists():
+        raise MeasureError(f"the memory of a search can be read on CUDA, and on Linux's CPUs; found {device}")
+    (PROCESS / "clear_refs").write_text("5")  # see proc(5): resets VmHWM
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", (PROCESS / "status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])

@@ -1,0 +1,64 @@
+"""Where a model's weights are: on one device, or spread over several, the CPU and disk by accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.errors import ModelError
+
+DeviceMap = str | Mapping[str, int | str]
+"""As transformers takes it: `auto`, or a device, `cpu` or `disk` by module."""
+
+
+def device_map_of(device: str | torch.device | None, device_map: DeviceMap | None) -> dict[str, Any]:
+    """What `from_pretrained` is told, so that weights go from disk straight to where they belong.
+
+    Args:
+        device: One device for all; None leaves it to the map, or to the CPU.
+        device_map: For a model that no device holds.
+
+    Raises:
+        ModelError: Both are given.
+
+    Example:
+        >>> device_map_of("cuda:0", None)
+        {'device_map': {'': device(type='cuda', index=0)}}
+        >>> device_map_of("cpu", None)
+        {}
+    """
+    if device_map is not None:
+        if device is not None:
+            raise ModelError(f"a device ({device}) and a device_map ({device_map}) were given; give one of them")
+        return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    if device is None or torch.device(device).type == "cpu":
+        return {}
+    return {"device_map": {"": torch.device(device)}}
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether the weights are on several devices, or partly in the CPU's memory or on disk."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    return len(set(placed.values())) > 1
+
+
+def values_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A parameter's or buffer's values, which accelerate may have put elsewhere and left on the meta device.
+
+    Args:
+        model: That it is of.
+        name: Its name in the model.
+        tensor: It itself.
+    """
+    if not tensor.is_meta:
+        return tensor.detach()
+    from accelerate.utils import align_module_device
+
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module, execution_device="cpu"):
+        values: Tensor = getattr(module, own)
+        return values.detach().clone()
