@@ -13,17 +13,18 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lit_prune.callbacks import loop
+from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.story import log_removal
 from lit_prune.checkpoint import follow_state_dict
 from lit_prune.data import fingerprint
-from lit_prune.errors import BudgetError, LitPruneError, ModelError
+from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
-from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.measure import Prices, WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Named, Pruner, describe_run
-from lit_prune.searches import Budget, PerEpoch, Quota, Schedule, require_share
+from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
 
 
 class SublayerPruneCallback(Callback):
@@ -37,9 +38,13 @@ class SublayerPruneCallback(Callback):
     batches are dicts with `input_ids`.
 
     Args:
-        amount: Share of all parameters to remove in the run, above 0 and below 1. With a schedule of its own it is the
-            most that goes, and may be left out.
-        schedule: How much goes per epoch that drops: removals (an int), share of all parameters (a float), or a
+        amount: Share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its own it
+            is the most that goes, and may be left out.
+        of: What that is a share of: `params`, `flops`, `kv_cache`, or `latency`, which is measured once before the
+            first epoch, without adapters and on process 0; see `lit_prune.prune`.
+        max_rise: The most by which perplexity may rise above that before the first removal: 0.05 for 5 %. Without
+            `amount` or schedule, as much goes as fits, in every epoch that drops: what is healed makes room for more.
+        schedule: How much goes per epoch that drops: removals (an int), share of the model's cost (a float), or a
             callable of the epoch that returns either. None spreads `amount` evenly.
         start_epoch: First epoch that drops, 0-based.
         every_n_epochs: Epochs from one drop to the next.
@@ -71,6 +76,8 @@ class SublayerPruneCallback(Callback):
         self,
         amount: float | None = None,
         *,
+        of: str | dict[str, Any] = "params",
+        max_rise: float | None = None,
         schedule: PerEpoch | None = None,
         start_epoch: int = 0,
         every_n_epochs: int = 1,
@@ -85,13 +92,8 @@ class SublayerPruneCallback(Callback):
         save_to: str | None = None,
         progress: bool = True,
     ) -> None:
-        if amount is None and schedule is None:
-            raise BudgetError("say how much is to go: amount=0.2, or a schedule")
-        if amount is not None:
-            require_share(amount)
-        self.amount = amount
-        self.schedule = Schedule(schedule, start_epoch, every_n_epochs)
-        self.num_epochs = num_epochs
+        rhythm = Schedule(schedule, start_epoch, every_n_epochs)
+        self.allowance = Allowance(amount, of, max_rise, rhythm, num_epochs)
         self.scorer: Named = scorer
         self.search: Named = search
         self.granularity = granularity
@@ -103,6 +105,7 @@ class SublayerPruneCallback(Callback):
         self.progress = progress
         self._pruner: Pruner | None = None
         self._stage = ""
+        self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._random_state: dict[str, Any] | None = None
         self._hook: RemovableHandle | None = None
@@ -126,7 +129,7 @@ class SublayerPruneCallback(Callback):
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
         self._num_earlier = len(self._pruner.plan.steps)
-        self._require_reachable(trainer)
+        self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)
         self._attach(model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
@@ -145,31 +148,27 @@ class SublayerPruneCallback(Callback):
         with isolate_rng():
             require_understood(pruner.model)
             batches = loop.validation_batches(trainer, self.num_batches)
-            WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
+            what_if = WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
+            self.allowance.price(trainer, pruner, what_if.num_positions)
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
-        pruner.plan = describe_run(pruner.plan, self._budget(), source, schedule=self.schedule.per_epoch)
+        schedule = self.allowance.schedule.per_epoch
+        pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
-        epoch, plan = trainer.current_epoch, self._require_pruner().plan
-        if not self.schedule.is_due(epoch):
+        if not self.allowance.schedule.is_due(trainer.current_epoch):
             return
-        # A run that was resumed within the epoch has dropped some of it, or all.
-        done = [step for step in plan.steps[self._num_earlier :] if step.epoch == epoch]
-        quota = self.schedule.quota(
-            epoch,
-            num_epochs=loop.num_epochs(trainer, self.num_epochs),
-            num_target=int(self._budget().target),
-            num_total=plan.model.num_parameters,
-            num_removed=plan.num_removed_parameters - sum(step.num_parameters for step in done),
-        )
-        if quota.allows(plan.num_removed_parameters, len(done)):
-            self._drop(trainer, quota, len(done))
+        pruner = self._require_pruner()
+        quota, num_done = self.allowance.quota(trainer, pruner, self._num_earlier)
+        if quota.allows(pruner.reached, num_done):
+            self._drop(trainer, quota, num_done)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge the adapters, save the pruned model, say what was reached."""
         pruner = self._require_pruner()
-        self._report_shortfall(pruner.plan)
+        pruner.record_outcome(self.allowance.budget(pruner), left="max_rise" if self._is_full else "end of training")
+        if (trouble := self.allowance.shortfall(pruner, is_full=self._is_full)) is not None:
+            rank_zero_warn(trouble)
         if self._adapted is not None:
             merge_lora(self._adapted)
             self._adapted = None
@@ -186,9 +185,10 @@ class SublayerPruneCallback(Callback):
         self._remove_hook()
 
     def state_dict(self) -> dict[str, Any]:
-        """The plan so far and the process's random state, in plain types."""
+        """The plan so far, the prices that it was made by and the process's random state, in plain types."""
         plan = self.plan.to_dict() if self.plan else None
-        return {"plan": plan, "num_earlier": self._num_earlier, "random_state": random_state()}
+        prices = self._pruner.prices.to_dict() if self._pruner else None
+        return {"plan": plan, "prices": prices, "num_earlier": self._num_earlier, "random_state": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """When fitting, go on with the plan of a checkpoint; its model's structure comes with its weights."""
@@ -197,31 +197,40 @@ class SublayerPruneCallback(Callback):
         plan = PrunePlan.from_dict(state_dict["plan"])
         self._pruner.plan.model.require_same(plan.model)
         self._pruner.plan = plan
+        if state_dict.get("prices") is not None:
+            self._pruner.prices = Prices.from_dict(state_dict["prices"])
         self._num_earlier = state_dict["num_earlier"]
         self._random_state = state_dict["random_state"]
 
     def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
-        pruner, budget = self._require_pruner(), self._budget()
-        bar = progress_bar(f"epoch {trainer.current_epoch}: scoring", shown=self.progress and trainer.is_global_zero)
-        with isolate_rng(), bar as advance:
+        pruner = self._require_pruner()
+        budget = self.allowance.budget(pruner)
+        goal, reached = quota.goal(pruner.reached, num_steps)
+        shown = self.progress and trainer.is_global_zero
+        bar = progress_bar(f"epoch {trainer.current_epoch}: scoring", goal=goal, reached=reached, shown=shown)
+        with isolate_rng(), bar as drawn:
             what_if = WhatIf(
                 pruner.model,
                 loop.validation_batches(trainer, self.num_batches),
                 reduce=lambda tensor: loop.summed(trainer, tensor),
                 autocast=trainer.precision_plugin.forward_context,
-                progress=advance,
+                progress=drawn,
             )
-            while pruner.candidates() and quota.allows(pruner.plan.num_removed_parameters, num_steps):
-                pruner.step(
-                    what_if,
-                    budget,
-                    optimizers=trainer.optimizers,
-                    epoch=trainer.current_epoch,
-                    agree=trainer.strategy.broadcast,
-                )
+            while pruner.candidates() and quota.allows(pruner.reached, num_steps):
+                if not self._step(trainer, what_if, budget):
+                    break
                 num_steps += 1
+                drawn.removed(quota.goal(pruner.reached, num_steps)[1])
                 log_removal(trainer, pruner.plan)
         loop.renew_ddp(trainer)
+
+    def _step(self, trainer: L.Trainer, what_if: WhatIf, budget: Budget) -> bool:
+        pruner, epoch = self._require_pruner(), trainer.current_epoch
+        agree = trainer.strategy.broadcast
+        step = pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=agree)
+        pruner.record_outcome(budget)
+        self._is_full = step is None
+        return step is not None
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
         return Pruner(
@@ -237,25 +246,6 @@ class SublayerPruneCallback(Callback):
         if self._pruner is None:
             raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
         return self._pruner
-
-    def _budget(self) -> Budget:
-        pruner = self._require_pruner()
-        if self.amount is not None:
-            return Budget(self.amount, pruner.num_parameters)
-        everything = pruner.available + pruner.plan.num_removed_parameters
-        return Budget(everything / pruner.num_parameters, pruner.num_parameters, last="lowest_score")
-
-    def _require_reachable(self, trainer: L.Trainer) -> None:
-        if self.amount is not None:
-            self._require_pruner().require_reachable(self._budget())
-        epochs = loop.num_epochs(trainer, self.num_epochs)
-        if epochs is None and self.schedule.per_epoch is None:
-            raise BudgetError(
-                "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
-                "spread over them; pass num_epochs=N or a schedule"
-            )
-        if epochs is not None and not self.schedule.num_drops(epochs):
-            raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
 
     def _prepare_saving(self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel) -> None:
         if not self.save_to:
@@ -279,20 +269,12 @@ class SublayerPruneCallback(Callback):
             self._hook.remove()
             self._hook = None
 
-    def _report_shortfall(self, plan: PrunePlan) -> None:
-        reached = plan.num_removed_parameters / plan.model.num_parameters
-        short = self.schedule.per_epoch is None and self._budget().remaining(plan.num_removed_parameters)
-        if short or not plan.steps:
-            wanted = f", {self.amount:.1%} were asked for" if self.amount is not None else ""
-            rank_zero_warn(
-                f"training ended before the pruning did: {reached:.1%} of the parameters are gone{wanted}. Train for "
-                "the epochs that the removal is spread over, or pass num_epochs or another schedule"
-            )
-
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()
         return {
-            "prune/amount": self.amount,
+            "prune/amount": self.allowance.amount,
+            "prune/of": self.allowance.unit,
+            "prune/max_rise": self.allowance.max_rise,
             "prune/granularity": self.granularity,
             "prune/scorer": pruner.plan.scorer["name"],
             "prune/search": pruner.plan.search["name"],

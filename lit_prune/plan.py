@@ -1,4 +1,4 @@
-"""What was removed, in which order, and why: ids, steps and the plan, as data without torch.
+"""What was removed, in which order, and why: steps and the plan, as data without torch.
 
 A plan is JSON that a person can read and that applies to any copy of the model it was made for.
 """
@@ -12,110 +12,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lit_prune.candidates import KINDS, Candidate, Scores, SublayerId
 from lit_prune.errors import PlanError
 from lit_prune.writing import from_json, to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
-KINDS = ("attention", "mlp")
 
-
-@dataclass(frozen=True, order=True)
-class SublayerId:
-    """One sublayer's address in the original model, kept for ever: block (0-based) and kind.
-
-    Example:
-        >>> SublayerId.parse("mlp.12")
-        SublayerId(block=12, kind='mlp')
-        >>> str(SublayerId(5, "attention"))
-        'attention.5'
-    """
-
-    block: int
-    kind: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}.{self.block}"
-
-    @classmethod
-    def parse(cls, text: str) -> SublayerId:
-        """Read `attention.5` or `mlp.12`.
-
-        Raises:
-            PlanError: The text is of another form.
-        """
-        kind, _, block = str(text).partition(".")
-        if kind not in KINDS or not block.isdecimal():
-            raise PlanError(f"{text!r} is not a sublayer; expected attention.N or mlp.N, such as attention.5")
-        return cls(int(block), kind)
-
-
-@dataclass(frozen=True, order=True)
-class Candidate:
-    """What is removed together: one sublayer, those of one block, or any set, in the order of blocks.
-
-    Example:
-        >>> Candidate.parse("block.3").sublayers
-        (SublayerId(block=3, kind='attention'), SublayerId(block=3, kind='mlp'))
-        >>> Candidate.together([Candidate.parse("mlp.7"), Candidate.parse("block.3")]).name
-        'block.3+mlp.7'
-    """
-
-    sublayers: tuple[SublayerId, ...]
-
-    @property
-    def name(self) -> str:
-        """`attention.5`, `mlp.5`, `block.5` for both of block 5, and such names joined by `+`."""
-        present = set(self.sublayers)
-        whole = {each.block for each in present if all(SublayerId(each.block, kind) in present for kind in KINDS)}
-        names = [f"block.{each.block}" if each.block in whole else str(each) for each in self.sublayers]
-        return "+".join(dict.fromkeys(names))
-
-    @property
-    def block(self) -> int:
-        """The first block that changes when this is taken out."""
-        return self.sublayers[0].block
-
-    @classmethod
-    def together(cls, candidates: Iterable[Candidate]) -> Candidate:
-        """One candidate of all that several hold: a run of blocks, for one."""
-        return cls(tuple(sorted({each for one in candidates for each in one.sublayers})))
-
-    @classmethod
-    def parse(cls, text: str) -> Candidate:
-        """Read the form that `name` writes, or raise `PlanError`."""
-        return cls.together(map(cls._parse_one, str(text).split("+")))
-
-    @classmethod
-    def _parse_one(cls, text: str) -> Candidate:
-        kind, _, block = text.partition(".")
-        if kind == "block" and block.isdecimal():
-            return cls(tuple(SublayerId(int(block), each) for each in KINDS))
-        return cls((SublayerId.parse(text),))
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One round of scores.
-
-    Attributes:
-        importance: Lower is removed first.
-        base_nll: Mean token loss (nats) of the model as it is, where it was measured.
-        nll: The same without each candidate, where it was measured.
-        zero: Importance of what changes nothing.
-        measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
-            this round.
-        screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
-        errors: Standard error of each importance, where the scorer draws samples.
-    """
-
-    importance: Mapping[Candidate, float]
-    base_nll: float | None = None
-    nll: Mapping[Candidate, float] = field(default_factory=dict)
-    zero: float = 0.0
-    measured: Mapping[Candidate, float] = field(default_factory=dict)
-    screened: Mapping[Candidate, float] = field(default_factory=dict)
-    errors: Mapping[Candidate, float] = field(default_factory=dict)
+__all__ = [
+    "KINDS",
+    "PLAN_FILE",
+    "SCHEMA_VERSION",
+    "Candidate",
+    "ModelFacts",
+    "PrunePlan",
+    "PruneStep",
+    "Scores",
+    "SublayerId",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +47,7 @@ class PruneStep:
         scores: Importance of every candidate of the round, by name.
         measured: See `Scores`, by name; empty where the whole round was measured.
         screened: See `Scores`, by name.
+        disturbed: See `Scores`.
         errors: See `Scores`, by name.
     """
 
@@ -146,7 +61,38 @@ class PruneStep:
     scores: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     screened: Mapping[str, float] = field(default_factory=dict)
+    disturbed: bool = False
     errors: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
+        """A removal with what its round said.
+
+        Args:
+            removed: What was chosen.
+            scores: Of the round.
+            num_parameters: As removed.
+            facts: Other attributes.
+        """
+        by_name: dict[str, Any] = {
+            name: {each.name: float(value) for each, value in values.items()}
+            for name, values in (
+                ("scores", scores.importance),
+                ("measured", scores.measured),
+                ("screened", scores.screened),
+                ("errors", scores.errors),
+            )
+        }
+        return cls(
+            removed,
+            num_parameters,
+            score=float(scores.importance[removed]),
+            nll_before=scores.base_nll,
+            nll_after=scores.nll.get(removed),
+            disturbed=scores.disturbed,
+            **by_name,
+            **facts,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
@@ -236,6 +182,13 @@ class PrunePlan:
     def cost(self) -> float:
         """Work of the whole search, in dense forward passes over the calibration tokens."""
         return math.fsum(step.cost for step in self.steps)
+
+    @property
+    def num_disturbed(self) -> int | None:
+        """Rounds in which a search that spares itself work was surprised; None where every round measured all."""
+        if not any(step.measured for step in self.steps):
+            return None
+        return sum(step.disturbed for step in self.steps)
 
     def with_step(self, step: PruneStep) -> PrunePlan:
         """The plan with one more removal."""

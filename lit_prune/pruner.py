@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
 from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
+from lit_prune.rounds import ModelRound
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
 from lit_prune.surgery import remove
@@ -31,7 +33,7 @@ class Pruner:
         scorer: A registered name, a mapping `{name: nri, baseline: original}`, an import path, or a `Scorer`.
         search: The same for a `Search`.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
-        protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
+        protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
         model_name: For the plan's readers.
 
     Attributes:
@@ -102,8 +104,14 @@ class Pruner:
     @property
     def reached(self) -> float:
         """What the removals so far have saved."""
+        return self.saved(self.plan.steps)
+
+    def saved(self, steps: Iterable[PruneStep]) -> float:
+        """What some of the removals have saved."""
         priced = self.prices.sublayers
-        return self.plan.num_removed_parameters if priced is None else sum(priced[each] for each in self.plan.removed)
+        if priced is None:
+            return sum(step.num_parameters for step in steps)
+        return sum(priced[each] for step in steps for each in step.removed.sublayers)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
@@ -144,21 +152,33 @@ class Pruner:
         if chosen is None:
             return None
         choice = Candidate.parse(agree(chosen.name))
-        step = PruneStep(
-            removed=choice,
+        step = PruneStep.recorded(
+            choice,
+            scores,
             num_parameters=remove(self.model, choice.sublayers, optimizers),
-            score=float(scores.importance[choice]),
-            nll_before=scores.base_nll,
-            nll_after=scores.nll.get(choice),
             cost=what_if.cost - before,
             epoch=epoch,
-            scores={candidate.name: float(score) for candidate, score in scores.importance.items()},
-            measured={candidate.name: share for candidate, share in scores.measured.items()},
-            screened={candidate.name: float(score) for candidate, score in scores.screened.items()},
-            errors={candidate.name: float(error) for candidate, error in scores.errors.items()},
         )
         self.plan = self.plan.with_step(step)
         return step
+
+    def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
+        """Write into the plan how far it has come, in the budget's unit.
+
+        Args:
+            budget: What was asked for.
+            left: Once the search is over: why, where candidates are left and the amount is not reached.
+        """
+        target = None if budget.amount is None else budget.target
+        outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
+        if budget.max_rise is not None:
+            steps = self.plan.steps
+            first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (0.0, 0.0)
+            outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
+        if left is not None:
+            reason = left if self.candidates() else "nothing left"
+            outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
+        self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
 
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
@@ -186,20 +206,9 @@ class Pruner:
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
-        together = getattr(self._scorer, "together", False)
-        known: dict[float, Scores] = {}
-
-        def score(candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
-            # Of those that are scored together, a part costs as much as all, or would mean something else.
-            whole = together and sizes.keys() >= set(candidates)
-            if whole and share in known:
-                return _part(known[share], candidates)
-            with what_if.narrowed(share):
-                scores: Scores = self._scorer(what_if, list(sizes) if whole else candidates, self.plan.steps)
-            if whole:
-                known[share] = scores
-            return _part(scores, candidates)
-
+        score = ModelRound(
+            self.model, self._scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
+        )
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
@@ -218,23 +227,20 @@ def describe_run(
     return replace(plan, budget=asked, calibration=dict(calibration))
 
 
-def _part(scores: Scores, candidates: Sequence[Candidate]) -> Scores:
-    return replace(scores, importance={each: scores.importance[each] for each in candidates})
-
-
 def _merged(scores: Scores, later: Scores) -> Scores:
     names = ("importance", "nll", "measured", "screened", "errors")
     merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
-    return replace(scores, **merged)
+    return replace(scores, **merged, disturbed=scores.disturbed or later.disturbed)
 
 
 def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
     protected: set[SublayerId] = set()
+    ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
     for name in names:
         try:
-            sublayers = Candidate.parse(name).sublayers
+            sublayers = Candidate.parse(ends.get(name, name)).sublayers
         except PlanError as error:
-            raise LitPruneError(f"protect: {error}, or block.N for both") from error
+            raise LitPruneError(f"protect: {error}, block.N for both, first or last") from error
         missing = [each for each in sublayers if each not in anatomy and each not in anatomy.removed]
         if missing:
             raise LitPruneError(

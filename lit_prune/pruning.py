@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,6 +13,8 @@ from lit_prune.data import fingerprint
 from lit_prune.errors import PlanError
 from lit_prune.measure import (
     Journal,
+    Processes,
+    SharedJournal,
     WhatIf,
     input_ids_of,
     price,
@@ -28,6 +28,9 @@ from lit_prune.pruner import Named, Pruner, describe_run
 from lit_prune.scorers import Scorer
 from lit_prune.searches import Budget, Search, require_limits
 from lit_prune.surgery import compact, remove
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def prune(
@@ -47,6 +50,7 @@ def prune(
     journal: str | Path | None = None,
     on_step: Callable[[PrunePlan], object] = lambda plan: None,
     max_state_bytes: int | None = None,
+    fabric: Fabric | None = None,
 ) -> PrunePlan:
     """Prune a model in place, without training.
 
@@ -70,8 +74,11 @@ def prune(
         progress: Whether to show a progress bar.
         journal: File to which every measurement is written as it is made. Where it is there already, and of the same
             model, data and settings, its measurements are not made again: a search that was killed goes on.
-        on_step: Called with the plan so far after every removal.
+        on_step: Called with the plan so far after every removal, on process 0.
         max_state_bytes: See `WhatIf`.
+        fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model
+            and all batches, measures some sequences of every batch, and ends with the same model and plan. Process 0
+            reads and writes the journal, whatever the number of processes was before.
 
     Returns:
         The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
@@ -84,36 +91,31 @@ def prune(
     asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
     options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     pruner = Pruner(model, **options, model_name=model_name)
-    batches = list(batches)
+    batches, processes = list(batches), Processes(fabric)
+    shares, positions = processes.shares(batches), WhatIf(pruner.model, batches).num_positions
     # A search that goes on decides by the seconds that it began with.
-    known = Journal.header(journal).get("prices")
-    pruner.prices = price(pruner.model, of, num_positions=WhatIf(pruner.model, batches).num_positions, known=known)
+    pruner.prices = processes.first(
+        lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
+    )
     budget = Budget(amount, pruner.prices.total, of=pruner.prices.of, max_rise=max_rise)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
-    kept = Journal(journal, _journal_header(pruner, asked, batches))
-    with progress_bar("scoring", shown=progress) as advance:
-        what_if = WhatIf(model, batches, progress=advance, journal=kept, max_state_bytes=max_state_bytes)
-        while budget.remaining(pruner.reached) and pruner.candidates() and pruner.step(what_if, budget):
-            pruner.plan = _with_outcome(pruner, budget)
-            on_step(pruner.plan)
+    sizes = [len(input_ids_of(batch)) for batch in batches]
+    kept = SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes)
+    with progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar:
+        measure: Any = {"progress": bar, "journal": kept, "max_state_bytes": max_state_bytes}
+        what_if = WhatIf(model, shares, reduce=processes.sum, **measure)
+        while budget.remaining(pruner.reached) and pruner.candidates():
+            if not pruner.step(what_if, budget, agree=processes.agree):
+                break
+            bar.removed(pruner.reached)
+            pruner.record_outcome(budget)
+            if processes.rank == 0:
+                on_step(pruner.plan)
     compact(pruner.model)
-    return _with_outcome(pruner, budget, ended=True)
-
-
-def _with_outcome(pruner: Pruner, budget: Budget, *, ended: bool = False) -> PrunePlan:
-    """The plan with how far it has come, in the budget's unit."""
-    plan, prices = pruner.plan, pruner.prices
-    target = None if budget.amount is None else budget.target
-    outcome = {**prices.conditions, "unit": prices.unit, "target": target, "reached": pruner.reached}
-    if budget.max_rise is not None:
-        first, last = (plan.steps[0].nll_before, plan.steps[-1].nll_after) if plan.steps else (0.0, 0.0)
-        outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
-    if ended:
-        left = "max_rise" if pruner.candidates() else "nothing left"
-        outcome["stopped_by"] = left if budget.remaining(pruner.reached) else "amount"
-    return replace(plan, budget={**plan.budget, **outcome})
+    pruner.record_outcome(budget, left="max_rise")
+    return pruner.plan
 
 
 def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,19 +14,23 @@ from tests.zoo import ZOO
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing"},
-    {"plan", "registry"},
+    {"candidates", "registry"},
+    {"plan", "methods", "presets"},
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},
     {"measure", "models"},
     {"scorers", "searches", "healing"},
-    {"pruner", "checkpoint"},
+    {"rounds", "checkpoint"},
+    {"pruner"},
     {"pruning", "module", "evaluation", "export", "report"},
     {"callbacks"},
     {"commands", "__main__"},
 ]
 # A room of several files that are one: text, tokens and names of models are floor 2's data.
 NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts"), ("examples", "data")}
-FILES = sorted((ROOT / "lit_prune").rglob("*.py")) + sorted((ROOT / "callbacks").rglob("*.py"))
+# Rooms that lie elsewhere, with a link in the package.
+ELSEWHERE = {"callbacks": "callbacks", "configs/methods": "presets"}
+FILES = [path for folder in ("lit_prune", *ELSEWHERE) for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def floor(room):
@@ -34,8 +38,8 @@ def floor(room):
 
 
 def room_of(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0] if parts[0] == "callbacks" else parts[1]
+    folder = str(path.parent.relative_to(ROOT))
+    return ELSEWHERE.get(folder) or path.relative_to(ROOT).with_suffix("").parts[1]
 
 
 def imported_rooms(path):
@@ -77,8 +81,8 @@ def test_every_room_is_shipped():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {path.parent for path in FILES if path.name == "__init__.py"}
     assert listed == {
-        "lit_prune.callbacks" if each.name == "callbacks" else ".".join(each.relative_to(ROOT).parts)
-        for each in folders
+        f"lit_prune.{ELSEWHERE[folder]}" if folder in ELSEWHERE else folder.replace("/", ".")
+        for folder in (str(each.relative_to(ROOT)) for each in folders)
     }
 
 

@@ -14,7 +14,18 @@ from lit_prune.models import load, load_tokenizer
 from lit_prune.searches import require_share
 from lit_prune.writing import write_text
 
-HEADS = ("search", "block evaluations", "heads", "dense passes", "of the first", "tokens", "seconds", "removed", "ppl")
+HEADS = (
+    "search",
+    "block evaluations",
+    "heads",
+    "dense passes",
+    "of the first",
+    "tokens",
+    "disturbed",
+    "seconds",
+    "removed",
+    "ppl",
+)
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -96,6 +107,7 @@ def table(costs: Sequence[SearchCost]) -> str:
             f"{each.dense_passes:.1f}",
             f"{each.dense_passes / costs[0].dense_passes:.3f}",
             f"{each.tokens:,}",
+            "" if each.num_disturbed is None else f"{each.num_disturbed} of {len(each.removed)}",
             f"{each.seconds:.0f}",
             f"{each.share_removed:.2%}",
             f"{each.ppl:.2f}",

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 
+from lit_prune.commands.processes import fair_threads
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.module import LitCausalLM
@@ -64,17 +65,6 @@ def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
     names = ("accelerator", "devices", "num_nodes", "precision", "strategy")
     given = {name: environment[f"LT_{name.upper()}"] for name in names if f"LT_{name.upper()}" in environment}
     return {name: int(value) if value.isdecimal() and name != "precision" else value for name, value in given.items()}
-
-
-def fair_threads(environment: Mapping[str, str], num_threads: int) -> int:
-    """A process's share of the CPU threads: `fabric run` gives all of them to each, and they wait for one another.
-
-    Example:
-        >>> fair_threads({"LT_CLI_USED": "1", "LOCAL_WORLD_SIZE": "2"}, 8)
-        4
-    """
-    crowded = environment.get("LT_CLI_USED") == "1"
-    return max(1, num_threads // int(environment.get("LOCAL_WORLD_SIZE", "1"))) if crowded else num_threads
 
 
 def require_world(environment: Mapping[str, str], world_size: int) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from lit_prune.commands.arguments import call
+from lit_prune.commands.processes import start
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
+from lit_prune.measure import Processes
+from lit_prune.methods import read_method
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
+from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
@@ -39,12 +44,14 @@ def prune_model(
     window: int = 512,
     num_windows: int = 32,
     batch_size: int = 8,
-    scorer: str | dict[str, Any] = "nri",
-    search: str | dict[str, Any] = "progressive",
-    granularity: Literal["sublayer", "attention", "mlp", "block"] = "sublayer",
+    method: str = "nri",
+    scorer: str | dict[str, Any] | None = None,
+    search: str | dict[str, Any] | None = None,
+    granularity: Literal["sublayer", "attention", "mlp", "block"] | None = None,
     protect: list[str] | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    devices: int | None = None,
     seed: int = 0,
     layout: str | None = None,
     trust_remote_code: bool = False,
@@ -70,28 +77,36 @@ def prune_model(
         window: Tokens in a calibration window.
         num_windows: Calibration windows, drawn from the text.
         batch_size: Windows in a batch.
+        method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the four
+            options below are what it is made of, and change it where they are given.
         scorer: nri, or another of the table in the README; options as YAML, such as '{name: nri, baseline: original}'.
-        search: progressive (score again in every round), lazy (only what may have become the best) or one_shot.
+        search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
+            contiguous, evolutionary or refine; options as YAML.
         granularity: What goes at a time.
-        protect: What must stay, such as '[attention.0, mlp.3, block.2]'.
+        protect: What must stay, such as '[attention.0, mlp.3, block.2, first, last]'.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
+        devices: Processes that share the calibration windows, each with a device and a copy of the model of its own; by
+            default as many as `fabric run` or torchrun has started, else one.
         seed: Decides which windows are drawn.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
     if amount is None and max_rise is None:
         amount = DEFAULT_AMOUNT
+    options = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    chosen = read_method(method).with_settings({name: value for name, value in options.items() if value is not None})
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
-    if journal.exists():
+    fabric, device = start(devices, device)
+    processes = Processes(fabric)
+    if journal.exists() and processes.rank == 0:
         print(f"going on with the measurements in {journal}")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
     try:
         plan = prune(
@@ -100,27 +115,34 @@ def prune_model(
             amount=amount,
             of=of,
             max_rise=max_rise,
-            scorer=scorer,
-            search=search,
-            granularity=granularity,
-            protect=protect or (),
+            scorer=chosen.scorer,
+            search=chosen.search,
+            granularity=chosen.granularity,
+            protect=chosen.protect,
             model_name=model,
             calibration={"source": data, "window": window},
             journal=journal,
             on_step=lambda plan: plan.save(sketch),
+            fabric=fabric,
         )
     except KeyboardInterrupt:
         decided = f", what was decided so far is in {sketch}" if sketch.exists() else ""
-        print(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
+        if processes.rank == 0:
+            print(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    folder = save(network, output, tokenizer=tokenizer, plan=plan)
+    processes.first(lambda: _finish(save(network, output, tokenizer=tokenizer, plan=plan), journal, sketch))
+    if processes.rank == 0:
+        print(f"{_outcome(plan)}\nwritten: {target}")
+
+
+def _finish(folder: Path, journal: Path, sketch: Path) -> None:
     journal.replace(folder / JOURNAL_FILE)
     sketch.unlink(missing_ok=True)
-    print(f"{_outcome(plan)}\nwritten: {folder}")
 
 
 def _outcome(plan: PrunePlan) -> str:
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
-    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget)])
+    searched = [] if plan.num_disturbed is None else [disturbance(plan)]
+    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched])

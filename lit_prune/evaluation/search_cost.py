@@ -30,6 +30,7 @@ class SearchCost:
         head_evaluations: Losses that were computed, times batches.
         dense_passes: The block evaluations in full passes over the calibration set.
         tokens: Calibration tokens whose loss was computed, over all candidates and rounds.
+        num_disturbed: Rounds in which a search that spares itself work was surprised; None for others.
         seconds: From the first measurement to the last removal.
         share_removed: Of all parameters.
         ppl: Perplexity of what is left on text that no search has seen.
@@ -41,6 +42,7 @@ class SearchCost:
     head_evaluations: int
     dense_passes: float
     tokens: int
+    num_disturbed: int | None
     seconds: float
     share_removed: float
     ppl: float
@@ -94,10 +96,11 @@ def _cost(
     pruner.require_reachable(budget)
     measure: Any = NaiveWhatIf if name == NAIVE else WhatIf
     started = clock()
-    with progress_bar(name, shown=progress) as advance:
-        what_if: WhatIf = measure(model, batches, progress=advance)
-        while budget.remaining(pruner.plan.num_removed_parameters):
+    with progress_bar(name, goal=budget.target, shown=progress) as bar:
+        what_if: WhatIf = measure(model, batches, progress=bar)
+        while budget.remaining(pruner.reached):
             pruner.step(what_if, budget)
+            bar.removed(pruner.reached)
     tokens = sum(input_ids_of(batch).numel() for batch in batches)
     return SearchCost(
         name=name,
@@ -106,6 +109,7 @@ def _cost(
         head_evaluations=what_if.num_head_evaluations,
         dense_passes=what_if.cost,
         tokens=what_if.num_head_evaluations * tokens // len(batches),
+        num_disturbed=pruner.plan.num_disturbed,
         seconds=clock() - started,
         share_removed=pruner.plan.num_removed_parameters / pruner.num_parameters,
         ppl=perplexity(model, unseen).ppl,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +90,23 @@ def attached_lora(model: nn.Module) -> LoraHealing | None:
         names = targets if isinstance(targets, str) else sorted(targets)
         return LoraHealing(config.r, config.lora_alpha, config.lora_dropout, names)
     return None
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Run the model without its adapters in a `with` block, as it will run when they are merged."""
+    adapted = [each for each in model.modules() if isinstance(each, BaseTunerLayer) and not each.disable_adapters]
+    # peft freezes what it switches off, and thaws all that it switches on.
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for module in adapted:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
 
 
 def merge_lora(model: nn.Module) -> None:

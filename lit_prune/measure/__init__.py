@@ -13,6 +13,7 @@ from lit_prune.measure.latency import Latency, inference_options, measure_latenc
 from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
 from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.prices import Prices, price, unit_options
+from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import is_run_of_blocks, stream_means
@@ -29,8 +30,10 @@ __all__ = [
     "Losses",
     "NaiveWhatIf",
     "Prices",
+    "Processes",
     "Progress",
     "Reduce",
+    "SharedJournal",
     "SublayerFigures",
     "WhatIf",
     "candidate_shares",

@@ -22,6 +22,16 @@ Key = tuple[frozenset[SublayerId], int | str]
 """What is out of the model, and the batch; of a measure beside the first, with that one's name before it."""
 
 
+def batch_of(key: Key) -> int:
+    """The number of the batch.
+
+    Example:
+        >>> batch_of((frozenset(), "kl/3"))
+        3
+    """
+    return int(str(key[1]).rpartition("/")[2])
+
+
 class Journal:
     """Losses by what was out of the model and by batch; append-only, one line of JSON for each in the file.
 
@@ -71,6 +81,10 @@ class Journal:
             line = {"without": names, "batch": batch, "nll": nll, "blocks": num_blocks}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def unshared(self) -> Journal:
+        """Of several processes' journals: the same for batches that every process measures whole."""
+        return self
 
     def forget(self) -> None:
         """Measurements of a model whose weights have changed are of no use."""

@@ -50,6 +50,18 @@ class Prices:
         seconds = {str(name): value for name, value in self.sublayers.items()}
         return {"conditions": dict(self.conditions), "total": self.total, "sublayers": seconds}
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for checkpoints."""
+        priced = None if self.sublayers is None else {str(name): value for name, value in self.sublayers.items()}
+        return {**vars(self), "sublayers": priced, "conditions": dict(self.conditions)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Prices:
+        """The inverse of `to_dict`."""
+        priced = data["sublayers"]
+        found = None if priced is None else {SublayerId.parse(name): value for name, value in priced.items()}
+        return cls(**{**data, "sublayers": found})
+
     def freed(self, anatomy: Anatomy, sublayers: Iterable[SublayerId]) -> float:
         """What is saved when these go together."""
         if self.sublayers is None:

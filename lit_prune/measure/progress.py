@@ -1,28 +1,98 @@
-"""A progress bar for sweeps: what is being measured, how far it is, how long it will take."""
+"""A progress bar for searches: how much of the budget is reached, what is being measured, how long it will take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from lit_prune.measure.what_if import Progress
-
+INTERVAL = 1.0
+"""Seconds from one picture to the next."""
 LONGEST = 40
 """Letters of what is being measured: a set of many sublayers has a long name."""
 
 
+class SearchBar:
+    """A bar that is full when the budget is reached; only what was removed moves it.
+
+    A search may ask for thousands of blocks at once or for a few, so blocks say nothing about how far it is. Called as
+    `Progress`, it shows what is being measured.
+
+    Args:
+        bar: Draws.
+        goal: What is to be reached, in the budget's unit or in removals; infinite where nobody knows.
+        reached: What of it was reached before.
+        clock: Seconds.
+    """
+
+    def __init__(self, bar: Any, goal: float, reached: float, clock: Callable[[], float]) -> None:
+        self._bar = bar
+        self._goal = goal
+        self._clock = clock
+        self._round = 1
+        self._measured = False
+        self._marks = [(clock(), reached)]  # the beginning, and every removal since then
+        self._drawn = -math.inf
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Show that `done` of `total` blocks of a sweep were evaluated, and what is being measured."""
+        self._measured |= total > 0
+        if self._clock() - self._drawn < INTERVAL:
+            return
+        self._drawn = self._clock()
+        sweep = f"{done / total:.0%} of a sweep" if total else ""
+        words = (f"round {self._round}", sweep, f"without {what[:LONGEST]}" if what else "", self._left_in_words())
+        self._bar.set_postfix_str(", ".join(each for each in words if each))
+
+    def removed(self, reached: float) -> None:
+        """Show that a removal is done, and what all of them have reached."""
+        mark = (self._clock(), reached)
+        # A journal's rounds take no time, and say nothing about those to come.
+        self._marks = [*self._marks, mark] if self._measured else [mark]
+        self._round += 1
+        self._bar.update(min(reached, self._goal) - self._bar.n)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By what was reached per second; None before the first removal, and where nobody knows what is to be reached.
+
+        The first round counts only until there is a second: for some searches it is the dearest by far.
+        """
+        (begun, before), (last, now) = self._marks[1 if len(self._marks) > 2 else 0], self._marks[-1]
+        if now <= before or math.isinf(self._goal):
+            return None
+        seconds = (self._goal - now) * (last - begun) / (now - before)
+        return max(0.0, seconds - (self._clock() - last))
+
+    def _left_in_words(self) -> str:
+        seconds = self.seconds_left
+        return "" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
+
+
 @contextmanager
-def progress_bar(description: str, *, shown: bool = True) -> Iterator[Progress]:
-    """A bar on the error stream that counts decoder-block evaluations; nothing at all when not `shown`."""
-    with tqdm(desc=description, unit="block", leave=False, disable=not shown, mininterval=1.0) as bar:
+def progress_bar(
+    description: str,
+    *,
+    goal: float = math.inf,
+    reached: float = 0,
+    shown: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[SearchBar]:
+    """A bar on the error stream that follows a search; nothing at all when not `shown`.
 
-        def advance(done: int, total: int, what: str) -> None:
-            if done < bar.n:
-                bar.reset()  # the next round, with a time of its own
-            bar.total = total
-            bar.set_postfix_str(f"without {what[:LONGEST]}" if what else "", refresh=False)
-            bar.update(done - bar.n)
-
-        yield advance
+    Args:
+        description: What is going on.
+        goal: See `SearchBar`.
+        reached: See `SearchBar`.
+        shown: Whether to draw.
+        clock: See `SearchBar`.
+    """
+    known = math.isfinite(goal)
+    form = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}{postfix}" if known else "{desc}: {elapsed}{postfix}"
+    total, shape = goal if known else None, {"bar_format": form, "leave": False}
+    with tqdm(desc=description, total=total, initial=reached, disable=not shown, mininterval=INTERVAL, **shape) as bar:
+        yield SearchBar(bar, goal, reached, clock)

@@ -167,7 +167,7 @@ class WhatIf:
                 reduce=self._reduce if batches is None else None,
                 autocast=self._autocast,
                 progress=self._progress,
-                journal=self._journal,
+                journal=self._journal if batches is None else self._journal.unshared(),
                 max_state_bytes=self._max_state_bytes,
                 name=name,
             )

@@ -4,13 +4,14 @@ from lit_prune.report.anatomy_table import print_inventory
 from lit_prune.report.markdown import answer_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
-from lit_prune.report.summary import Answer, Row
+from lit_prune.report.summary import Answer, Row, disturbance
 from lit_prune.report.tracking import log_figure, log_scalars, log_text
 
 __all__ = [
     "Answer",
     "Row",
     "answer_markdown",
+    "disturbance",
     "log_figure",
     "log_scalars",
     "log_text",

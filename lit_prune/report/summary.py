@@ -109,6 +109,11 @@ def outcome(plan: PrunePlan) -> str:
     return f"{removals_made}, {gone:,} of {all_of_it:,} parameters ({gone / all_of_it:.1%})"
 
 
+def disturbance(plan: PrunePlan) -> str:
+    """How often a search that spares itself work was surprised."""
+    return f"Order disturbed: in {plan.num_disturbed} of {len(plan.steps)} rounds"
+
+
 def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
     """Heads and cells of what was removed; epochs only where there was training."""
     left, cells = plan.model.num_parameters, []
@@ -139,6 +144,8 @@ def facts(plan: PrunePlan) -> Iterator[str]:
     """How the removals were found, what that cost, and with which versions."""
     yield f"Search: {_described(plan.search)}; scorer: {_described(plan.scorer)}"
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"
+    if plan.num_disturbed is not None:
+        yield disturbance(plan)
     if plan.calibration:
         yield f"Calibration: {_described(plan.calibration)}"
     if plan.versions:

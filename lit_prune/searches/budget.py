@@ -54,10 +54,7 @@ class Budget:
     @property
     def target(self) -> float:
         """What is to be saved, in the unit: whole where the total is, infinite where there is no amount."""
-        if self.amount is None:
-            return math.inf
-        target = self.amount * self.total * (1 - ROUNDING)
-        return math.ceil(target) if isinstance(self.total, int) else target
+        return math.inf if self.amount is None else share_of(self.amount, self.total)
 
     def remaining(self, reached: float) -> float:
         """What is still to be saved, 0 when the target is met."""
@@ -105,6 +102,17 @@ class Budget:
         if self.last == "lowest_score" or best not in finishing:
             return best
         return min(finishing, key=lambda each: (sizes[each], importance[each], each))
+
+
+def share_of(share: float, total: float) -> float:
+    """A share of a cost, whole where the cost is: what must go at least to make up that share.
+
+    Example:
+        >>> share_of(0.07, 100)
+        7
+    """
+    part = share * total * (1 - ROUNDING)
+    return math.ceil(part) if isinstance(total, int) else part
 
 
 def require_limits(amount: float | None, max_rise: float | None) -> None:

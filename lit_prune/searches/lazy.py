@@ -18,96 +18,99 @@ class _Estimate:
 
     Attributes:
         value: The score.
-        trust: The share of `value` below which the true score hardly lay when it was measured.
-        num_near: Removals near it since then.
-        num_far: Removals farther off since then.
-        full: The last score on all tokens, None where there is none.
-        paired: The screened score of that moment, for differences on the same tokens.
+        screened: What the screened share of the tokens said when `value` was measured.
+        on_all: Whether `value` was measured on all tokens itself.
+        lost_neighbour: Whether a block within reach lost a sublayer since.
+        num_far: Removals farther off since.
     """
 
     value: float
-    trust: float
-    num_near: int = 0
+    screened: float
+    on_all: bool
+    lost_neighbour: bool = False
     num_far: int = 0
-    full: float | None = None
-    paired: float | None = None
 
 
 @SEARCHES.register("lazy")
 @dataclass(frozen=True)
 class Lazy:
-    """Keep the last round's scores, and measure the head of the queue until nothing behind it can be better.
+    """Keep the scores of earlier rounds, and measure the head of the queue until nothing behind it can be better.
 
-    A removal changes the scores of blocks nearby, and hardly those farther off. So each score of an earlier round has
-    a lower bound: `near` of itself after one removal within `reach` blocks, `far` of itself after one elsewhere; as
-    scores rise and fall, n removals count like the square root of n.
+    All candidates are screened once, on a share of the tokens. From then on a removal changes the scores of blocks
+    nearby, and hardly those farther off. So each score has a lower bound: `near` of itself after a removal within
+    `reach` blocks, `far` of itself after one elsewhere (n of them count like the square root of n, as scores rise and
+    fall), and `trust` of itself where only a share of the tokens was asked.
 
-    Candidates are taken by their bounds. Each is first screened on a share of the tokens, and what is added to its last
-    full score is the difference to what the same tokens said then, so that what is peculiar to them cancels. Only what
-    may still win is measured on all tokens. Where the best of a round turns out to lie below its bound, the order is
-    disturbed: all of its kind (near the last removal, or farther off) are screened. Where removal helps, the first that
-    is found to help is taken.
+    The candidate with the lowest bound is looked at, until the best that was measured on all tokens is no higher than
+    any bound, or, after `patience` of them, than any score. One that lost a neighbour is screened first: what is added
+    to its earlier score is the difference to what the same tokens said then, so that what is peculiar to them cancels.
+    The others are measured on all tokens at once, as they moved by less than a screening errs. Where removal helps, the
+    first that is found to help is taken.
 
-    The plan tells which candidates were measured in each round, and on which share of the tokens.
+    With bounds that hold and endless patience, it removes what a progressive search removes. The defaults are tighter
+    than that, so that a search costs about what scoring all candidates once does; docs/performance.md shows what it
+    finds then.
+
+    The order is disturbed where the best of the round fell below its bound although it lost no neighbour. Then all
+    others are screened again, unless fewer than an eighth of the candidates went since that was last done; so the cost
+    in passes grows like the number of candidates, and not like its square.
+
+    The plan tells which candidates were measured in each round, on which share of the tokens, and where the order was
+    disturbed.
 
     Args:
         screen: Share of the calibration batches to screen on.
         near: How much of a score is left at least, when a block within `reach` lost a sublayer.
         far: The same for any other removal.
+        trust: How much of a screened score is left at least on all tokens.
         reach: How far a removal is felt, in blocks.
-        noise: How much of a screened score is left at least on all tokens, where there is no earlier full score.
-        paired_noise: The same where there is one.
+        patience: After so many candidates were measured on all tokens in a round, scores are taken as they are, without
+            their bounds.
 
     Raises:
-        LitPruneError: A share is not above 0 and up to 1, or `reach` is negative.
+        LitPruneError: A share is not above 0 and up to 1, `reach` is negative, or `patience` is below 1.
     """
 
     within_epoch: ClassVar[bool] = True
     """Only removals of the same epoch are its history."""
 
     screen: float = 0.25
-    near: float = 0.6
-    far: float = 0.92
+    near: float = 0.3
+    far: float = 0.97
+    trust: float = 0.95
     reach: int = 2
-    noise: float = 0.6
-    paired_noise: float = 0.85
+    patience: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("screen", "near", "far", "noise", "paired_noise"):
+        for name in ("screen", "near", "far", "trust"):
             if not 0 < getattr(self, name) <= 1:
                 raise LitPruneError(f"{name} is a share above 0 and up to 1; found {getattr(self, name)}")
         if self.reach < 0:
             raise LitPruneError(f"reach is a number of blocks, 0 or more; found {self.reach}")
+        if self.patience < 1:
+            raise LitPruneError(f"patience is a number of candidates, 1 or more; found {self.patience}")
 
     def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score until the best is found; what was not measured keeps its estimate."""
-        last = history[-1].removed.block if history else None
-        return _Round(self, score, candidates, self._estimates(candidates, history), last).run()
+        may_sweep = _removals_since_sweep(history) >= len(candidates) / 8
+        return _Round(self, score, candidates, self._estimates(candidates, history), may_sweep).run()
 
     def _estimates(self, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> dict[str, _Estimate]:
         found: dict[str, _Estimate] = {}
         for step in history:
-            for name, value in step.scores.items():
-                if step.measured.get(name):
-                    found[name] = self._measured(found.get(name), step, name, value)
-                if name in found:
-                    old, near = found[name], _distance(name, step.removed.block) <= self.reach
-                    found[name] = replace(old, num_near=old.num_near + near, num_far=old.num_far + (not near))
-        names = {each.name for each in candidates}
-        return {name: each for name, each in found.items() if name in names}
+            for name, share in step.measured.items():
+                found[name] = _Estimate(step.scores[name], step.screened[name], share == 1)
+            for name, each in found.items():
+                if abs(Candidate.parse(name).block - step.removed.block) <= self.reach:
+                    found[name] = replace(each, lost_neighbour=True)
+                else:
+                    found[name] = replace(each, num_far=each.num_far + 1)
+        return {each.name: found[each.name] for each in candidates if each.name in found}
 
     def bound(self, estimate: _Estimate) -> float:
         """The share of an estimate below which the true score hardly lies by now."""
-        near: float = self.near ** math.sqrt(estimate.num_near)
         far: float = self.far ** math.sqrt(estimate.num_far)
-        return estimate.trust * near * far
-
-    def _measured(self, before: _Estimate | None, step: PruneStep, name: str, value: float) -> _Estimate:
-        if step.measured[name] == 1:
-            return _Estimate(value, 1.0, full=value, paired=step.screened.get(name))
-        if before is None or before.full is None:
-            return _Estimate(value, self.noise)
-        return _Estimate(value, self.paired_noise, full=before.full, paired=before.paired)
+        return far * (1 if estimate.on_all else self.trust) * (self.near if estimate.lost_neighbour else 1)
 
 
 class _Round:
@@ -119,69 +122,82 @@ class _Round:
         score: ScoreFunction,
         candidates: Sequence[Candidate],
         known: Mapping[str, _Estimate],
-        last: int | None,
+        may_sweep: bool,
     ) -> None:
         self.search = search
         self.score = score
         self.candidates = list(candidates)
         self.estimates = dict(known)
-        self.last = last
+        self.may_sweep = may_sweep
+        self.disturbed = False
+        self.measured: dict[Candidate, float] = {}
         self.screened: dict[Candidate, float] = {}
         self.settled: dict[Candidate, float] = {}
         self.nll: dict[Candidate, float] = {}
         self.base_nll: float | None = None
         self.zero = 0.0
-        self.promised: dict[Candidate, float] = {}
 
     def run(self) -> Scores:
         self._screen([each for each in self.candidates if each.name not in self.estimates])
-        self.promised = {each: self._bound(each) for each in self.candidates}
-        while rest := [each for each in self.candidates if each not in self.settled]:
-            bounds = {each: self._bound(each) for each in rest}
-            head = min(rest, key=lambda each: (bounds[each], each))
-            if bounds[head] >= min(self.settled.values(), default=math.inf):
-                break
-            if head not in self.screened:
+        while (head := self._head()) is not None:
+            if self.estimates[head.name].lost_neighbour:
                 self._screen([head])
             else:
                 self._settle(head)
-        importance = {each: self.estimates[each.name].value for each in self.candidates} | self.settled
-        measured = dict.fromkeys(self.screened, self.search.screen) | dict.fromkeys(self.settled, 1.0)
-        return Scores(importance, self.base_nll, self.nll, self.zero, measured, self.screened)
+        importance = {each: self.estimates[each.name].value for each in self.candidates}
+        return Scores(importance, self.base_nll, self.nll, self.zero, self.measured, self.screened, self.disturbed)
+
+    def _head(self) -> Candidate | None:
+        """The candidate with the lowest bound; None where nothing can be better than the best that is settled."""
+        rest = [each for each in self.candidates if each not in self.settled]
+        head = min(rest, key=lambda each: (self._bound(each), each), default=None)
+        if head is None or self._bound(head) >= min(self.settled.values(), default=math.inf):
+            return None
+        return head
 
     def _bound(self, candidate: Candidate) -> float:
         estimate = self.estimates[candidate.name]
         above = estimate.value - self.zero
         # Where removal helps there is no share to trust, and no need to find who helps most.
-        return self.zero + above * self.search.bound(estimate) if above > 0 else estimate.value
+        if above <= 0 or len(self.settled) >= self.search.patience:
+            return estimate.value
+        return self.zero + above * self.search.bound(estimate)
 
     def _screen(self, candidates: Sequence[Candidate]) -> None:
         if not candidates:
             return
         scores = self.score(candidates, self.search.screen)
         self.zero = scores.zero
-        for each in candidates:
-            self.screened[each] = value = scores.importance[each]
+        for each, value in scores.importance.items():
             old = self.estimates.get(each.name)
-            if old is None or old.full is None or old.paired is None:
-                self.estimates[each.name] = _Estimate(value, self.search.noise)
-            else:
-                moved = old.full + value - old.paired
-                noise = self.search.paired_noise
-                self.estimates[each.name] = replace(old, value=moved, trust=noise, num_near=0, num_far=0)
+            corrected = value if old is None else old.value + value - old.screened
+            self.estimates[each.name] = _Estimate(corrected, value, on_all=False)
+            self.screened[each], self.measured[each] = value, self.search.screen
 
     def _settle(self, candidate: Candidate) -> None:
-        scores = self.score([candidate], 1.0)
-        value = self.settled[candidate] = scores.importance[candidate]
+        """Measure on all tokens; where the best has fallen below its bound, screen what was not looked at."""
+        promised = self._bound(candidate)
+        if candidate not in self.screened:
+            # A part of what is measured anyway.
+            self.screened |= self.score([candidate], self.search.screen).importance
+        scores = self.score([candidate])
+        value = scores.importance[candidate]
+        is_best = value < min(self.settled.values(), default=math.inf)
+        surprises = is_best and self.zero < value < promised and self.measured.get(candidate) is None
+        self.estimates[candidate.name] = _Estimate(value, self.screened[candidate], on_all=True)
+        self.measured[candidate], self.settled[candidate] = 1.0, value
         self.base_nll, self.zero = scores.base_nll, scores.zero
         self.nll |= scores.nll
-        if self.zero < value < self.promised[candidate] and value <= min(self.settled.values()):
-            unseen = [each for each in self.candidates if each not in self.screened]
-            self._screen([each for each in unseen if self._is_near(each) == self._is_near(candidate)])
+        if surprises:
+            self.disturbed = True
+            if self.may_sweep:
+                self.may_sweep = False
+                self._screen([each for each in self.candidates if each not in self.measured])
 
-    def _is_near(self, candidate: Candidate) -> bool:
-        return self.last is not None and abs(candidate.block - self.last) <= self.search.reach
 
-
-def _distance(name: str, block: int) -> int:
-    return abs(Candidate.parse(name).block - block)
+def _removals_since_sweep(history: Sequence[PruneStep]) -> int:
+    """Removals since most candidates were measured in one round."""
+    for number, step in enumerate(reversed(history), start=1):
+        if 2 * len(step.measured) > len(step.scores):
+            return number
+    return len(history)

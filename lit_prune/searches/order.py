@@ -5,7 +5,7 @@ A search holds no state of its own, so that it can stop and go on after any remo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lit_prune.plan import Candidate, PruneStep, Scores
@@ -19,6 +19,32 @@ class ScoreFunction(Protocol):
 
     def __call__(self, candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
         """Lower is removed first."""
+        ...
+
+
+class Round(Protocol):
+    """What a search may ask in one round, beside scores of the model as it is.
+
+    Attributes:
+        wanted: What is still to be saved, in the budget's unit; infinite where only a ceiling limits it.
+        blocks: Of the model as it is, in order.
+    """
+
+    wanted: float
+    blocks: Sequence[int]
+
+    def __call__(
+        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
+    ) -> Scores:
+        """Score on the first `share` of the calibration batches, as if some candidates were gone already."""
+        ...
+
+    def saved(self, candidate: Candidate) -> float:
+        """What a candidate, perhaps a set, would save on its own, in the budget's unit."""
+        ...
+
+    def reaches(self, candidates: Iterable[Candidate]) -> bool:
+        """Whether all of these together save what is wanted."""
         ...
 
 

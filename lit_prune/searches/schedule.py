@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_prune.errors import BudgetError
+from lit_prune.searches.budget import share_of
 
 PerEpoch = int | float | Callable[[int], int | float]
 
@@ -16,16 +17,20 @@ class Quota:
     """What may still go in one epoch.
 
     Args:
-        num_parameters: Removed parameters, counted from the dense model, at which the epoch stops removing.
+        until: What is saved, counted from the dense model and in the budget's unit, when the epoch stops removing.
         num_steps: The most removals.
     """
 
-    num_parameters: int
+    until: float
     num_steps: int | None = None
 
-    def allows(self, num_removed: int, num_steps: int) -> bool:
-        """Whether one more removal is wanted after `num_steps` in this epoch."""
-        return num_removed < self.num_parameters and (self.num_steps is None or num_steps < self.num_steps)
+    def allows(self, reached: float, num_steps: int) -> bool:
+        """Whether one more removal is wanted, when so much is saved and after `num_steps` in this epoch."""
+        return reached < self.until and (self.num_steps is None or num_steps < self.num_steps)
+
+    def goal(self, reached: float, num_steps: int) -> tuple[float, float]:
+        """For a progress bar: what is to be reached and what is, in removals where these are limited."""
+        return (self.until, reached) if self.num_steps is None else (self.num_steps, num_steps)
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Schedule:
     """Spreads removals over epochs.
 
     Args:
-        per_epoch: Removals per epoch that drops (an int), share of all parameters (a float below 1), or a callable of
-            the epoch that returns either; None spreads the whole amount evenly.
+        per_epoch: Removals per epoch that drops (an int), share of the model's whole cost (a float below 1), or a
+            callable of the epoch that returns either; None spreads the whole amount evenly.
         start_epoch: First epoch that drops, 0-based.
         every_n_epochs: Epochs from one drop to the next.
 
@@ -42,9 +47,9 @@ class Schedule:
         BudgetError: A value is out of range.
 
     Example:
-        >>> Schedule().quota(0, num_epochs=4, num_target=1000, num_total=5000, num_removed=0).num_parameters
+        >>> Schedule().quota(0, num_epochs=4, target=1000, total=5000, reached=0).until
         250
-        >>> Schedule(per_epoch=2).quota(3, num_epochs=4, num_target=1000, num_total=5000, num_removed=0).num_steps
+        >>> Schedule(per_epoch=2).quota(3, num_epochs=4, target=1000, total=5000, reached=0).num_steps
         2
     """
 
@@ -69,32 +74,34 @@ class Schedule:
         """How many of the first `num_epochs` epochs drop."""
         return sum(self.is_due(epoch) for epoch in range(num_epochs))
 
-    def quota(self, epoch: int, *, num_epochs: int | None, num_target: int, num_total: int, num_removed: int) -> Quota:
-        """What goes at the start of an epoch that drops.
+    def quota(self, epoch: int, *, num_epochs: int | None, target: float, total: float, reached: float) -> Quota:
+        """What goes at the start of an epoch that drops; all amounts are in the budget's unit.
 
         Args:
             epoch: The epoch, 0-based.
-            num_epochs: Epochs of the run; needed where the amount is spread evenly.
-            num_target: Parameters to remove in the whole run.
-            num_total: Parameters of the dense model.
-            num_removed: Parameters removed before this epoch.
+            num_epochs: Epochs of the run; needed where an amount is spread evenly.
+            target: What is to be saved in the whole run; infinite where only a ceiling limits it.
+            total: Cost of the dense model.
+            reached: What was saved before this epoch.
 
         Raises:
             BudgetError: A callable returned something else than a count or a share.
         """
         if self.per_epoch is None:
+            if math.isinf(target):
+                return Quota(target)
             assert num_epochs is not None
             done, drops = self.num_drops(epoch + 1), max(1, self.num_drops(num_epochs))
-            return Quota(math.ceil(num_target * min(1.0, done / drops)))
+            return Quota(target if done >= drops else share_of(done / drops, target))
         value = self.per_epoch(epoch) if callable(self.per_epoch) else self.per_epoch
         _require_quota(value)
         if isinstance(value, int):
-            return Quota(num_target, value)
-        return Quota(min(num_target, num_removed + math.ceil(value * num_total)))
+            return Quota(target, value)
+        return Quota(min(target, reached + share_of(value, total)))
 
 
 def _require_quota(value: object) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     is_share = isinstance(value, float) and 0 <= value < 1
     if not (is_count or is_share):
-        raise BudgetError(f"a schedule is removals per epoch (an int) or a share of all parameters; found {value!r}")
+        raise BudgetError(f"a schedule is removals per epoch (an int) or a share of the whole model; found {value!r}")

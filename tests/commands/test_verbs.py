@@ -14,21 +14,6 @@ from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 
 
-@pytest.fixture
-def model_folder(tmp_path, tokenizer):
-    folder = tmp_path / "tiny"
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
-    return path
-
-
 def options(text):
     return ["--data", str(text), "--window", "32", "--num_windows", "4"]
 

@@ -33,3 +33,11 @@ def test_naive_counts_every_pass():
     assert cost.block_evaluations == 4 * BLOCKS * sum(rounds)
     assert cost.dense_passes == sum(rounds)
     assert cost.tokens == 4 * 2 * 20 * sum(rounds)
+
+
+def test_lazy_grows_with_depth_and_not_with_its_square():
+    costs = {depth: compared(["lazy"], num_hidden_layers=depth, amount=0.2)[0] for depth in (8, 16, 32)}
+    for depth, cost in costs.items():
+        # Scoring all once, by full passes, for every block that there is.
+        assert cost.dense_passes <= 2 * depth
+        assert 0 <= cost.num_disturbed <= len(cost.removed)

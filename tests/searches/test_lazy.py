@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,7 @@ def run(search, model, rounds=10):
                 scores={each.name: value for each, value in scores.importance.items()},
                 measured={each.name: share for each, share in scores.measured.items()},
                 screened={each.name: value for each, value in scores.screened.items()},
+                disturbed=scores.disturbed,
             )
         )
     return history
@@ -72,7 +74,7 @@ def run(search, model, rounds=10):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_while_bounds_hold_it_removes_what_a_full_search_removes(seed):
-    bounds = {"near": 1 / 1.5, "far": 1 / 1.06, "noise": 0.5, "paired_noise": 0.5}
+    bounds = {"near": 0.3, "far": 1 / 1.06, "trust": 0.5, "patience": len(ALL)}
     full, lazy = Model(seed), Model(seed)
     expected = run(SEARCHES.create("progressive"), full)
     found = run(Lazy(**bounds), lazy)
@@ -96,21 +98,53 @@ def test_it_goes_on_from_the_plan_alone():
     assert {each.name: value for each, value in scores.importance.items()} == history[6].scores
 
 
-@pytest.mark.parametrize(("fallen", "block"), [("mlp.11", 11), ("mlp.1", 1)])
-@pytest.mark.parametrize("value", [3.9, 0.5])
-def test_a_best_below_its_bound_makes_it_look_at_its_kind(fallen, block, value):
+def one_fell(fallen, value):
+    """A round after mlp.0 went: one candidate has fallen from 4 to `value`, all others are as they were."""
     first = {each.name: 5.0 + each.block for each in ALL} | {"mlp.0": 1.0, fallen: 4.0}
     removed = Candidate.parse("mlp.0")
-    history = [PruneStep(removed, 1, scores=first, measured=dict.fromkeys(first, 1.0), screened=first)]
+    swept = PruneStep(removed, 1, scores=first, measured=dict.fromkeys(first, 1.0), screened=first)
+    history = [swept, *[replace(swept, measured={"attention.9": 1.0})] * 2]
     now = first | {fallen: value}
+    asked = []
 
     def score(candidates, share=1.0):
+        asked.extend((each.name, share) for each in candidates)
         return Scores({each: now[each.name] for each in candidates})
 
     scores = Lazy()(score, [each for each in ALL if each != removed], history)
-    kind = {each for each in ALL if each != removed and (each.block <= 2) == (block <= 2)}
-    assert (kind <= set(scores.measured)) == (value == 0.5)
     assert min(scores.importance, key=scores.importance.get).name == fallen
+    return scores, asked
+
+
+@pytest.mark.parametrize(
+    ("fallen", "value", "surprises"), [("mlp.11", 3.9, False), ("mlp.11", 0.5, True), ("mlp.1", 0.5, False)]
+)
+def test_a_best_far_off_that_fell_below_its_bound_makes_it_screen_everything(fallen, value, surprises):
+    scores, _ = one_fell(fallen, value)
+    assert scores.disturbed == surprises
+    assert (len(scores.measured) == len(ALL) - 1) == surprises
+
+
+def test_who_lost_a_neighbour_is_screened_first_and_others_are_not():
+    _, asked = one_fell("mlp.11", 3.9)
+    assert asked.index(("mlp.1", 0.25)) < asked.index(("mlp.11", 1.0))
+    assert {name for name, share in asked if share < 1} <= {"mlp.11", "attention.0", "mlp.1", "attention.1", "mlp.2",
+                                                             "attention.2"}  # fmt: skip
+
+
+def test_when_patience_is_out_what_is_left_is_taken_at_its_word():
+    scores = {each.name: 10.0 + each.block for each in ALL} | {"mlp.5": 9.5, "mlp.6": 9.4, "mlp.7": 9.3}
+
+    def score(candidates, share=1.0):
+        asked.extend(each.name for each in candidates if share == 1)
+        return Scores({each: scores[each.name] for each in candidates})
+
+    asked: list[str] = []
+    Lazy(trust=0.5, patience=len(ALL))(score, ALL, [])
+    assert len(asked) > 10
+    asked.clear()
+    Lazy(trust=0.5, patience=2)(score, ALL, [])
+    assert asked == ["mlp.7", "mlp.6"]
 
 
 def test_scores_at_or_below_nothing_are_measured():
@@ -122,7 +156,7 @@ def test_scores_at_or_below_nothing_are_measured():
     assert min(scores.importance, key=scores.importance.get).name == "mlp.3"
 
 
-@pytest.mark.parametrize("options", [{"screen": 0}, {"near": 1.5}, {"noise": -1}, {"reach": -1}])
+@pytest.mark.parametrize("options", [{"screen": 0}, {"near": 1.5}, {"trust": -1}, {"reach": -1}, {"patience": 0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(LitPruneError, match="found"):
         SEARCHES.create("lazy", **options)

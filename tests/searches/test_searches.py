@@ -53,9 +53,7 @@ def reached(schedule, num_epochs, target=1000, total=5000, size=100):
     removed, history = 0, []
     for epoch in range(num_epochs):
         if schedule.is_due(epoch):
-            quota = schedule.quota(
-                epoch, num_epochs=num_epochs, num_target=target, num_total=total, num_removed=removed
-            )
+            quota = schedule.quota(epoch, num_epochs=num_epochs, target=target, total=total, reached=removed)
             steps = 0
             while quota.allows(removed, steps):
                 removed, steps = removed + size, steps + 1
@@ -85,4 +83,4 @@ def test_a_bad_schedule_is_refused(value):
 
 def test_a_callable_that_returns_nonsense_is_refused_when_it_does():
     with pytest.raises(BudgetError, match="found None"):
-        Schedule(per_epoch=lambda epoch: None).quota(0, num_epochs=2, num_target=1, num_total=1, num_removed=0)
+        Schedule(per_epoch=lambda epoch: None).quota(0, num_epochs=2, target=1, total=1, reached=0)

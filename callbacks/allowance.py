@@ -1,0 +1,154 @@
+"""How much may go in a training run, and when: the budget in its own unit, spread over epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning as L
+
+from lit_prune.callbacks import loop
+from lit_prune.errors import BudgetError
+from lit_prune.healing import adapters_off
+from lit_prune.measure import Prices, price, unit_options
+from lit_prune.pruner import Named, Pruner
+from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What `SublayerPruneCallback` was asked for.
+
+    Args:
+        amount: Share to remove in the whole run; None where the schedule or the ceiling decides.
+        of: What that is a share of.
+        max_rise: The most by which perplexity may rise.
+        schedule: How much of it goes in which epoch.
+        num_epochs: Epochs to spread over, where the trainer does not know.
+
+    Raises:
+        BudgetError: Nothing says how much is to go, or a number cannot be.
+        LitPruneError: The unit is unknown.
+    """
+
+    amount: float | None
+    of: Named
+    max_rise: float | None
+    schedule: Schedule
+    num_epochs: int | None
+
+    def __post_init__(self) -> None:
+        unit_options(self.of)
+        if self.amount is None and self.max_rise is None:
+            if self.schedule.per_epoch is None:
+                raise BudgetError("say how much is to go: amount=0.2, max_rise=0.05, or a schedule")
+        else:
+            require_limits(self.amount, self.max_rise)
+
+    @property
+    def unit(self) -> str:
+        """Its name: `params`, `flops`, `kv_cache` or `latency`."""
+        return str(unit_options(self.of)["name"])
+
+    def budget(self, pruner: Pruner) -> Budget:
+        """Of the whole run; with a schedule alone, of all that may go."""
+        prices = pruner.prices
+        if self.amount is not None or self.max_rise is not None:
+            return Budget(self.amount, prices.total, of=prices.of, max_rise=self.max_rise)
+        everything = min((pruner.available + pruner.reached) / prices.total, 1 - ROUNDING)
+        return Budget(everything, prices.total, last="lowest_score", of=prices.of)
+
+    def quota(self, trainer: L.Trainer, pruner: Pruner, num_earlier: int) -> tuple[Quota, int]:
+        """What may go in the trainer's epoch, and how many removals it has seen: a run may be resumed within it.
+
+        Args:
+            trainer: A trainer that is fitting.
+            pruner: With the plan so far.
+            num_earlier: Removals of earlier fits.
+        """
+        done = [step for step in pruner.plan.steps[num_earlier:] if step.epoch == trainer.current_epoch]
+        quota = self.schedule.quota(
+            trainer.current_epoch,
+            num_epochs=loop.num_epochs(trainer, self.num_epochs),
+            target=self.budget(pruner).target,
+            total=pruner.prices.total,
+            reached=pruner.reached - pruner.saved(done),
+        )
+        return quota, len(done)
+
+    def require_possible(self, trainer: L.Trainer, pruner: Pruner) -> None:
+        """Refuse, before any work, what the candidates or the epochs cannot give.
+
+        Raises:
+            BudgetError: With what they can give.
+        """
+        if self.unit == "params":  # others are priced when the model is where it will be trained
+            pruner.require_reachable(self.budget(pruner))
+        epochs = loop.num_epochs(trainer, self.num_epochs)
+        if epochs is None and self.amount is not None and self.schedule.per_epoch is None:
+            raise BudgetError(
+                "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
+                "spread over them; pass num_epochs=N or a schedule"
+            )
+        if epochs is not None and not self.schedule.num_drops(epochs):
+            raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
+
+    def price(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> None:
+        """Give the pruner its prices, those of process 0 on all, unless an earlier fit or a checkpoint has given them.
+
+        Args:
+            trainer: A trainer that is fitting.
+            pruner: With the plan so far.
+            num_positions: Length of a calibration sequence.
+
+        Raises:
+            BudgetError: Something was removed under other prices, or these cannot give the amount.
+        """
+        if not self._is_priced(pruner):
+            self._require_unpruned(pruner)
+            pruner.prices = self._measured(trainer, pruner, num_positions)
+        pruner.require_reachable(self.budget(pruner))
+
+    def _require_unpruned(self, pruner: Pruner) -> None:
+        if pruner.plan.steps:
+            raise BudgetError(
+                f"{len(pruner.plan.steps)} removals were made under an amount of {pruner.prices.of} "
+                f"({pruner.prices.unit}), and nobody knows what they would have been of {self.of}; go on with the "
+                "same `of`, or start from a fresh model"
+            )
+
+    def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
+        found: list[Prices] = []
+
+        def measure() -> None:
+            with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
+                found.append(price(pruner.model, self.of, num_positions=num_positions))
+
+        loop.on_first_process(trainer, measure)
+        (prices,) = trainer.strategy.broadcast(found)
+        return prices
+
+    def _is_priced(self, pruner: Pruner) -> bool:
+        # Options that are left out are as they were.
+        options = unit_options(self.of)
+        given = {"name": pruner.prices.of, **pruner.prices.conditions}
+        return all(given.get(name) == value for name, value in options.items())
+
+    def shortfall(self, pruner: Pruner, *, is_full: bool) -> str | None:
+        """What to tell the user at the end of the run, None where all went as it should.
+
+        Args:
+            pruner: With the plan.
+            is_full: Whether nothing more fitted under the ceiling.
+        """
+        budget, reached = self.budget(pruner), pruner.reached
+        short = self.schedule.per_epoch is None and self.amount is not None and budget.remaining(reached)
+        if pruner.plan.steps and not short:
+            return None
+        gone = f"{reached / budget.total:.1%} of the {NOUNS[budget.of]} are gone"
+        wanted = "" if self.amount is None else f", {self.amount:.1%} were asked for"
+        if is_full:
+            return f"nothing more fits under max_rise={self.max_rise}: {gone}{wanted}. Allow more, or heal for longer"
+        return (
+            f"training ended before the pruning did: {gone}{wanted}. Train for the epochs that the removal is spread "
+            "over, or pass num_epochs or another schedule"
+        )

@@ -1,0 +1,1 @@
+"""The field's methods, a YAML file each; `lit_prune.methods` reads them."""

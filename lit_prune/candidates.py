@@ -1,0 +1,110 @@
+"""What may go, and what is said of it: addresses of sublayers, candidates and scores, as data without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lit_prune.errors import PlanError
+
+KINDS = ("attention", "mlp")
+
+
+@dataclass(frozen=True, order=True)
+class SublayerId:
+    """One sublayer's address in the original model, kept for ever: block (0-based) and kind.
+
+    Example:
+        >>> SublayerId.parse("mlp.12")
+        SublayerId(block=12, kind='mlp')
+        >>> str(SublayerId(5, "attention"))
+        'attention.5'
+    """
+
+    block: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.block}"
+
+    @classmethod
+    def parse(cls, text: str) -> SublayerId:
+        """Read `attention.5` or `mlp.12`.
+
+        Raises:
+            PlanError: The text is of another form.
+        """
+        kind, _, block = str(text).partition(".")
+        if kind not in KINDS or not block.isdecimal():
+            raise PlanError(f"{text!r} is not a sublayer; expected attention.N or mlp.N, such as attention.5")
+        return cls(int(block), kind)
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """What is removed together: one sublayer, those of one block, or any set, in the order of blocks.
+
+    Example:
+        >>> Candidate.parse("block.3").sublayers
+        (SublayerId(block=3, kind='attention'), SublayerId(block=3, kind='mlp'))
+        >>> Candidate.together([Candidate.parse("mlp.7"), Candidate.parse("block.3")]).name
+        'block.3+mlp.7'
+    """
+
+    sublayers: tuple[SublayerId, ...]
+
+    @property
+    def name(self) -> str:
+        """`attention.5`, `mlp.5`, `block.5` for both of block 5, and such names joined by `+`."""
+        present = set(self.sublayers)
+        whole = {each.block for each in present if all(SublayerId(each.block, kind) in present for kind in KINDS)}
+        names = [f"block.{each.block}" if each.block in whole else str(each) for each in self.sublayers]
+        return "+".join(dict.fromkeys(names))
+
+    @property
+    def block(self) -> int:
+        """The first block that changes when this is taken out."""
+        return self.sublayers[0].block
+
+    @classmethod
+    def together(cls, candidates: Iterable[Candidate]) -> Candidate:
+        """One candidate of all that several hold: a run of blocks, for one."""
+        return cls(tuple(sorted({each for one in candidates for each in one.sublayers})))
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Read the form that `name` writes, or raise `PlanError`."""
+        return cls.together(map(cls._parse_one, str(text).split("+")))
+
+    @classmethod
+    def _parse_one(cls, text: str) -> Candidate:
+        kind, _, block = text.partition(".")
+        if kind == "block" and block.isdecimal():
+            return cls(tuple(SublayerId(int(block), each) for each in KINDS))
+        return cls((SublayerId.parse(text),))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One round of scores.
+
+    Attributes:
+        importance: Lower is removed first.
+        base_nll: Mean token loss (nats) of the model as it is, where it was measured.
+        nll: The same without each candidate, where it was measured.
+        zero: Importance of what changes nothing.
+        measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
+            this round.
+        screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
+        disturbed: Whether such a search found a score outside of what it had expected.
+        errors: Standard error of each importance, where the scorer draws samples.
+    """
+
+    importance: Mapping[Candidate, float]
+    base_nll: float | None = None
+    nll: Mapping[Candidate, float] = field(default_factory=dict)
+    zero: float = 0.0
+    measured: Mapping[Candidate, float] = field(default_factory=dict)
+    screened: Mapping[Candidate, float] = field(default_factory=dict)
+    disturbed: bool = False
+    errors: Mapping[Candidate, float] = field(default_factory=dict)

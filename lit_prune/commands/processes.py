@@ -1,0 +1,75 @@
+"""Several processes of one command: started by it (`--devices`), by `fabric run` or by torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lit_prune.errors import LitPruneError
+
+
+def start(devices: int | None, device: str | None) -> tuple[Fabric | None, str]:
+    """Start the other processes, or join those that a launcher has started.
+
+    Args:
+        devices: Processes on this machine; None leaves that to the launcher, and is one where there is none.
+        device: Such as cuda:0 or cpu; several processes take the devices of its type in turn.
+
+    Returns:
+        Lightning's Fabric, None for one process alone, and this process's device.
+
+    Raises:
+        LitPruneError: They cannot be started so.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    launched = launcher(os.environ)
+    if not launched and devices in (None, 1):
+        return None, chosen
+    if device is not None and ":" in device:
+        raise LitPruneError(f"several processes take devices of their own, not all {device}; leave the number out")
+    if "LT_PRECISION" in os.environ:
+        raise LitPruneError("--precision is for training; give lit-prune prune --dtype")
+    options: dict[str, Any] = {"accelerator": chosen, **launched}
+    if device is None and "LT_ACCELERATOR" in os.environ:
+        del options["accelerator"]
+    if devices is not None:
+        options["devices"] = devices
+    try:
+        fabric = Fabric(**options)
+        if os.environ.get("LT_CLI_USED") != "1":  # else it is launched
+            fabric.launch()
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise LitPruneError(f"these processes cannot be started: {error}") from error
+    torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
+    return fabric, str(fabric.device)
+
+
+def launcher(environment: Mapping[str, str]) -> dict[str, int]:
+    """How many processes torchrun has started, for Fabric, which would take each for one alone; `fabric run` uses it.
+
+    Example:
+        >>> launcher({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"})
+        {'devices': 2, 'num_nodes': 3}
+        >>> launcher({})
+        {}
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return {}
+    here, everywhere = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+    return {"devices": here, "num_nodes": everywhere // here}
+
+
+def fair_threads(environment: Mapping[str, str], num_threads: int) -> int:
+    """A process's share of the CPU threads: `fabric run` gives all of them to each, and they wait for one another.
+
+    Example:
+        >>> fair_threads({"LT_CLI_USED": "1", "LOCAL_WORLD_SIZE": "2"}, 8)
+        4
+    """
+    crowded = environment.get("LT_CLI_USED") == "1"
+    return max(1, num_threads // int(environment.get("LOCAL_WORLD_SIZE", "1"))) if crowded else num_threads

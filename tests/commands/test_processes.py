@@ -1,0 +1,68 @@
+"""`lit-prune prune` in several processes, however they are started: one plan, one folder, one journal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_prune import PrunePlan, load
+from lit_prune.__main__ import main
+from lit_prune.commands.processes import start
+from lit_prune.errors import LitPruneError
+from lit_prune.surgery import removed_sublayers
+from tests.commands.test_fit import free_port
+from tests.commands.test_verbs import options
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("how", ["--devices", "fabric run", "torchrun"])
+def test_two_processes_write_what_one_writes(tmp_path, model_folder, text, how):
+    def command(name):
+        output = ["--output", str(tmp_path / name), "--search", "lazy", "--batch_size", "2", "--device", "cpu"]
+        return ["prune", str(model_folder), *output, "--amount", "0.3", *options(text)]
+
+    assert main(command("one")) == 0
+    lit_prune = [BIN / "lit-prune", *command("two")]
+    launch = {
+        "--devices": [*lit_prune, "--devices", "2"],
+        "fabric run": [BIN / "fabric", "run", "--devices=2", "--accelerator=cpu", free_port(), *lit_prune],
+        "torchrun": [
+            BIN / "torchrun",
+            "--nproc-per-node=2",
+            f"--master-port={free_port().partition('=')[2]}",
+            *lit_prune,
+        ],
+    }
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    result = subprocess.run(launch[how], check=False, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("written: ") == 1, "two processes, one of which tells"
+    one, two = PrunePlan.load(tmp_path / "one"), PrunePlan.load(tmp_path / "two")
+    assert two.calibration == one.calibration
+    for step, other in zip(two.steps, one.steps, strict=True):
+        assert step.removed == other.removed
+        assert step.measured == other.measured
+        assert step.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-5)
+    assert set(removed_sublayers(load(tmp_path / "two"))) == set(one.removed)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "tiny", "text.txt"}, "nothing lies about"
+
+
+def test_what_cannot_be_started_is_refused(monkeypatch):
+    with pytest.raises(LitPruneError, match="devices of their own, not all cuda:1"):
+        start(2, "cuda:1")
+    with pytest.raises(LitPruneError, match="cannot be started"):
+        start(0, "cpu")
+    monkeypatch.setenv("LT_PRECISION", "bf16-true")
+    with pytest.raises(LitPruneError, match="--dtype"):
+        start(2, "cpu")
+
+
+def test_one_process_takes_the_device_that_it_is_told():
+    assert start(None, "cuda:1") == (None, "cuda:1")
+    assert start(1, "cpu") == (None, "cpu")

@@ -1,0 +1,174 @@
+"""A search that several processes share, over gloo on a CPU: the plan of one process, one journal, errors on all."""
+
+import json
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from lit_prune import prune
+from lit_prune.errors import DataError, LitPruneError, MeasureError
+from lit_prune.measure import Processes
+from lit_prune.plan import PrunePlan
+from lit_prune.surgery import removed_sublayers
+from tests.tiny import tiny_model
+
+GENERATOR = torch.Generator().manual_seed(1)
+SIZES = (3, 2, 1, 4)  # of the third, one of two processes has nothing
+BATCHES = [{"input_ids": torch.randint(3, 128, (size, 20), generator=GENERATOR)} for size in SIZES]
+for each in BATCHES[:2]:
+    each["attention_mask"] = torch.ones_like(each["input_ids"])
+    each["attention_mask"][0, 12:] = 0
+
+
+def in_processes(folder, number, work):
+    """What each of several processes returned or raised, by rank; all of it through JSON."""
+
+    def run(fabric):
+        try:
+            found = {"found": work(fabric)}
+        except LitPruneError as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+        (folder / f"rank{fabric.global_rank}.json").write_text(json.dumps(found))
+
+    Fabric(accelerator="cpu", devices=number, strategy="ddp_fork").launch(run)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(number)]
+
+
+def search(fabric=None, **options):
+    model = tiny_model("llama", num_hidden_layers=6)
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    plan = prune(model, BATCHES, fabric=fabric, **{"amount": 0.35, "progress": False, **options})
+    assert set(removed_sublayers(model)) == set(plan.removed)
+    return {"plan": plan.to_dict(), "sequences": sum(seen)}
+
+
+def assert_same(plan, expected):
+    """But for rounding: other shapes are added up in another order."""
+    plan, expected = PrunePlan.from_dict(plan), PrunePlan.from_dict(expected)
+    assert plan.calibration == expected.calibration
+    assert plan.budget | {"rise": None} == expected.budget | {"rise": None}
+    assert plan.budget.get("rise", 0) == pytest.approx(expected.budget.get("rise", 0), rel=1e-4)
+    for step, other in zip(plan.steps, expected.steps, strict=True):
+        assert step.removed == other.removed
+        assert step.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-5)
+        assert step.nll_before == pytest.approx(other.nll_before, abs=1e-5)
+        assert step.nll_after == pytest.approx(other.nll_after, abs=1e-5)
+        assert step.measured == other.measured
+
+
+@pytest.mark.parametrize("options", [{"search": "progressive"}, {"search": "lazy"}, {"amount": None, "max_rise": 0.1}])
+def test_two_processes_make_the_plan_of_one_and_share_the_work(tmp_path, options):
+    # All states are kept, or the smaller ones of two processes would save a few blocks more.
+    options = {**options, "max_state_bytes": 1 << 30}
+    alone = search(**options)
+    first, second = (each["found"] for each in in_processes(tmp_path, 2, lambda fabric: search(fabric, **options)))
+    assert first["plan"] == second["plan"]
+    assert_same(first["plan"], alone["plan"])
+    assert [each["cost"] for each in first["plan"]["steps"]] == [each["cost"] for each in alone["plan"]["steps"]]
+    # Of 3, 2, 1 and 4 sequences the first takes 2, 1, 1 and 2, the second 1, 1, 1 for nothing, and 2.
+    assert 0.5 <= first["sequences"] / alone["sequences"] <= 0.65
+    assert 0.4 <= second["sequences"] / alone["sequences"] <= 0.55
+
+
+def measured(path):
+    """Loss sums by what was out and by batch, none of them twice."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    found = {(*each["without"], each["batch"]): each["nll"] for each in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+def test_a_search_goes_on_with_another_number_of_processes(tmp_path, before, after):
+    journal, whole = tmp_path / "journal.jsonl", tmp_path / "whole.jsonl"
+
+    def run(number, path):
+        if number == 1:
+            return search(journal=path)
+        return in_processes(tmp_path, number, lambda fabric: search(fabric, journal=path))[0]["found"]
+
+    run(before, journal)
+    whole.write_text(journal.read_text())
+    kept = journal.read_text().splitlines(keepends=True)[:70]
+    journal.write_text("".join(kept))
+    again = run(after, journal)
+    assert_same(again["plan"], search()["plan"])
+    assert journal.read_text().startswith("".join(kept))
+    found, expected = measured(journal), measured(whole)
+    assert found.keys() == expected.keys()
+    for key, nll in found.items():
+        assert nll == pytest.approx(expected[key], rel=1e-5)
+        assert len(nll) == SIZES[key[-1]], "whole batches"
+
+
+def test_what_is_wrong_in_one_process_stops_all(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    search(journal=path)
+
+    def other_settings(fabric):
+        search(fabric, journal=path, scorer="ppl")
+
+    def other_weights(fabric):
+        prune(tiny_model("llama", seed=fabric.global_rank), BATCHES, amount=0.1, progress=False, fabric=fabric)
+
+    first, second = (each["error"] for each in in_processes(tmp_path, 2, other_settings))
+    assert first.startswith("MeasureError")
+    assert "another search: scorer" in first
+    assert second == "LitPruneError: process 0 failed; its error says why"
+    for each in in_processes(tmp_path, 2, other_weights):
+        assert each["error"].startswith("MeasureError: the processes hold different models")
+
+
+def test_a_step_is_told_once(tmp_path):
+    def told(fabric):
+        seen = []
+        search(fabric, on_step=lambda plan: seen.append(len(plan.steps)))
+        return seen
+
+    first, second = (each["found"] for each in in_processes(tmp_path, 2, told))
+    assert first == list(range(1, len(first) + 1))
+    assert second == []
+
+
+def made_up(rank, size):
+    processes = Processes()
+    processes.rank, processes.size = rank, size
+    return processes
+
+
+def test_shares_are_all_sequences_once():
+    for size in (1, 2, 3, 4):
+        shares = [made_up(rank, size).shares(BATCHES) for rank in range(size)]
+        for number, batch in enumerate(BATCHES):
+            parts = [made_up(rank, size).rows(len(batch["input_ids"])) for rank in range(size)]
+            rows = [row for part in parts for row in range(len(batch["input_ids"]))[part]]
+            assert rows == list(range(len(batch["input_ids"])))
+            for rank, part in enumerate(parts):
+                share = shares[rank][number]
+                if part.start == part.stop:
+                    assert len(share["input_ids"]) == 1
+                    assert set(share["labels"].flatten().tolist()) == {-100}
+                else:
+                    assert all(torch.equal(share[name], value[part]) for name, value in batch.items())
+
+
+def test_batches_that_cannot_be_shared_are_refused():
+    with pytest.raises(DataError, match="5 processes share .* largest batch has 4: give batches of 5"):
+        made_up(0, 5).shares(BATCHES)
+
+
+def test_a_strategy_that_takes_the_model_apart_is_refused():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric._strategy = type("FSDPStrategy", (), {})()
+    with pytest.raises(LitPruneError, match="FSDPStrategy is not supported"):
+        prune(tiny_model("llama"), BATCHES, amount=0.1, fabric=fabric)
+
+
+def test_one_launched_process_is_as_good_as_none():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    assert search(fabric)["plan"] == search()["plan"]
+    with pytest.raises(MeasureError, match="is no journal"):
+        Processes(fabric).first(lambda: search(journal=__file__))

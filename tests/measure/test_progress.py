@@ -1,0 +1,92 @@
+"""What the bar of a search says, by a clock of our own."""
+
+import io
+import math
+import sys
+
+import pytest
+import torch
+
+from lit_prune import prune
+from lit_prune.measure import progress_bar
+from tests.tiny import tiny_model
+
+BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))} for _ in range(2)]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def rounds(bar, clock, *removals):
+    """Each (seconds that the round takes, what is reached then); None seconds: a journal knew it all."""
+    for seconds, reached in removals:
+        bar(0, 0 if seconds is None else 10, "mlp.0")
+        clock.now += seconds or 0
+        bar.removed(reached)
+
+
+def test_time_left_is_by_what_was_reached_per_second(clock):
+    with progress_bar("x", goal=100, shown=False, clock=clock) as bar:
+        assert bar.seconds_left is None
+        rounds(bar, clock, (10, 20))
+        assert bar.seconds_left == 40
+        clock.now += 15
+        assert bar.seconds_left == 25, "the round that runs counts down"
+        clock.now += 100
+        assert bar.seconds_left == 0
+
+
+def test_a_dear_first_round_is_not_taken_for_the_rule(clock):
+    with progress_bar("x", goal=100, shown=False, clock=clock) as bar:
+        rounds(bar, clock, (500, 10), (2, 20), (4, 30))
+        assert bar.seconds_left == pytest.approx(70 * 6 / 20)
+
+
+def test_rounds_of_a_journal_say_nothing(clock):
+    with progress_bar("x", goal=100, shown=False, clock=clock) as bar:
+        rounds(bar, clock, (None, 10), (None, 20), (None, 30))
+        assert bar.seconds_left is None
+        rounds(bar, clock, (7, 40))
+        assert bar.seconds_left == 42
+
+
+def test_a_goal_that_nobody_knows_has_no_time(clock):
+    with progress_bar("x", shown=False, clock=clock) as bar:
+        rounds(bar, clock, (7, 40))
+        assert bar.seconds_left is None
+
+
+def pictures(monkeypatch, clock, goal, *removals):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("scoring", goal=goal, shown=True, clock=clock) as bar:
+        rounds(bar, clock, *removals)
+        bar(3, 4, "mlp.7")
+    return stream.getvalue().split("\r")
+
+
+def test_small_sweeps_do_not_move_the_bar_and_removals_do(monkeypatch, clock):
+    seen = pictures(monkeypatch, clock, 200, (30, 20), (30, 50), (30, 90))
+    last = next(each for each in reversed(seen) if "scoring" in each)
+    assert "45%" in last
+    assert "round 4, 75% of a sweep, without mlp.7, about 01:34 left" in last  # 110 at 70 a minute
+    assert not any("75%" in each and "of a sweep" not in each for each in seen)
+    assert not any("%" in each.partition("round")[0] for each in pictures(monkeypatch, clock, math.inf, (30, 20)))
+
+
+@pytest.mark.parametrize("search", ["progressive", "lazy", "one_shot"])
+@pytest.mark.parametrize("limit", [{"amount": 0.3}, {"max_rise": 0.2}, {"amount": 0.2, "of": "kv_cache"}])
+def test_every_search_draws_to_its_end(capfd, search, limit):
+    plan = prune(tiny_model("llama"), BATCHES, search=search, **limit)
+    error = capfd.readouterr().err
+    assert "scoring" in error
+    assert f"round {len(plan.steps) + 2}" not in error

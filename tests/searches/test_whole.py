@@ -1,0 +1,178 @@
+"""Searches over whole sets: on made-up scores of which every set can be tried, and on a tiny model."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lit_prune.errors import BudgetError, LitPruneError
+from lit_prune.measure import WhatIf
+from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.pruner import Pruner
+from lit_prune.searches import SEARCHES, Budget
+from tests import naive
+from tests.tiny import tiny_model
+
+BLOCKS = 6
+ALL = [Candidate.parse(f"{kind}.{block}") for block in range(BLOCKS) for kind in ("attention", "mlp")]
+SIZES = {each: 1 if each.name.startswith("attention") else 2 for each in ALL}
+BATCHES = [{"input_ids": torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(5))} for _ in range(4)]
+
+
+class MadeUp:
+    """Pairs of sublayers that are worse, or better, together than alone."""
+
+    def __init__(self, seed, wanted, blocks=range(BLOCKS)):
+        draw = torch.Generator().manual_seed(seed)
+        self.alone = dict(zip(ALL, torch.rand(len(ALL), generator=draw).tolist(), strict=True))
+        pairs = list(itertools.combinations(ALL, 2))
+        self.both = dict(zip(pairs, (0.6 * torch.randn(len(pairs), generator=draw)).tolist(), strict=True))
+        self.wanted, self.blocks = wanted, list(blocks)
+        self.asked = []
+
+    def value(self, members):
+        members = sorted(members)
+        return sum(self.alone[each] for each in members) + sum(
+            self.both[pair] for pair in itertools.combinations(members, 2)
+        )
+
+    def __call__(self, candidates, share=1.0, *, without=()):
+        self.asked.extend((each.name, share) for each in candidates)
+        found = {}
+        for each in candidates:
+            members = [
+                one for one in ALL if set(one.sublayers) <= {*each.sublayers, *Candidate.together(without).sublayers}
+            ]
+            noise = 0 if share == 1 else 0.05 * math.sin(len(members) * 7 + each.block)
+            found[each] = self.value(members) + noise
+        return Scores(found)
+
+    def saved(self, candidate):
+        return sum(SIZES[each] for each in ALL if set(each.sublayers) <= set(candidate.sublayers))
+
+    def reaches(self, candidates):
+        return self.saved(Candidate.together(candidates)) >= self.wanted
+
+    def minimal_sets(self):
+        for number in range(1, len(ALL)):
+            for members in itertools.combinations(ALL, number):
+                if self.reaches(members) and not any(self.reaches(set(members) - {each}) for each in members):
+                    yield members
+
+
+def decided(search, score, candidates=ALL):
+    return sorted(search(score, candidates, []).importance)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_evolution_finds_the_best_of_all_sets(seed):
+    score = MadeUp(seed, wanted=5)
+    best = min(score.minimal_sets(), key=score.value)
+    assert decided(SEARCHES.create("evolutionary", generations=80), score) == sorted(best)
+
+
+def test_evolution_measures_many_on_few_tokens_and_few_on_all():
+    score = MadeUp(0, wanted=5)
+    SEARCHES.create("evolutionary", generations=10, offspring=8, initial=12)(score, ALL, [])
+    shares = [share for _, share in score.asked]
+    # Survivors of the first stage, and the parent, in each of the eleven selections.
+    assert shares.count(1.0) == 2 + 10 * 3
+    assert shares.count(0.125) <= 12 + 10 * 8
+    assert all(share in (0.125, 1.0) for share in shares)
+
+
+@pytest.mark.parametrize("start", ["one_shot", "progressive", {"name": "lazy", "patience": 2}])
+@pytest.mark.parametrize("seed", range(4))
+def test_refine_ends_where_no_swap_is_better(seed, start):
+    score = MadeUp(seed, wanted=6)
+    found = decided(SEARCHES.create("refine", start=start, sweeps=20, confirm=len(ALL)), score)
+    assert score.reaches(found)
+    for member in found:
+        others = [each for each in found if each != member]
+        for each in ALL:
+            if each not in found and SIZES[each] <= SIZES[member] and score.reaches([*others, each]):
+                assert score.value([*others, each]) >= score.value(found)
+
+
+@pytest.mark.parametrize("wanted", [3, 6, 8])
+def test_contiguous_takes_the_best_run_and_no_more_than_needed(wanted):
+    score = MadeUp(1, wanted)
+    pairs = [Candidate.parse(f"block.{block}") for block in range(BLOCKS)]
+    number = -(-wanted // 3)
+    runs = [pairs[first : first + number] for first in range(BLOCKS - number + 1)]
+
+    def value(run):
+        return score.value([each for each in ALL if each.block in [one.block for one in run]])
+
+    assert decided(SEARCHES.create("contiguous"), score, pairs) == min(runs, key=value)
+    assert decided(SEARCHES.create("contiguous", where="deepest"), score, pairs) == runs[-2]
+
+
+def test_a_run_does_not_cross_what_may_not_go():
+    pairs = [Candidate.parse(f"block.{block}") for block in (0, 1, 3, 4)]
+    # Block 2 stays: what is left and right of it is no run.
+    assert decided(SEARCHES.create("contiguous"), MadeUp(0, wanted=6), pairs) in (pairs[:2], pairs[2:])
+    with pytest.raises(BudgetError, match="in a row"):
+        SEARCHES.create("contiguous")(MadeUp(0, wanted=9), pairs, [])
+    # It is gone from the model already: its neighbours are in a row.
+    gone = MadeUp(0, wanted=12, blocks=[0, 1, 3, 4])
+    assert decided(SEARCHES.create("contiguous"), gone, pairs) == pairs
+
+
+@pytest.mark.parametrize("name", ["contiguous", "evolutionary", "refine"])
+def test_the_set_is_decided_once_and_then_followed(name):
+    score = MadeUp(2, wanted=5)
+    search = SEARCHES.create(name)
+    scores = search(score, ALL, [])
+    first, *rest = sorted(scores.importance)
+    asked = len(score.asked)
+    history = [PruneStep.from_dict(PruneStep.recorded(first, scores).to_dict())]
+    assert sorted(search(score, [each for each in ALL if each != first], history).importance) == rest
+    assert len(score.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("contiguous", {"where": "first"}),
+        ("contiguous", {"spare": -1}),
+        ("evolutionary", {"offspring": 0}),
+        ("evolutionary", {"shares": [0.5, 0.25], "survivors": [2]}),
+        ("evolutionary", {"survivors": [4, 2]}),
+        ("refine", {"screen": 0}),
+        ("refine", {"start": "greedy"}),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options):
+    with pytest.raises(LitPruneError, match="found|unknown search"):
+        SEARCHES.create(name, **options)
+
+
+class TestOnAModel:
+    def pruned(self, search, amount=0.2, granularity="sublayer"):
+        model = tiny_model("llama")
+        pruner = Pruner(model, scorer="ppl", search=search, granularity=granularity)
+        budget = Budget(amount, pruner.num_parameters)
+        what_if = WhatIf(model, BATCHES)
+        while budget.remaining(pruner.reached):
+            pruner.step(what_if, budget)
+        return pruner, naive.mean_loss(model, BATCHES)
+
+    @pytest.mark.parametrize("search", ["contiguous", {"name": "evolutionary", "generations": 3}, "refine"])
+    def test_the_score_of_the_set_is_the_loss_of_what_is_left(self, search):
+        pruner, loss = self.pruned(search)
+        scores = {step.score for step in pruner.plan.steps}
+        assert list(scores) == [pytest.approx(math.exp(loss), rel=1e-5)]
+        assert pruner.plan.num_removed_parameters >= 0.2 * pruner.num_parameters
+
+    def test_refine_is_no_worse_than_where_it_started(self):
+        _, start = self.pruned("progressive")
+        _, refined = self.pruned({"name": "refine", "start": "progressive"})
+        assert refined <= start + 1e-6
+
+    def test_without_an_amount_there_is_no_set(self):
+        model = tiny_model("llama")
+        pruner = Pruner(model, scorer="ppl", search="refine")
+        with pytest.raises(BudgetError, match="Refine decides on a whole set"):
+            pruner.step(WhatIf(model, BATCHES), Budget(None, pruner.num_parameters, max_rise=0.5))
