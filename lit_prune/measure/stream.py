@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
 from lit_prune.errors import MeasureError
-from lit_prune.measure.losses import input_ids_of, model_inputs
+from lit_prune.measure.losses import IGNORED, input_ids_of, labels_of, model_inputs
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate, SublayerId
 
@@ -48,7 +48,8 @@ def stream_means(
     """The mean of a statistic of the residual stream before and after each candidate, from one pass over the batches.
 
     Before a sublayer is what it (or the norm ahead of it) reads from the stream; behind it is that plus what it adds.
-    With parallel sublayers both read the input of the block. Padding does not count.
+    With parallel sublayers both read the input of the block. Padding does not count, nor a sequence without any label:
+    a process that shares a batch may run one for nothing.
 
     Args:
         what_if: The model and batches.
@@ -66,7 +67,7 @@ def stream_means(
     with what_if.running(), recorder.attached(what_if.model, anatomy):
         for batch in what_if.passes():
             mask = _mask(batch)
-            count += len(mask) if last_token else int(mask.sum())
+            count += int(mask.any(dim=1).sum() if last_token else mask.sum())
             recorder.begin(mask)
             what_if.model(**model_inputs(batch), use_cache=False)
     sums = torch.stack([*recorder.sums.values(), torch.tensor(count).to(next(iter(recorder.sums.values())))])
@@ -200,7 +201,7 @@ class _Recorder:
 
     def _add(self, candidate: Candidate, before: Tensor, after: Tensor) -> None:
         value = self._statistic(before, after)
-        value = value if self._last_token else value.where(self._mask, 0)
+        value = value.where(self._mask.any(dim=1) if self._last_token else self._mask, 0)
         # Apple's GPUs have no float64.
         total = value.sum() if value.device.type == "mps" else value.sum(dtype=torch.float64)
         self.sums[candidate] = self.sums.get(candidate, torch.zeros_like(total)) + total
@@ -212,6 +213,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _mask(batch: Mapping[str, Tensor]) -> Tensor:
-    """Which tokens are real, bool [batch, seq]."""
-    ids, mask = input_ids_of(batch), batch.get("attention_mask")
-    return torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()
+    """Which tokens count, bool [batch, seq]: all but padding, and none of a sequence without any label."""
+    ids, mask, labels = input_ids_of(batch), batch.get("attention_mask"), labels_of(batch)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()
+    return real & (labels != IGNORED).any(dim=1, keepdim=True)

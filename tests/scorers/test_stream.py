@@ -193,6 +193,20 @@ def test_padding_does_not_count(side, scorer, candidates):
     assert scored(model, scorer, candidates, padded) == pytest.approx(scored(model, scorer, candidates), abs=1e-5)
 
 
+@pytest.mark.parametrize(("scorer", "candidates"), [("cosine", SUBLAYERS), ("angular", [*BLOCKS, RUN])])
+def test_a_sequence_without_labels_does_not_count(scorer, candidates):
+    model = tiny_model("llama")
+    ids = BATCHES[0]["input_ids"]
+    labels = ids.clone()
+    labels[1] = -100
+    partly = labels.clone()
+    partly[2, :10] = -100  # the prompt of an answer is text as well
+    expected = scored(model, scorer, candidates, [{"input_ids": ids[[0, 2]]}])
+    for each in (labels, partly):
+        found = scored(model, scorer, candidates, [{"input_ids": ids, "labels": each}])
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "opt, post-norm", "gpt_neox"])
 def test_a_score_does_not_depend_on_who_else_is_asked_for(architecture):
     model = tiny_model(architecture)
