@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.measure.head import Compute, logits_of, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import mute
@@ -64,7 +65,8 @@ class WhatIf:
         journal: Where measurements are kept, and found when they were made before; in memory by default.
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
-        offload: Hold all states in the CPU's memory, and fetch the one that a measurement starts from.
+        offload: Spare the device's memory: hold states in the CPU's, fetch the one that a measurement starts from, and
+            run the head on a few positions at a time.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
@@ -243,30 +245,31 @@ class _BatchPass:
         before = self.owner.num_block_evaluations
         first = len(self._blocks) if candidate is None else self._first[candidate]
         known = self.trace.start(first)
-        if candidate is None or known < first:
-            logits = self._extend(known, self._deepest)
-        if candidate is not None:
+        if candidate is None:
+            self.owner.num_block_evaluations += len(self._blocks) - known
+            nll = self._losses(lambda run: self.trace.extend(self._blocks, known, len(self._blocks), run))
+        else:
+            if known < first:
+                self._extend(known, self._deepest)
             with (
                 mute(self.owner.model, candidate.sublayers, anatomy=self.anatomy),
                 self.trace.resumed(self._blocks, first),
             ):
-                logits = self._logits()
+                nll = self._losses(lambda run: run())
             self.owner.num_block_evaluations += len(self._blocks) - first
         self.owner.num_head_evaluations += 1
-        nll, _ = sequence_losses(logits, labels_of(self._batch))
         return nll.tolist(), self.owner.num_block_evaluations - before
 
-    def _extend(self, first: int, length: int) -> Any:
+    def _losses(self, compute: Compute) -> Tensor:
+        return pass_losses(self.owner.model, self._batch, self._blocks, compute, in_parts=self.owner._offload)
+
+    def _extend(self, first: int, length: int) -> None:
         self.owner.num_block_evaluations += length - first
-        return self.trace.extend(self._blocks, first, length, self._logits)
+        self.trace.extend(self._blocks, first, length, lambda: logits_of(self.owner.model, self._batch))
 
     @cached_property
     def _batch(self) -> dict[str, Tensor]:
         return on_device(self.owner.batches[self.index], self.owner.model.device)
-
-    def _logits(self) -> Tensor:
-        logits: Tensor = self.owner.model(**model_inputs(self._batch), use_cache=False).logits
-        return logits
 
 
 def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> None:
