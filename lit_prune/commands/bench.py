@@ -72,7 +72,7 @@ def bench(
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn.
-        offload: For memory: keep the states between blocks in the memory of the CPU.
+        offload: For memory: as for prune.
         output: Markdown file for the table.
         trust_remote_code: Run code that comes with the model.
     """

@@ -92,7 +92,8 @@ def prune_model(
             default as many as `fabric run` or torchrun has started, else one.
         device_map: For a model that no device holds, instead of device: auto spreads it over the GPUs, the CPU's memory
             and disk.
-        offload: Keep the states between blocks in the memory of the CPU, where a GPU is full.
+        offload: Spare the memory of a full device: states between blocks are kept in the CPU's, and the head runs on a
+            few tokens at a time.
         seed: Decides which windows are drawn.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.

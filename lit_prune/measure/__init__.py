@@ -7,6 +7,7 @@ from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.gradients import loss_gradients, weights_of
+from lit_prune.measure.head import Compute
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
@@ -22,6 +23,7 @@ from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
 __all__ = [
     "NORMALISERS",
     "BatchPass",
+    "Compute",
     "Costs",
     "Divergence",
     "Inventory",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.measure.batch_pass import BatchPass
-from lit_prune.measure.losses import IGNORED, model_inputs, on_device
+from lit_prune.measure.head import Compute, logits_of
+from lit_prune.measure.losses import IGNORED, labels_of, on_device
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
@@ -29,8 +30,9 @@ class Divergence(WhatIf):
         self._dense: dict[int, Any] = {}
         self._reference: tuple[int, Tensor] | None = None
 
-    def figures(self, logits: Tensor, labels: Tensor, batch: BatchPass) -> Tensor:
+    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
         """KL(dense, model) of each sequence, summed over the positions that predict a label, [batch]."""
+        logits, labels = compute(batch.logits), labels_of(batch.inputs)
         if batch.index not in self._dense:
             # The first measurement of a batch is that of the model as it is, with all states.
             self._dense[batch.index] = batch.trace.states[len(batch.anatomy.blocks) - 1]
@@ -63,9 +65,7 @@ class Divergence(WhatIf):
         return self._reference[1]
 
     def _run(self, index: int) -> Tensor:
-        batch = on_device(self.batches[index], self.model.device)
-        logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
-        return logits
+        return logits_of(self.model, on_device(self.batches[index], self.model.device))
 
 
 def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:

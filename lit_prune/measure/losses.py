@@ -34,8 +34,12 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         (0.6931, 1)
     """
     targets = labels[:, 1:]
-    nll = torch.stack([_sequence_loss(row[:-1], target) for row, target in zip(logits, targets, strict=True)])
-    return nll, (targets != IGNORED).sum(dim=1)
+    return target_losses(logits[:, :-1], targets), (targets != IGNORED).sum(dim=1)
+
+
+def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same sums, of logits [batch, positions, vocab] and what each position predicts, [batch, positions]."""
+    return torch.stack([_sequence_loss(row, target) for row, target in zip(logits, targets, strict=True)])
 
 
 def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ stay the model's own code and no architecture needs a fork.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class Trace:
                 block.__dict__.pop("forward", None)
                 if forward is not None:
                     block.__dict__["forward"] = forward
+
+    def watching(self, blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        """Keep what the last block puts out, in a `with` block."""
+        return self._recorded(blocks, len(blocks) - 1, len(blocks))
 
     @contextmanager
     def _recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.measure.batch_pass import BatchPass, Wanted
+from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device, sequence_losses
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 
@@ -64,7 +65,8 @@ class WhatIf:
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
         name: Of one `beside` another, whose journal it shares.
-        offload: Hold all states in the CPU's memory, and fetch the one that a measurement starts from.
+        offload: Spare the device's memory: hold states in the CPU's, fetch the one that a measurement starts from, and
+            run the head on a few positions at a time.
 
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
@@ -188,18 +190,14 @@ class WhatIf:
         """Of a measurement in the journal."""
         return gone, f"{self._name}/{index}" if self._name else index
 
-    def figures(self, logits: Tensor, labels: Tensor, batch: BatchPass) -> Tensor:
-        """What is measured of each sequence of a batch.
+    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
+        """What is measured of each sequence of a batch: a sum over its predicted tokens, in nats, [batch].
 
         Args:
-            logits: [batch, seq, vocab].
-            labels: [batch, seq], -100 where nothing is predicted.
+            compute: Runs the model, from a stored state and without some sublayers, for what it is given to call.
             batch: Which one, with the states of the model as it is.
-
-        Returns:
-            A sum over its predicted tokens, in nats, [batch].
         """
-        return sequence_losses(logits, labels)[0]
+        return pass_losses(self.model, batch.inputs, batch.blocks, compute, in_parts=self._offload)
 
     def losses(self, candidates: Sequence[Candidate]) -> Losses:
         """Measure the model as it is and without each candidate, each of which is taken out alone.
@@ -295,7 +293,7 @@ def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> Non
 
 
 def _finite(mean: float, name: str) -> float:
-    if not torch.isfinite(torch.tensor(mean)):
+    if not math.isfinite(mean):
         raise MeasureError(
             f"the loss without {name} is {mean}: check the model's weights and dtype (float16 overflows; "
             "try bfloat16 or float32) and the calibration batches"

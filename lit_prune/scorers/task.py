@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_prune.errors import LitPruneError
 from lit_prune.examples import Example, example_batches, read_examples
-from lit_prune.measure import BatchPass, WhatIf
+from lit_prune.measure import BatchPass, Compute, WhatIf, labels_of
 from lit_prune.names import load_tokenizer
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS
@@ -107,7 +107,7 @@ class Task:
 class ExactMatch(WhatIf):
     """Measures in place of losses whether a sequence has a label that is not the likeliest token: 1, else 0."""
 
-    def figures(self, logits: Tensor, labels: Tensor, batch: BatchPass) -> Tensor:
+    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
         """[batch]."""
-        targets = labels[:, 1:]
+        logits, targets = compute(batch.logits), labels_of(batch.inputs)[:, 1:]
         return ((logits[:, :-1].argmax(dim=-1) != targets) & (targets >= 0)).any(dim=1).float()

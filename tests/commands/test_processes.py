@@ -66,3 +66,12 @@ def test_what_cannot_be_started_is_refused(monkeypatch):
 def test_one_process_takes_the_device_that_it_is_told():
     assert start(None, "cuda:1") == (None, "cuda:1")
     assert start(1, "cpu") == (None, "cpu")
+
+
+def test_a_map_of_devices_is_for_one_process(tmp_path, model_folder, text, capsys):
+    command = ["prune", str(model_folder), "--output", str(tmp_path / "out"), "--device_map", "auto", *options(text)]
+    for more in (["--device", "cpu"], ["--devices", "2"]):
+        assert main([*command, *more]) == 2
+        assert "leave out device, devices and launchers" in capsys.readouterr().err
+    assert main([*command, "--offload", "true"]) == 0
+    assert removed_sublayers(load(tmp_path / "out"))

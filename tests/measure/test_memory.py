@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_prune import prune
-from lit_prune.measure import WhatIf, sequence_losses, trace
+from lit_prune.measure import WhatIf, head, sequence_losses, trace
 from lit_prune.plan import Candidate
 from tests.tiny import NUM_BLOCKS, tiny_model
 
@@ -69,6 +69,25 @@ def test_offloaded_states_are_elsewhere_but_for_the_one_in_use(monkeypatch):
     assert live.most <= 3 * STATE_BYTES
     assert len(fetched) == 3 * 2 * (NUM_BLOCKS - 1), "once for each candidate behind the first block"
     assert losses.without == WhatIf(tiny_model("llama"), BATCHES).losses(CANDIDATES).without
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
+def test_the_head_in_parts_finds_the_same_losses(monkeypatch, architecture):
+    monkeypatch.setattr(head, "POSITIONS_AT_A_TIME", 6)
+    batches = [{**each, "attention_mask": torch.ones_like(each["input_ids"])} for each in BATCHES]
+    batches[0]["attention_mask"][1, 13:] = 0
+    model = tiny_model(architecture)
+    heads = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: heads.append(logits.shape[1]))
+    spared = WhatIf(model, batches, offload=True)
+    candidates = [*CANDIDATES, Candidate.parse("block.3")]
+    losses, whole = spared.losses(candidates), WhatIf(tiny_model(architecture), batches).losses(candidates)
+    assert set(heads) == {6, 2}
+    assert losses.num_tokens == whole.num_tokens
+    assert losses.base == pytest.approx(whole.base, abs=1e-6)
+    assert losses.without == pytest.approx(whole.without, abs=1e-6)
+    assert len(heads) == 4 * spared.num_head_evaluations
+    assert not any("forward" in layer.__dict__ for layer in model.modules())
 
 
 def test_a_search_may_offload():
