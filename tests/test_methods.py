@@ -8,7 +8,8 @@ from lit_prune.measure import WhatIf
 from lit_prune.methods import method_names, read_method
 from lit_prune.pruner import Pruner
 from lit_prune.searches import Budget
-from tests.tiny import tiny_model
+from tests import naive
+from tests.tiny import NUM_BLOCKS, tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(5))} for _ in range(2)]
 
@@ -35,6 +36,27 @@ def test_a_preset_prunes(name):
     assert kinds is None or {each.kind for each in pruner.plan.removed} == kinds
     assert len(method.differs) > 5
     assert method.source
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
+def test_blockpruner_takes_what_a_naive_loop_takes(architecture):
+    model = tiny_model(architecture)
+    names = [(kind, block) for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+    expected: list[tuple[str, int]] = []
+    for _ in range(5):
+        losses = {}
+        for name in names:
+            if name not in expected:
+                with naive.zeroed(model, architecture, [*expected, name]):
+                    losses[name] = naive.mean_loss(model, BATCHES)
+        expected.append(min(losses, key=losses.get))
+    method = read_method("blockpruner")
+    pruner = Pruner(model, scorer=method.scorer, search=method.search, granularity=method.granularity)
+    what_if = WhatIf(model, BATCHES)
+    budget = Budget(0.9, pruner.num_parameters, last="lowest_score")
+    for _ in range(5):
+        pruner.step(what_if, budget)
+    assert [step.removed.name for step in pruner.plan.steps] == [f"{kind}.{block}" for kind, block in expected]
 
 
 def test_the_field_is_there():

@@ -214,9 +214,8 @@ class WhatIf:
         tokens = torch.cat([(labels_of(each)[:, 1:] != -100).sum(dim=1) for each in self.used])
         totals = self._reduce(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
-        means = [_finite(mean, name) for mean, name in zip(
-            (totals[:-1] / num_tokens).tolist(), ["nothing", *(each.name for each in ordered)], strict=True
-        )]  # fmt: skip
+        names = ["nothing", *(each.name for each in ordered)]
+        means = [_finite(*each) for each in zip((totals[:-1] / num_tokens).tolist(), names, strict=True)]
         return Losses(
             base=means[0],
             without=dict(zip(ordered, means[1:], strict=True)),

@@ -1,0 +1,139 @@
+"""Rows of a comparison against what is measured by hand, and a run that was stopped."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from lit_prune.errors import DataError
+from lit_prune.evaluation import DENSE, Comparison, Entry, Row, Rows, TaskScore
+from lit_prune.methods import read_method
+from lit_prune.plan import PrunePlan
+from lit_prune.pruning import apply_plan
+from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, rank_correlation, removal_figure
+from tests import naive
+from tests.tiny import tiny_model
+
+TEXT = torch.randint(3, 128, (8, 16), generator=torch.Generator().manual_seed(5))
+CALIBRATION = [{"input_ids": TEXT[:2]}, {"input_ids": TEXT[2:4]}]
+UNSEEN = [{"input_ids": TEXT[4:]}]
+SPEED = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 1, "warmup": 0}
+
+
+def make():
+    return tiny_model("llama")
+
+
+def entries(*names):
+    return [Entry(DENSE, None, CALIBRATION), *(Entry(name, read_method(name), CALIBRATION) for name in names)]
+
+
+def rows_of(folder, *names, amounts=(0.1, 0.2), model=make):
+    comparison = Comparison({"unseen": UNSEEN}, speed=SPEED, folder=folder, progress=False)
+    kept = Rows(folder / "rows.jsonl", {"window": 16})
+    return list(comparison.rows("tiny", model, entries(*names), amounts, kept))
+
+
+def test_a_row_says_what_is_left_and_how_good_it_is(tmp_path):
+    dense, small, large = rows_of(tmp_path, "blockpruner")
+    assert (dense.label, dense.amount, dense.removed) == (DENSE, 0.0, ())
+    assert dense.perplexities["unseen"] == pytest.approx(math.exp(naive.mean_loss(make(), UNSEEN)), rel=1e-5)
+    assert small.share_removed < large.share_removed
+    assert large.share_removed >= 0.2
+    plan = PrunePlan.load(tmp_path / "plans/tiny/blockpruner-0.2.json")
+    pruned = make()
+    apply_plan(pruned, plan)
+    assert [step.removed.name for step in plan.steps] == list(large.removed)
+    assert large.num_parameters == sum(each.numel() for each in pruned.parameters())
+    assert large.perplexities["unseen"] == pytest.approx(math.exp(naive.mean_loss(pruned, UNSEEN)), rel=1e-5)
+
+
+def test_a_larger_amount_uses_what_the_smaller_measured_and_costs_as_much_as_alone(tmp_path):
+    together = rows_of(tmp_path / "both", "blockpruner")[-1]
+    (alone,) = rows_of(tmp_path / "one", "blockpruner", amounts=(0.2,))[1:]
+    assert together.removed == alone.removed
+    assert together.passes == pytest.approx(alone.passes, rel=0.02)
+    lines = (tmp_path / "both/journals/tiny/blockpruner.jsonl").read_text().splitlines()
+    measured = [(tuple(each["without"]), each["batch"]) for each in map(json.loads, lines[1:])]
+    assert len(measured) == len(set(measured))
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_another_is_refused(tmp_path):
+    first = rows_of(tmp_path, "shortgpt")
+
+    def unwanted():
+        raise AssertionError("a row that is there is not made again")
+
+    assert rows_of(tmp_path, "shortgpt", model=unwanted) == first
+    assert [each.label for each in rows_of(tmp_path, "shortgpt", "random")] == [
+        DENSE,
+        *["shortgpt"] * 2,
+        *["random"] * 2,
+    ]
+    with pytest.raises(DataError, match="with other window"):
+        Rows(tmp_path / "rows.jsonl", {"window": 32})
+
+
+def row(label, amount, ppl, accuracy, *, removed=(), model="tiny"):
+    return Row(
+        model=model,
+        label=label,
+        amount=amount,
+        num_parameters=100 - int(100 * amount),
+        share_removed=amount,
+        zeros=0.0,
+        perplexities={"text": ppl},
+        tasks={"quiz": TaskScore("acc", accuracy, 0.1)},
+        prefill=1 + amount,
+        decode=1 + amount,
+        num_blocks=4,
+        passes=10 * ppl,
+        removed=removed,
+    )
+
+
+ROWS = [
+    row(DENSE, 0.0, 10.0, 0.9),
+    row("one", 0.1, 12.0, 0.8),
+    row("other", 0.1, 11.0, 0.7),
+    row("one", 0.2, 20.0, 0.4, removed=("attention.1", "block.3")),
+    row("other", 0.2, 30.0, 0.5),
+]
+
+
+def test_the_best_of_each_column_is_bold_and_the_dense_model_does_not_compete():
+    lines = [line[2:-2].split(" | ") for line in comparison_markdown(ROWS).splitlines() if line.startswith("|")]
+    table = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:5]}
+    assert table["dense"]["ppl text"] == "10.00"
+    assert (table["one"]["ppl text"], table["other"]["ppl text"]) == ("12.00", "**11.00**")
+    assert (table["one"]["quiz acc"], table["other"]["quiz acc"]) == ("**0.800**", "0.700")
+    assert (table["one"]["search, passes"], table["other"]["search, passes"]) == ("120.0", "**110.0**")
+
+
+def test_csv_holds_every_row_unrounded():
+    lines = list(csv.DictReader(comparison_csv(ROWS).splitlines()))
+    assert [(each["method"], float(each["amount"]), float(each["ppl text"])) for each in lines] == [
+        (each.label, each.amount, each.perplexities["text"]) for each in ROWS
+    ]
+    assert lines[3]["removed"] == "attention.1 block.3"
+
+
+def test_rank_correlation_is_that_of_the_ranks():
+    # Ranks of perplexity 1 2 3 4 5 for dense, other, one, one, other; of accuracy 5 3 4 1 2.
+    differences = [1 - 5, 2 - 3, 3 - 4, 4 - 1, 5 - 2]
+    expected = 1 - 6 * sum(each**2 for each in differences) / (5 * 24)
+    assert rank_correlation(ROWS, "text") == (pytest.approx(expected), 5)
+    assert "(Spearman)" in comparison_markdown(ROWS)
+
+
+def test_figures_show_every_method_and_what_it_removed():
+    figure = comparison_figure(ROWS)
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines] == ["one", "other"]
+    assert list(left.lines[0].get_ydata()) == [10.0, 12.0, 20.0]
+    assert list(left.lines[0].get_xdata()) == [100.0, 90.0, 80.0]
+    assert list(right.lines[1].get_xdata()) == [1.0, 1.1, 1.2]
+    (mesh,) = removal_figure(ROWS[3:4]).axes[0].collections
+    assert mesh.get_array().reshape(2, 4).tolist() == [[0, 1, 0, 1], [0, 0, 0, 2]]
