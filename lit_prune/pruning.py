@@ -50,6 +50,7 @@ def prune(
     journal: str | Path | None = None,
     on_step: Callable[[PrunePlan], object] = lambda plan: None,
     max_state_bytes: int | None = None,
+    forks: int = 1,
     offload: bool = False,
     fabric: Fabric | None = None,
 ) -> PrunePlan:
@@ -77,6 +78,7 @@ def prune(
             model, data and settings, its measurements are not made again: a search that was killed goes on.
         on_step: Called with the plan so far after every removal, on process 0.
         max_state_bytes: See `WhatIf`.
+        forks: See `WhatIf`.
         offload: See `WhatIf`.
         fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model
             and all batches, measures some sequences of every batch, and ends with the same model and plan. Process 0
@@ -106,8 +108,8 @@ def prune(
     sizes = [len(input_ids_of(batch)) for batch in batches]
     kept = SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes)
     with progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar:
-        measure: Any = {"progress": bar, "journal": kept, "max_state_bytes": max_state_bytes, "offload": offload}
-        what_if = WhatIf(model, shares, reduce=processes.sum, **measure)
+        memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
+        what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
         while budget.remaining(pruner.reached) and pruner.candidates():
             if not pruner.step(what_if, budget, agree=processes.agree):
                 break

@@ -53,6 +53,7 @@ def prune_model(
     device: str | None = None,
     devices: int | None = None,
     device_map: str | dict[str, Any] | None = None,
+    forks: int = 1,
     offload: bool = False,
     seed: int = 0,
     layout: str | None = None,
@@ -92,6 +93,7 @@ def prune_model(
             default as many as `fabric run` or torchrun has started, else one.
         device_map: For a model that no device holds, instead of device: auto spreads it over the GPUs, the CPU's memory
             and disk.
+        forks: Candidates that share one pass through the blocks behind all of them: more work at a time for a GPU.
         offload: Spare the memory of a full device: states between blocks are kept in the CPU's, and the head runs on a
             few tokens at a time.
         seed: Decides which windows are drawn.
@@ -130,6 +132,7 @@ def prune_model(
             calibration={"source": data, "window": window},
             journal=journal,
             on_step=lambda plan: plan.save(sketch),
+            forks=forks,
             offload=offload,
             fabric=fabric,
         )

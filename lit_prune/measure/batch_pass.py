@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
 from lit_prune.measure.head import logits_of
-from lit_prune.measure.losses import on_device
+from lit_prune.measure.journal import Key
+from lit_prune.measure.losses import on_device, repeated
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import mute
@@ -58,6 +59,14 @@ class BatchPass:
         states = self._deepest - self.trace.start(min(unknown)) if unknown else 0
         return states + sum(len(self.blocks) - first for first in self._first.values())
 
+    def groups(self, number: int) -> Iterator[tuple[list[Candidate], list[Key]]]:
+        """What is missing, `number` candidates at a time; the model as it is alone, as no candidates."""
+        candidates = [(each, key) for each, key in self.missing if each is not None]
+        yield from (([], [key]) for each, key in self.missing if each is None)
+        for first in range(0, len(candidates), number):
+            group = candidates[first : first + number]
+            yield [each for each, _ in group], [key for _, key in group]
+
     def measure(self, candidate: Candidate | None) -> tuple[list[float], int]:
         """Figures of the sequences without a candidate (None: of the model as it is), and the blocks that ran."""
         before = self.owner.num_block_evaluations
@@ -78,6 +87,27 @@ class BatchPass:
             self.owner.num_block_evaluations += length - first
         self.owner.num_head_evaluations += 1
         return figures.tolist(), self.owner.num_block_evaluations - before
+
+    def measure_together(self, candidates: Sequence[Candidate]) -> list[tuple[list[float], int]]:
+        """The same of several candidates, whose forks share a pass through the blocks behind the last that changes."""
+        meet = 1 + max(self.anatomy.position(each.block) for one in candidates for each in one.sublayers)
+        if len(candidates) == 1 or meet == len(self.blocks):
+            return [self.measure(each) for each in candidates]
+        states, costs = [], []
+        for each in candidates:
+            before, first = self.owner.num_block_evaluations, self._first[each]
+            if (known := self.trace.start(first)) < first:
+                self._extend(known, self._deepest)
+            with mute(self.owner.model, each.sublayers, anatomy=self.anatomy):
+                states.append(self.trace.fork(self.blocks, first, meet, self.logits))
+            self.owner.num_block_evaluations += len(self.blocks) - first
+            costs.append(self.owner.num_block_evaluations - before)
+        with Trace.joined(states, meet - 1).resumed(self.blocks, meet):
+            logits = logits_of(self.owner.model, repeated(self.inputs, len(candidates)))
+        self.owner.num_head_evaluations += len(candidates)
+        parts = logits.chunk(len(candidates))
+        figures = [self.owner.figures(lambda run, part=part: part, self) for part in parts]  # type: ignore[misc]
+        return [(each.tolist(), cost) for each, cost in zip(figures, costs, strict=True)]
 
     def logits(self) -> Tensor:
         """Logits [batch, seq, vocab] of the model as it is set up now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +93,28 @@ def on_device(batch: Any, device: torch.device) -> dict[str, Tensor]:
     """
     input_ids_of(batch)
     return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Callable[[Tensor], Tensor]) -> None:
+    """Refuse batches in which no process has anything to predict.
+
+    Raises:
+        DataError: With what is missing.
+    """
+    if not batches:
+        raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
+    predicted = torch.stack([(labels_of(batch)[:, 1:] != -100).sum() for batch in batches]).sum()
+    if not int(reduce(predicted)):
+        raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
+
+
+def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The sequences of a batch, all of them `number` times, one copy below the other."""
+    num_sequences = len(batch["input_ids"])
+    return {
+        name: torch.cat([each] * number) if each.ndim and len(each) == num_sequences else each
+        for name, each in batch.items()
+    }
 
 
 @contextmanager

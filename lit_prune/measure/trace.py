@@ -7,12 +7,12 @@ stay the model's own code and no architecture needs a fork.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 HOST = torch.device("cpu")
 
@@ -70,6 +70,27 @@ class Trace:
             except _Enough:
                 return None
 
+    def fork(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
+        """What block `length - 1` puts out when the model computes from block `first` on; the states stay as they are.
+
+        Args:
+            blocks: Of the model.
+            first: Where to begin; the state before it is known.
+            length: Above `first`.
+            run: Calls the model on the batch.
+        """
+        last = Trace()
+        with self.resumed(blocks, first), last._recorded(blocks, length - 1, length), suppress(_Enough):
+            run()
+        return last.states[length - 1]
+
+    @staticmethod
+    def joined(states: Sequence[Any], position: int) -> Trace:
+        """A trace with the states of several forks behind block `position`, one below the other in one batch."""
+        trace = Trace()
+        trace._store(position, tree_map(_one_below_the_other, *states))
+        return trace
+
     @contextmanager
     def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
         """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
@@ -122,6 +143,10 @@ class Trace:
 def moved(state: Any, device: torch.device) -> Any:
     """A block's output with its tensors on a device."""
     return tree_map_only(Tensor, lambda each: each.to(device), state)
+
+
+def _one_below_the_other(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 class _Enough(Exception):

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
-from lit_prune.errors import DataError, MeasureError
+from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure.batch_pass import BatchPass, Wanted
 from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device
+from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device, require_tokens
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 
@@ -65,6 +65,8 @@ class WhatIf:
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
         name: Of one `beside` another, whose journal it shares.
+        forks: Candidates that share one pass through the blocks behind all of them: more work at a time for a GPU, and
+            memory for as many logits.
         offload: Spare the device's memory: hold states in the CPU's, fetch the one that a measurement starts from, and
             run the head on a few positions at a time.
 
@@ -87,6 +89,7 @@ class WhatIf:
         journal: Journal | None = None,
         max_state_bytes: int | None = None,
         name: str = "",
+        forks: int = 1,
         offload: bool = False,
     ) -> None:
         self.model = language_model(model)
@@ -101,11 +104,14 @@ class WhatIf:
         self._max_state_bytes = max_state_bytes
         self._name = name
         self._beside: dict[str, WhatIf] = {}
+        self._forks = forks
         self._offload = offload
         self._traces: dict[int, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
-        _require_tokens(self.batches, self._reduce)
+        if forks < 1 or (forks > 1 and offload):
+            raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
+        require_tokens(self.batches, self._reduce)
         self._require_context()
 
     @property
@@ -174,6 +180,7 @@ class WhatIf:
                 progress=self._progress,
                 journal=self._journal if batches is None else self._journal.unshared(),
                 max_state_bytes=self._max_state_bytes,
+                forks=self._forks,
                 offload=self._offload,
                 name=name,
             )
@@ -257,15 +264,16 @@ class WhatIf:
         todo, done = sum(each.num_blocks_to_do for each in passes), 0
         for each in passes:
             before = self.num_block_evaluations
-            for candidate, key in each.missing:
-                what = candidate.name if candidate else ""
+            for candidates, keys in each.groups(self._forks):
+                what = candidates[0].name if candidates else ""
                 self._progress(done + self.num_block_evaluations - before, todo, what)
-                self._journal.put(key, *each.measure(candidate))
+                found = each.measure_together(candidates) if candidates else [each.measure(None)]
+                for key, (figures, num_blocks) in zip(keys, found, strict=True):
+                    self._journal.put(key, figures, num_blocks)
             done += self.num_block_evaluations - before
             self._progress(done, todo, "")
-            self.num_block_evaluations += sum(
-                self._journal.credit(self.key(without, each.index)) for _, without in wanted
-            )
+            keys = [self.key(without, each.index) for _, without in wanted]
+            self.num_block_evaluations += sum(map(self._journal.credit, keys))
             self._keep(each.index, each.trace)
         return [self._rows([self.key(without, index) for _, without in wanted]) for index in used]
 
@@ -281,14 +289,6 @@ class WhatIf:
             limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
         trace.thin(limit // len(self.batches))
         self._traces[index] = trace
-
-
-def _require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Reduce) -> None:
-    if not batches:
-        raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
-    predicted = torch.stack([(labels_of(batch)[:, 1:] != -100).sum() for batch in batches]).sum()
-    if not int(reduce(predicted)):
-        raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
 
 
 def _finite(mean: float, name: str) -> float:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_prune.errors import DataError, MeasureError
+from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure import WhatIf, sequence_losses
 from lit_prune.plan import Candidate
 from lit_prune.surgery import remove
@@ -22,6 +22,32 @@ def test_losses_equal_a_full_forward_with_one_output_zeroed(architecture):
     for name, candidate in zip(NAMES, CANDIDATES, strict=True):
         with naive.zeroed(model, architecture, [name]):
             assert losses.without[candidate] == pytest.approx(naive.mean_loss(model, BATCHES), abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_forks_that_share_a_suffix_lose_what_they_lose_alone(architecture):
+    model = tiny_model(architecture)
+    calls = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    alone = WhatIf(model, BATCHES)
+    expected = alone.losses(CANDIDATES)
+    num_alone = len(calls)
+    together = WhatIf(model, BATCHES, forks=3)
+    found = together.losses(CANDIDATES)
+    hook.remove()
+    assert found.without == pytest.approx(expected.without, abs=1e-6)
+    for each in CANDIDATES:
+        torch.testing.assert_close(found.sequences[each], expected.sequences[each], rtol=1e-6, atol=1e-4)
+    assert together.num_block_evaluations == alone.num_block_evaluations
+    assert together.num_head_evaluations == alone.num_head_evaluations
+    # The last group reaches the last block, behind which there is nothing to share.
+    groups = -(-len(CANDIDATES) // 3)
+    assert len(calls) - num_alone <= len(BATCHES) * (1 + groups + 2)
+
+
+def test_forks_do_not_go_with_offload():
+    with pytest.raises(LitPruneError, match="1 with offload; found 2"):
+        WhatIf(tiny_model("llama"), BATCHES, forks=2, offload=True)
 
 
 def test_whole_blocks_on_a_pruned_model_and_sequences_add_up():
