@@ -6,14 +6,27 @@ import pytest
 
 from lit_prune.__main__ import main
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+ARGUMENTS = {"": ["fit"], "ablations": ["compare", "model", "--output=folder"]}
+SHOWN = {"": "SublayerPruneCallback", "ablations": "methods:"}
+CASES = [(folder, path) for folder in ARGUMENTS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_config_parses(path, capsys, monkeypatch):
-    arguments = ["fit", "--config", str(path), "--print_config"]
+@pytest.mark.parametrize(("folder", "path"), CASES, ids=[path.name for _, path in CASES])
+def test_a_config_parses(folder, path, capsys, monkeypatch):
+    arguments = [*ARGUMENTS[folder], "--config", str(path), "--print_config"]
     monkeypatch.setattr("sys.argv", ["lit-prune", *arguments])
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
-    assert "SublayerPruneCallback" in capsys.readouterr().out
+    assert SHOWN[folder] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ablations").glob("*.yaml")), ids=lambda path: path.name)
+def test_an_ablation_names_known_methods(path):
+    import yaml
+
+    from lit_prune.commands.compare import read_lines
+
+    lines = read_lines(yaml.safe_load(path.read_text())["methods"])
+    assert len({each["label"] for each in lines}) == len(lines) > 3

@@ -92,9 +92,12 @@ def compare(
         trust_remote_code: Run code that comes with the model.
     """
     names = [each.strip() for each in models.split(",") if each.strip()]
-    lines = [_line(each) for each in (methods if methods is not None else method_names())]
+    if not names:
+        raise LitPruneError("name at least one model")
+    lines = read_lines(method_names() if methods is None else methods)
     shares = sorted(amounts or [0.1, 0.2])
-    _require(names, lines, shares)
+    for share in shares:
+        require_share(share)
     require_tasks(tasks or (), include_path)
     texts = unseen or [data]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,12 +145,13 @@ def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"label": line["method"], **line}
 
 
-def _require(names: Sequence[str], lines: Sequence[Mapping[str, Any]], amounts: Sequence[float]) -> None:
-    """Refuse what cannot be compared, before anything is loaded."""
-    if not names:
-        raise LitPruneError("name at least one model")
-    for amount in amounts:
-        require_share(amount)
+def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Names and mappings as mappings with a label each, checked before anything is loaded.
+
+    Raises:
+        LitPruneError: A method, scorer or search is unknown, or two lines have one label.
+    """
+    lines = [_line(each) for each in specs]
     labels = [each["label"] for each in lines]
     if twice := sorted({each for each in labels if labels.count(each) > 1}):
         raise LitPruneError(f"two lines are called {twice[0]!r}; give one of them another label")
@@ -157,6 +161,7 @@ def _require(names: Sequence[str], lines: Sequence[Mapping[str, Any]], amounts: 
         else:
             method = _method(line)
             Pruner.require_known(method.scorer, method.search)
+    return lines
 
 
 def _method(line: Mapping[str, Any]) -> Method:

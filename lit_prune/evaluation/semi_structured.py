@@ -48,6 +48,9 @@ def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
         sparsifier.prepare(model, [{"tensor_fqn": name} for name in names])
         for batch in batches:
             model(**model_inputs(on_device(batch, model.device)), use_cache=False)
+        for group in sparsifier.groups:
+            # torchao 0.18 sums squares over tokens and leaves them so; Wanda's norm is their root.
+            group["module"].activation_post_process.norm.sqrt_()
         sparsifier.step()
         sparsifier.squash_mask()
     zeros = sum(int(torch.count_nonzero(each == 0)) for each in model.parameters())
