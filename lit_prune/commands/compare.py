@@ -19,8 +19,8 @@ from lit_prune.evaluation import (
     WANDA,
     Comparison,
     Entry,
-    Row,
-    Rows,
+    Result,
+    Results,
     TaskScore,
     require_tasks,
     task_scores,
@@ -100,11 +100,14 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     texts = unseen or [data]
+    stems = [Path(text).stem for text in texts]
+    if len(set(stems)) < len(stems):
+        raise DataError(f"two texts to measure on would have one name: {', '.join(stems)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {"data": data, "unseen": texts, "window": window, "num_windows": num_windows, "num_unseen": num_unseen}
     settings |= {"batch_size": batch_size, "seed": seed, "tasks": tasks, "limit": limit, "speed": speed}
     folder = Path(output)
-    kept = Rows(folder / "rows.jsonl", {"lit_prune_comparison": 1, **settings, "dtype": dtype, "device": device})
+    kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings, "dtype": dtype, "device": device})
     # Of every text the first windows are for calibration, as many as any line asks for.
     reserved = max([num_windows, *(each.get("num_windows", 0) for each in lines)])
     for name in names:
@@ -181,13 +184,13 @@ def _drawn(text: str, tokenizer: Any, window: int, seed: int, wanted: int) -> Te
     return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
 
 
-def _said(row: Row) -> str:
+def _said(row: Result) -> str:
     text, ppl = next(iter(row.perplexities.items()))
     amount = f" {row.amount:.0%}" if row.amount else ""
     return f"{row.model}, {row.label}{amount}: perplexity {ppl:.2f} on {text}, {row.passes:,.1f} passes"
 
 
-def _write(folder: Path, rows: Sequence[Row]) -> None:
+def _write(folder: Path, rows: Sequence[Result]) -> None:
     write_text(folder / "comparison.md", comparison_markdown(rows))
     write_text(folder / "comparison.csv", comparison_csv(rows))
     if any(row.amount for row in rows):

@@ -1,7 +1,7 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
 from lit_prune.evaluation.answers import answer
-from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Row, Rows
+from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
@@ -15,8 +15,8 @@ __all__ = [
     "Comparison",
     "Entry",
     "Perplexity",
-    "Row",
-    "Rows",
+    "Result",
+    "Results",
     "SearchCost",
     "SearchMemory",
     "Speed",

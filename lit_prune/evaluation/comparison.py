@@ -26,6 +26,8 @@ from lit_prune.surgery import compact
 from lit_prune.writing import file_name, from_json, to_json, write_text
 
 DENSE, WANDA = "dense", "wanda-2:4"
+OPTIONS = ("scorer", "search", "granularity", "protect")
+"""Of a method, as `Pruner` takes them."""
 Batches = Sequence[Mapping[str, Tensor]]
 
 
@@ -45,14 +47,22 @@ class Entry:
     calibration: Batches
     source: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the row depends on beside model and amount, as JSON has it."""
+        method = {name: getattr(self.method, name) for name in OPTIONS} if self.method else {}
+        found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source)}))
+        return found
+
 
 @dataclass(frozen=True)
-class Row:
+class Result:
     """What one method made of one model at one amount.
 
     Attributes:
         model: Name of the model.
         label: Of the entry.
+        settings: Of the entry.
         amount: Share of the parameters that was to go; 0 for the baselines.
         num_parameters: What is left.
         share_removed: Of all parameters.
@@ -68,6 +78,7 @@ class Row:
 
     model: str
     label: str
+    settings: Mapping[str, Any]
     amount: float
     num_parameters: int
     share_removed: float
@@ -81,13 +92,13 @@ class Row:
     removed: tuple[str, ...]
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`, from JSON."""
         tasks = {name: TaskScore(**each) for name, each in data["tasks"].items()}
         return cls(**{**data, "tasks": tasks, "removed": tuple(data["removed"])})
 
 
-class Rows:
+class Results:
     """The rows so far, in a file that is written anew after each: a comparison that was stopped goes on.
 
     Args:
@@ -101,22 +112,29 @@ class Rows:
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
         self._header = json.loads(json.dumps(to_json({**header})))
-        self.found: list[Row] = []
+        self.found: list[Result] = []
         if path.exists():
             first, *lines = path.read_text(encoding="utf-8").splitlines()
             there = json.loads(first)
             if there != self._header:
                 names = [name for name in {**there, **self._header} if there.get(name) != self._header.get(name)]
                 raise DataError(f"{path} is of a comparison with other {', '.join(names)}; name another output folder")
-            self.found = [Row.from_dict(from_json(json.loads(line))) for line in lines]
+            self.found = [Result.from_dict(from_json(json.loads(line))) for line in lines]
 
-    def get(self, model: str, label: str, amount: float) -> Row | None:
-        """The row, where it is there already."""
-        return next(
-            (each for each in self.found if (each.model, each.label, each.amount) == (model, label, amount)), None
-        )
+    def get(self, model: str, entry: Entry, amount: float) -> Result | None:
+        """The row, where it is there already.
 
-    def add(self, row: Row) -> None:
+        Raises:
+            DataError: It is there with other settings.
+        """
+        for each in self.found:
+            if (each.model, each.label, each.amount) == (model, entry.label, amount):
+                if each.settings != entry.settings:
+                    raise DataError(f"{self.path} has {entry.label!r} with other settings; give it another label")
+                return each
+        return None
+
+    def add(self, row: Result) -> None:
         """Keep a row and write all of them."""
         self.found.append(row)
         lines = [json.dumps(self._header), *(json.dumps(to_json(asdict(each))) for each in self.found)]
@@ -155,8 +173,8 @@ class Comparison:
         make_model: Callable[[], PreTrainedModel],
         entries: Sequence[Entry],
         amounts: Sequence[float],
-        kept: Rows,
-    ) -> Iterator[Row]:
+        kept: Results,
+    ) -> Iterator[Result]:
         """Every row of one model, in the order of entries and amounts; those that are there are not made again.
 
         Args:
@@ -171,13 +189,13 @@ class Comparison:
         """
         for entry in entries:
             for amount in sorted(amounts) if entry.method else [0.0]:
-                row = kept.get(name, entry.label, amount)
+                row = kept.get(name, entry, amount)
                 if row is None:
                     row = self._row(name, make_model(), entry, amount)
                     kept.add(row)
                 yield row
 
-    def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Row:
+    def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Result:
         plan, zeros = None, 0.0
         num_blocks = find_sublayers(model).num_blocks
         total = sum(each.numel() for each in model.parameters())
@@ -187,9 +205,10 @@ class Comparison:
             zeros = wanda_2_4(model, entry.calibration)
         gone = plan.num_removed_parameters if plan else 0
         prefill, decode = self._speedup(model) if plan else (1.0, 1.0)
-        return Row(
+        return Result(
             model=name,
             label=entry.label,
+            settings=entry.settings,
             amount=amount,
             num_parameters=total - gone,
             share_removed=gone / total,
@@ -204,14 +223,14 @@ class Comparison:
         )
 
     def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:
-        options: Any = {each: getattr(method, each) for each in ("scorer", "search", "granularity", "protect")}
+        options: Any = {each: getattr(method, each) for each in OPTIONS}
         pruner = Pruner(model, **options, model_name=name)
         budget = Budget(amount, pruner.num_parameters)
         pruner.require_reachable(budget)
         pruner.plan = describe_run(pruner.plan, budget, entry.source)
         stem = f"{file_name(name)}/{file_name(entry.label)}"
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
-        header = {**options, "calibration": dict(entry.source), "weights": weights_fingerprint(model)}
+        header = {**entry.settings, "weights": weights_fingerprint(model)}
         journal = Journal(self._made(f"journals/{stem}.jsonl"), header)
         with progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar:
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.evaluation import DENSE, Row
+from lit_prune.evaluation import DENSE, Result
 from lit_prune.plan import Candidate
 
 if TYPE_CHECKING:
@@ -34,17 +34,17 @@ class Column:
     """
 
     head: str
-    value: Callable[[Row], float]
+    value: Callable[[Result], float]
     form: str
     better: Callable[[Sequence[float]], float] | None = None
 
 
-def comparison_markdown(rows: Sequence[Row]) -> str:
+def comparison_markdown(rows: Sequence[Result]) -> str:
     """One table for each model and amount, the best pruned value of each column in bold, baselines first."""
     return "\n\n".join(_tables(rows)) + "\n"
 
 
-def comparison_csv(rows: Sequence[Row]) -> str:
+def comparison_csv(rows: Sequence[Result]) -> str:
     """All rows as CSV, one line each, unrounded."""
     text = io.StringIO()
     columns = _columns(rows)
@@ -56,7 +56,7 @@ def comparison_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def comparison_figure(rows: Sequence[Row]) -> Figure:
+def comparison_figure(rows: Sequence[Result]) -> Figure:
     """Perplexity against what is left of the parameters, and against speed: two panels a model, a line a method."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def removal_figure(rows: Sequence[Row]) -> Figure:
+def removal_figure(rows: Sequence[Result]) -> Figure:
     """Which sublayers each method took out of one model at one amount: a line a method, attention above mlp.
 
     Args:
@@ -114,7 +114,7 @@ def removal_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def rank_correlation(rows: Sequence[Row], text: str) -> tuple[float, int]:
+def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
     """How well perplexity foretells accuracy: Spearman's correlation of the two over all rows with tasks.
 
     Args:
@@ -135,7 +135,7 @@ def rank_correlation(rows: Sequence[Row], text: str) -> tuple[float, int]:
     return float(spearman_corrcoef(ppl, accuracy)), len(pairs)
 
 
-def _tables(rows: Sequence[Row]) -> Iterator[str]:
+def _tables(rows: Sequence[Result]) -> Iterator[str]:
     columns = _columns(rows)
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model]
@@ -152,7 +152,7 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
             )
 
 
-def _table(baselines: Sequence[Row], pruned: Sequence[Row], columns: Sequence[Column]) -> str:
+def _table(baselines: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> str:
     lines = [["method", *(each.head for each in columns)], ["---", *(["---:"] * len(columns))]]
     for row in [*baselines, *pruned]:
         cells = [row.label]
@@ -167,7 +167,7 @@ def _table(baselines: Sequence[Row], pruned: Sequence[Row], columns: Sequence[Co
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def _columns(rows: Sequence[Result]) -> list[Column]:
     first = rows[0]
     found = [Column("parameters", lambda row: row.num_parameters, ",d")]
     found += [Column("removed", lambda row: row.share_removed, ".1%")]
@@ -191,14 +191,14 @@ def _task(name: str, head: str) -> Column:
     return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max)
 
 
-def _mean_accuracy(row: Row) -> float:
+def _mean_accuracy(row: Result) -> float:
     return math.fsum(each.value for each in row.tasks.values()) / len(row.tasks) if row.tasks else math.nan
 
 
-def _draw(axis: Axes, rows: Sequence[Row], across: str, text: str, styles: Any) -> None:
+def _draw(axis: Axes, rows: Sequence[Result], across: str, text: str, styles: Any) -> None:
     dense = [row for row in rows if row.label == DENSE]
 
-    def position(row: Row) -> float:
+    def position(row: Result) -> float:
         return 100 * (1 - row.share_removed) if across.startswith("parameters") else row.prefill
 
     for label, style in styles.items():

@@ -1,4 +1,4 @@
-"""Rows of a comparison against what is measured by hand, and a run that was stopped."""
+"""Results of a comparison against what is measured by hand, and a run that was stopped."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_prune.errors import DataError
-from lit_prune.evaluation import DENSE, Comparison, Entry, Row, Rows, TaskScore
+from lit_prune.evaluation import DENSE, Comparison, Entry, Result, Results, TaskScore
 from lit_prune.methods import read_method
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan
@@ -32,7 +32,7 @@ def entries(*names):
 
 def rows_of(folder, *names, amounts=(0.1, 0.2), model=make):
     comparison = Comparison({"unseen": UNSEEN}, speed=SPEED, folder=folder, progress=False)
-    kept = Rows(folder / "rows.jsonl", {"window": 16})
+    kept = Results(folder / "results.jsonl", {"window": 16})
     return list(comparison.rows("tiny", model, entries(*names), amounts, kept))
 
 
@@ -72,14 +72,18 @@ def test_a_comparison_that_was_stopped_goes_on_and_another_is_refused(tmp_path):
         *["shortgpt"] * 2,
         *["random"] * 2,
     ]
+    other = Entry("random", read_method("random").with_settings({"granularity": "block"}), CALIBRATION)
+    with pytest.raises(DataError, match="'random' with other settings"):
+        Results(tmp_path / "results.jsonl", {"window": 16}).get("tiny", other, 0.1)
     with pytest.raises(DataError, match="with other window"):
-        Rows(tmp_path / "rows.jsonl", {"window": 32})
+        Results(tmp_path / "results.jsonl", {"window": 32})
 
 
 def row(label, amount, ppl, accuracy, *, removed=(), model="tiny"):
-    return Row(
+    return Result(
         model=model,
         label=label,
+        settings={},
         amount=amount,
         num_parameters=100 - int(100 * amount),
         share_removed=amount,

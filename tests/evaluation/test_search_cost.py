@@ -1,20 +1,12 @@
 """Searches side by side: exact search finds what naive search finds, and every count is of what ran."""
 
-from lit_prune.evaluation import compare_searches
-from tests import naive
-from tests.tiny import tiny_model
+from tests.growth import costs
 
 BLOCKS = 8
 
 
-def compared(searches, num_hidden_layers=BLOCKS, amount=0.3, num_batches=4):
-    def make():
-        return tiny_model("llama", num_hidden_layers=num_hidden_layers)
-
-    text = naive.own_text(tiny_model("llama", num_hidden_layers=num_hidden_layers), 2 * num_batches + 4, 20)
-    batches = [{"input_ids": text[2 * index : 2 * index + 2]} for index in range(num_batches)]
-    unseen = [{"input_ids": text[2 * num_batches :]}]
-    return list(compare_searches(make, batches, unseen, amount=amount, searches=searches, progress=False))
+def compared(searches, num_hidden_layers=BLOCKS, amount=0.3):
+    return costs(num_hidden_layers, searches, amount=amount)
 
 
 def test_progressive_finds_what_naive_finds_for_at_most_six_tenths():
