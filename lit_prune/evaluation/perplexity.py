@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import evaluating, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure import evaluating, labels_of, model_inputs, on_device, perplexity_of, sequence_losses
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Perplexity:
     @property
     def ppl(self) -> float:
         """exp(nll); infinite where that exceeds a float."""
-        try:
-            return math.exp(self.nll)
-        except OverflowError:
-            return math.inf
+        return perplexity_of(self.nll)
 
 
 def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Perplexity:

@@ -11,7 +11,15 @@ from lit_prune.measure.head import Compute
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.losses import (
+    evaluating,
+    input_ids_of,
+    labels_of,
+    model_inputs,
+    on_device,
+    perplexity_of,
+    sequence_losses,
+)
 from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.processes import Processes, SharedJournal
@@ -51,6 +59,7 @@ __all__ = [
     "model_inputs",
     "now",
     "on_device",
+    "perplexity_of",
     "price",
     "progress_bar",
     "require_understood",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,16 @@ def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     nll = torch.stack(sums)
     # Apple's GPUs have no float64.
     return (nll if nll.device.type == "mps" else nll.double()).sum()
+
+
+def perplexity_of(nll: float) -> float:
+    """Exp of a mean token loss in nats, infinite where a float cannot hold it.
+
+    Example:
+        >>> round(perplexity_of(2.0), 3), perplexity_of(1e4)
+        (7.389, inf)
+    """
+    return math.exp(nll) if nll < 700 else math.inf
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
@@ -127,17 +128,8 @@ def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
 
 def _removal(step: PruneStep, left: float) -> list[str]:
     epoch = "" if step.epoch is None else str(step.epoch)
-    losses = [_number(_perplexity(nll)) for nll in (step.nll_before, step.nll_after)]
+    losses = [_number(None if nll is None else perplexity_of(nll)) for nll in (step.nll_before, step.nll_after)]
     return [epoch, step.removed.name, _number(step.score), f"{step.num_parameters:,}", f"{left:.1%}", *losses]
-
-
-def _perplexity(nll: float | None) -> float | None:
-    if nll is None:
-        return None
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        return math.inf
 
 
 def facts(plan: PrunePlan) -> Iterator[str]:
