@@ -55,6 +55,15 @@ def test_shell_examples_run(place):
     assert PrunePlan.load("again") == PrunePlan.load("pruned")
 
 
+def test_the_compare_example_runs(place):
+    Path("text.jsonl").write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 60)
+    (line,) = [line for line in SHELL if line.startswith("lit-prune compare")]
+    small = ["--methods=[random]", "--window=16", "--num_windows=2", "--num_unseen=2"]
+    assert main([*shlex.split(line)[1:], *small, "--speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}"]) == 0
+    table = Path("comparison/comparison.md").read_text()
+    assert table.count("| random |") == 2
+
+
 def test_the_inspect_example_runs(place, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     (line,) = [line for line in SHELL if line.startswith("lit-prune inspect")]
