@@ -110,6 +110,7 @@ def compare(
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings, "dtype": dtype, "device": device})
     # Of every text the first windows are for calibration, as many as any line asks for.
     reserved = max([num_windows, *(each.get("num_windows", 0) for each in lines)])
+    notes: list[str] = []
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
 
@@ -136,8 +137,10 @@ def compare(
         )
         for row in comparison.rows(name, make_model, entries, shares, kept):
             print(_said(row), flush=True)
-            _write(folder, kept.found)
-    print(f"\n{comparison_markdown(kept.found)}\nwritten: {folder / 'comparison.md'}")
+            _write(folder, kept.found, notes)
+        notes += comparison.impossible
+        _write(folder, kept.found, notes)
+    print(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
 
 
 def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -190,8 +193,8 @@ def _said(row: Result) -> str:
     return f"{row.model}, {row.label}{amount}: perplexity {ppl:.2f} on {text}, {row.passes:,.1f} passes"
 
 
-def _write(folder: Path, rows: Sequence[Result]) -> None:
-    write_text(folder / "comparison.md", comparison_markdown(rows))
+def _write(folder: Path, rows: Sequence[Result], notes: Sequence[str]) -> None:
+    write_text(folder / "comparison.md", comparison_markdown(rows, notes))
     write_text(folder / "comparison.csv", comparison_csv(rows))
     if any(row.amount for row in rows):
         save_figure(comparison_figure(rows), folder / "comparison.png")

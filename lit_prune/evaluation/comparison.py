@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.errors import DataError
+from lit_prune.errors import BudgetError, DataError
 from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import compare_speed, dense_twin
@@ -150,6 +150,9 @@ class Comparison:
         speed: Options of `compare_speed`.
         folder: Where plans and journals are kept.
         progress: Whether to show a progress bar.
+
+    Attributes:
+        impossible: What was left out so far, and why.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class Comparison:
         self.speed = dict(speed or {})
         self.folder = folder
         self.progress = progress
+        self.impossible: list[str] = []
 
     def rows(
         self,
@@ -177,6 +181,8 @@ class Comparison:
     ) -> Iterator[Result]:
         """Every row of one model, in the order of entries and amounts; those that are there are not made again.
 
+        An amount that a method cannot give is left out, and told in `impossible`.
+
         Args:
             name: Of the model.
             make_model: Loads a fresh copy.
@@ -185,13 +191,17 @@ class Comparison:
             kept: The rows so far; new ones are added.
 
         Raises:
-            LitPruneError: A method cannot prune the model so far; the rows before it are kept.
+            LitPruneError: A method cannot prune the model; the rows before it are kept.
         """
         for entry in entries:
             for amount in sorted(amounts) if entry.method else [0.0]:
                 row = kept.get(name, entry, amount)
                 if row is None:
-                    row = self._row(name, make_model(), entry, amount)
+                    try:
+                        row = self._row(name, make_model(), entry, amount)
+                    except BudgetError as error:
+                        self.impossible.append(f"{name}, {entry.label}, {amount:.0%}: {error}")
+                        continue
                     kept.add(row)
                 yield row
 

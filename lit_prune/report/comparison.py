@@ -39,9 +39,14 @@ class Column:
     better: Callable[[Sequence[float]], float] | None = None
 
 
-def comparison_markdown(rows: Sequence[Result]) -> str:
-    """One table for each model and amount, the best pruned value of each column in bold, baselines first."""
-    return "\n\n".join(_tables(rows)) + "\n"
+def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
+    """One table for each model and amount, the best pruned value of each column in bold, baselines first.
+
+    Args:
+        rows: Of all models and amounts.
+        notes: Sentences at the end.
+    """
+    return "\n\n".join([*_tables(rows), *notes]) + "\n"
 
 
 def comparison_csv(rows: Sequence[Result]) -> str:

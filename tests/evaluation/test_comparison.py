@@ -79,6 +79,21 @@ def test_a_comparison_that_was_stopped_goes_on_and_another_is_refused(tmp_path):
         Results(tmp_path / "results.jsonl", {"window": 32})
 
 
+def test_what_a_method_cannot_give_is_left_out_and_told(tmp_path):
+    comparison = Comparison({"unseen": UNSEEN}, speed=SPEED, folder=tmp_path, progress=False)
+    kept = Results(tmp_path / "results.jsonl", {})
+    found = list(comparison.rows("tiny", make, entries("llm-drop", "random"), [0.1, 0.6], kept))
+    assert [(each.label, each.amount) for each in found] == [
+        (DENSE, 0.0),
+        ("llm-drop", 0.1),
+        ("random", 0.1),
+        ("random", 0.6),
+    ]
+    (note,) = comparison.impossible
+    assert note.startswith("tiny, llm-drop, 60%: attention sublayers cannot give")
+    assert note in comparison_markdown(kept.found, comparison.impossible)
+
+
 def row(label, amount, ppl, accuracy, *, removed=(), model="tiny"):
     return Result(
         model=model,
