@@ -58,6 +58,16 @@ def start(
     return fabric, str(fabric.device)
 
 
+def stop(fabric: Fabric | None) -> None:
+    """Part from the other processes, once all are done.
+
+    Lightning leaves gloo's threads running, and a process that exits while they do is sometimes aborted by them.
+    """
+    if fabric is not None and torch.distributed.is_initialized():
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def launcher(environment: Mapping[str, str]) -> dict[str, int]:
     """How many processes torchrun has started, for Fabric, which would take each for one alone; `fabric run` uses it.
 
