@@ -22,7 +22,7 @@ from lit_prune.methods import Method
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
 from lit_prune.searches import Budget
-from lit_prune.surgery import compact
+from lit_prune.surgery import compacted
 from lit_prune.writing import file_name, from_json, to_json, write_text
 
 DENSE, WANDA = "dense", "wanda-2:4"
@@ -247,7 +247,6 @@ class Comparison:
             while budget.remaining(pruner.reached):
                 pruner.step(what_if, budget)
                 bar.removed(pruner.reached)
-        compact(pruner.model)
         pruner.record_outcome(budget, left="amount")
         pruner.plan.save(self._made(f"plans/{stem}-{amount:g}.json"))
         return pruner.plan
@@ -258,7 +257,10 @@ class Comparison:
         return whole
 
     def _speedup(self, model: PreTrainedModel) -> tuple[float, float]:
-        speeds = compare_speed({"dense": dense_twin(model), "pruned": model}, **self.speed)
+        # The twin comes first: where the stack is closed, the config tells of fewer blocks.
+        dense_model = dense_twin(model)
+        with compacted(model):
+            speeds = compare_speed({"dense": dense_model, "pruned": model}, **self.speed)
         dense, pruned = speeds["dense"], speeds["pruned"]
         return (
             dense.prefill_seconds / pruned.prefill_seconds,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_prune.anatomy import language_model
-from lit_prune.errors import DataError
+from lit_prune.anatomy import Record, language_model
+from lit_prune.errors import DataError, ModelError
 from lit_prune.measure import evaluating, inference_options, now
 
 
@@ -93,10 +93,17 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
 
     Returns:
         The same class, dtype, device and attention implementation, in eval mode. The random state stays as it was.
+
+    Raises:
+        ModelError: Whole blocks were taken out of the stack, so that the config tells of fewer.
     """
     model = language_model(model)
     config = copy.deepcopy(model.config)
     decoder = config.get_text_config(decoder=True)
+    if Record.of(decoder).blocks is not None:
+        raise ModelError(
+            "whole blocks are out of the stack, and the config no longer tells of them: load the dense model"
+        )
     decoder.per_layer_config = None
     for record in ("lit_prune", "kv_sharing_modes"):
         decoder.__dict__.pop(record, None)

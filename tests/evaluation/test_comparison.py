@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from lit_prune.errors import DataError
-from lit_prune.evaluation import DENSE, Comparison, Entry, Result, Results, TaskScore
+from lit_prune.errors import DataError, ModelError
+from lit_prune.evaluation import DENSE, Comparison, Entry, Result, Results, Speed, TaskScore, dense_twin
 from lit_prune.methods import read_method
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import Candidate, PrunePlan
 from lit_prune.pruning import apply_plan
 from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, rank_correlation, removal_figure
+from lit_prune.surgery import compact, remove
 from tests import naive
-from tests.tiny import tiny_model
+from tests.tiny import NUM_BLOCKS, tiny_model
 
 TEXT = torch.randint(3, 128, (8, 16), generator=torch.Generator().manual_seed(5))
 CALIBRATION = [{"input_ids": TEXT[:2]}, {"input_ids": TEXT[2:4]}]
@@ -77,6 +78,23 @@ def test_a_comparison_that_was_stopped_goes_on_and_another_is_refused(tmp_path):
         Results(tmp_path / "results.jsonl", {"window": 16}).get("tiny", other, 0.1)
     with pytest.raises(DataError, match="with other window"):
         Results(tmp_path / "results.jsonl", {"window": 32})
+
+
+def test_speed_is_beside_the_dense_model_though_whole_blocks_are_gone(tmp_path, monkeypatch):
+    seen = {}
+
+    def timed(models, **_):
+        seen.update({name: len(model.model.layers) for name, model in models.items()})
+        return {name: Speed(1.0, 1.0, 1, 8, 2, "cpu", "float32", 1) for name in models}
+
+    monkeypatch.setattr("lit_prune.evaluation.comparison.compare_speed", timed)
+    (_, row) = rows_of(tmp_path, "shortgpt", amounts=(0.2,))
+    assert seen == {"dense": NUM_BLOCKS, "pruned": NUM_BLOCKS - len(row.removed)}
+    model = make()
+    remove(model, Candidate.parse("block.1").sublayers)
+    compact(model)
+    with pytest.raises(ModelError, match="load the dense model"):
+        dense_twin(model)
 
 
 def test_what_a_method_cannot_give_is_left_out_and_told(tmp_path):
