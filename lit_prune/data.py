@@ -61,6 +61,25 @@ def token_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, wind
     return torch.cat([torch.tensor(bos, dtype=torch.long).expand(num_windows, -1), body], dim=1)
 
 
+def drawn_windows(source: str, tokenizer: PreTrainedTokenizerBase, *, window: int, wanted: int, seed: int) -> Tensor:
+    """All windows of a text, [windows, window], in the order that a seed decides.
+
+    Args:
+        source: As for `read_texts`.
+        tokenizer: Of the model.
+        window: Tokens in a window.
+        wanted: So many are needed.
+        seed: Decides the order.
+
+    Raises:
+        DataError: There are fewer than `wanted`.
+    """
+    windows = token_windows(read_texts(source), tokenizer, window)
+    if len(windows) < wanted:
+        raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
+    return windows[torch.randperm(len(windows), generator=_generator(seed))]
+
+
 def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
     """Batches in the form that models and scorers take.
 

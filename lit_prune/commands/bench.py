@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from lit_prune.commands.arguments import call
-from lit_prune.data import calibration_batches, read_texts, token_windows
-from lit_prune.errors import DataError, LitPruneError
+from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
 from lit_prune.models import load, load_tokenizer
 from lit_prune.pruning import prune
@@ -80,11 +80,8 @@ def bench(
         raise LitPruneError(f"bench knows search and memory; found {what!r}")
     require_share(amount)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    windows = token_windows(read_texts(data), tokenizer, window)
     wanted = num_windows + (num_unseen if what == "search" else 0)
-    if len(windows) < wanted:
-        raise DataError(f"the text has {len(windows)} windows of {window} tokens; {wanted} are asked for")
-    drawn = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
+    drawn = drawn_windows(data, tokenizer, window=window, wanted=wanted, seed=seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     batches, unseen = (
         calibration_batches(part, batch_size) for part in (drawn[:num_windows], drawn[num_windows:wanted])

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call
-from lit_prune.data import calibration_batches, fingerprint, read_texts, token_windows
+from lit_prune.data import calibration_batches, drawn_windows, fingerprint
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.evaluation import (
     DENSE,
@@ -116,7 +116,7 @@ def compare(
 
         @cache
         def drawn(text: str, tokenizer: Any = tokenizer) -> Tensor:
-            return _drawn(text, tokenizer, window, seed, reserved + num_unseen)
+            return drawn_windows(text, tokenizer, window=window, wanted=reserved + num_unseen, seed=seed)
 
         def make_model(name: str = name) -> PreTrainedModel:
             return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -178,13 +178,6 @@ def _entry(line: Mapping[str, Any], windows: Tensor, batch_size: int) -> Entry:
     batches = calibration_batches(windows, batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
     return Entry(line["label"], method, batches, fingerprint(batches))
-
-
-def _drawn(text: str, tokenizer: Any, window: int, seed: int, wanted: int) -> Tensor:
-    windows = token_windows(read_texts(text), tokenizer, window)
-    if len(windows) < wanted:
-        raise DataError(f"{text} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
-    return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
 
 
 def _said(row: Result) -> str:

@@ -178,7 +178,7 @@ def _columns(rows: Sequence[Result]) -> list[Column]:
     found += [Column("removed", lambda row: row.share_removed, ".1%")]
     if any(row.zeros for row in rows):
         found += [Column("zeros", lambda row: row.zeros or math.nan, ".1%")]
-    found += [_of("perplexities", text, f"ppl {text}", ".2f", min) for text in first.perplexities]
+    found += [_perplexity(text) for text in first.perplexities]
     found += [_task(name, f"{name} {score.metric}") for name, score in first.tasks.items()]
     if first.tasks:
         found += [Column("mean of tasks", _mean_accuracy, ".3f", max)]
@@ -188,8 +188,8 @@ def _columns(rows: Sequence[Result]) -> list[Column]:
     return found
 
 
-def _of(attribute: str, name: str, head: str, form: str, better: Any) -> Column:
-    return Column(head, lambda row: getattr(row, attribute).get(name, math.nan), form, better)
+def _perplexity(text: str) -> Column:
+    return Column(f"ppl {text}", lambda row: row.perplexities.get(text, math.nan), ".2f", min)
 
 
 def _task(name: str, head: str) -> Column:

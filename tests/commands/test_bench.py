@@ -2,16 +2,8 @@ import pytest
 
 from lit_prune.__main__ import main
 from lit_prune.evaluation.memory import PROCESS
-from tests.tiny import character_tokenizer, tiny_model
 
 SIZES = ["--window=16", "--num_windows=4", "--num_unseen=2", "--batch_size=1", "--amount=0.15"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    character_tokenizer().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 def test_searches_stand_side_by_side_with_the_naive_one_first(folder, tmp_path, capsys):

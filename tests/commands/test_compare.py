@@ -3,17 +3,9 @@ import json
 import pytest
 
 from lit_prune.__main__ import main
-from tests.tiny import character_tokenizer, tiny_model
 
 SIZES = ["--window=16", "--num_windows=2", "--num_unseen=2", "--speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}"]
 METHODS = "--methods=[shortgpt, {method: nri, label: nri attention, granularity: attention}]"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path / "model")
-    character_tokenizer().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 def test_one_command_leaves_tables_pictures_and_plans(folder, tmp_path, capsys):
