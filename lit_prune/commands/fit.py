@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 
-from lit_prune.commands.processes import fair_threads
+from lit_prune.commands.processes import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.module import LitCausalLM
@@ -30,6 +30,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         # A second run into one folder describes itself, not the first.
         save_config_kwargs={"overwrite": True},
     )
+    part()
 
 
 class PruneCLI(LightningCLI):

@@ -58,13 +58,13 @@ def start(
     return fabric, str(fabric.device)
 
 
-def stop(fabric: Fabric | None) -> None:
+def part() -> None:
     """Part from the other processes, once all are done.
 
     Lightning leaves gloo's threads running, and a process that exits while they do is sometimes aborted by them.
     """
-    if fabric is not None and torch.distributed.is_initialized():
-        fabric.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.processes import start, stop
+from lit_prune.commands.processes import part, start
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
 from lit_prune.measure import Processes
@@ -144,7 +144,7 @@ def prune_model(
     processes.first(lambda: _finish(save(network, output, tokenizer=tokenizer, plan=plan), journal, sketch))
     if processes.rank == 0:
         print(f"{_outcome(plan)}\nwritten: {target}")
-    stop(fabric)
+    part()
 
 
 def _finish(folder: Path, journal: Path, sketch: Path) -> None:
