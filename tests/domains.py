@@ -1,0 +1,47 @@
+"""Texts of five kinds for the figures in docs: `python -m tests.domains ../shared/eval/data texts`.
+
+Writes FOLDER/KIND.jsonl, and every third document to FOLDER/unseen/KIND.jsonl, for measuring what was calibrated or
+healed on the others.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from lit_prune.texts import BUILTIN, read_texts
+from lit_prune.writing import write_text
+
+CODE = ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml")
+
+
+def documents(data):
+    """Documents by kind: novels, encyclopaedia, documentation, instructions with answers, source code."""
+
+    def rows(name):
+        return [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    library = Path(json.__file__).parents[1]
+    return {
+        "prose": [f"{each['context']} {each['continuation']}" for each in rows("lambada")],
+        "encyclopaedia": [each["text"] for each in rows("wikitext2_valid")],
+        "documentation": read_texts(BUILTIN),
+        "instructions": [
+            *(f"Question: {each['question']}\nAnswer: {each['solution']}" for each in rows("gsm8k")),
+            *("\n".join(each["turns"]) for each in rows("mt_bench_questions")),
+        ],
+        "code": [path.read_text(encoding="utf-8") for name in CODE for path in sorted((library / name).glob("*.py"))],
+    }
+
+
+def main(data, folder):
+    for kind, texts in documents(Path(data)).items():
+        texts = [each for each in texts if each.strip()]
+        parts = {"": [each for number, each in enumerate(texts) if number % 3], "unseen": texts[::3]}
+        for part, chosen in parts.items():
+            path = Path(folder) / part / f"{kind}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "".join(f"{json.dumps({'text': each})}\n" for each in chosen))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
