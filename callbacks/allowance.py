@@ -10,7 +10,8 @@ from lit_prune.callbacks import loop
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
 from lit_prune.measure import Prices, price, unit_options
-from lit_prune.pruner import Named, Pruner
+from lit_prune.pruner import Pruner
+from lit_prune.registry import Named
 from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
 
 

@@ -23,7 +23,8 @@ from lit_prune.export import require_empty, save
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
 from lit_prune.measure import Prices, WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
-from lit_prune.pruner import Named, Pruner, describe_run
+from lit_prune.pruner import Pruner, describe_run
+from lit_prune.registry import Named
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
 
 
@@ -53,6 +54,7 @@ class SublayerPruneCallback(Callback):
         search: `progressive`, `lazy` or `one_shot`, or an import path.
         granularity: `sublayer` (both kinds), `attention`, `mlp`, or whole `block`s.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
+        compensate: What makes up for each removal in weights that stay: `none`, `scale` or `linear`; see `Pruner`.
         healing: LoRA adapters, attached at set-up, trained between drops, merged at the end: True, or `LoraHealing`
             with its settings. False trains the model's own weights.
         model: Attribute path of the model in your module, where there are several.
@@ -86,6 +88,7 @@ class SublayerPruneCallback(Callback):
         search: str | dict[str, Any] = "progressive",
         granularity: str = "sublayer",
         protect: list[str] | None = None,
+        compensate: str | dict[str, Any] = "none",
         healing: bool | LoraHealing = False,
         model: str | None = None,
         num_batches: int | None = None,
@@ -98,6 +101,9 @@ class SublayerPruneCallback(Callback):
         self.search: Named = search
         self.granularity = granularity
         self.protect = tuple(protect or ())
+        self.compensate: Named = compensate
+        if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
+            raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
         self.healing = LoraHealing() if healing is True else healing or None
         self.model = model
         self.num_batches = num_batches
@@ -239,6 +245,7 @@ class SublayerPruneCallback(Callback):
             search=self.search,
             granularity=self.granularity,
             protect=self.protect,
+            compensate=self.compensate,
             model_name=str(getattr(module, "model_name", "")),
         )
 

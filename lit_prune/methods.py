@@ -29,6 +29,7 @@ class Method:
         search: As for `Pruner`.
         granularity: As for `Pruner`.
         protect: As for `Pruner`.
+        compensate: As for `Pruner`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Method:
     search: str | Mapping[str, Any] = "progressive"
     granularity: Granularity = "sublayer"
     protect: tuple[str, ...] = ()
+    compensate: str | Mapping[str, Any] = "none"
 
     def with_settings(self, settings: Mapping[str, Any]) -> Method:
         """The method with some of its settings changed.

@@ -26,7 +26,7 @@ from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
 from lit_prune.placement import DeviceMap, device_map_of
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import describe, remove
+from lit_prune.surgery import describe, make_recorded_biases, remove
 
 __all__ = ["load", "load_tokenizer", "skeleton"]
 
@@ -173,6 +173,7 @@ def _pruned_class(
         stock.__init__(self, config, *args, **kwargs)
         anatomy = find_sublayers(self)
         remove(self, [each for each in removed if each in anatomy])
+        make_recorded_biases(self)
 
     return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
 

@@ -18,6 +18,7 @@ from lit_prune.writing import from_json, to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
+SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "versions")
 
 __all__ = [
     "KINDS",
@@ -49,6 +50,7 @@ class PruneStep:
         screened: See `Scores`, by name.
         disturbed: See `Scores`.
         errors: See `Scores`, by name.
+        compensation: What was folded into weights that stay, by sublayer.
     """
 
     removed: Candidate
@@ -63,6 +65,7 @@ class PruneStep:
     screened: Mapping[str, float] = field(default_factory=dict)
     disturbed: bool = False
     errors: Mapping[str, float] = field(default_factory=dict)
+    compensation: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
@@ -96,7 +99,7 @@ class PruneStep:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
-        named = ("scores", "measured", "screened", "errors")
+        named = ("scores", "measured", "screened", "errors", "compensation")
         by_name: dict[str, Any] = {name: dict(getattr(self, name)) for name in named}
         return asdict(replace(self, **by_name)) | {"removed": self.removed.name}
 
@@ -156,6 +159,7 @@ class PrunePlan:
         calibration: Source, number of sequences and tokens, and fingerprint of the tokens that scored.
         scorer: Name and options.
         search: Name and options.
+        compensation: Name and options; empty where weights that stay were left as they are.
         budget: What was asked for.
         versions: Packages that made it.
     """
@@ -165,6 +169,7 @@ class PrunePlan:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     scorer: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
+    compensation: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -196,7 +201,7 @@ class PrunePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, schema version first."""
-        data = {name: dict(getattr(self, name)) for name in ("calibration", "scorer", "search", "budget", "versions")}
+        data = {name: dict(getattr(self, name)) for name in SETTINGS}
         steps = [step.to_dict() for step in self.steps]
         return {"schema_version": SCHEMA_VERSION, "model": asdict(self.model), **data, "steps": steps}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -13,16 +13,16 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
+from lit_prune.healing import Compensation, create_compensation
 from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
+from lit_prune.registry import Named, create, described
 from lit_prune.rounds import ModelRound
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
 from lit_prune.surgery import remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
-Named = str | Mapping[str, Any]
-"""A name, or a mapping with `name` and options."""
 
 
 class Pruner:
@@ -34,6 +34,8 @@ class Pruner:
         search: The same for a `Search`.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
+        compensate: `none`, or what makes up for each removal in weights that stay: `scale`, `bias`, `linear`, a mapping
+            with options, an import path, or a `Compensation`.
         model_name: For the plan's readers.
 
     Attributes:
@@ -45,6 +47,7 @@ class Pruner:
     Raises:
         AnatomyError: The model is not understood.
         LitPruneError: A name is unknown.
+        ModelError: The compensation cannot be folded into this model.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Pruner:
         search: Named | Search = "progressive",
         granularity: str = "sublayer",
         protect: Sequence[str] = (),
+        compensate: Named | Compensation = "none",
         model_name: str = "",
     ) -> None:
         if granularity not in GRANULARITIES:
@@ -62,17 +66,21 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self._scorer: Scorer = _create(SCORERS, scorer)
+        self._scorer: Scorer = create(SCORERS, scorer)
         self.protected = _protected(protect, anatomy) | _protected_by(self._scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
-        self._search: Search = _create(SEARCHES, search)
+        self._search: Search = create(SEARCHES, search)
+        self._compensation = create_compensation(compensate)
+        if self._compensation is not None:
+            self._compensation.require_possible(self.model)
         self.plan = PrunePlan(
             anatomy.facts(
                 model_name or getattr(self.model.config, "_name_or_path", ""),
                 getattr(self.model.config, "_commit_hash", None),
             ),
-            scorer=_described(scorer, self._scorer),
-            search=_described(search, self._search),
+            scorer=described(scorer, self._scorer),
+            search=described(search, self._search),
+            compensation=described(compensate, self._compensation) if self._compensation else {},
             versions=_versions(),
         )
 
@@ -83,8 +91,8 @@ class Pruner:
         Raises:
             LitPruneError: A scorer or search is unknown, or does not take its options.
         """
-        _create(SCORERS, scorer)
-        _create(SEARCHES, search)
+        create(SCORERS, scorer)
+        create(SEARCHES, search)
 
     @property
     def num_parameters(self) -> int:
@@ -162,15 +170,30 @@ class Pruner:
         if chosen is None:
             return None
         choice = Candidate.parse(agree(chosen.name))
+        freed, corrections = self._remove(what_if, choice, list(optimizers))
         step = PruneStep.recorded(
             choice,
             scores,
-            num_parameters=remove(self.model, choice.sublayers, optimizers),
+            num_parameters=freed,
+            compensation=corrections,
             cost=what_if.cost - before,
             epoch=epoch,
         )
         self.plan = self.plan.with_step(step)
         return step
+
+    def _remove(
+        self, what_if: WhatIf, choice: Candidate, optimizers: Sequence[Optimizer]
+    ) -> tuple[int, dict[str, Any]]:
+        if self._compensation is None:
+            return remove(self.model, choice.sublayers, optimizers), {}
+        freed, corrections = 0, {}
+        # One by one, so that each is made up for in the model without those before it.
+        for each in choice.sublayers:
+            corrections[str(each)] = self._compensation(what_if, each)
+            freed += remove(self.model, [each], optimizers)
+            what_if.corrected()
+        return freed, corrections
 
     def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
         """Write into the plan how far it has come, in the budget's unit.
@@ -263,22 +286,6 @@ def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
 def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
     blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
     return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)
-
-
-def _create(registry: Any, spec: Any) -> Any:
-    if callable(spec):
-        return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in options:
-        raise LitPruneError(f"a {registry.noun} needs a name; found {options}")
-    return registry.create(options.pop("name"), **options)
-
-
-def _described(spec: Any, made: Any) -> dict[str, Any]:
-    options = asdict(made) if is_dataclass(made) and not isinstance(made, type) else {}
-    if isinstance(spec, str):
-        return {"name": spec, **options}
-    return {**options, **spec} if isinstance(spec, Mapping) else {"name": type(spec).__qualname__, **options}
 
 
 def _versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import nn
 from lit_prune.anatomy import find_sublayers
 from lit_prune.data import fingerprint
 from lit_prune.errors import PlanError
+from lit_prune.healing import Compensation, fold_factor
 from lit_prune.measure import (
     Journal,
     Processes,
@@ -24,7 +25,8 @@ from lit_prune.measure import (
     weights_fingerprint,
 )
 from lit_prune.plan import PrunePlan, SublayerId
-from lit_prune.pruner import Named, Pruner, describe_run
+from lit_prune.pruner import Pruner, describe_run
+from lit_prune.registry import Named
 from lit_prune.scorers import Scorer
 from lit_prune.searches import Budget, Search, require_limits
 from lit_prune.surgery import compact, remove
@@ -44,6 +46,7 @@ def prune(
     search: Named | Search = "progressive",
     granularity: str = "sublayer",
     protect: Sequence[str] = (),
+    compensate: Named | Compensation = "none",
     model_name: str = "",
     calibration: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -71,6 +74,7 @@ def prune(
         search: See `Pruner`.
         granularity: See `Pruner`.
         protect: See `Pruner`.
+        compensate: See `Pruner`.
         model_name: For the plan's readers.
         calibration: Where the batches came from, for the plan's readers.
         progress: Whether to show a progress bar.
@@ -94,6 +98,7 @@ def prune(
     require_limits(amount, max_rise)
     asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
     options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    options["compensate"] = compensate
     pruner = Pruner(model, **options, model_name=model_name)
     batches, processes = list(batches), Processes(fabric)
     shares, positions = processes.shares(batches), WhatIf(pruner.model, batches).num_positions
@@ -125,7 +130,7 @@ def prune(
 def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What measurements are valid for, and the settings that decide which are made."""
     plan = pruner.plan.to_dict()
-    named = ("scorer", "search", "calibration")
+    named = ("scorer", "search", "compensation", "calibration")
     return {
         **{name: plan[name] for name in named},
         "budget": dict(asked),
@@ -138,14 +143,26 @@ def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[
     }
 
 
-def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
-    """Remove what a plan says from an unpruned copy of its model, in place.
+def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> None:
+    """Remove what a plan says from an unpruned copy of its model, in place; factors of `compensate: scale` are folded.
 
     Structure is compared, not weights: a plan fits every fine-tuned copy of its model.
 
+    Args:
+        model: As the plan's was before.
+        plan: What to remove.
+        uncompensated: Remove alone, and leave the weights that stay as they are.
+
     Raises:
-        PlanError: The plan was made for a model of another structure; nothing is removed then.
+        PlanError: The plan was made for a model of another structure, or with a compensation whose weights are in the
+            pruned model alone; nothing is removed then.
     """
+    name = plan.compensation.get("name", "none")
+    if name not in ("none", "scale") and not uncompensated:
+        raise PlanError(
+            f"the plan was made with the compensation {name!r}, whose weights are in the pruned model and not in the "
+            "plan: load that model, or apply the removals alone with uncompensated=True"
+        )
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())
     gone: list[SublayerId] = []
@@ -159,5 +176,9 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> None:
                 f"in the plan, {freed} in the model"
             )
     require_understood(model)
-    remove(model, plan.removed)
+    for step in plan.steps:
+        for each in step.removed.sublayers:
+            if not uncompensated and "factor" in step.compensation.get(str(each), {}):
+                fold_factor(model, each, step.compensation[str(each)]["factor"])
+            remove(model, [each])
     compact(model)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from lit_prune.errors import LitPruneError
+
+Named = str | Mapping[str, Any]
+"""A name, or a mapping with `name` and options."""
 
 
 class Registry:
@@ -69,3 +73,25 @@ class Registry:
         hint = f"; did you mean {close[0]!r}?" if close else "."
         known = ", ".join(sorted(self._factories))
         raise LitPruneError(f"unknown {self.noun} {name!r}{hint} Known: {known}, or a path such as package.module.Name")
+
+
+def create(registry: Registry, spec: Any) -> Any:
+    """What a name, or a mapping with `name` and options, stands for; an object that is none of these is itself.
+
+    Raises:
+        LitPruneError: The name is missing or unknown, or the options do not fit.
+    """
+    if callable(spec):
+        return spec
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in options:
+        raise LitPruneError(f"a {registry.noun} needs a name; found {options}")
+    return registry.create(options.pop("name"), **options)
+
+
+def described(spec: Any, made: Any) -> dict[str, Any]:
+    """Name and options of what `create` made of a spec, for a plan's readers."""
+    options = asdict(made) if is_dataclass(made) and not isinstance(made, type) else {}
+    if isinstance(spec, str):
+        return {"name": spec, **options}
+    return {**options, **spec} if isinstance(spec, Mapping) else {"name": type(spec).__qualname__, **options}

@@ -9,6 +9,7 @@ from lit_prune.anatomy.layouts import (
     LINEAR,
     PARALLEL_FORMS,
     POST_NORM,
+    SANDWICH,
     SCALE,
     Layout,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "PARALLEL_FORMS",
     "POST_NORM",
     "RECORD_KEY",
+    "SANDWICH",
     "SCALE",
     "Anatomy",
     "Layout",

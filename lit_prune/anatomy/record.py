@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lit_prune.anatomy.layouts import Layout
@@ -23,12 +23,14 @@ class Record:
         blocks: Blocks of the original model that are in the list; None where none was taken out of it.
         num_blocks: Blocks of the original model, where some were taken out of the list.
         layout: The user's description of the blocks, as it was given.
+        biases: Sublayers whose output projection got a bias, with its path inside the sublayer.
     """
 
     removed: tuple[SublayerId, ...] = ()
     blocks: tuple[int, ...] | None = None
     num_blocks: int | None = None
     layout: Mapping[str, Any] | None = None
+    biases: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Any) -> Record:
@@ -48,7 +50,7 @@ class Record:
             num_blocks = int(data["num_blocks"]) if blocks is not None else None
         except (KeyError, TypeError, ValueError, PlanError) as error:
             raise AnatomyError(f"the record {RECORD_KEY} in the model's config is damaged: {error!r}") from error
-        return cls(removed, blocks, num_blocks, data.get("layout"))
+        return cls(removed, blocks, num_blocks, data.get("layout"), dict(data.get("biases", {})))
 
     def write(self, config: Any) -> None:
         """Put the entry into a config, which is saved with the model."""
@@ -57,6 +59,8 @@ class Record:
             data |= {"num_blocks": self.num_blocks, "blocks": list(self.blocks)}
         if self.layout is not None:
             data["layout"] = dict(self.layout)
+        if self.biases:
+            data["biases"] = dict(self.biases)
         setattr(config, RECORD_KEY, data)
 
     def described(self) -> Layout | None:

@@ -22,6 +22,7 @@ def apply_to_model(
     *,
     output: str,
     dtype: str = "float32",
+    uncompensated: bool = False,
     layout: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -32,13 +33,14 @@ def apply_to_model(
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
+        uncompensated: Remove alone, where the plan was made with a compensation.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
     require_empty(output)
     steps = PrunePlan.load(plan)
     network = load(model, dtype=dtype, layout=layout, trust_remote_code=trust_remote_code)
-    apply_plan(network, steps)
+    apply_plan(network, steps, uncompensated=uncompensated)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
     print(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")

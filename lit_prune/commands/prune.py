@@ -49,6 +49,7 @@ def prune_model(
     search: str | dict[str, Any] | None = None,
     granularity: Literal["sublayer", "attention", "mlp", "block"] | None = None,
     protect: list[str] | None = None,
+    compensate: str | dict[str, Any] | None = None,
     dtype: str = "float32",
     device: str | None = None,
     devices: int | None = None,
@@ -80,13 +81,15 @@ def prune_model(
         window: Tokens in a calibration window.
         num_windows: Calibration windows, drawn from the text.
         batch_size: Windows in a batch.
-        method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the four
+        method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the five
             options below are what it is made of, and change it where they are given.
         scorer: nri, or another of the table in the README; options as YAML, such as '{name: nri, baseline: original}'.
         search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
             contiguous, evolutionary or refine; options as YAML.
         granularity: What goes at a time.
         protect: What must stay, such as '[attention.0, mlp.3, block.2, first, last]'.
+        compensate: What makes up for each removal in weights that stay, at no cost at run time - none, scale (one
+            factor), linear (a map fitted to what is lost) or bias (its mean); options as YAML.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         devices: Processes that share the calibration windows, each with a device and a copy of the model of its own; by
@@ -103,6 +106,7 @@ def prune_model(
     if amount is None and max_rise is None:
         amount = DEFAULT_AMOUNT
     options = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    options["compensate"] = compensate
     chosen = read_method(method).with_settings({name: value for name, value in options.items() if value is not None})
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
@@ -128,6 +132,7 @@ def prune_model(
             search=chosen.search,
             granularity=chosen.granularity,
             protect=chosen.protect,
+            compensate=chosen.compensate,
             model_name=model,
             calibration={"source": data, "window": window},
             journal=journal,

@@ -26,7 +26,7 @@ from lit_prune.surgery import compacted
 from lit_prune.writing import file_name, from_json, to_json, write_text
 
 DENSE, WANDA = "dense", "wanda-2:4"
-OPTIONS = ("scorer", "search", "granularity", "protect")
+OPTIONS = ("scorer", "search", "granularity", "protect", "compensate")
 """Of a method, as `Pruner` takes them."""
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -51,6 +51,8 @@ class Entry:
     def settings(self) -> dict[str, Any]:
         """What the row depends on beside model and amount, as JSON has it."""
         method = {name: getattr(self.method, name) for name in OPTIONS} if self.method else {}
+        if method.get("compensate") == "none":
+            del method["compensate"]
         found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source)}))
         return found
 

@@ -12,6 +12,7 @@ from lit_prune.measure.inventory import Inventory, SublayerFigures, take_invento
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
+    Losses,
     evaluating,
     input_ids_of,
     labels_of,
@@ -21,12 +22,13 @@ from lit_prune.measure.losses import (
     sequence_losses,
 )
 from lit_prune.measure.naive import NaiveWhatIf
+from lit_prune.measure.outputs import added_to_stream, output_projections
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
-from lit_prune.measure.stream import is_run_of_blocks, stream_means
-from lit_prune.measure.what_if import Losses, Progress, Reduce, WhatIf
+from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
+from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [
     "NORMALISERS",
@@ -46,8 +48,10 @@ __all__ = [
     "SharedJournal",
     "SublayerFigures",
     "WhatIf",
+    "added_to_stream",
     "candidate_shares",
     "count_costs",
+    "counted_positions",
     "evaluating",
     "inference_options",
     "input_ids_of",
@@ -59,6 +63,7 @@ __all__ = [
     "model_inputs",
     "now",
     "on_device",
+    "output_projections",
     "perplexity_of",
     "price",
     "progress_bar",

@@ -5,17 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_prune.errors import DataError
+from lit_prune.errors import DataError, MeasureError
+from lit_prune.plan import Candidate
 
 IGNORED = -100
 TOKENS_AT_A_TIME = 64
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of the model as it is, and without each candidate, on the same tokens.
+
+    Attributes:
+        base: Mean token loss (nats) of the model as it is, over the sequences of all processes.
+        without: The same without each candidate.
+        base_sequences: Loss sums of this process's sequences, float64 [sequences].
+        sequences: The same without each candidate, so that differences are paired.
+        tokens: Predicted tokens of these sequences, int64 [sequences].
+        num_tokens: Predicted tokens behind `base`, of all processes.
+    """
+
+    base: float
+    without: Mapping[Candidate, float]
+    base_sequences: Tensor
+    sequences: Mapping[Candidate, Tensor]
+    tokens: Tensor
+    num_tokens: int
 
 
 def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +140,34 @@ def require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Callable[[Tenso
     predicted = torch.stack([(labels_of(batch)[:, 1:] != -100).sum() for batch in batches]).sum()
     if not int(reduce(predicted)):
         raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
+
+
+def require_context(model: Any, num_positions: int) -> None:
+    """Refuse sequences that are longer than the model was made for.
+
+    Raises:
+        DataError: With both lengths.
+    """
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and num_positions > context:
+        raise DataError(
+            f"a calibration sequence has {num_positions} tokens, the model's context holds {context}; "
+            "use a shorter window"
+        )
+
+
+def finite_mean(mean: float, name: str) -> float:
+    """A mean loss, if it is a number.
+
+    Raises:
+        MeasureError: It is NaN or infinite; `name` says what was out.
+    """
+    if not math.isfinite(mean):
+        raise MeasureError(
+            f"the loss without {name} is {mean}: check the model's weights and dtype (float16 overflows; "
+            "try bfloat16 or float32) and the calibration batches"
+        )
+    return mean
 
 
 def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:

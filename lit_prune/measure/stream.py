@@ -66,7 +66,7 @@ def stream_means(
     count = 0
     with what_if.running(), recorder.attached(what_if.model, anatomy):
         for batch in what_if.passes():
-            mask = _mask(batch)
+            mask = counted_positions(batch)
             count += int(mask.any(dim=1).sum() if last_token else mask.sum())
             recorder.begin(mask)
             what_if.model(**model_inputs(batch), use_cache=False)
@@ -212,7 +212,7 @@ def _first(output: Any) -> Tensor:
     return tensor
 
 
-def _mask(batch: Mapping[str, Tensor]) -> Tensor:
+def counted_positions(batch: Mapping[str, Tensor]) -> Tensor:
     """Which tokens count, bool [batch, seq]: all but padding, and none of a sequence without any label."""
     ids, mask, labels = input_ids_of(batch), batch.get("attention_mask"), labels_of(batch)
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()

@@ -9,18 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
-from lit_prune.errors import DataError, LitPruneError, MeasureError
+from lit_prune.errors import LitPruneError
 from lit_prune.measure.batch_pass import BatchPass, Wanted
 from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import evaluating, input_ids_of, labels_of, on_device, require_tokens
+from lit_prune.measure.losses import (
+    Losses,
+    evaluating,
+    finite_mean,
+    input_ids_of,
+    labels_of,
+    on_device,
+    require_context,
+    require_tokens,
+)
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 
@@ -29,27 +37,6 @@ Reduce = Callable[[Tensor], Tensor]
 
 STATES_SHARE = 0.1
 """Of the model's own memory: what states of earlier rounds may take unless the caller says otherwise."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses of the model as it is, and without each candidate, on the same tokens.
-
-    Attributes:
-        base: Mean token loss (nats) of the model as it is, over the sequences of all processes.
-        without: The same without each candidate.
-        base_sequences: Loss sums of this process's sequences, float64 [sequences].
-        sequences: The same without each candidate, so that differences are paired.
-        tokens: Predicted tokens of these sequences, int64 [sequences].
-        num_tokens: Predicted tokens behind `base`, of all processes.
-    """
-
-    base: float
-    without: Mapping[Candidate, float]
-    base_sequences: Tensor
-    sequences: Mapping[Candidate, Tensor]
-    tokens: Tensor
-    num_tokens: int
 
 
 class WhatIf:
@@ -109,10 +96,11 @@ class WhatIf:
         self._traces: dict[int, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
+        self._num_corrections = 0
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
         require_tokens(self.batches, self._reduce)
-        self._require_context()
+        require_context(self.model, self.num_positions)
 
     @property
     def cost(self) -> float:
@@ -185,7 +173,7 @@ class WhatIf:
                 name=name,
             )
         other = self._beside[name]
-        other._share = self._share
+        other._share, other._num_corrections = self._share, self._num_corrections
         return other
 
     @property
@@ -195,7 +183,20 @@ class WhatIf:
 
     def key(self, gone: frozenset[SublayerId], index: int) -> Key:
         """Of a measurement in the journal."""
-        return gone, f"{self._name}/{index}" if self._name else index
+        corrected = f"{self._num_corrections}c" if self._num_corrections else ""
+        place = "/".join(filter(None, (self._name, corrected, str(index))))
+        return gone, place if "/" in place else index
+
+    def corrected(self) -> None:
+        """Say that weights were changed on purpose, the same in every process and whenever the search goes on.
+
+        What was measured before stays in the journal for that; nothing of it is used from here on.
+        """
+        self._num_corrections += 1
+        self._traces.clear()
+        self._versions.clear()
+        for each in self._beside.values():
+            each.corrected()
 
     def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
         """What is measured of each sequence of a batch: a sum over its predicted tokens, in nats, [batch].
@@ -222,7 +223,7 @@ class WhatIf:
         totals = self._reduce(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
         names = ["nothing", *(each.name for each in ordered)]
-        means = [_finite(*each) for each in zip((totals[:-1] / num_tokens).tolist(), names, strict=True)]
+        means = [finite_mean(*each) for each in zip((totals[:-1] / num_tokens).tolist(), names, strict=True)]
         return Losses(
             base=means[0],
             without=dict(zip(ordered, means[1:], strict=True)),
@@ -231,14 +232,6 @@ class WhatIf:
             tokens=tokens,
             num_tokens=int(num_tokens),
         )
-
-    def _require_context(self) -> None:
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if context is not None and self.num_positions > context:
-            raise DataError(
-                f"a calibration sequence has {self.num_positions} tokens, the model's context holds {context}; "
-                "use a shorter window"
-            )
 
     def _follow_model(self) -> Anatomy:
         """Cut the traces at the first block that has changed since the last measurement."""
@@ -289,12 +282,3 @@ class WhatIf:
             limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
         trace.thin(limit // len(self.batches))
         self._traces[index] = trace
-
-
-def _finite(mean: float, name: str) -> float:
-    if not math.isfinite(mean):
-        raise MeasureError(
-            f"the loss without {name} is {mean}: check the model's weights and dtype (float16 overflows; "
-            "try bfloat16 or float32) and the calibration batches"
-        )
-    return mean

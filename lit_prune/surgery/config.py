@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers
 from lit_prune.errors import AnatomyError
 from lit_prune.plan import SublayerId
@@ -63,6 +65,29 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
             skips[anatomy.position(each.block)]["skip"].append(each.kind)
     config.per_layer_config = dict(skips) or None
     set_cache(model, sharing_modes(anatomy, ()))
+
+
+def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:
+    """Write into the live config that a projection has a bias which the stock model lacks.
+
+    Args:
+        model: A causal language model.
+        sublayer: Whose projection it is.
+        path: Of the projection inside the sublayer.
+    """
+    config = decoder_config(model)
+    record = Record.of(config)
+    replace(record, biases={**record.biases, str(sublayer): path}).write(config)
+
+
+def make_recorded_biases(model: Any) -> None:
+    """Give the projections that the config names their bias, zeros until weights are loaded."""
+    anatomy = find_sublayers(model)
+    for name, path in Record.of(decoder_config(model)).biases.items():
+        sublayer = SublayerId.parse(name)
+        if sublayer in anatomy:
+            projection: Any = model.get_submodule(".".join(filter(None, (anatomy[sublayer].path, path))))
+            projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
 
 
 def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:

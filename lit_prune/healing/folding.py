@@ -1,0 +1,68 @@
+"""Corrections folded into weights that stay: the graph is the same, and nothing is computed at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lit_prune.errors import ModelError
+
+
+@torch.no_grad()
+def scale_output(module: nn.Module, factor: float) -> None:
+    """Multiply all that a linear layer or a norm puts out, adapters on it included.
+
+    Raises:
+        ModelError: It is a norm whose weight does not scale its output; nothing is changed then.
+    """
+    for adapter in getattr(module, "lora_B", {}).values():
+        _scale_parameters(adapter, factor)
+    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    if isinstance(inner, nn.Linear | Conv1D):
+        _scale_parameters(inner, factor)
+    else:
+        _scale_norm(inner, factor)
+
+
+@torch.no_grad()
+def add_to_projection(module: nn.Module, delta: Tensor) -> None:
+    """Add a matrix [in, out] to the weight of a linear layer, of which an adapter stays as it is."""
+    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    delta = delta if isinstance(inner, Conv1D) else delta.T
+    inner.weight.add_(delta.to(inner.weight))
+
+
+@torch.no_grad()
+def add_bias(module: nn.Module, vector: Tensor) -> bool:
+    """Add a vector [out] to the bias of a linear layer; returns whether it had none and got one."""
+    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    if inner.bias is not None:
+        inner.bias.add_(vector.to(inner.bias))
+        return False
+    inner.bias = nn.Parameter(vector.to(inner.weight).clone(), requires_grad=inner.weight.requires_grad)
+    return True
+
+
+def _scale_parameters(module: nn.Module, factor: float) -> None:
+    for parameter in module.parameters():
+        parameter.mul_(factor)
+
+
+def _scale_norm(norm: Any, factor: float) -> None:
+    weight, bias = norm.weight, getattr(norm, "bias", None)
+    probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    expected, before = factor * norm(probe), weight.clone()
+    if bias is not None:
+        bias.mul_(factor)
+    # Some norms multiply by their weight, some by one more than that.
+    for gain in (before * factor, (1 + before) * factor - 1):
+        weight.copy_(gain)
+        if torch.allclose(norm(probe), expected, rtol=1e-2, atol=1e-3):
+            return
+    weight.copy_(before)
+    if bias is not None:
+        bias.div_(factor)
+    raise ModelError(f"the weight of {type(norm).__name__} does not scale its output, so no factor can be folded in")

@@ -1,0 +1,58 @@
+"""Weighted ridge regression from sums over tokens, which are all that is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Second moments of inputs [in] and outputs [out], 0 before the first token.
+
+    Attributes:
+        inputs: Of inputs with inputs, [in, in].
+        outputs: Of inputs with outputs, [in, out].
+        total: Squares of the outputs.
+    """
+
+    inputs: Any = 0
+    outputs: Any = 0
+    total: Any = 0
+
+    def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
+        """Count tokens in: [tokens, in], [tokens, out], [tokens]."""
+        weighted = inputs * weights[:, None]
+        self.inputs = self.inputs + weighted.T @ inputs
+        self.outputs = self.outputs + weighted.T @ outputs
+        self.total = self.total + (weights[:, None] * outputs.square()).sum()
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Moments:
+        """The same with every sum changed."""
+        return Moments(change(self.inputs), change(self.outputs), change(self.total))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.inputs + other.inputs, self.outputs + other.outputs, self.total + other.total)
+
+    def solved(self, ridge: float) -> Tensor:
+        """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself."""
+        strength = ridge * self.inputs.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        penalised = self.inputs + strength * torch.eye(len(self.inputs), device=self.inputs.device)
+        solution: Tensor = torch.linalg.solve(penalised, self.outputs)
+        return solution
+
+    def explained(self, solution: Tensor) -> float:
+        """The share of the outputs' squares that a map predicts; below 0 where it makes them larger.
+
+        Example:
+            >>> moments = Moments()
+            >>> moments.add(torch.eye(2), 3 * torch.eye(2), torch.ones(2))
+            >>> moments.explained(3 * torch.eye(2))
+            1.0
+        """
+        gain = 2 * (solution * self.outputs).sum() - (solution * (self.inputs @ solution)).sum()
+        return float(gain / self.total) if float(self.total) > 0 else 0.0
