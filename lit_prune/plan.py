@@ -18,7 +18,7 @@ from lit_prune.writing import from_json, to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
-SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "versions")
+SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
 
 __all__ = [
     "KINDS",
@@ -161,6 +161,7 @@ class PrunePlan:
         search: Name and options.
         compensation: Name and options; empty where weights that stay were left as they are.
         budget: What was asked for.
+        healing: How what is left was trained afterwards, and what that came to; empty where it was not.
         versions: Packages that made it.
     """
 
@@ -171,6 +172,7 @@ class PrunePlan:
     search: Mapping[str, Any] = field(default_factory=dict)
     compensation: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
+    healing: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

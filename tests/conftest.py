@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Read when huggingface_hub is imported, so it must be set before anything of ours is.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import character_tokenizer
+from tests.tiny import character_tokenizer, tiny_model
 
 torch.set_num_threads(1)
 
@@ -20,3 +21,18 @@ torch.set_num_threads(1)
 def tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of 100 tokens that fits the tiny models."""
     return character_tokenizer()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
+    return path

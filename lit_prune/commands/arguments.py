@@ -33,7 +33,7 @@ def call(
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
     parser.add_function_arguments(function, skip={*positionals, *flags}, sub_configs=True)
-    settings: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
+    settings: dict[str, Any] = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
     settings.pop("config")
     function(**settings)
 

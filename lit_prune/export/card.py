@@ -86,6 +86,13 @@ def _figures(plan: PrunePlan) -> str:
     }
     listed = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     listed += [f"- {line}" for line in outcome_in_words(plan.budget)]
+    if plan.compensation:
+        listed.append(f"- made up for in weights that stay: {plan.compensation['name']}")
+    if plan.healing:
+        listed.append(
+            f"- healed on {plan.healing['tokens']:,} tokens: perplexity {plan.healing['ppl_before']:.2f} -> "
+            f"{plan.healing['ppl_after']:.2f} on validation windows"
+        )
     table = "\n".join(_table(plan.steps))
     return "\n".join(["## How it was made\n", *listed, f"- the whole record: `{PLAN_FILE}`", "", table])
 

@@ -1,16 +1,34 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation, create_compensation, fold_factor
-from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge_lora
+from lit_prune.healing.distillation import distillation_loss, written_windows
+from lit_prune.healing.heal import heal
+from lit_prune.healing.lora import (
+    LoraHealing,
+    adapters_off,
+    attach_lora,
+    attached_lora,
+    merge_lora,
+    save_adapter,
+)
+from lit_prune.healing.settings import HealingReport, HealingSettings
+from lit_prune.healing.teacher import DenseTeacher
 
 __all__ = [
     "COMPENSATIONS",
     "Compensation",
+    "DenseTeacher",
+    "HealingReport",
+    "HealingSettings",
     "LoraHealing",
     "adapters_off",
     "attach_lora",
     "attached_lora",
     "create_compensation",
+    "distillation_loss",
     "fold_factor",
+    "heal",
     "merge_lora",
+    "save_adapter",
+    "written_windows",
 ]

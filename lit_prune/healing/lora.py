@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.surgery import compacted
 
 FROZEN = "_lit_prune_frozen"
 """Where the model keeps the parameters that were frozen before the adapters came."""
@@ -121,6 +127,44 @@ def merge_lora(model: nn.Module) -> None:
     model.requires_grad_(True)
     for parameter in model.__dict__.pop(FROZEN, ()):
         parameter.requires_grad_(False)
+
+
+def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
+    """Write the attached adapters as peft does, for `PeftModel.from_pretrained(load(base), directory)`.
+
+    Args:
+        model: With adapters.
+        directory: Where they go; must not exist, or be empty.
+        base: The pruned folder that they belong to.
+
+    Raises:
+        ModelError: The folder is not empty, or cannot be written; nothing is left behind then.
+    """
+    path = Path(directory).expanduser()
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    config = copy.copy(next(iter(getattr(model, "peft_config", {}).values())))
+    with compacted(model):  # as the blocks are numbered in the folder
+        names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+        # peft names weights as its own wrapper around the model would.
+        tensors = {
+            f"base_model.model.{name.replace('.default.', '.')}": each.detach().contiguous().cpu()
+            for name, each in model.named_parameters()
+            if "lora_" in name
+        }
+    config.target_modules, config.exclude_modules = set(names), None
+    config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
+    try:
+        aside.mkdir(parents=True)
+        config.save_pretrained(str(aside))
+        save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})
+        if path.exists():
+            path.rmdir()  # fails where it is not empty
+        aside.replace(path)
+    except OSError as error:
+        raise ModelError(f"cannot save the adapter as {directory}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
 
 
 def _routers(model: nn.Module) -> list[str]:

@@ -1,23 +1,8 @@
-"""A tiny model and a text on disk."""
+"""What the tests of several verbs start from."""
 
 import pytest
 
 from tests.tiny import character_tokenizer, tiny_model
-
-
-@pytest.fixture
-def model_folder(tmp_path, tokenizer):
-    folder = tmp_path / "tiny"
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
-    return path
 
 
 @pytest.fixture

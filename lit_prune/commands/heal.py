@@ -1,0 +1,146 @@
+"""`lit-prune heal`: trains a pruned model to get back what was lost, with the dense model as its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lit_prune.commands.arguments import call
+from lit_prune.data import calibration_batches, drawn_windows, fingerprint
+from lit_prune.errors import DataError, LitPruneError, ModelError
+from lit_prune.export import require_empty, save
+from lit_prune.healing import (
+    DenseTeacher,
+    HealingReport,
+    HealingSettings,
+    LoraHealing,
+    heal,
+    merge_lora,
+    save_adapter,
+    written_windows,
+)
+from lit_prune.models import load, load_tokenizer
+from lit_prune.plan import PrunePlan
+
+SELF = "self"
+LORA, TRAINING = LoraHealing(rank=16), HealingSettings()
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(heal_model, verb, arguments, positionals=["model"])
+
+
+def heal_model(
+    model: str,
+    *,
+    output: str,
+    data: list[str] | None = None,
+    window: int = 256,
+    val_windows: int = 32,
+    batch_size: int = 4,
+    lora: LoraHealing = LORA,
+    training: HealingSettings = TRAINING,
+    distill: bool = True,
+    dense: str | None = None,
+    keep_adapter: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Train low-rank updates of a pruned model, with the dense model as teacher, and save what came of it.
+
+    Validation comes from the same texts, in windows that are not trained on. The state with the best perplexity there
+    is kept, the one before the first step included.
+
+    Args:
+        model: A folder that lit-prune wrote, with its prune_plan.json.
+        output: Folder for the healed model, or for the adapter; it must not exist, or be empty.
+        data: Texts to train on, in equal shares - builtin, .txt or .jsonl files, folders, hub data sets, or self for
+            text that the dense model writes; builtin by default.
+        window: Tokens in a window.
+        val_windows: Windows for validation.
+        batch_size: Windows in a batch.
+        lora: The adapters.
+        training: How they are trained.
+        distill: Learn the dense model's distribution; without, the text itself.
+        dense: The dense model; by default the one that the plan names.
+        keep_adapter: Write the adapter alone, as peft does, instead of a model with it merged.
+        dtype: Of the weights: float32, bfloat16, float16 or auto. Adapters are trained in float32 in any case.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn, and their order.
+        trust_remote_code: Run code that comes with the model.
+    """
+    target = require_empty(output)
+    texts = data or ["builtin"]
+    if keep_adapter and (training.also or training.last_blocks):
+        raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")
+    plan = PrunePlan.load(model)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    share = -(-val_windows // len(texts))
+    wanted = share + -(-training.tokens // (window * len(texts)))
+    windows = {
+        text: drawn_windows(text, tokenizer, window=window, wanted=share + 1, seed=seed)[:wanted]
+        for text in texts
+        if text != SELF
+    }
+    network = load(model, **options)
+    teacher = None
+    if distill or SELF in texts:
+        origin = _dense_model(dense or plan.model.name, options)
+        if SELF in texts:
+            print(f"the dense model writes {wanted} windows of {window} tokens")
+            windows[SELF] = written_windows(origin, wanted, window, batch_size=32, seed=seed)
+        if distill:
+            teacher = DenseTeacher(origin, network)
+            network = teacher.student
+    train = torch.cat([each[share:] for each in windows.values()])
+    validation = torch.cat([each[:share] for each in windows.values()])
+    report = heal(
+        network,
+        train,
+        validation,
+        lora=lora,
+        settings=replace(training, seed=seed),
+        teacher=teacher,
+        batch_size=batch_size,
+        accelerator="gpu" if "cuda" in device else "cpu",
+        devices=[int(device.partition(":")[2] or 0)] if "cuda" in device else 1,
+    )
+    if keep_adapter:
+        save_adapter(network, target, base=model)
+    else:
+        merge_lora(network)
+        healed = {**asdict(report), "lora": asdict(lora), "training": asdict(training), "distilled": distill}
+        healed |= {"data": texts, **fingerprint(calibration_batches(train, batch_size))}
+        # Beside the number of tokens in the data, that of training.
+        healed["tokens"] = report.tokens
+        save(network, output, tokenizer=tokenizer, plan=replace(plan, healing=healed))
+    print(f"{outcome(report)}\nwritten: {target}")
+
+
+def outcome(report: HealingReport) -> str:
+    """What a healing came to, for people."""
+    trained = (
+        f"{report.tokens:,} tokens in {report.seconds / 60:.1f} minutes, {report.num_trained:,} parameters trained"
+    )
+    if not report.helped:
+        return f"{trained}\nit did not help: perplexity {report.ppl_before:.2f}; the model is as it was"
+    best = f"after step {report.step} of {report.steps}"
+    return f"{trained}\nperplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"
+
+
+def _dense_model(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    if not name:
+        raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
+    try:
+        return load(name, **options)
+    except ModelError as error:
+        raise ModelError(f"the dense model that teaches: {error}; give it as --dense, or --distill false") from error

@@ -1,0 +1,62 @@
+"""What a pruned model learns from the dense one: its distribution, its states, the text that it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_prune.measure import on_device
+
+
+def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean KL(teacher, student) in nats at a temperature, times its square as in arXiv 1503.02531.
+
+    Args:
+        teacher: Logits [positions, vocab], any float type.
+        student: The same.
+        temperature: Divides both.
+    """
+    log_p, log_q = (F.log_softmax(each.float() / temperature, dim=-1) for each in (teacher, student))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean squared distance of hidden states [..., hidden], relative to the teacher's squared length."""
+    teacher, student = teacher.float(), student.float()
+    distances: Tensor = (student - teacher).square().sum(dim=-1) / teacher.square().sum(dim=-1).clamp(min=1e-6)
+    return distances.mean()
+
+
+def written_windows(
+    model: PreTrainedModel, num_windows: int, window: int, *, batch_size: int = 16, seed: int = 0
+) -> Tensor:
+    """Text that a model writes by itself, sampled from its own distribution, LongTensor [num_windows, window].
+
+    Args:
+        model: The dense one.
+        num_windows: That are wanted.
+        window: Tokens in each; the first is the model's BOS, or drawn at random where it has none.
+        batch_size: Windows that are written at a time.
+        seed: Of the draws.
+    """
+    network: Any = model
+    config = model.config.get_text_config(decoder=True)
+    bos = config.bos_token_id
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for first in range(0, num_windows, batch_size):
+            number = min(batch_size, num_windows - first)
+            drawn = torch.randint(config.vocab_size, (number, 1), generator=generator)
+            start = drawn if bos is None else torch.full((number, 1), bos)
+            options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+            inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
+            length = {"max_new_tokens": window - 1, "min_new_tokens": window - 1}
+            written = network.generate(**inputs, **options, **length, pad_token_id=config.eos_token_id or 0)
+            parts.append(written.cpu())
+    return torch.cat(parts)

@@ -1,0 +1,86 @@
+"""How a healing trains, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_prune.errors import LitPruneError
+
+PARTS = ("norms", "head")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class HealingSettings:
+    """How a healing trains.
+
+    Args:
+        tokens: Of training, over all steps; rounded up to whole batches.
+        learning_rate: The highest.
+        lr_schedule: cosine, linear, constant or constant_with_warmup, as in transformers.
+        warmup: Share of the steps in which the rate rises.
+        temperature: Of both distributions in the divergence from the teacher.
+        cross_entropy: Weight of the loss on the text itself beside the divergence, from 0 to 1; 1 without a teacher.
+        hidden: Weight of the relative squared distance from the teacher's hidden states behind blocks that lost
+            something.
+        validations: How often perplexity is measured, evenly spread.
+        patience: Validations without a better perplexity after which it stops; None never stops.
+        also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
+        last_blocks: So many blocks at the end are trained whole.
+        gradient_checkpointing: Compute activations again in the backward pass, to spare memory.
+        seed: Of the order of the windows.
+    """
+
+    tokens: int = 300_000
+    learning_rate: float = 5e-4
+    lr_schedule: str = "cosine"
+    warmup: float = 0.05
+    temperature: float = 1.0
+    cross_entropy: float = 0.0
+    hidden: float = 0.0
+    validations: int = 10
+    patience: int | None = None
+    also: tuple[str, ...] = ()
+    last_blocks: int = 0
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.learning_rate <= 0 or self.temperature <= 0 or self.validations < 1:
+            raise LitPruneError("healing takes tokens, learning_rate, temperature and validations above 0")
+        if not 0 <= self.cross_entropy <= 1 or self.hidden < 0 or not 0 <= self.warmup <= 1 or self.last_blocks < 0:
+            raise LitPruneError(
+                "healing takes cross_entropy and warmup from 0 to 1, hidden and last_blocks of 0 or more"
+            )
+        if self.lr_schedule not in SCHEDULES:
+            raise LitPruneError(f"healing takes an lr_schedule of {', '.join(SCHEDULES)}; found {self.lr_schedule!r}")
+        if unknown := sorted({*self.also} - {*PARTS}):
+            raise LitPruneError(f"healing can also train {' and '.join(PARTS)}; found {', '.join(unknown)}")
+
+
+@dataclass(frozen=True)
+class HealingReport:
+    """What a healing came to.
+
+    Attributes:
+        ppl_before: Perplexity on the validation windows.
+        ppl_after: The same of the state that was kept.
+        step: After which that was; 0 where nothing helped, and the model is as it was.
+        steps: That were trained.
+        tokens: That they saw.
+        seconds: Of training and validation.
+        num_trained: Parameters that were trained.
+    """
+
+    ppl_before: float
+    ppl_after: float
+    step: int
+    steps: int
+    tokens: int
+    seconds: float
+    num_trained: int
+
+    @property
+    def helped(self) -> bool:
+        """Whether the model is better than it was."""
+        return self.step > 0

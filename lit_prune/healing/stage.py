@@ -1,0 +1,130 @@
+"""A pruned model in training beside its teacher, as a LightningModule that keeps its best state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, get_scheduler
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.healing.distillation import distillation_loss, relative_distance
+from lit_prune.healing.settings import HealingSettings
+from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.measure import labels_of, model_inputs, perplexity_of, sequence_losses
+
+IGNORED = -100
+
+
+class HealingStage(L.LightningModule):
+    """A pruned model in training, beside its teacher.
+
+    Args:
+        model: With what is to be trained set to require gradients.
+        settings: Of the training.
+        steps: Of the optimizer.
+        teacher: None for plain fine-tuning.
+
+    Attributes:
+        best_loss: Lowest mean token loss in a validation, in nats.
+        best_step: When that was.
+        validated_step: When the last validation was.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, settings: HealingSettings, *, steps: int, teacher: DenseTeacher | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model.train()
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        self.settings, self.steps, self.teacher = settings, steps, teacher
+        self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
+        self._best: dict[str, Tensor] = {}
+        anatomy = find_sublayers(model)
+        # The state behind the block at position p is the entry p + 1.
+        lost = {each.block for each in anatomy.removed if each in anatomy.paths}
+        self._cuts = [anatomy.position(block) + 1 for block in sorted(lost)]
+        self._metric = MeanMetric()
+
+    def on_fit_start(self) -> None:
+        """Bring what belongs to the teacher to the trainer's device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch: divergence from the teacher, mixed with that of the text."""
+        own, labels = self.settings, labels_of(batch)
+        wanted = own.hidden > 0 and self.teacher is not None
+        # First, since it changes weights for a moment that the student's backward pass needs as they are.
+        taught = None if self.teacher is None else self.teacher.outputs(batch, hidden_states=wanted)
+        out = self.model(**model_inputs(batch), use_cache=False, output_hidden_states=wanted)
+        share = 1.0 if taught is None else own.cross_entropy
+        loss = torch.zeros((), device=out.logits.device)
+        if share > 0:
+            nll, counted = sequence_losses(out.logits, labels)
+            loss = loss + share * (nll.sum() / counted.sum().clamp(min=1)).float()
+        if taught is not None and share < 1:
+            mask = labels[:, 1:] != IGNORED
+            loss = loss + (1 - share) * distillation_loss(
+                taught.logits[:, :-1][mask], out.logits[:, :-1][mask], own.temperature
+            )
+        if taught is not None and wanted:
+            pairs = [(taught.hidden_states[each], out.hidden_states[each]) for each in self._cuts]
+            loss = loss + own.hidden * torch.stack([relative_distance(*pair) for pair in pairs]).mean()
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Accumulate the token loss."""
+        nll, counted = sequence_losses(self.model(**model_inputs(batch), use_cache=False).logits, labels_of(batch))
+        self._metric.update((nll.sum() / counted.sum()).float(), counted.sum())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the trained weights where they are the best so far."""
+        loss = float(self._metric.compute())
+        self._metric.reset()
+        self.validated_step = self.trainer.global_step
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.validated_step
+            self._best = {name: each.detach().clone() for name, each in trained_parameters(self.model)}
+        self.log("val_loss", loss, sync_dist=False)
+        self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
+
+    def restore_best(self) -> None:
+        """Go back to the weights with the lowest validation loss, those before the first step included."""
+        with torch.no_grad():
+            for name, each in trained_parameters(self.model):
+                each.copy_(self._best[name])
+        self.model.eval()
+        if self.settings.gradient_checkpointing:
+            checkpoint_activations(self.model, on=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW without weight decay, and the schedule, stepped with it."""
+        optimizer = torch.optim.AdamW(
+            [each for _, each in trained_parameters(self.model)], lr=self.settings.learning_rate, weight_decay=0.0
+        )
+        warmup = round(self.settings.warmup * self.steps)
+        scheduler = get_scheduler(self.settings.lr_schedule, optimizer, warmup, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def checkpoint_activations(model: Any, *, on: bool = True) -> None:
+    """Compute activations again in the backward pass, or keep them; transformers has renamed how that is said."""
+    verb = "enable" if on else "disable"
+    switch = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
+    switch()
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What requires gradients, by name."""
+    return [(name, each) for name, each in model.named_parameters() if each.requires_grad]

@@ -1,0 +1,116 @@
+"""The dense model inside the pruned one: a teacher for its healing that takes no second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.anatomy import Record, decoder_config, find_sublayers
+from lit_prune.errors import ModelError
+from lit_prune.healing.lora import adapters_off
+from lit_prune.measure import evaluating, model_inputs
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import make_recorded_biases, record_bias, remove
+
+
+class DenseTeacher:
+    """Turns a dense model into the student, in place, and back for as long as a `with` block lasts.
+
+    What is kept beside the student: the sublayers that it has lost, and the dense values of weights that differ.
+
+    Args:
+        dense: A copy of the model before it was pruned; becomes the student.
+        pruned: What was made of it; only read. Its removals and its weights become the student's.
+
+    Attributes:
+        student: The same object as `dense`, pruned.
+        num_extra_parameters: Numbers that are held beside the student's.
+
+    Raises:
+        ModelError: The two are not of one model.
+    """
+
+    def __init__(self, dense: Any, pruned: Any) -> None:
+        anatomy, smaller = find_sublayers(dense), find_sublayers(pruned)
+        facts = [(each.model_type, each.num_blocks, each.hidden_size) for each in (anatomy, smaller)]
+        if anatomy.removed or facts[0] != facts[1]:
+            raise ModelError(
+                f"the teacher must be the dense model that was pruned: a {facts[1][0]} of {facts[1][1]} blocks and "
+                f"width {facts[1][2]}; found a {facts[0][0]} of {facts[0][1]}, width {facts[0][2]}, "
+                f"{len(anatomy.removed)} sublayers removed"
+            )
+        self.student = dense
+        self._taken = [(part.path, dense.get_submodule(part.path)) for part in anatomy.parts(smaller.removed)]
+        weights = _by_original_name(pruned)
+        remove(dense, smaller.removed)
+        for name, path in Record.of(decoder_config(pruned)).biases.items():
+            record_bias(dense, SublayerId.parse(name), path)
+        make_recorded_biases(dense)
+        self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        for name, parameter in dense.named_parameters():
+            if name not in weights or weights[name].shape != parameter.shape:
+                raise ModelError(f"the teacher must be the dense model that was pruned: {name} is not in both")
+            if not torch.equal(weights[name].to(parameter), parameter):
+                self.keep([parameter])
+                parameter.data.copy_(weights[name])
+
+    @property
+    def num_extra_parameters(self) -> int:
+        """See the class."""
+        gone: int = sum(each.numel() for _, module in self._taken for each in module.parameters())
+        return gone + sum(value.numel() for _, value in self._dense.values())
+
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Remember the dense values of weights of the student that will be trained; not of adapters."""
+        for each in parameters:
+            self._dense.setdefault(id(each), (each, each.detach().clone()))
+
+    @contextmanager
+    def restored(self) -> Iterator[Any]:
+        """The dense model, in evaluation mode and without gradients, in a `with` block."""
+        stubs = [(path, self.student.get_submodule(path)) for path, _ in self._taken]
+        learned = [(parameter, parameter.data) for parameter, _ in self._dense.values()]
+        try:
+            self._place(self._taken)
+            for parameter, value in self._dense.values():
+                # Removed sublayers stay where they were made, the student may have moved.
+                parameter.data = value.to(parameter.device)
+            with adapters_off(self.student), evaluating(self.student):
+                yield self.student
+        finally:
+            self._place(stubs)
+            for parameter, value in learned:
+                parameter.data = value
+
+    def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
+        """What the dense model puts out for a batch; call it before the student runs, not between that and backward."""
+        with self.restored() as dense:
+            return dense(**model_inputs(batch), use_cache=False, output_hidden_states=hidden_states)
+
+    def to(self, device: torch.device) -> None:
+        """Move what is kept beside the student to a device."""
+        for _, module in self._taken:
+            module.to(device)
+        self._dense = {name: (each, value.to(device)) for name, (each, value) in self._dense.items()}
+
+    def _place(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        for path, module in modules:
+            parent, _, name = path.rpartition(".")
+            setattr(self.student.get_submodule(parent), name, module)
+
+
+def _by_original_name(pruned: Any) -> dict[str, Tensor]:
+    """Weights of a model by the names they have where no block has left the list."""
+    anatomy = find_sublayers(pruned)
+    prefix = f"{anatomy.blocks_path}."
+    found = {}
+    for name, parameter in pruned.named_parameters():
+        if name.startswith(prefix):
+            position, _, rest = name.removeprefix(prefix).partition(".")
+            name = f"{prefix}{anatomy.blocks[int(position)]}.{rest}"
+        found[name] = parameter.detach()
+    return found

@@ -1,0 +1,256 @@
+"""Healing: a teacher that is the dense model to the last bit, a state that never gets worse, adapters for peft."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+import lit_prune
+from lit_prune.__main__ import main
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.healing import (
+    DenseTeacher,
+    HealingSettings,
+    LoraHealing,
+    attach_lora,
+    distillation_loss,
+    heal,
+    merge_lora,
+    written_windows,
+)
+from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.pruning import prune
+from lit_prune.surgery import compact, remove
+from tests import naive
+from tests.tiny import tiny_model
+
+TOKENS = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))
+BATCH = {"input_ids": TOKENS, "labels": TOKENS}
+QUIET = {"progress": False, "accelerator": "cpu"}
+GONE = [SublayerId(1, "attention"), SublayerId(2, "attention"), SublayerId(2, "mlp")]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=TOKENS, use_cache=False).logits
+
+
+def pruned_model(architecture="llama", *, closed=False):
+    model = tiny_model(architecture)
+    remove(model, GONE)
+    if closed:
+        compact(model)
+    return model
+
+
+@pytest.mark.parametrize("compensate", ["none", "scale", "linear", "bias"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_the_teacher_is_the_dense_model_and_the_student_the_pruned_one(architecture, compensate):
+    dense = logits(tiny_model(architecture))
+    pruned = tiny_model(architecture)
+    batches = [{"input_ids": naive.own_text(pruned, 8, 40)}]
+    prune(pruned, batches, amount=0.3, compensate=compensate, progress=False)
+    teacher = DenseTeacher(tiny_model(architecture), pruned)
+    student = teacher.student
+    assert torch.equal(logits(student), logits(pruned))
+    attach_lora(student, LoraHealing(rank=2))
+    with torch.no_grad():
+        for name, each in student.named_parameters():
+            if "lora_B" in name:
+                each.normal_()
+    adapted = logits(student)
+    assert not torch.allclose(adapted, logits(pruned))
+    assert torch.equal(teacher.outputs(BATCH).logits, dense)
+    assert torch.equal(logits(student), adapted), "and the student is as it was"
+
+
+def test_blocks_that_left_the_list_are_taught_too():
+    pruned = pruned_model(closed=True)
+    assert len(pruned.model.layers) == 3
+    teacher = DenseTeacher(tiny_model("llama"), pruned)
+    assert torch.allclose(logits(teacher.student), logits(pruned), atol=1e-6)
+    assert torch.equal(teacher.outputs(BATCH).logits, logits(tiny_model("llama")))
+
+
+def test_no_second_copy_of_the_weights_is_held():
+    pruned = pruned_model()
+    dense = tiny_model("llama")
+    gone = sum(each.numel() for each in dense.parameters()) - sum(each.numel() for each in pruned.parameters())
+    assert DenseTeacher(dense, pruned).num_extra_parameters == gone
+
+
+def test_a_teacher_of_another_model_is_refused():
+    with pytest.raises(ModelError, match="the dense model that was pruned"):
+        DenseTeacher(tiny_model("gpt2"), pruned_model())
+    with pytest.raises(ModelError, match="3 sublayers removed"):
+        DenseTeacher(pruned_model(), pruned_model())
+
+
+def test_distillation_is_the_divergence_of_the_distributions():
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 5, 7, generator=generator).double().unbind()
+    p, q = (torch.softmax(each / 2, -1) for each in (teacher, student))
+    expected = 4 * (p * (p / q).log()).sum(-1).mean()
+    assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+@pytest.mark.parametrize("taught", [True, False])
+def test_healing_helps_and_merges_into_the_same_logits(taught, hidden):
+    text = naive.own_text(tiny_model("llama"), 48, 40)
+    teacher = DenseTeacher(tiny_model("llama"), pruned_model())
+    model = teacher.student
+    before = naive.mean_loss(model, [{"input_ids": text[32:]}])
+    report = heal(
+        model,
+        text[:32],
+        text[32:],
+        lora=LoraHealing(rank=4),
+        settings=HealingSettings(tokens=40 * 160, learning_rate=1e-2, hidden=hidden),
+        teacher=teacher if taught else None,
+        **QUIET,
+    )
+    after = naive.mean_loss(model, [{"input_ids": text[32:]}])
+    assert report.helped
+    assert after < before - 0.05
+    assert (report.ppl_before, report.ppl_after) == pytest.approx(
+        (torch.tensor(before).exp().item(), torch.tensor(after).exp().item()), rel=1e-4
+    )
+    assert (report.steps, report.tokens) == (40, 40 * 160)
+    adapted = logits(model)
+    merge_lora(model)
+    assert torch.allclose(logits(model), adapted, atol=1e-4)
+
+
+def test_a_healing_that_does_not_help_leaves_the_model_as_it_was():
+    text = naive.own_text(tiny_model("llama"), 24, 40)
+    model = tiny_model("llama")
+    before = logits(model)
+    # Noise to learn from, at a rate that ruins: the text of the dense model itself can only get worse.
+    noise = torch.randint(3, 128, (16, 40), generator=torch.Generator().manual_seed(3))
+    settings = HealingSettings(tokens=1600, learning_rate=0.5, lr_schedule="constant", also=("norms",), last_blocks=1)
+    report = heal(model, noise, text, settings=settings, **QUIET)
+    assert not report.helped
+    assert report.ppl_after == report.ppl_before
+    assert torch.equal(logits(model), before)
+
+
+def test_heads_and_tails_are_trained_where_asked_and_the_teacher_stays_dense():
+    text = naive.own_text(tiny_model("llama"), 24, 40)
+    teacher = DenseTeacher(tiny_model("llama"), pruned_model())
+    model = teacher.student
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    settings = HealingSettings(tokens=1600, learning_rate=1e-2, also=("norms", "head"), last_blocks=1)
+    assert heal(model, text[:16], text[16:], settings=settings, teacher=teacher, **QUIET).helped
+    assert torch.equal(teacher.outputs(BATCH).logits, logits(tiny_model("llama")))
+    merge_lora(model)
+    changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
+    assert {"model.norm.weight", "lm_head.weight", "model.layers.3.input_layernorm.weight"} <= changed
+    assert "model.layers.0.self_attn.q_proj.weight" in changed, "by its adapter"
+    assert ("model.embed_tokens.weight" in changed) == model.config.tie_word_embeddings
+
+
+def test_patience_stops_early():
+    noise = torch.randint(3, 128, (16, 40), generator=torch.Generator().manual_seed(3))
+    text = naive.own_text(tiny_model("llama"), 8, 40)
+    settings = HealingSettings(tokens=40 * 160, learning_rate=0.5, lr_schedule="constant", patience=2)
+    assert heal(tiny_model("llama"), noise, text, settings=settings, **QUIET).steps < 40
+
+
+def test_gradient_checkpointing_trains_the_same():
+    text = naive.own_text(tiny_model("llama"), 24, 40)
+    found = []
+    for checkpointing in (False, True):
+        model = pruned_model()
+        settings = HealingSettings(tokens=800, learning_rate=1e-2, gradient_checkpointing=checkpointing)
+        torch.manual_seed(0)
+        heal(model, text[:16], text[16:], settings=settings, **QUIET)
+        assert not any(getattr(each, "gradient_checkpointing", False) for each in model.modules())
+        found.append(logits(model))
+    assert torch.allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tokens": 0}, {"cross_entropy": 2}, {"also": ("nroms",)}, {"learning_rate": 0}, {"last_blocks": -1}]
+)
+def test_settings_that_cannot_be_are_refused(options):
+    with pytest.raises(LitPruneError, match="healing"):
+        HealingSettings(**options)
+
+
+def test_a_model_writes_text_of_its_own():
+    model = tiny_model("llama")
+    first, again = (written_windows(model, 5, 12, batch_size=2, seed=3) for _ in range(2))
+    assert first.shape == (5, 12)
+    assert torch.equal(first, again)
+    assert (first[:, 0] == model.config.bos_token_id).all()
+    # What it is likely to say, and not noise.
+    noise = torch.randint(3, 128, (5, 12), generator=torch.Generator().manual_seed(0))
+    assert naive.mean_loss(model, [{"input_ids": first}]) < naive.mean_loss(model, [{"input_ids": noise}])
+
+
+@pytest.fixture
+def pruned_folder(model_folder, text, tmp_path):
+    options = ["--data", str(text), "--window", "16", "--num_windows", "4", "--device", "cpu"]
+    out = tmp_path / "pruned"
+    assert main(["prune", str(model_folder), "--output", str(out), "--amount", "0.3", *options]) == 0
+    return out
+
+
+def options(text):
+    small = ["--training.tokens", "640", "--training.validations", "2", "--lora.rank", "2", "--val_windows", "4"]
+    small += ["--training.learning_rate", "1e-2"]
+    return ["--data", f"[{text}]", "--window", "16", "--device", "cpu", *small]
+
+
+def test_heal_writes_a_model_of_the_same_structure(pruned_folder, text, tmp_path, capsys):
+    # The dense model, with random weights, is no better on this text: most is learned from the text itself.
+    mixed = ["--training.cross_entropy", "0.9"]
+    assert main(["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(text), *mixed]) == 0
+    healed, pruned = lit_prune.load(tmp_path / "healed"), lit_prune.load(pruned_folder)
+    assert {name: each.shape for name, each in healed.named_parameters()} == {
+        name: each.shape for name, each in pruned.named_parameters()
+    }
+    assert not torch.equal(logits(healed), logits(pruned))
+    plan = PrunePlan.load(tmp_path / "healed")
+    assert plan.healing["tokens"] == 640
+    assert plan.healing["ppl_after"] < plan.healing["ppl_before"]
+    assert plan.steps == PrunePlan.load(pruned_folder).steps
+    assert "perplexity on validation windows" in capsys.readouterr().out
+    assert "healed on 640 tokens" in (tmp_path / "healed/README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
+def test_an_adapter_loads_with_plain_peft(pruned_folder, text, tmp_path):
+    out = tmp_path / "adapter"
+    command = ["heal", str(pruned_folder), "--output", str(out), "--keep_adapter", "true", *options(text)]
+    assert main([*command, "--distill", "false"]) == 0
+    base = lit_prune.load(pruned_folder)
+    plain = logits(base)
+    adapted = PeftModel.from_pretrained(base, out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(pruned_folder)
+    assert not torch.allclose(logits(adapted), plain)
+    merged = tmp_path / "merged"
+    assert main(["heal", str(pruned_folder), "--output", str(merged), "--distill", "false", *options(text)]) == 0
+    assert torch.allclose(logits(lit_prune.load(merged)), logits(adapted), atol=1e-4)
+
+
+def test_healing_on_what_the_dense_model_writes(pruned_folder, text, tmp_path):
+    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(text), "--data", "[self]"]
+    assert main(command) == 0
+    assert PrunePlan.load(tmp_path / "healed").healing["data"] == ["self"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--dense", "no/such"], "the dense model that teaches"),
+        (["--keep_adapter", "true", "--training.also", "[norms]"], "an adapter holds no norms"),
+        (["--training.lr_schedule", "cosinus"], "cosinus"),
+    ],
+)
+def test_what_cannot_work_is_one_line(pruned_folder, text, tmp_path, capsys, extra, message):
+    assert main(["heal", str(pruned_folder), "--output", str(tmp_path / "out"), *options(text), *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
