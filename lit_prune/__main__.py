@@ -16,6 +16,7 @@ VERBS = {
     "test": ("lit_prune.commands.fit:run", "test a model or checkpoint with the same YAML"),
     "prune": ("lit_prune.commands.prune:run", "prune a model without training"),
     "heal": ("lit_prune.commands.heal:run", "train a pruned model to get back what was lost"),
+    "evaluate": ("lit_prune.commands.evaluate:run", "perplexity and tasks of models, beside a reference"),
     "bench": ("lit_prune.commands.bench:run", "compare what searches cost and what they find"),
     "compare": ("lit_prune.commands.compare:run", "compare the field's methods in one table"),
     "apply": ("lit_prune.commands.apply:run", "apply a prune plan to a copy of its model"),

@@ -47,12 +47,19 @@ def test_python_examples_run(place):
 
 def test_shell_examples_run(place):
     Path("text.jsonl").write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 60)
-    ran = [shlex.split(line)[1:] for line in SHELL if line.startswith(("lit-prune prune", "lit-prune apply"))]
-    assert len(ran) == 2
+    small = {
+        "prune": ["--window", "64", "--num_windows", "2"],
+        "apply": [],
+        "heal": ["--window", "32", "--val_windows", "4", "--training.tokens", "512", "--device", "cpu"],
+        "evaluate": ["--window", "32", "--num_windows", "4", "--tasks", "null"],
+    }
+    ran = [shlex.split(line)[1:] for line in SHELL if line.startswith(tuple(f"lit-prune {verb}" for verb in small))]
+    assert [each[0] for each in ran] == ["prune", "apply", "prune", "heal", "evaluate"]
     for arguments in ran:
-        small = ["--window", "64", "--num_windows", "2"] if arguments[0] == "prune" else []
-        assert main([*arguments, *small]) == 0
+        assert main([*arguments, *small[arguments[0]]]) == 0
     assert PrunePlan.load("again") == PrunePlan.load("pruned")
+    assert PrunePlan.load("healed").healing["tokens"] == 512
+    assert Path("evaluation/evaluation.md").read_text().count("| healed |") == 1
 
 
 def test_the_compare_example_runs(place):

@@ -2,6 +2,7 @@
 
 from lit_prune.evaluation.answers import answer
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results
+from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
@@ -14,6 +15,7 @@ __all__ = [
     "WANDA",
     "Comparison",
     "Entry",
+    "Measured",
     "Perplexity",
     "Result",
     "Results",
@@ -25,6 +27,7 @@ __all__ = [
     "compare_searches",
     "compare_speed",
     "dense_twin",
+    "exceeds_error",
     "measure_search_memory",
     "perplexity",
     "require_tasks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Perplexity:
         num_tokens: Predicted tokens; the first of a window is not predicted.
         num_windows: Sequences.
         window: Tokens in the longest sequence.
+        error: Standard error of `nll`, from how the windows differ; 0 with one.
 
     Example:
         >>> round(Perplexity(nll=2.0, num_tokens=31, num_windows=1, window=32).ppl, 3)
@@ -32,6 +34,7 @@ class Perplexity:
     num_tokens: int
     num_windows: int
     window: int
+    error: float = 0.0
 
     @property
     def ppl(self) -> float:
@@ -52,6 +55,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         MeasureError: The loss is NaN or infinite.
     """
     nll, num_tokens, num_windows, window = 0.0, 0, 0, 0
+    means: list[float] = []
     with evaluating(model):
         for batch in batches:
             here = on_device(batch, model.device)
@@ -59,10 +63,12 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
             sums, tokens = sequence_losses(model(**model_inputs(here), use_cache=False).logits, labels)
             nll += float(sums.sum())
             num_tokens += int(tokens.sum())
+            means += (sums / tokens)[tokens > 0].tolist()
             num_windows += labels.shape[0]
             window = max(window, labels.shape[1])
     if not num_tokens:
         raise DataError("perplexity needs predicted tokens; the batches hold none")
     if not math.isfinite(nll):
         raise MeasureError(f"the loss over {num_tokens} tokens is {nll}; the model gives no usable logits")
-    return Perplexity(nll / num_tokens, num_tokens, num_windows, window)
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return Perplexity(nll / num_tokens, num_tokens, num_windows, window, error)

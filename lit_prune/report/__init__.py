@@ -8,6 +8,7 @@ from lit_prune.report.comparison import (
     rank_correlation,
     removal_figure,
 )
+from lit_prune.report.evaluation import evaluation_markdown
 from lit_prune.report.markdown import answer_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
@@ -22,6 +23,7 @@ __all__ = [
     "comparison_figure",
     "comparison_markdown",
     "disturbance",
+    "evaluation_markdown",
     "log_figure",
     "log_scalars",
     "log_text",

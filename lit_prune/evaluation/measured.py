@@ -1,0 +1,40 @@
+"""What was measured of one model, beside another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lit_prune.evaluation.perplexity import Perplexity
+from lit_prune.evaluation.tasks import TaskScore
+
+CONFIDENT = 1.96
+"""Standard errors of a difference; 95 % of chance differences are smaller."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one model.
+
+    Attributes:
+        model: Its name.
+        num_parameters: All of them, tied ones once.
+        perplexities: By the name of the text.
+        tasks: By name.
+    """
+
+    model: str
+    num_parameters: int
+    perplexities: Mapping[str, Perplexity]
+    tasks: Mapping[str, TaskScore]
+
+
+def exceeds_error(difference: float, *errors: float) -> bool:
+    """Whether a difference is more than chance gives in 95 of 100 cases, as if the two were measured apart.
+
+    Example:
+        >>> exceeds_error(0.05, 0.02, 0.01), exceeds_error(-0.03, 0.02, 0.01)
+        (True, False)
+    """
+    return abs(difference) > CONFIDENT * math.hypot(*errors)
