@@ -33,9 +33,9 @@ CORRECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 """By form, what can make up for a sublayer that is gone and be folded exactly into weights that stay.
 
-`scale` is one factor on the residual stream before the cut, folded into the embedding and whatever wrote into the
-stream since: every reader of it has to norm it first (the norm's epsilon is the one inexactness). `linear` is a matrix
-folded into the output projection of an FFN before the cut: no norm may stand between that projection and the stream.
+`scale` is one factor on the residual stream before the cut, folded as its inverse into what writes behind it: every
+reader of the stream has to norm it first (the norm's epsilon is the one inexactness). `linear` is a matrix folded into
+the output projection that writes last before the cut: no norm may stand between that projection and the stream.
 """
 
 

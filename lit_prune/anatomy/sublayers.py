@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
+from lit_prune.anatomy.layouts import PARALLEL_FORMS
 from lit_prune.anatomy.stubs import ResidualArgument
 from lit_prune.errors import PlanError
 from lit_prune.plan import ModelFacts, SublayerId
@@ -103,6 +104,29 @@ class Anatomy:
             why = "was removed before" if sublayer in self.removed else f"is not one of its {self.num_blocks} blocks"
             raise PlanError(f"cannot take {sublayer} out of this {self.model_type} model: it {why}")
         return self._by_id[sublayer]
+
+    def writer_before(self, sublayer: SublayerId) -> Sublayer | None:
+        """The last to write into the stream before the place of a sublayer: nothing reads it between the two.
+
+        Raises:
+            PlanError: The sublayer is not in the model.
+        """
+        if self[sublayer].form in PARALLEL_FORMS:
+            beside = [each for each in self.sublayers if each.id.block == sublayer.block and each.id != sublayer]
+            if beside:
+                return beside[0]
+        before = [each for each in self.sublayers if each.id < sublayer]
+        return before[-1] if before else None
+
+    def behind(self, sublayer: SublayerId) -> list[Sublayer]:
+        """Those that write into the stream behind the place of a sublayer.
+
+        Raises:
+            PlanError: The sublayer is not in the model.
+        """
+        if self[sublayer].form in PARALLEL_FORMS:
+            return [each for each in self.sublayers if each.id != sublayer and each.id.block >= sublayer.block]
+        return [each for each in self.sublayers if each.id > sublayer]
 
     @property
     def is_stock(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import CORRECTIONS, LINEAR, PARALLEL_FORMS, SANDWICH, SCALE, Anatomy, Sublayer, find_sublayers
+from lit_prune.anatomy import CORRECTIONS, LINEAR, SANDWICH, SCALE, Sublayer, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
 from lit_prune.healing.regression import Moments
@@ -74,7 +74,7 @@ class Bias:
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """See `Compensation`."""
         model = what_if.model
-        writer = _writer_before(find_sublayers(model), sublayer)
+        writer = find_sublayers(model).writer_before(sublayer)
         if writer is None:
             return {}
         sums = [
@@ -109,7 +109,7 @@ class Linear:
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """See `Compensation`."""
         model = what_if.model
-        writer = _writer_before(find_sublayers(model), sublayer)
+        writer = find_sublayers(model).writer_before(sublayer)
         if writer is None:
             return {}
         path = output_projections(model)[writer.id]
@@ -154,7 +154,7 @@ def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:
     """
     anatomy = find_sublayers(model)
     projections = output_projections(model)
-    for each in _behind(anatomy, anatomy[sublayer]):
+    for each in anatomy.behind(sublayer):
         path = each.output if each.form == SANDWICH else projections[each.id]
         scale_output(model.get_submodule(path), 1 / factor)
 
@@ -175,24 +175,6 @@ def _require_projections(model: nn.Module, correction: str) -> None:
             f"this compensation cannot be folded exactly into this {anatomy.model_type} model: {unknown[0].id} "
             "does not end in one linear layer"
         )
-
-
-def _writer_before(anatomy: Anatomy, sublayer: SublayerId) -> Sublayer | None:
-    """The last to write into the stream before the place of a sublayer; nothing reads it between the two."""
-    own = anatomy[sublayer]
-    if own.form in PARALLEL_FORMS:
-        for each in anatomy.sublayers:
-            if each.id.block == sublayer.block and each.id != sublayer:
-                return each
-    before = [each for each in anatomy.sublayers if each.id < sublayer]
-    return before[-1] if before else None
-
-
-def _behind(anatomy: Anatomy, sublayer: Sublayer) -> list[Sublayer]:
-    others = [each for each in anatomy.sublayers if each.id != sublayer.id]
-    if sublayer.form in PARALLEL_FORMS:
-        return [each for each in others if each.id.block >= sublayer.id.block]
-    return [each for each in others if each.id > sublayer.id]
 
 
 def _length_ratio(before: Tensor, after: Tensor) -> Tensor:

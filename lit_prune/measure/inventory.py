@@ -168,5 +168,5 @@ def _figures(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, 
 
 
 def _corrections(sublayer: Sublayer, anatomy: Anatomy) -> tuple[str, ...]:
-    follows_mlp = any(each.id.kind == "mlp" and each.id.block < sublayer.id.block for each in anatomy.sublayers)
-    return tuple(each for each in CORRECTIONS[sublayer.form] if each != LINEAR or follows_mlp)
+    follows = anatomy.writer_before(sublayer.id) is not None
+    return tuple(each for each in CORRECTIONS[sublayer.form] if each != LINEAR or follows)

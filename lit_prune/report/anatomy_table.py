@@ -20,8 +20,8 @@ WAYS = ("blocks", "sublayer", "module", "residual form", "folds", "whole block")
 LEFT_ALIGNED = ("blocks", "sublayer", *WAYS)
 NOTHING = "-"
 WORDS = {
-    SCALE: "a factor can make up for some of the loss, folded into weights before it",
-    LINEAR: "a matrix can make up for some of the loss, folded into an FFN before it",
+    SCALE: "a factor can make up for some of the loss, folded into weights behind it",
+    LINEAR: "a matrix can make up for some of the loss, folded into weights before it",
 }
 FILE_WIDTH = 120
 """Columns where no terminal says how many: a table is for reading, in a file too."""

@@ -106,7 +106,7 @@ def test_a_llama_by_hand(config_folder, capsys):
     shared = {"form": "pre-norm", "adds_residual": False, "num_shared_norm_parameters": 0}
     ways = {"removed_alone": "lit-prune folder", "removed_with_block": "stock model"}
     for block in range(4):
-        corrections = {"corrections": ["scale", "linear"] if block else ["scale"]}
+        corrections = {"corrections": ["scale", "linear"]}
         assert found["sublayers"][2 * block] == {
             "id": f"attention.{block}",
             "block": block,
@@ -120,7 +120,8 @@ def test_a_llama_by_hand(config_folder, capsys):
             "kv_bytes": 2 * 16 * 2,
             **shared,
             **ways,
-            **corrections,
+            # Nothing writes before the first.
+            **(corrections if block else {"corrections": ["scale"]}),
         }
         assert found["sublayers"][2 * block + 1] == {
             "id": f"mlp.{block}",
@@ -189,9 +190,8 @@ def test_the_screen_groups_blocks_that_are_the_same(config_folder, capsys):
         ["rest", "", "8,224"],
         ["model", "", "45,344"],
         ["0", "attention", "self_attn"],
-        ["0", "mlp", "mlp"],
+        ["0-3", "mlp", "mlp"],
         ["1-3", "attention", "self_attn"],
-        ["1-3", "mlp", "mlp"],
     ]
     assert rows[6][3:] == ["pre-norm", "scale", "stock model"]
     assert rows[8][3:] == ["pre-norm", "scale, linear", "stock model"]
@@ -250,8 +250,8 @@ def test_a_pruned_folder_shows_what_is_gone(tmp_path, tokenizer, capsys):
     # Gaps elsewhere: whatever block goes, transformers' own loader cannot read what is left.
     assert {each["removed_with_block"] for each in found["sublayers"]} == {"lit-prune folder"}
     corrections = {each["id"]: each["corrections"] for each in found["sublayers"]}
-    # The FFN of block 0 is gone: block 1 has none before it.
-    assert corrections["attention.1"] == ["scale"]
+    assert corrections["attention.0"] == ["scale"]
+    assert corrections["attention.1"] == ["scale", "linear"], "the attention of block 0 is before it"
     assert corrections["mlp.2"] == ["scale", "linear"]
     screen = shown(capsys, str(folder))
     assert "Gone: mlp.0, attention.2" in screen
