@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from lit_prune.checkpoint import restore_structure, structure_of
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import labels_of, model_inputs, sequence_losses
+from lit_prune.healing import checkpoint_activations
+from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
 
 STRUCTURE_KEY = "lit_prune"
@@ -82,7 +83,7 @@ class LitCausalLM(L.LightningModule):
         # Lightning keeps the modes that it finds, and `from_pretrained` leaves evaluation mode.
         self.model = model.train()
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            checkpoint_activations(self.model)
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
 
@@ -143,9 +144,7 @@ class LitCausalLM(L.LightningModule):
             restore_structure(self.model, checkpoint[STRUCTURE_KEY])
 
     def _mean_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        nll, tokens = sequence_losses(self(batch), labels_of(batch))
-        num_tokens = tokens.sum()
-        return (nll.sum() / num_tokens.clamp(min=1)).float(), num_tokens
+        return mean_loss(self(batch), labels_of(batch))
 
     def _log_perplexity(self, stage: str, metric: MeanMetric) -> None:
         loss = metric.compute()

@@ -176,9 +176,12 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
                 f"in the plan, {freed} in the model"
             )
     require_understood(model)
-    for step in plan.steps:
-        for each in step.removed.sublayers:
-            if not uncompensated and "factor" in step.compensation.get(str(each), {}):
-                fold_factor(model, each, step.compensation[str(each)]["factor"])
-            remove(model, [each])
+    if name == "none" or uncompensated:
+        remove(model, plan.removed)
+    else:
+        factors = {each: fact["factor"] for step in plan.steps for each, fact in step.compensation.items()}
+        for sublayer in plan.removed:
+            if str(sublayer) in factors:
+                fold_factor(model, sublayer, factors[str(sublayer)])
+            remove(model, [sublayer])
     compact(model)

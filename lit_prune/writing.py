@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,24 @@ def file_name(name: str) -> str:
         'org-model-2'
     """
     return "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
+
+    Raises:
+        OSError: Something is in the way, an empty folder apart.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if path.exists():
+            path.rmdir()  # fails where somebody has filled it meanwhile
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -1,6 +1,6 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
-from lit_prune.anatomy.blocks import experts_per_token, routed_parameters
+from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
 from lit_prune.anatomy.layouts import (
     BLOCK_LISTS,
     BLOCK_NUMBERS,
@@ -39,6 +39,7 @@ __all__ = [
     "decoder_config",
     "experts_per_token",
     "find_sublayers",
+    "is_norm",
     "language_model",
     "routed_parameters",
 ]

@@ -106,7 +106,7 @@ class BlockReader:
 
     def _layout(self, block: nn.Module) -> Layout:
         children = dict(block.named_children())
-        norms = {name for name, child in children.items() if _is_norm(child)}
+        norms = {name for name, child in children.items() if is_norm(child)}
         if self.described is not None:
             if absent := [name for name in self.described.parts if not hasattr(block, name)]:
                 raise self._misunderstood(block, f"the layout names {', '.join(absent)}, which it has not")
@@ -172,13 +172,14 @@ def _part(block: nn.Module, path: str, name: str, stub: Callable[[], nn.Module] 
     return Part(f"{path}.{name}", count_parameters([getattr(block, name)]), stub)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module norms: by its class's name, and that it has vectors at most."""
     parameters = list(module.parameters())
     return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in parameters)
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    return ("attn" in name or "attention" in name) and not _is_norm(module) and _has_work(module)
+    return ("attn" in name or "attention" in name) and not is_norm(module) and _has_work(module)
 
 
 def _has_work(module: nn.Module) -> bool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import getdoc
+from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+
+from lit_prune.errors import DataError, LitPruneError
 
 
 def call(
@@ -36,6 +40,39 @@ def call(
     settings: dict[str, Any] = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
     settings.pop("config")
     function(**settings)
+
+
+def model_names(models: str) -> list[str]:
+    """The names in a list with commas between them.
+
+    Raises:
+        LitPruneError: There is none.
+
+    Example:
+        >>> model_names("pruned, healed")
+        ['pruned', 'healed']
+    """
+    names = [each.strip() for each in models.split(",") if each.strip()]
+    if not names:
+        raise LitPruneError("name at least one model")
+    return names
+
+
+def text_labels(texts: Sequence[str]) -> list[str]:
+    """What texts are called in tables: the names of their files, without folder and ending.
+
+    Raises:
+        DataError: Two would be called the same.
+    """
+    labels = [Path(text).stem for text in texts]
+    if len(set(labels)) < len(labels):
+        raise DataError(f"two texts to measure on would have one name: {', '.join(labels)}")
+    return labels
+
+
+def default_device(device: str | None) -> str:
+    """The device that was named, else a GPU where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _documented(function: Callable[..., None]) -> list[Any]:

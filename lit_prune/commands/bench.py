@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
-from lit_prune.commands.arguments import call
+from lit_prune.commands.arguments import call, default_device
 from lit_prune.data import calibration_batches, drawn_windows
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
@@ -82,7 +80,7 @@ def bench(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     wanted = num_windows + (num_unseen if what == "search" else 0)
     drawn = drawn_windows(data, tokenizer, window=window, wanted=wanted, seed=seed)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     batches, unseen = (
         calibration_batches(part, batch_size) for part in (drawn[:num_windows], drawn[num_windows:wanted])
     )

@@ -7,13 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import call
+from lit_prune.commands.arguments import call, default_device, model_names, text_labels
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint
-from lit_prune.errors import DataError, LitPruneError
+from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     DENSE,
     WANDA,
@@ -91,19 +90,15 @@ def compare(
         seed: Decides which windows are drawn.
         trust_remote_code: Run code that comes with the model.
     """
-    names = [each.strip() for each in models.split(",") if each.strip()]
-    if not names:
-        raise LitPruneError("name at least one model")
+    names = model_names(models)
     lines = read_lines(method_names() if methods is None else methods)
     shares = sorted(amounts or [0.1, 0.2])
     for share in shares:
         require_share(share)
     require_tasks(tasks or (), include_path)
     texts = unseen or [data]
-    stems = [Path(text).stem for text in texts]
-    if len(set(stems)) < len(stems):
-        raise DataError(f"two texts to measure on would have one name: {', '.join(stems)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    labels = text_labels(texts)
+    device = default_device(device)
     settings = {"data": data, "unseen": texts, "window": window, "num_windows": num_windows, "num_unseen": num_unseen}
     settings |= {"batch_size": batch_size, "seed": seed, "tasks": tasks, "limit": limit, "speed": speed}
     folder = Path(output)
@@ -128,7 +123,9 @@ def compare(
             _entry(each, drawn(each.get("data", data))[: each.get("num_windows", num_windows)], batch_size)
             for each in [{"method": DENSE, "label": DENSE}, *lines]
         ]
-        windows = {Path(text).stem: drawn(text)[reserved : reserved + num_unseen] for text in texts}
+        windows = {
+            label: drawn(text)[reserved : reserved + num_unseen] for label, text in zip(labels, texts, strict=True)
+        }
         comparison = Comparison(
             {text: calibration_batches(each, batch_size) for text, each in windows.items()},
             tasks=accuracy,

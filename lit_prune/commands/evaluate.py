@@ -8,11 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lit_prune.commands.arguments import call
+from lit_prune.commands.arguments import call, default_device, model_names, text_labels
 from lit_prune.data import calibration_batches, drawn_windows
-from lit_prune.errors import DataError, LitPruneError
 from lit_prune.evaluation import Measured, perplexity, require_tasks, task_scores
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import evaluation_markdown
@@ -62,16 +59,12 @@ def evaluate(
         seed: Decides which windows are drawn.
         trust_remote_code: Run code that comes with the model.
     """
-    names = [each.strip() for each in models.split(",") if each.strip()]
-    if not names:
-        raise LitPruneError("name at least one model")
+    names = model_names(models)
     names = [*([] if against is None else [against]), *(each for each in names if each != against)]
     require_tasks(tasks or (), include_path)
     sources = ["builtin"] if texts is None else texts
-    labels = [Path(text).stem for text in sources]
-    if len(set(labels)) < len(labels):
-        raise DataError(f"two texts to measure on would have one name: {', '.join(labels)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    labels = text_labels(sources)
+    device = default_device(device)
     rows: list[Measured] = []
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import call
+from lit_prune.commands.arguments import call, default_device
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
@@ -81,7 +81,7 @@ def heal_model(
     if keep_adapter and (training.also or training.last_blocks):
         raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")
     plan = PrunePlan.load(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(device)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     share = -(-val_windows // len(texts))

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lit_prune.commands.arguments import default_device
 from lit_prune.errors import LitPruneError
 
 
@@ -29,7 +30,7 @@ def start(
     Raises:
         LitPruneError: They cannot be started so.
     """
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = default_device(device)
     launched = launcher(os.environ)
     if device_map is not None:
         if launched or device is not None or devices not in (None, 1):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.surgery import compacted, removed_sublayers
+from lit_prune.writing import folder_aside
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -68,20 +67,13 @@ def save(
     """
     path = require_empty(directory)
     _require_finished(model, plan)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.mkdir(parents=True)
-        with compacted(model):
+        with folder_aside(path) as aside, compacted(model):
             _write(model, aside, tokenizer, plan)
             if verify:
                 _require_same(model, aside)
-        if path.exists():
-            path.rmdir()  # fails where somebody has filled it meanwhile
-        aside.replace(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot save the model as {directory}: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return path
 
 

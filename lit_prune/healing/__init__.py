@@ -12,6 +12,7 @@ from lit_prune.healing.lora import (
     save_adapter,
 )
 from lit_prune.healing.settings import HealingReport, HealingSettings
+from lit_prune.healing.stage import checkpoint_activations
 from lit_prune.healing.teacher import DenseTeacher
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "adapters_off",
     "attach_lora",
     "attached_lora",
+    "checkpoint_activations",
     "create_compensation",
     "distillation_loss",
     "fold_factor",

@@ -58,14 +58,8 @@ class Scale:
         return {"factor": factor}
 
 
-@COMPENSATIONS.register("bias")
-@dataclass(frozen=True)
-class Bias:
-    """The mean output of the sublayer, added where it was ("linear replacement by a bias", arXiv 2407.16286).
-
-    It goes into the bias of the projection that writes last before the cut. One without a bias gets one, which the
-    config records: the model then has these few parameters more.
-    """
+class _IntoProjection:
+    """What is folded into the projection that writes last before the cut."""
 
     def require_possible(self, model: nn.Module) -> None:
         """See `Compensation`."""
@@ -73,23 +67,37 @@ class Bias:
 
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """See `Compensation`."""
-        model = what_if.model
-        writer = find_sublayers(model).writer_before(sublayer)
+        writer = find_sublayers(what_if.model).writer_before(sublayer)
         if writer is None:
             return {}
+        return self._fold(what_if, sublayer, writer, output_projections(what_if.model)[writer.id])
+
+    def _fold(self, what_if: WhatIf, sublayer: SublayerId, writer: Sublayer, path: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@COMPENSATIONS.register("bias")
+@dataclass(frozen=True)
+class Bias(_IntoProjection):
+    """The mean output of the sublayer, added where it was ("linear replacement by a bias", arXiv 2407.16286).
+
+    It goes into the bias of the projection that writes last before the cut. One without a bias gets one, which the
+    config records: the model then has these few parameters more.
+    """
+
+    def _fold(self, what_if: WhatIf, sublayer: SublayerId, writer: Sublayer, path: str) -> dict[str, Any]:
         sums = [
             (output[mask].float().sum(dim=0), mask.sum()) for _, output, mask, _ in _watched(what_if, sublayer, None)
         ]
         total, count = (what_if.summed(torch.stack(each).sum(dim=0)) for each in zip(*sums, strict=True))
-        path = output_projections(model)[writer.id]
-        if add_bias(model.get_submodule(path), total / count):
-            record_bias(model, writer.id, path.removeprefix(f"{writer.path}").removeprefix("."))
+        if add_bias(what_if.model.get_submodule(path), total / count):
+            record_bias(what_if.model, writer.id, path.removeprefix(writer.path).removeprefix("."))
         return {"folded_into": str(writer.id)}
 
 
 @COMPENSATIONS.register("linear")
 @dataclass(frozen=True)
-class Linear:
+class Linear(_IntoProjection):
     """A linear map of what the projection before the cut reads, fitted to what the sublayer adds, by ridge regression.
 
     ReplaceMe (arXiv 2505.02819) maps that projection's output; mapping its input folds into the same matrix and can
@@ -102,17 +110,7 @@ class Linear:
 
     ridges: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
-    def require_possible(self, model: nn.Module) -> None:
-        """See `Compensation`."""
-        _require_projections(model, LINEAR)
-
-    def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
-        """See `Compensation`."""
-        model = what_if.model
-        writer = find_sublayers(model).writer_before(sublayer)
-        if writer is None:
-            return {}
-        path = output_projections(model)[writer.id]
+    def _fold(self, what_if: WhatIf, sublayer: SublayerId, writer: Sublayer, path: str) -> dict[str, Any]:
         parts = (Moments(), Moments())
         number = 0
         for inputs, output, mask, weights in _watched(what_if, sublayer, path):
@@ -127,7 +125,7 @@ class Linear:
         )
         if explained <= 0:
             return {"explained": 0.0}
-        add_to_projection(model.get_submodule(path), (fitted + checked).solved(ridge))
+        add_to_projection(what_if.model.get_submodule(path), (fitted + checked).solved(ridge))
         return {"folded_into": str(writer.id), "ridge": ridge, "explained": explained}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.errors import LitPruneError
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.settings import HealingReport, HealingSettings
@@ -108,7 +108,7 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
     if settings.last_blocks:
         chosen += blocks[-settings.last_blocks :]
     if "norms" in settings.also:
-        chosen += [each for each in model.modules() if "norm" in type(each).__name__.lower()]
+        chosen += [each for each in model.modules() if is_norm(each)]
     if "head" in settings.also:
         chosen.append(model.get_output_embeddings())
     for module in chosen:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.surgery import compacted
+from lit_prune.writing import folder_aside
 
 FROZEN = "_lit_prune_frozen"
 """Where the model keeps the parameters that were frozen before the adapters came."""
@@ -141,7 +140,6 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
         ModelError: The folder is not empty, or cannot be written; nothing is left behind then.
     """
     path = Path(directory).expanduser()
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     config = copy.copy(next(iter(getattr(model, "peft_config", {}).values())))
     with compacted(model):  # as the blocks are numbered in the folder
         names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
@@ -154,16 +152,11 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
     config.target_modules, config.exclude_modules = set(names), None
     config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
     try:
-        aside.mkdir(parents=True)
-        config.save_pretrained(str(aside))
-        save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})
-        if path.exists():
-            path.rmdir()  # fails where it is not empty
-        aside.replace(path)
+        with folder_aside(path) as aside:
+            config.save_pretrained(str(aside))
+            save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})
     except OSError as error:
         raise ModelError(f"cannot save the adapter as {directory}: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return path
 
 

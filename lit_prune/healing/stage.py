@@ -17,9 +17,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.distillation import distillation_loss, relative_distance
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
-from lit_prune.measure import labels_of, model_inputs, perplexity_of, sequence_losses
-
-IGNORED = -100
+from lit_prune.measure import IGNORED, labels_of, mean_loss, model_inputs, perplexity_of
 
 
 class HealingStage(L.LightningModule):
@@ -68,8 +66,7 @@ class HealingStage(L.LightningModule):
         share = 1.0 if taught is None else own.cross_entropy
         loss = torch.zeros((), device=out.logits.device)
         if share > 0:
-            nll, counted = sequence_losses(out.logits, labels)
-            loss = loss + share * (nll.sum() / counted.sum().clamp(min=1)).float()
+            loss = loss + share * mean_loss(out.logits, labels)[0]
         if taught is not None and share < 1:
             mask = labels[:, 1:] != IGNORED
             loss = loss + (1 - share) * distillation_loss(
@@ -83,8 +80,8 @@ class HealingStage(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Accumulate the token loss."""
-        nll, counted = sequence_losses(self.model(**model_inputs(batch), use_cache=False).logits, labels_of(batch))
-        self._metric.update((nll.sum() / counted.sum()).float(), counted.sum())
+        logits = self.model(**model_inputs(batch), use_cache=False).logits
+        self._metric.update(*mean_loss(logits, labels_of(batch)))
 
     def on_validation_epoch_end(self) -> None:
         """Keep the trained weights where they are the best so far."""

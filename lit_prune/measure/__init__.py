@@ -12,10 +12,12 @@ from lit_prune.measure.inventory import Inventory, SublayerFigures, take_invento
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
+    IGNORED,
     Losses,
     evaluating,
     input_ids_of,
     labels_of,
+    mean_loss,
     model_inputs,
     on_device,
     perplexity_of,
@@ -31,6 +33,7 @@ from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [
+    "IGNORED",
     "NORMALISERS",
     "BatchPass",
     "Compute",
@@ -59,6 +62,7 @@ __all__ = [
     "kl_divergence",
     "labels_of",
     "loss_gradients",
+    "mean_loss",
     "measure_latency",
     "model_inputs",
     "now",

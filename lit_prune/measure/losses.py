@@ -61,6 +61,13 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return target_losses(logits[:, :-1], targets), (targets != IGNORED).sum(dim=1)
 
 
+def mean_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean token loss of a batch in nats, float32, and the number of tokens behind it; 0 where there is none."""
+    nll, tokens = sequence_losses(logits, labels)
+    num_tokens = tokens.sum()
+    return (nll.sum() / num_tokens.clamp(min=1)).float(), num_tokens
+
+
 def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The same sums, of logits [batch, positions, vocab] and what each position predicts, [batch, positions]."""
     return torch.stack([_sequence_loss(row, target) for row, target in zip(logits, targets, strict=True)])

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_prune.anatomy import Anatomy, Sublayer, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
 from lit_prune.measure.losses import evaluating
+from lit_prune.measure.outputs import first_tensor
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute
 
@@ -75,11 +76,11 @@ def _compare(
     trouble: object
     try:
         with _zeroed(model.get_submodule(sublayer.output), sublayer):
-            expected = _hidden(block(*args, **kwargs))
+            expected = first_tensor(block(*args, **kwargs))
         if not expected.isfinite().all():
             return  # damaged weights, which measuring the loss reports
         with mute(model, [sublayer.id], anatomy=anatomy):
-            found = _hidden(block(*args, **kwargs))
+            found = first_tensor(block(*args, **kwargs))
         trouble = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30))
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         trouble = repr(error)
@@ -96,7 +97,7 @@ def _compare(
 @contextmanager
 def _zeroed(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
     def zero(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        tensor = _hidden(output)
+        tensor = first_tensor(output)
         nothing = sublayer.residual.pick(args[1:], kwargs) if sublayer.residual else torch.zeros_like(tensor)
         return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
 
@@ -105,9 +106,3 @@ def _zeroed(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _hidden(output: Any) -> Tensor:
-    """The hidden states in what a module returned."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor

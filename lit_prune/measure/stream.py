@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
 from lit_prune.errors import MeasureError
 from lit_prune.measure.losses import IGNORED, input_ids_of, labels_of, model_inputs
+from lit_prune.measure.outputs import first_tensor
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate, SublayerId
 
@@ -148,7 +149,9 @@ class _Recorder:
                 hook = self._entering(2 * position + 1)
                 handles.append(model.get_submodule(part.path).register_forward_pre_hook(hook, with_kwargs=True))
         if 2 * len(blocks) in points:
-            handles.append(blocks[-1].register_forward_hook(lambda _, __, out: self._at(2 * len(blocks), _first(out))))
+            handles.append(
+                blocks[-1].register_forward_hook(lambda _, __, out: self._at(2 * len(blocks), first_tensor(out)))
+            )
         for candidate, span in self._spans.items():
             if span.branch is not None:
                 module = model.get_submodule(span.branch.output)
@@ -172,7 +175,7 @@ class _Recorder:
         residual = span.branch.residual
 
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            after = self._prepared(_first(output))
+            after = self._prepared(first_tensor(output))
             if residual is None:
                 before = self._states[span.begin]
                 after = before + after
@@ -205,11 +208,6 @@ class _Recorder:
         # Apple's GPUs have no float64.
         total = value.sum() if value.device.type == "mps" else value.sum(dtype=torch.float64)
         self.sums[candidate] = self.sums.get(candidate, torch.zeros_like(total)) + total
-
-
-def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
 
 
 def counted_positions(batch: Mapping[str, Tensor]) -> Tensor:
