@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from lit_prune.callbacks import loop
 from lit_prune.callbacks.allowance import Allowance
+from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.story import log_removal
 from lit_prune.checkpoint import follow_state_dict
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
-from lit_prune.healing import LoraHealing, attach_lora, attached_lora, merge_lora
+from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.measure import Prices, WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
@@ -57,6 +58,8 @@ class SublayerPruneCallback(Callback):
         compensate: What makes up for each removal in weights that stay: `none`, `scale` or `linear`; see `Pruner`.
         healing: LoRA adapters, attached at set-up, trained between drops, merged at the end: True, or `LoraHealing`
             with its settings. False trains the model's own weights.
+        distill: With healing, training steps learn from the model as it was at set-up instead of from the text: True,
+            or `Distillation` with its settings. No second copy of the weights; what is removed is freed at the end.
         model: Attribute path of the model in your module, where there are several.
         num_batches: The most batches of each validation loader to score on; None takes all that the trainer validates.
         save_to: Folder for the pruned model, in the run's folder unless absolute; None saves nothing.
@@ -90,6 +93,7 @@ class SublayerPruneCallback(Callback):
         protect: list[str] | None = None,
         compensate: str | dict[str, Any] = "none",
         healing: bool | LoraHealing = False,
+        distill: bool | Distillation = False,
         model: str | None = None,
         num_batches: int | None = None,
         save_to: str | None = None,
@@ -104,7 +108,9 @@ class SublayerPruneCallback(Callback):
         self.compensate: Named = compensate
         if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
             raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
-        self.healing = LoraHealing() if healing is True else healing or None
+        if distill and compensate != "none":
+            raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
+        self.mending = Mending(healing, distill)
         self.model = model
         self.num_batches = num_batches
         self.save_to = save_to
@@ -115,7 +121,6 @@ class SublayerPruneCallback(Callback):
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._random_state: dict[str, Any] | None = None
         self._hook: RemovableHandle | None = None
-        self._adapted: PreTrainedModel | None = None
         self._tokenizer: Any = None
 
     @property
@@ -128,16 +133,17 @@ class SublayerPruneCallback(Callback):
         self._stage = stage
         self._remove_hook()
         model = loop.model_in(pl_module, self.model)
-        self._hook = follow_state_dict(model, self.healing)
+        self._hook = follow_state_dict(model, self.mending.lora)
         if stage != "fit":
             return
         loop.require_supported(trainer)
+        self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)
-        self._attach(model)
+        self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         for logger in trainer.loggers:
             logger.log_hyperparams({**pl_module.hparams_initial, **self._settings()})
@@ -151,6 +157,7 @@ class SublayerPruneCallback(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse unusable validation batches before any work is done."""
         pruner = self._require_pruner()
+        self.mending.to(pl_module.device)
         with isolate_rng():
             require_understood(pruner.model)
             batches = loop.validation_batches(trainer, self.num_batches)
@@ -175,9 +182,7 @@ class SublayerPruneCallback(Callback):
         pruner.record_outcome(self.allowance.budget(pruner), left="max_rise" if self._is_full else "end of training")
         if (trouble := self.allowance.shortfall(pruner, is_full=self._is_full)) is not None:
             rank_zero_warn(trouble)
-        if self._adapted is not None:
-            merge_lora(self._adapted)
-            self._adapted = None
+        self.mending.merge()
         if self.save_to:
             target: Any = (pruner.model, loop.run_folder(trainer) / self.save_to)
             loop.on_first_process(trainer, lambda: save(*target, tokenizer=self._tokenizer, plan=pruner.plan))
@@ -185,10 +190,11 @@ class SublayerPruneCallback(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
         self._remove_hook()
+        self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The same, since Lightning tears nothing down after an exception."""
-        self._remove_hook()
+        self.teardown(trainer, pl_module, self._stage)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
@@ -258,18 +264,11 @@ class SublayerPruneCallback(Callback):
         if not self.save_to:
             return
         require_empty(loop.run_folder(trainer) / self.save_to)
-        if attached_lora(model) is not None and self._adapted is not model:
-            raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
+        self.mending.require_none_of_others(model)
         try:
             self._tokenizer = getattr(module, "tokenizer", None)
         except ModelError as error:
             rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
-
-    def _attach(self, model: PreTrainedModel) -> None:
-        # After a fit that failed, the adapters of that fit are still there and go on.
-        if self.healing and self._adapted is not model:
-            attach_lora(model, self.healing)
-            self._adapted = model
 
     def _remove_hook(self) -> None:
         if self._hook is not None:
@@ -285,5 +284,6 @@ class SublayerPruneCallback(Callback):
             "prune/granularity": self.granularity,
             "prune/scorer": pruner.plan.scorer["name"],
             "prune/search": pruner.plan.search["name"],
-            "prune/lora_rank": self.healing.rank if self.healing else 0,
+            "prune/lora_rank": self.mending.lora.rank if self.mending.lora else 0,
+            "prune/distill": self.mending.distillation is not None,
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
-    from lit_prune.healing import LoraHealing
+    from lit_prune.healing import Distillation, LoraHealing
     from lit_prune.models import load, load_tokenizer
     from lit_prune.module import LitCausalLM
     from lit_prune.plan import PrunePlan
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_prune.surgery import describe
 
 __all__ = [
+    "Distillation",
     "LitCausalLM",
     "LitPruneError",
     "LoraHealing",
@@ -31,6 +32,7 @@ __all__ = [
 _ROOMS = {
     "LitCausalLM": "module",
     "LitPruneError": "errors",
+    "Distillation": "healing",
     "LoraHealing": "healing",
     "PrunePlan": "plan",
     "TextDataModule": "data",

@@ -45,10 +45,8 @@ def room_of(path):
 
 def imported_rooms(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        names = (
-            [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in getattr(node, "names", [])]
-        )
         if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
             assert not getattr(node, "level", 0), "imports are absolute"
             yield from (name.split(".")[1] for name in names if name.startswith("lit_prune."))
 

@@ -99,7 +99,7 @@ def heal_model(
             print(f"the dense model writes {wanted} windows of {window} tokens")
             windows[SELF] = written_windows(origin, wanted, window, batch_size=32, seed=seed)
         if distill:
-            teacher = DenseTeacher(origin, network)
+            teacher = DenseTeacher.of_pruned(origin, network)
             network = teacher.student
     train = torch.cat([each[share:] for each in windows.values()])
     validation = torch.cat([each[:share] for each in windows.values()])

@@ -1,7 +1,7 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation, create_compensation, fold_factor
-from lit_prune.healing.distillation import distillation_loss, written_windows
+from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import (
     LoraHealing,
@@ -11,7 +11,7 @@ from lit_prune.healing.lora import (
     merge_lora,
     save_adapter,
 )
-from lit_prune.healing.settings import HealingReport, HealingSettings
+from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.stage import checkpoint_activations
 from lit_prune.healing.teacher import DenseTeacher
 
@@ -19,6 +19,7 @@ __all__ = [
     "COMPENSATIONS",
     "Compensation",
     "DenseTeacher",
+    "Distillation",
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
@@ -27,10 +28,12 @@ __all__ = [
     "attached_lora",
     "checkpoint_activations",
     "create_compensation",
+    "cut_states",
     "distillation_loss",
     "fold_factor",
     "heal",
     "merge_lora",
     "save_adapter",
+    "taught_loss",
     "written_windows",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_prune.measure import on_device
+from lit_prune.anatomy import find_sublayers
+from lit_prune.healing.settings import Distillation
+from lit_prune.measure import IGNORED, on_device
 
 
 def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -22,6 +25,42 @@ def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0
     """
     log_p, log_q = (F.log_softmax(each.float() / temperature, dim=-1) for each in (teacher, student))
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def taught_loss(
+    settings: Distillation, taught: Any, out: Any, labels: Tensor, *, text: Tensor | None, cuts: Sequence[int]
+) -> Tensor:
+    """The loss of a batch that a teacher has seen as well.
+
+    Args:
+        settings: How its parts are weighed.
+        taught: The teacher's output: `logits` [batch, seq, vocab], and `hidden_states` where they count.
+        out: The same of the student.
+        labels: [batch, seq]; where -100, the position before is left out.
+        text: Mean token loss on the text itself; may be None where it has no weight.
+        cuts: Entries of the hidden states that are compared: see `cut_states`.
+    """
+    share = settings.cross_entropy
+    loss = torch.zeros((), device=out.logits.device)
+    if text is not None and share > 0:
+        loss = loss + share * text
+    if share < 1:
+        mask = labels[:, 1:] != IGNORED
+        loss = loss + (1 - share) * distillation_loss(
+            taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
+        )
+    if settings.hidden > 0 and cuts:
+        pairs = [(taught.hidden_states[each], out.hidden_states[each]) for each in cuts]
+        loss = loss + settings.hidden * torch.stack([relative_distance(*pair) for pair in pairs]).mean()
+    return loss
+
+
+def cut_states(model: nn.Module) -> list[int]:
+    """Entries of a model's `hidden_states` behind blocks that have lost something."""
+    anatomy = find_sublayers(model)
+    lost = {each.block for each in anatomy.removed if each in anatomy.paths}
+    # The state behind the block at position p is the entry p + 1.
+    return [anatomy.position(block) + 1 for block in sorted(lost)]
 
 
 def relative_distance(teacher: Tensor, student: Tensor) -> Tensor:

@@ -114,12 +114,7 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
     for module in chosen:
         for each in module.parameters():
             each.requires_grad_(each.is_floating_point())
-    trained = dict(trained_parameters(model))
-    for name, each in trained.items():
-        if "lora_" in name:
-            # Small updates would be lost to rounding in half precision.
-            each.data = each.data.float()
-    return trained
+    return dict(trained_parameters(model))
 
 
 def _loader(windows: Tensor, batch_size: int, seed: int, *, shuffle: bool) -> DataLoader[Any]:

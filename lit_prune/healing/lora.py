@@ -83,6 +83,9 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     model.requires_grad_(False)
     for name, parameter in blocks.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            # Small updates would be lost to rounding in half precision.
+            parameter.data = parameter.data.float()
     model.__dict__["peft_config"] = blocks.__dict__.pop("peft_config")
     model.__dict__[FROZEN] = frozen
 

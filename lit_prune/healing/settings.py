@@ -11,18 +11,40 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
 @dataclass(frozen=True)
-class HealingSettings:
-    """How a healing trains.
+class Distillation:
+    """What is learned from a dense teacher.
+
+    Args:
+        temperature: Of both distributions in the divergence from the teacher.
+        cross_entropy: Weight of the loss on the text itself beside the divergence, from 0 to 1; 1 without a teacher.
+        hidden: Weight of the relative squared distance from the teacher's hidden states behind blocks that lost
+            something.
+    """
+
+    temperature: float = 1.0
+    cross_entropy: float = 0.0
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or not 0 <= self.cross_entropy <= 1 or self.hidden < 0:
+            raise LitPruneError(
+                "distillation takes a temperature above 0, cross_entropy from 0 to 1 and hidden of 0 or more; "
+                f"found {self.temperature}, {self.cross_entropy} and {self.hidden}"
+            )
+
+
+@dataclass(frozen=True)
+class HealingSettings(Distillation):
+    """How a healing trains, and what it learns from a teacher.
 
     Args:
         tokens: Of training, over all steps; rounded up to whole batches.
         learning_rate: The highest.
         lr_schedule: cosine, linear, constant or constant_with_warmup, as in transformers.
         warmup: Share of the steps in which the rate rises.
-        temperature: Of both distributions in the divergence from the teacher.
-        cross_entropy: Weight of the loss on the text itself beside the divergence, from 0 to 1; 1 without a teacher.
-        hidden: Weight of the relative squared distance from the teacher's hidden states behind blocks that lost
-            something.
+        temperature: See `Distillation`.
+        cross_entropy: See `Distillation`.
+        hidden: See `Distillation`.
         validations: How often perplexity is measured, evenly spread.
         patience: Validations without a better perplexity after which it stops; None never stops.
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
@@ -35,9 +57,6 @@ class HealingSettings:
     learning_rate: float = 5e-4
     lr_schedule: str = "cosine"
     warmup: float = 0.05
-    temperature: float = 1.0
-    cross_entropy: float = 0.0
-    hidden: float = 0.0
     validations: int = 10
     patience: int | None = None
     also: tuple[str, ...] = ()
@@ -46,12 +65,11 @@ class HealingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.learning_rate <= 0 or self.temperature <= 0 or self.validations < 1:
-            raise LitPruneError("healing takes tokens, learning_rate, temperature and validations above 0")
-        if not 0 <= self.cross_entropy <= 1 or self.hidden < 0 or not 0 <= self.warmup <= 1 or self.last_blocks < 0:
-            raise LitPruneError(
-                "healing takes cross_entropy and warmup from 0 to 1, hidden and last_blocks of 0 or more"
-            )
+        super().__post_init__()
+        if self.tokens < 1 or self.learning_rate <= 0 or self.validations < 1:
+            raise LitPruneError("healing takes tokens, learning_rate and validations above 0")
+        if not 0 <= self.warmup <= 1 or self.last_blocks < 0:
+            raise LitPruneError("healing takes a warmup from 0 to 1, and last_blocks of 0 or more")
         if self.lr_schedule not in SCHEDULES:
             raise LitPruneError(f"healing takes an lr_schedule of {', '.join(SCHEDULES)}; found {self.lr_schedule!r}")
         if unknown := sorted({*self.also} - {*PARTS}):

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, get_scheduler
 
-from lit_prune.anatomy import find_sublayers
-from lit_prune.healing.distillation import distillation_loss, relative_distance
+from lit_prune.healing.distillation import cut_states, taught_loss
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
-from lit_prune.measure import IGNORED, labels_of, mean_loss, model_inputs, perplexity_of
+from lit_prune.measure import labels_of, mean_loss, model_inputs, perplexity_of
 
 
 class HealingStage(L.LightningModule):
@@ -45,10 +44,7 @@ class HealingStage(L.LightningModule):
         self.settings, self.steps, self.teacher = settings, steps, teacher
         self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
         self._best: dict[str, Tensor] = {}
-        anatomy = find_sublayers(model)
-        # The state behind the block at position p is the entry p + 1.
-        lost = {each.block for each in anatomy.removed if each in anatomy.paths}
-        self._cuts = [anatomy.position(block) + 1 for block in sorted(lost)]
+        self._cuts = cut_states(model)
         self._metric = MeanMetric()
 
     def on_fit_start(self) -> None:
@@ -63,18 +59,11 @@ class HealingStage(L.LightningModule):
         # First, since it changes weights for a moment that the student's backward pass needs as they are.
         taught = None if self.teacher is None else self.teacher.outputs(batch, hidden_states=wanted)
         out = self.model(**model_inputs(batch), use_cache=False, output_hidden_states=wanted)
-        share = 1.0 if taught is None else own.cross_entropy
-        loss = torch.zeros((), device=out.logits.device)
-        if share > 0:
-            loss = loss + share * mean_loss(out.logits, labels)[0]
-        if taught is not None and share < 1:
-            mask = labels[:, 1:] != IGNORED
-            loss = loss + (1 - share) * distillation_loss(
-                taught.logits[:, :-1][mask], out.logits[:, :-1][mask], own.temperature
-            )
-        if taught is not None and wanted:
-            pairs = [(taught.hidden_states[each], out.hidden_states[each]) for each in self._cuts]
-            loss = loss + own.hidden * torch.stack([relative_distance(*pair) for pair in pairs]).mean()
+        if taught is None:
+            loss = mean_loss(out.logits, labels)[0]
+        else:
+            text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
+            loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

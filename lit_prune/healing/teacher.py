@@ -18,23 +18,37 @@ from lit_prune.surgery import make_recorded_biases, record_bias, remove
 
 
 class DenseTeacher:
-    """Turns a dense model into the student, in place, and back for as long as a `with` block lasts.
+    """A model as it is now, brought back for as long as a `with` block lasts from what pruning will have made of it.
 
-    What is kept beside the student: the sublayers that it has lost, and the dense values of weights that differ.
+    What is kept beside the student: the sublayers that it has lost since, and the dense values of weights that differ.
 
     Args:
-        dense: A copy of the model before it was pruned; becomes the student.
-        pruned: What was made of it; only read. Its removals and its weights become the student's.
+        model: A causal language model; becomes the student, in place.
 
     Attributes:
-        student: The same object as `dense`, pruned.
+        student: The same object.
         num_extra_parameters: Numbers that are held beside the student's.
-
-    Raises:
-        ModelError: The two are not of one model.
     """
 
-    def __init__(self, dense: Any, pruned: Any) -> None:
+    def __init__(self, model: Any) -> None:
+        anatomy = find_sublayers(model)
+        self.student = model
+        self._parts = [
+            (part.path, model.get_submodule(part.path)) for part in anatomy.parts(each.id for each in anatomy.sublayers)
+        ]
+        self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    @classmethod
+    def of_pruned(cls, dense: Any, pruned: Any) -> DenseTeacher:
+        """The teacher of a model that was pruned before.
+
+        Args:
+            dense: A copy of the model before it was pruned; becomes the student.
+            pruned: What was made of it; only read. Its removals and its weights become the student's.
+
+        Raises:
+            ModelError: The two are not of one model.
+        """
         anatomy, smaller = find_sublayers(dense), find_sublayers(pruned)
         facts = [(each.model_type, each.num_blocks, each.hidden_size) for each in (anatomy, smaller)]
         if anatomy.removed or facts[0] != facts[1]:
@@ -43,26 +57,26 @@ class DenseTeacher:
                 f"width {facts[1][2]}; found a {facts[0][0]} of {facts[0][1]}, width {facts[0][2]}, "
                 f"{len(anatomy.removed)} sublayers removed"
             )
-        self.student = dense
-        self._taken = [(part.path, dense.get_submodule(part.path)) for part in anatomy.parts(smaller.removed)]
+        teacher = cls(dense)
         weights = _by_original_name(pruned)
         remove(dense, smaller.removed)
         for name, path in Record.of(decoder_config(pruned)).biases.items():
             record_bias(dense, SublayerId.parse(name), path)
         make_recorded_biases(dense)
-        self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
         for name, parameter in dense.named_parameters():
             if name not in weights or weights[name].shape != parameter.shape:
                 raise ModelError(f"the teacher must be the dense model that was pruned: {name} is not in both")
             if not torch.equal(weights[name].to(parameter), parameter):
-                self.keep([parameter])
+                teacher.keep([parameter])
                 parameter.data.copy_(weights[name])
+        return teacher
 
     @property
     def num_extra_parameters(self) -> int:
         """See the class."""
-        gone: int = sum(each.numel() for _, module in self._taken for each in module.parameters())
-        return gone + sum(value.numel() for _, value in self._dense.values())
+        held = {id(each) for each in self.student.parameters()}
+        gone = {each for _, module in self._taken for each in module.parameters() if id(each) not in held}
+        return sum(each.numel() for each in gone) + sum(value.numel() for _, value in self._dense.values())
 
     def keep(self, parameters: Iterable[nn.Parameter]) -> None:
         """Remember the dense values of weights of the student that will be trained; not of adapters."""
@@ -72,10 +86,11 @@ class DenseTeacher:
     @contextmanager
     def restored(self) -> Iterator[Any]:
         """The dense model, in evaluation mode and without gradients, in a `with` block."""
-        stubs = [(path, self.student.get_submodule(path)) for path, _ in self._taken]
+        taken = self._taken
+        stubs = [(path, self.student.get_submodule(path)) for path, _ in taken]
         learned = [(parameter, parameter.data) for parameter, _ in self._dense.values()]
         try:
-            self._place(self._taken)
+            self._place(taken)
             for parameter, value in self._dense.values():
                 # Removed sublayers stay where they were made, the student may have moved.
                 parameter.data = value.to(parameter.device)
@@ -96,6 +111,11 @@ class DenseTeacher:
         for _, module in self._taken:
             module.to(device)
         self._dense = {name: (each, value.to(device)) for name, (each, value) in self._dense.items()}
+
+    @property
+    def _taken(self) -> list[tuple[str, nn.Module]]:
+        """What another module stands for now, by path."""
+        return [(path, module) for path, module in self._parts if self.student.get_submodule(path) is not module]
 
     def _place(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         for path, module in modules:

@@ -149,12 +149,12 @@ class OwnModule(L.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("make", [module, OwnModule], ids=["LitCausalLM", "own module"])
-@pytest.mark.parametrize("healing", [False, True])
+@pytest.mark.parametrize("mending", [{}, {"healing": True}, {"healing": True, "distill": True}], ids=", ".join)
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resume_gives_the_same_drops_and_losses_to_the_last_bit(tmp_path, make, healing, stop_after):
+def test_resume_gives_the_same_drops_and_losses_to_the_last_bit(tmp_path, make, mending, stop_after):
     def run(folder, *extra, ckpt_path=None):
         L.seed_everything(1, verbose=False)
-        callback, losses, model = pruning(healing=healing), Losses(), make()
+        callback, losses, model = pruning(**mending), Losses(), make()
         checkpoints = ModelCheckpoint(tmp_path / folder, save_top_k=-1, filename="{epoch}")
         with pytest.raises(SystemExit) if extra and isinstance(extra[0], Halt) else _nothing():
             trainer(tmp_path, callback, losses, checkpoints, *extra, max_epochs=4).fit(

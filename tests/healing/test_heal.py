@@ -11,6 +11,7 @@ from lit_prune.__main__ import main
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing import (
     DenseTeacher,
+    Distillation,
     HealingSettings,
     LoraHealing,
     attach_lora,
@@ -51,7 +52,7 @@ def test_the_teacher_is_the_dense_model_and_the_student_the_pruned_one(architect
     pruned = tiny_model(architecture)
     batches = [{"input_ids": naive.own_text(pruned, 8, 40)}]
     prune(pruned, batches, amount=0.3, compensate=compensate, progress=False)
-    teacher = DenseTeacher(tiny_model(architecture), pruned)
+    teacher = DenseTeacher.of_pruned(tiny_model(architecture), pruned)
     student = teacher.student
     assert torch.equal(logits(student), logits(pruned))
     attach_lora(student, LoraHealing(rank=2))
@@ -68,7 +69,7 @@ def test_the_teacher_is_the_dense_model_and_the_student_the_pruned_one(architect
 def test_blocks_that_left_the_list_are_taught_too():
     pruned = pruned_model(closed=True)
     assert len(pruned.model.layers) == 3
-    teacher = DenseTeacher(tiny_model("llama"), pruned)
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
     assert torch.allclose(logits(teacher.student), logits(pruned), atol=1e-6)
     assert torch.equal(teacher.outputs(BATCH).logits, logits(tiny_model("llama")))
 
@@ -77,14 +78,14 @@ def test_no_second_copy_of_the_weights_is_held():
     pruned = pruned_model()
     dense = tiny_model("llama")
     gone = sum(each.numel() for each in dense.parameters()) - sum(each.numel() for each in pruned.parameters())
-    assert DenseTeacher(dense, pruned).num_extra_parameters == gone
+    assert DenseTeacher.of_pruned(dense, pruned).num_extra_parameters == gone
 
 
 def test_a_teacher_of_another_model_is_refused():
     with pytest.raises(ModelError, match="the dense model that was pruned"):
-        DenseTeacher(tiny_model("gpt2"), pruned_model())
+        DenseTeacher.of_pruned(tiny_model("gpt2"), pruned_model())
     with pytest.raises(ModelError, match="3 sublayers removed"):
-        DenseTeacher(pruned_model(), pruned_model())
+        DenseTeacher.of_pruned(pruned_model(), pruned_model())
 
 
 def test_distillation_is_the_divergence_of_the_distributions():
@@ -99,7 +100,7 @@ def test_distillation_is_the_divergence_of_the_distributions():
 @pytest.mark.parametrize("taught", [True, False])
 def test_healing_helps_and_merges_into_the_same_logits(taught, hidden):
     text = naive.own_text(tiny_model("llama"), 48, 40)
-    teacher = DenseTeacher(tiny_model("llama"), pruned_model())
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())
     model = teacher.student
     before = naive.mean_loss(model, [{"input_ids": text[32:]}])
     report = heal(
@@ -138,7 +139,7 @@ def test_a_healing_that_does_not_help_leaves_the_model_as_it_was():
 
 def test_heads_and_tails_are_trained_where_asked_and_the_teacher_stays_dense():
     text = naive.own_text(tiny_model("llama"), 24, 40)
-    teacher = DenseTeacher(tiny_model("llama"), pruned_model())
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())
     model = teacher.student
     before = {name: each.clone() for name, each in model.named_parameters()}
     settings = HealingSettings(tokens=1600, learning_rate=1e-2, also=("norms", "head"), last_blocks=1)
@@ -171,9 +172,7 @@ def test_gradient_checkpointing_trains_the_same():
     assert torch.allclose(*found, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [{"tokens": 0}, {"cross_entropy": 2}, {"also": ("nroms",)}, {"learning_rate": 0}, {"last_blocks": -1}]
-)
+@pytest.mark.parametrize("options", [{"tokens": 0}, {"also": ("nroms",)}, {"learning_rate": 0}, {"last_blocks": -1}])
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(LitPruneError, match="healing"):
         HealingSettings(**options)
@@ -254,3 +253,10 @@ def test_what_cannot_work_is_one_line(pruned_folder, text, tmp_path, capsys, ext
     assert main(["heal", str(pruned_folder), "--output", str(tmp_path / "out"), *options(text), *extra]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{"cross_entropy": 2}, {"temperature": 0}, {"hidden": -1}])
+@pytest.mark.parametrize("settings", [Distillation, HealingSettings])
+def test_distillation_that_cannot_be_is_refused(options, settings):
+    with pytest.raises(LitPruneError, match="distillation takes"):
+        settings(**options)
