@@ -1,4 +1,4 @@
-"""`lit-prune evaluate`: perplexity on texts and accuracy on tasks, of one model or several, beside a reference."""
+"""`lit-prune evaluate`: perplexity on texts, accuracy on tasks, answers to questions, of models beside a reference."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device, model_names, text_labels
+from lit_prune.commands.conversation import Conversation
 from lit_prune.data import calibration_batches, drawn_windows
-from lit_prune.evaluation import Measured, perplexity, require_tasks, task_scores
+from lit_prune.errors import LitPruneError
+from lit_prune.evaluation import (
+    Measured,
+    Prompt,
+    chosen_tasks,
+    perplexity,
+    read_prompts,
+    task_scores,
+)
 from lit_prune.models import load, load_tokenizer
-from lit_prune.report import evaluation_markdown
+from lit_prune.report import evaluation_markdown, signs_markdown
 from lit_prune.writing import to_json, write_text
 
 
@@ -32,6 +41,11 @@ def evaluate(
     tasks: list[str] | None = None,
     include_path: str | None = None,
     limit: int | None = None,
+    run_code: bool = False,
+    prompts: str | None = None,
+    num_prompts: int | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
     output: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
@@ -41,6 +55,8 @@ def evaluate(
     """Measure perplexity on texts and accuracy on tasks, of models beside a reference, with standard errors.
 
     Windows of a text do not overlap; perplexity is exp of the mean loss of all their tokens but the first, in float32.
+    With prompts, the models answer them as well: side by side in OUTPUT/answers.md, for FastChat's llm_judge in
+    OUTPUT/model_answer and for alpaca_eval in OUTPUT/alpaca_eval, with signs of damage that need no judge.
 
     Args:
         models: One or more, separated by commas: hub names, folders (pruned too), GGUF files, or package:NAME.
@@ -49,11 +65,17 @@ def evaluate(
         texts: Where perplexity is measured - builtin, .txt or .jsonl files, folders, hub data sets; builtin by default.
         window: Tokens in a window.
         num_windows: Windows of each text, drawn at random; all that it has where it has fewer.
-        batch_size: Windows in a batch.
-        tasks: Tasks of lm-evaluation-harness (needs the extra eval).
-        include_path: Folder with further task files.
+        batch_size: Windows, requests or prompts in a batch.
+        tasks: Tasks of lm-evaluation-harness (needs the extra eval); paper stands for PIQA, WinoGrande, HellaSwag and
+            ARC, hard for MMLU, GSM8K, HumanEval, AGIEval, LAMBADA and SQuAD completion.
+        include_path: Folder with further task files; paper and hard then mean those that are there.
         limit: Items of each task; all by default.
-        output: Folder for evaluation.md and evaluation.json.
+        run_code: Whether tasks such as humaneval may run what the models write.
+        prompts: Questions to answer - .txt with one a line, or .jsonl and .json in the form of MT-Bench or AlpacaEval.
+        num_prompts: The first so many of them; all by default.
+        max_new_tokens: Length limit of an answer, in tokens.
+        temperature: Of sampled answers; 0 is greedy.
+        output: Folder for evaluation.md and evaluation.json, and the answers.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn.
@@ -61,11 +83,13 @@ def evaluate(
     """
     names = model_names(models)
     names = [*([] if against is None else [against]), *(each for each in names if each != against)]
-    require_tasks(tasks or (), include_path)
+    questions = _questions(prompts, num_prompts, output)
+    wanted, left_out = chosen_tasks(tasks or (), include_path, run_code=run_code)
     sources = ["builtin"] if texts is None else texts
     labels = text_labels(sources)
     device = default_device(device)
     rows: list[Measured] = []
+    conversation = Conversation(questions, max_new_tokens, temperature, batch_size, seed)
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         batches = {
@@ -76,20 +100,34 @@ def evaluate(
         }
         model = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         found = {label: perplexity(model, each) for label, each in batches.items()}
-        options: dict[str, Any] = {"include_path": include_path, "limit": limit}
-        scores = task_scores(model, tokenizer, tasks, **options) if tasks else {}
+        options: dict[str, Any] = {"include_path": include_path, "limit": limit, "batch_size": batch_size}
+        scores = task_scores(model, tokenizer, wanted, **options, run_code=run_code) if wanted else {}
+        conversation.ask(name, model, tokenizer, is_reference=name == against)
         num_parameters = sum(each.numel() for each in model.parameters())
         rows.append(Measured(name, num_parameters, found, scores))
         said = ", ".join(f"{label} {each.ppl:.2f}" for label, each in found.items())
         print(f"{name}: perplexity {said}", flush=True)
     protocol = f"Perplexity: windows of {window} tokens, {num_windows} of a text, {dtype}, {device}."
-    page = f"{evaluation_markdown(rows, compared=against is not None)}\n{protocol}\n"
+    page = f"{evaluation_markdown(rows, compared=against is not None)}\n{' '.join([protocol, *left_out])}\n"
+    if questions:
+        page += f"\n{signs_markdown(conversation.signs)}\n{conversation.protocol}\n"
     print(f"\n{page}")
     if output is not None:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"window": window, "num_windows": num_windows, "dtype": dtype, "seed": seed, "limit": limit}
-        data = {"settings": {**settings, "texts": sources}, "models": [to_json(asdict(each)) for each in rows]}
-        write_text(folder / "evaluation.json", json.dumps(data, indent=2, allow_nan=False) + "\n")
+        data = {"settings": {**settings, "texts": sources}, "models": [asdict(each) for each in rows]}
+        if questions:
+            data |= conversation.to_dict()
+            conversation.write(folder)
+        write_text(folder / "evaluation.json", json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
         write_text(folder / "evaluation.md", page)
         print(f"written: {folder / 'evaluation.md'}")
+
+
+def _questions(path: str | None, number: int | None, output: str | None) -> list[Prompt]:
+    if path is None:
+        return []
+    if output is None:
+        raise LitPruneError("prompts want an output folder for the answers; give it as --output")
+    return read_prompts(path)[:number]

@@ -1,14 +1,16 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
-from lit_prune.evaluation.answers import answer
+from lit_prune.evaluation.answers import Turn, answer, answers
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results
+from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
+from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Speed, compare_speed, dense_twin
-from lit_prune.evaluation.tasks import TaskScore, require_tasks, task_scores
+from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
 
 __all__ = [
     "DENSE",
@@ -17,20 +19,29 @@ __all__ = [
     "Entry",
     "Measured",
     "Perplexity",
+    "Prompt",
+    "Reference",
     "Result",
     "Results",
     "SearchCost",
     "SearchMemory",
+    "Signs",
     "Speed",
     "TaskScore",
+    "Turn",
     "answer",
+    "answers",
+    "chosen_tasks",
     "compare_searches",
     "compare_speed",
     "dense_twin",
     "exceeds_error",
     "measure_search_memory",
     "perplexity",
+    "read_prompts",
+    "references",
     "require_tasks",
+    "signs",
     "task_scores",
     "wanda_2_4",
     "wanda_sparsifier",

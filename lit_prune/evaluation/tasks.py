@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,8 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import evaluating
 
-METRICS = ("acc_norm", "acc", "exact_match")
+METRICS = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_k", "contains")
 """The first of these that a task has is its score."""
+PRESETS = {
+    "paper": ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge"),
+    "hard": ("mmlu", "gsm8k", "humaneval", "agieval_en", "lambada_openai", "squad_completion"),
+}
+"""Tasks of the method's paper, and those that its reviewers asked for."""
+RUNS_CODE = ("humaneval",)
+"""Their score is had by running what a model wrote."""
+LOCAL = ("{}_local", "{}")
+"""What a preset's task may be called in a folder of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ def task_scores(
     include_path: str | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    run_code: bool = False,
 ) -> dict[str, TaskScore]:
     """Evaluate a model as it is in memory; its mode is restored afterwards.
 
@@ -49,6 +61,7 @@ def task_scores(
         include_path: Folder with further task files.
         limit: Items of each task; all when None.
         batch_size: Requests at a time.
+        run_code: Whether tasks may run what the model wrote.
 
     Raises:
         LitPruneError: The harness is not installed, does not know a task, or has no accuracy for it.
@@ -56,6 +69,8 @@ def task_scores(
     require_tasks(tasks, include_path)
     harness: Any = importlib.import_module("lm_eval")
     language_model: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+    if run_code:
+        os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the second lock on such tasks
     with evaluating(model):
         found = harness.simple_evaluate(
             model=language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -64,8 +79,48 @@ def task_scores(
             task_manager=_task_manager(include_path),
             log_samples=False,
             bootstrap_iters=0,
+            confirm_run_unsafe_code=run_code,
         )["results"]
     return {name: _score(name, found[name]) for name in tasks}
+
+
+def chosen_tasks(
+    names: Sequence[str], include_path: str | None = None, *, run_code: bool = False
+) -> tuple[list[str], list[str]]:
+    """Task names with presets spelled out, without any that cannot be run.
+
+    Args:
+        names: Of tasks, or of `PRESETS`.
+        include_path: Folder with further task files; of a preset's tasks those that are there are taken, as NAME_local
+            or NAME, and no others.
+        run_code: Whether tasks that run what a model wrote are wanted.
+
+    Returns:
+        The names, and a sentence for each task of a preset that is left out.
+
+    Raises:
+        LitPruneError: The harness is not installed, does not know one of them, or one runs code and that is not wanted.
+    """
+    found: list[str] = []
+    left_out: list[str] = []
+    own = _own_tasks(include_path) if include_path and any(name in PRESETS for name in names) else None
+    for name in names:
+        for each in PRESETS.get(name, ()):
+            forms = [form.format(each.removesuffix("_openai")) for form in LOCAL]
+            known = [each] if own is None else [form for form in forms if form in own]
+            if each in RUNS_CODE and not run_code:
+                left_out.append(f"{each} is left out: it runs what models write, which --run_code true allows")
+            elif known:
+                found.append(known[0])
+            else:
+                left_out.append(f"{each} is left out: there is no file for it under {include_path}")
+        if name not in PRESETS:
+            if name in RUNS_CODE and not run_code:
+                raise LitPruneError(f"{name} runs what models write; allow it with --run_code true, or leave it out")
+            found.append(name)
+    found = list(dict.fromkeys(found))
+    require_tasks(found, include_path)
+    return found, left_out
 
 
 def require_tasks(tasks: Sequence[str], include_path: str | None = None) -> None:
@@ -82,12 +137,23 @@ def require_tasks(tasks: Sequence[str], include_path: str | None = None) -> None
         raise LitPruneError(f"lm-evaluation-harness has no task {unknown[0]!r}{where}")
 
 
-def _task_manager(include_path: str | None) -> Any:
+def _own_tasks(include_path: str) -> set[str]:
+    """Tasks of a folder, without the harness's own."""
+    return set(_task_manager(include_path, defaults=False).all_tasks)
+
+
+def _task_manager(include_path: str | None, *, defaults: bool = True) -> Any:
     try:
         tasks: Any = importlib.import_module("lm_eval.tasks")
     except ImportError as error:
         raise LitPruneError(f"tasks need lm-evaluation-harness: pip install 'lit-prune[eval]' ({error})") from error
-    return tasks.TaskManager(include_path=include_path)
+    return _indexed(tasks.TaskManager, include_path, defaults)
+
+
+@cache
+def _indexed(manager: Any, include_path: str | None, defaults: bool) -> Any:
+    """Reading all task files takes seconds."""
+    return manager(include_path=include_path, include_defaults=defaults)
 
 
 def _score(task: str, found: Mapping[str, Any]) -> TaskScore:

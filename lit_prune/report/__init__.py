@@ -1,6 +1,7 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
 from lit_prune.report.anatomy_table import print_inventory
+from lit_prune.report.answers import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
 from lit_prune.report.comparison import (
     comparison_csv,
     comparison_figure,
@@ -18,7 +19,9 @@ from lit_prune.report.tracking import log_figure, log_scalars, log_text
 __all__ = [
     "Answer",
     "Row",
+    "alpaca_eval_outputs",
     "answer_markdown",
+    "answers_markdown",
     "comparison_csv",
     "comparison_figure",
     "comparison_markdown",
@@ -27,11 +30,13 @@ __all__ = [
     "log_figure",
     "log_scalars",
     "log_text",
+    "mt_bench_answers",
     "print_inventory",
     "print_summary",
     "rank_correlation",
     "removal_figure",
     "save_figure",
     "score_map",
+    "signs_markdown",
     "summary_markdown",
 ]

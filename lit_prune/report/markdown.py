@@ -40,7 +40,7 @@ def summary_markdown(
 
 def answer_markdown(answer: Answer) -> str:
     """One question and what was answered before and after, as quotes that nothing in them can end."""
-    quotes = f"Before:\n\n{_quote(answer.before)}\n\nAfter:\n\n{_quote(answer.after)}"
+    quotes = f"Before:\n\n{quoted(answer.before)}\n\nAfter:\n\n{quoted(answer.after)}"
     return f"**{_inline(answer.question)}**\n\n{quotes}"
 
 
@@ -69,7 +69,7 @@ def _list(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {_line(each)}" for each in sentences)
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """A block quote that shows a text as it is, line by line."""
     lines = [_indented(line) for line in clean(text.strip()).splitlines()] or [EMPTY]
     # A backslash at the end keeps a line break; before an empty line, where a paragraph ends, it would be shown.

@@ -8,8 +8,10 @@ import torch
 import lit_prune
 from lit_prune.__main__ import main
 from lit_prune.data import token_windows
-from lit_prune.evaluation import Measured, Perplexity, TaskScore, perplexity
+from lit_prune.errors import LitPruneError
+from lit_prune.evaluation import Measured, Perplexity, TaskScore, answer, chosen_tasks, perplexity
 from lit_prune.report import evaluation_markdown
+from lit_prune.writing import file_name
 from tests import naive
 from tests.tiny import tiny_model
 
@@ -62,3 +64,65 @@ def test_what_cannot_be_measured_is_one_line(model_folder, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "name at least one model" in error
     assert "two texts to measure on would have one name: x, x" in error
+
+
+def test_models_answer_the_same_questions(folder, tmp_path, text):
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    options = ["--data", str(text), "--window", "16", "--num_windows", "4", "--device", "cpu"]
+    assert main(["prune", folder, "--output", str(pruned), "--amount", "0.3", *options]) == 0
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 81, "turns": ["Hello", "Why"]}\n{"instruction": "Go"}\n')
+    asked = ["--prompts", str(tmp_path / "questions.jsonl"), "--max_new_tokens", "6", "--output", str(out)]
+    shown = ["--texts", f"[{text}]", "--window", "16", "--device", "cpu"]
+    assert main(["evaluate", str(pruned), "--against", folder, *asked, *shown]) == 0
+    data = json.loads((out / "evaluation.json").read_text())
+    assert [each["id"] for each in data["answers"]] == [81, 2]
+    assert data["signs"][str(pruned)]["agreement"] < 1
+    assert data["signs"][folder]["agreement"] is None
+    for name in (folder, str(pruned)):
+        model, tokenizer = lit_prune.load(name), lit_prune.load_tokenizer(name)
+        expected = [answer(model, tokenizer, question, max_new_tokens=6) for question in ("Hello", "Go")]
+        assert [each["answers"][name][0] for each in data["answers"]] == expected
+        assert [len(each["answers"][name]) for each in data["answers"]] == [2, 1]
+        judged = (out / "model_answer" / f"{file_name(name)}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["choices"][0]["turns"][0] for line in judged] == expected
+        outputs = json.loads((out / "alpaca_eval" / f"{file_name(name)}.json").read_text())
+        assert [each["output"] for each in outputs] == expected
+    assert "same next token" in (out / "evaluation.md").read_text()
+    assert "## 81" in (out / "answers.md").read_text()
+
+
+def test_prompts_without_a_place_for_answers_are_refused(folder, capsys):
+    assert main(["evaluate", folder, "--prompts", "questions.txt"]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+OWN_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+
+
+def test_presets_take_the_tasks_of_a_folder(tmp_path):
+    pytest.importorskip("lm_eval")
+    for name in ("piqa_local", "arc_easy", "other"):
+        (tmp_path / f"{name}.yaml").write_text(OWN_TASK.format(name=name, data=tmp_path / "data.jsonl"))
+    found, left_out = chosen_tasks(["paper", "other"], str(tmp_path))
+    assert found == ["piqa_local", "arc_easy", "other"]
+    assert [each.split(" ")[0] for each in left_out] == ["winogrande", "hellaswag", "arc_challenge"]
+    whole, nothing = chosen_tasks(["paper"])
+    assert (whole, nothing) == (["piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge"], [])
+    hard, without = chosen_tasks(["hard"])
+    assert "humaneval" not in hard
+    assert "run_code" in without[0]
+    assert "humaneval" in chosen_tasks(["hard"], run_code=True)[0]
+    with pytest.raises(LitPruneError, match="run_code"):
+        chosen_tasks(["humaneval"])
+    with pytest.raises(LitPruneError, match="no task 'nope'"):
+        chosen_tasks(["nope"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import pytest
 import torch
 from transformers import GenerationConfig
 
-from lit_prune.evaluation import answer
+from lit_prune.evaluation import Prompt, answer, answers
 from tests.tiny import VOCAB_SIZE, character_tokenizer, tiny_model
 
 LETTERS = 100  # tokens that the tokenizer knows; the model has some more
@@ -54,3 +55,44 @@ def test_greedy_whatever_the_model_says_and_without_warnings(tokenizer: Any) -> 
         found = {answer(model, tokenizer, "Hello", max_new_tokens=8) for _ in range(3)}
     assert found == {expected}
     assert model.training
+
+
+PROMPTS = [Prompt(1, ("Hi",)), Prompt(2, ("What is it, then?", "And why?")), Prompt(3, ("Go on",))]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_batch_says_what_each_question_alone_would(tokenizer: Any, architecture: str) -> None:
+    model = tiny_model(architecture)
+    together = answers(model, tokenizer, PROMPTS, max_new_tokens=10, batch_size=3)
+    for prompt, turns in zip(PROMPTS, together, strict=True):
+        context = tokenizer(prompt.turns[0]).input_ids
+        expected = greedy(model, context, 10)
+        assert list(turns[0].context) == context
+        assert list(turns[0].tokens) == [each for each in expected if each != 1]
+        assert turns[0].ended == (expected[-1] == 1)
+
+
+def test_a_second_turn_is_asked_behind_the_first_answer() -> None:
+    model, tokenizer = speaking(), character_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role[0] }}:{{ message.content }};{% endfor %}a:"
+    first, second = answers(model, tokenizer, PROMPTS, max_new_tokens=6)[1]
+    asked = f"u:What is it, then?;a:{first.text};u:And why?;a:"
+    assert tokenizer.decode(second.context) == tokenizer.decode(tokenizer(asked).input_ids)
+    assert second.text == tokenizer.decode(greedy(model, list(second.context), 6), skip_special_tokens=True).strip()
+
+
+def test_without_a_template_turns_are_paragraphs(tokenizer: Any) -> None:
+    first, second = answers(speaking(), tokenizer, PROMPTS, max_new_tokens=6)[1]
+    assert list(second.context) == tokenizer(f"What is it, then?\n\n{first.text}\n\nAnd why?").input_ids
+
+
+def test_sampling_follows_the_seed_and_leaves_the_random_state(tokenizer: Any) -> None:
+    model = speaking()
+
+    def sampled(seed: int) -> list[str]:
+        found = answers(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=2.0, seed=seed)
+        return [turn.text for turns in found for turn in turns]
+
+    state = torch.random.get_rng_state()
+    assert sampled(0) == sampled(0) != sampled(1)
+    assert torch.equal(torch.random.get_rng_state(), state)

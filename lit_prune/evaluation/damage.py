@@ -1,0 +1,157 @@
+"""Signs of damage that need no judge: repetition, answers cut short, and how far a model is from the dense one."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_prune.evaluation.answers import Turn
+from lit_prune.measure import evaluating
+
+NGRAM = 4
+SHORT = 0.25
+"""An answer of less than this share of the dense model's length is cut short."""
+NUM_LIKELY = 256
+"""Tokens of the dense model's distribution that are kept one by one."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What the answers of one model show.
+
+    Attributes:
+        tokens: Mean length of an answer.
+        ended: Share of the answers that ended by themselves, before the limit.
+        repetition: Mean share of an answer's 4-grams of tokens that stand in it earlier already.
+        cut_short: Share of the answers that ended with less than a quarter of the dense model's tokens; None for the
+            dense model itself, as what follows.
+        agreement: Share of the positions in the dense model's answers where the likeliest next token is the same.
+        divergence: KL(dense, model) in nats at each position of the dense model's answers, averaged over those that
+            are so long; over its 256 likeliest tokens and all others as one, which is a lower bound.
+    """
+
+    tokens: float
+    ended: float
+    repetition: float
+    cut_short: float | None = None
+    agreement: float | None = None
+    divergence: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a dense model expects at each position of one of its answers.
+
+    Attributes:
+        turn: The answer.
+        likely: Its likeliest tokens, LongTensor [positions, tokens].
+        log_probs: Of those, float32 [positions, tokens].
+    """
+
+    turn: Turn
+    likely: Tensor
+    log_probs: Tensor
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of the 4-grams that stand earlier in the same text already.
+
+    Example:
+        >>> repetition([1, 2, 3, 4, 5]), repetition([1, 1, 1, 1, 1, 1])
+        (0.0, 0.6666666666666666)
+    """
+    grams = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def references(model: PreTrainedModel, answers: Sequence[Sequence[Turn]]) -> list[Reference]:
+    """Read the dense model's own answers again, and keep what it expects.
+
+    Args:
+        model: The dense one.
+        answers: What it said; empty answers are left out.
+    """
+    found = []
+    with evaluating(model):
+        for turn in _written_turns(answers):
+            log_probs, likely = _log_probs(model, turn).topk(min(NUM_LIKELY, model.config.get_text_config().vocab_size))
+            found.append(Reference(turn, likely.cpu(), log_probs.cpu()))
+    return found
+
+
+def signs(
+    model: PreTrainedModel,
+    answers: Sequence[Sequence[Turn]],
+    dense: Sequence[Sequence[Turn]] | None = None,
+    expected: Sequence[Reference] = (),
+) -> Signs:
+    """What a model's answers show.
+
+    Args:
+        model: That gave them.
+        answers: To the same questions as the dense model's.
+        dense: The dense model's answers; None where there is no such model, or this is it.
+        expected: What the dense model expects in them.
+    """
+    turns = [turn for each in answers for turn in each]
+    own: dict[str, Any] = {
+        "tokens": statistics.fmean(len(each.tokens) for each in turns),
+        "ended": statistics.fmean(each.ended for each in turns),
+        "repetition": statistics.fmean(repetition(each.tokens) for each in turns),
+    }
+    if dense is None:
+        return Signs(**own)
+    pairs = list(zip(turns, (turn for each in dense for turn in each), strict=True))
+    short = [each.ended and len(each.tokens) < SHORT * len(other.tokens) for each, other in pairs]
+    return Signs(**own, cut_short=statistics.fmean(short), **_distance(model, expected))
+
+
+def _distance(model: PreTrainedModel, expected: Sequence[Reference]) -> dict[str, Any]:
+    if not expected:
+        return {}
+    same, total = 0, 0
+    divergences: list[Tensor] = []
+    with evaluating(model):
+        for each in expected:
+            found = _log_probs(model, each.turn).cpu()
+            same += int((found.argmax(dim=-1) == each.likely[:, 0]).sum())
+            total += len(found)
+            divergences.append(binned_divergence(each.log_probs, found.gather(1, each.likely)))
+    longest = max(map(len, divergences))
+    columns = [[float(row[place]) for row in divergences if place < len(row)] for place in range(longest)]
+    return {"agreement": same / total, "divergence": tuple(statistics.fmean(each) for each in columns)}
+
+
+def binned_divergence(expected: Tensor, found: Tensor) -> Tensor:
+    """KL divergence over some tokens and all others as one: at most that over all tokens.
+
+    Args:
+        expected: Log-probabilities of these tokens, [positions, tokens].
+        found: The same of another model.
+
+    Returns:
+        Nats, [positions].
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    rests = [(1 - each.exp().sum(dim=-1, keepdim=True)).clamp(min=tiny).log() for each in (expected, found)]
+    p, q = (torch.cat(each, dim=-1) for each in zip((expected, found), rests, strict=True))
+    return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
+
+
+def _written_turns(answers: Sequence[Sequence[Turn]]) -> list[Turn]:
+    return [turn for each in answers for turn in each if turn.tokens]
+
+
+def _log_probs(model: PreTrainedModel, turn: Turn) -> Tensor:
+    """Of every token at each position of an answer, float32 [positions, vocab]."""
+    network: Any = model
+    ids = torch.tensor([[*turn.context, *turn.tokens]], device=model.device)
+    logits = network(input_ids=ids, use_cache=False).logits[0, len(turn.context) - 1 : -1]
+    return F.log_softmax(logits.float(), dim=-1)

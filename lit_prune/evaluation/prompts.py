@@ -1,0 +1,82 @@
+"""Questions to models, from the files that the field's judges use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_prune.errors import DataError
+
+FIELDS = ("instruction", "prompt", "question")
+"""Where a question of one turn stands; the first is AlpacaEval's."""
+FORMS = '{"question_id": …, "category": …, "turns": […]}, {"instruction": …} or {"prompt": …}'
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user says.
+
+    Attributes:
+        id: Of the file, else the number of the question from 1.
+        turns: What is said turn by turn; the model answers each.
+        category: Such as `writing`, empty where the file has none.
+    """
+
+    id: int | str
+    turns: tuple[str, ...]
+    category: str = ""
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read questions.
+
+    Args:
+        path: `.txt` with a question a line, JSON lines, or a `.json` list; objects in MT-Bench's form (`question_id`,
+            `category`, `turns`), AlpacaEval's (`instruction`), or with `prompt` or `question`.
+
+    Raises:
+        DataError: The file is missing, empty or damaged, or two questions have one id; the message names the entry.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the prompts {path}: {error}") from error
+    prompts = [_read(each, number, path) for number, each in enumerate(_entries(text, path), start=1)]
+    if not prompts:
+        raise DataError(f"{path} holds no prompts; expected lines of text, or objects such as {FORMS}")
+    ids = [each.id for each in prompts]
+    if twice := [each for each in ids if ids.count(each) > 1]:
+        raise DataError(f"{path} has two prompts with the id {twice[0]!r}")
+    return prompts
+
+
+def _entries(text: str, path: Path) -> Sequence[Any]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if path.suffix == ".txt":
+        return [line.strip() for line in lines]
+    try:
+        if path.suffix == ".json":
+            found = json.loads(text)
+            if not isinstance(found, list):
+                raise DataError(f"{path} must be a list of prompts; found a {type(found).__name__}")
+            return found
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}; expected objects such as {FORMS}") from error
+
+
+def _read(entry: Any, number: int, path: Path) -> Prompt:
+    if isinstance(entry, str):
+        return Prompt(number, (entry,))
+    fields = entry if isinstance(entry, Mapping) else {}
+    turns = fields.get("turns", [fields[name] for name in FIELDS if name in fields][:1])
+    if not isinstance(turns, list) or not turns or not all(isinstance(each, str) and each.strip() for each in turns):
+        raise DataError(f"{path}, prompt {number}: expected {FORMS}; found {json.dumps(entry)[:200]}")
+    key = fields.get("question_id", fields.get("id", number))
+    if not isinstance(key, int | str):
+        raise DataError(f"{path}, prompt {number}: an id is a number or text; found {key!r}")
+    return Prompt(key, tuple(turns), str(fields.get("category", "")))
