@@ -23,6 +23,7 @@ from lit_prune.report import (
     Answer,
     Row,
     answer_markdown,
+    log_scalars,
     log_text,
     print_summary,
     save_figure,
@@ -30,6 +31,9 @@ from lit_prune.report import (
     summary_markdown,
 )
 from lit_prune.writing import write_text
+
+SPEEDS = ("prefill_speedup", "decode_speedup")
+"""How many times as fast as before a prompt is read, and a token is written."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class BeforeAfterCallback(Callback):
         self.model = model
         self._before: dict[str, Any] = {}
 
+    @property
+    def final_figures(self) -> tuple[str, ...]:
+        """Names of what is logged at the end, for `SublayerPruneCallback`, which names them with the settings."""
+        return tuple(f"final/{name}" for name in ("ppl_before", "ppl", *(SPEEDS if self.timing["repeats"] else ())))
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a run without a plan to report, or with timings that the model has no room for."""
         if stage != "fit":
@@ -119,12 +128,19 @@ class BeforeAfterCallback(Callback):
         assert plan is not None
         model = loop.model_in(module, self.model)
         after = self._measure(trainer, module, batches)
-        rows = _rows(self._before, after, batches) + _speed_rows(self._speeds(model))
+        speeds = self._speeds(model)
+        rows = _rows(self._before, after, batches) + _speed_rows(speeds)
         answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
         notes = [f"Perplexity: {batches.name}, {after['windows']}."]
         write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
         save_figure(_map_of(plan), folder / "score_map.png")
+        figures = {"ppl_before": self._before["ppl"], "ppl": after["ppl"], **_ratios(speeds)}
         for logger in trainer.loggers:
+            log_scalars(
+                logger,
+                {f"final/{name}": value for name, value in figures.items() if value is not None},
+                trainer.global_step,
+            )
             for each in answers:
                 log_text(logger, "answers", answer_markdown(each), trainer.global_step)
         print_summary(rows, plan=plan, answers=answers, notes=notes)
@@ -172,6 +188,17 @@ def _rows(before: dict[str, Any], after: dict[str, Any], held_out: HeldOut) -> l
         Row("parameters", before["parameters"], after["parameters"]),
         Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
     ]
+
+
+def _ratios(speeds: dict[str, Speed]) -> dict[str, float]:
+    if not speeds:
+        return {}
+    dense, pruned = speeds["before"], speeds["after"]
+    ratios = (
+        dense.prefill_seconds / pruned.prefill_seconds,
+        dense.decode_seconds_per_token / pruned.decode_seconds_per_token,
+    )
+    return dict(zip(SPEEDS, ratios, strict=True))
 
 
 def _speed_rows(speeds: dict[str, Speed]) -> list[Row]:

@@ -1,21 +1,59 @@
-"""What a removal looks like in the run's loggers."""
+"""What a run looks like in its loggers: settings with final figures, each removal, the plan at the end."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 
+from lit_prune.errors import MeasureError
+from lit_prune.measure import Costs, count_costs
 from lit_prune.plan import PrunePlan
-from lit_prune.report import log_figure, log_scalars, score_map
+from lit_prune.pruner import Pruner
+from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, score_map
+
+PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
+FINAL_FIGURES = (PARAMETERS, RISE)
+"""Logged at the end of every run; the rise is that of validation perplexity, first before to last after a removal."""
 
 
-def log_removal(trainer: L.Trainer, plan: PrunePlan) -> None:
-    """Log the last removal of a plan: the share left by optimizer steps, scores and their picture by rounds."""
+def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
+    """Log the run's settings, with the names of the figures that it will end with, by which sweeps are sorted.
+
+    Args:
+        trainer: Whose callbacks may name figures as `final_figures`.
+        settings: Of the module and of pruning.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    names = [*FINAL_FIGURES, *(name for each in callbacks for name in getattr(each, "final_figures", ()))]
+    for logger in trainer.loggers:
+        log_settings(logger, settings, names)
+
+
+def counted_costs(pruner: Pruner, num_positions: int) -> Costs | None:
+    """What a token costs now, None where the model's arithmetic cannot be counted."""
+    try:
+        return count_costs(pruner.model, num_positions)
+    except MeasureError:
+        return None
+
+
+def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> None:
+    """Log the last removal of a plan: what is left by optimizer steps, scores and their picture by rounds.
+
+    Args:
+        trainer: With the loggers.
+        plan: The removals so far.
+        costs: Of the model when this fit began; its speed is foretold by the FLOPs and cache that are left of them.
+    """
     if not trainer.is_global_zero or not trainer.loggers:
         return
     step, round_number = plan.steps[-1], len(plan.steps)
-    left = 1 - plan.num_removed_parameters / plan.model.num_parameters
+    left = _parameters_left(plan)
+    shares = {"prune/parameters_left": left, **(_costs_left(plan, costs) if costs else {})}
     metrics = {f"score/{name}": score for name, score in step.scores.items()}
     for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
         metrics |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
@@ -26,6 +64,31 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan) -> None:
         title=f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left",
     )
     for logger in trainer.loggers:
-        log_scalars(logger, {"prune/parameters_left": left}, trainer.global_step)
+        log_scalars(logger, shares, trainer.global_step)
         log_scalars(logger, metrics, round_number)
         log_figure(logger, "score_map", figure, round_number)
+
+
+def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
+    """Log the plan as a table, and what the run came to."""
+    if not trainer.is_global_zero or not plan.steps:
+        return
+    first, last = plan.steps[0].nll_before, plan.steps[-1].nll_after
+    figures = {PARAMETERS: _parameters_left(plan)}
+    figures |= {} if first is None or last is None else {RISE: math.expm1(min(last - first, 700.0))}
+    for logger in trainer.loggers:
+        log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
+        log_scalars(logger, figures, trainer.global_step)
+
+
+def _parameters_left(plan: PrunePlan) -> float:
+    return 1 - plan.num_removed_parameters / plan.model.num_parameters
+
+
+def _costs_left(plan: PrunePlan, costs: Costs) -> dict[str, float]:
+    gone = [each for each in plan.removed if each in costs.flops]
+    left = {"prune/flops_left": 1 - sum(costs.flops[each] for each in gone) / costs.total_flops}
+    if costs.total_kv_elements:
+        numbers = sum(costs.kv_elements.get(each, 0) for each in gone)
+        left["prune/kv_cache_left"] = 1 - numbers / costs.total_kv_elements
+    return left

@@ -16,13 +16,13 @@ from lit_prune.callbacks import loop
 from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
-from lit_prune.callbacks.story import log_removal
+from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal
 from lit_prune.checkpoint import follow_state_dict
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.healing import Distillation, LoraHealing
-from lit_prune.measure import Prices, WhatIf, progress_bar, require_understood
+from lit_prune.measure import Costs, Prices, WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named
@@ -119,6 +119,7 @@ class SublayerPruneCallback(Callback):
         self._stage = ""
         self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
+        self._costs: Costs | None = None  # of the model when the fit began
         self._random_state: dict[str, Any] | None = None
         self._hook: RemovableHandle | None = None
         self._tokenizer: Any = None
@@ -145,8 +146,7 @@ class SublayerPruneCallback(Callback):
         self._prepare_saving(trainer, pl_module, model)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
-        for logger in trainer.loggers:
-            logger.log_hyperparams({**pl_module.hparams_initial, **self._settings()})
+        log_beginning(trainer, {**pl_module.hparams_initial, **self._settings()})
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random state of the checkpoint, ahead of the first draw of a shuffled loader."""
@@ -163,6 +163,7 @@ class SublayerPruneCallback(Callback):
             batches = loop.validation_batches(trainer, self.num_batches)
             what_if = WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
             self.allowance.price(trainer, pruner, what_if.num_positions)
+            self._costs = counted_costs(pruner, what_if.num_positions)
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
         schedule = self.allowance.schedule.per_epoch
         pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)
@@ -182,6 +183,7 @@ class SublayerPruneCallback(Callback):
         pruner.record_outcome(self.allowance.budget(pruner), left="max_rise" if self._is_full else "end of training")
         if (trouble := self.allowance.shortfall(pruner, is_full=self._is_full)) is not None:
             rank_zero_warn(trouble)
+        log_end(trainer, pruner.plan)
         self.mending.merge()
         if self.save_to:
             target: Any = (pruner.model, loop.run_folder(trainer) / self.save_to)
@@ -233,7 +235,7 @@ class SublayerPruneCallback(Callback):
                     break
                 num_steps += 1
                 drawn.removed(quota.goal(pruner.reached, num_steps)[1])
-                log_removal(trainer, pruner.plan)
+                log_removal(trainer, pruner.plan, self._costs)
         loop.renew_ddp(trainer)
 
     def _step(self, trainer: L.Trainer, what_if: WhatIf, budget: Budget) -> bool:

@@ -10,11 +10,11 @@ from lit_prune.report.comparison import (
     removal_figure,
 )
 from lit_prune.report.evaluation import evaluation_markdown
-from lit_prune.report.markdown import answer_markdown, summary_markdown
+from lit_prune.report.markdown import answer_markdown, plan_markdown, summary_markdown
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
 from lit_prune.report.summary import Answer, Row, disturbance
-from lit_prune.report.tracking import log_figure, log_scalars, log_text
+from lit_prune.report.tracking import log_figure, log_scalars, log_settings, log_text
 
 __all__ = [
     "Answer",
@@ -29,8 +29,10 @@ __all__ = [
     "evaluation_markdown",
     "log_figure",
     "log_scalars",
+    "log_settings",
     "log_text",
     "mt_bench_answers",
+    "plan_markdown",
     "print_inventory",
     "print_summary",
     "rank_correlation",

@@ -38,6 +38,11 @@ def summary_markdown(
     return "\n\n".join(_sections(rows, plan, answers, notes)) + "\n"
 
 
+def plan_markdown(plan: PrunePlan) -> str:
+    """The removals of a plan as a table."""
+    return _table(*removals(plan))
+
+
 def answer_markdown(answer: Answer) -> str:
     """One question and what was answered before and after, as quotes that nothing in them can end."""
     quotes = f"Before:\n\n{quoted(answer.before)}\n\nAfter:\n\n{quoted(answer.after)}"

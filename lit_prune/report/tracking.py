@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,24 @@ def log_scalars(logger: Any, metrics: Mapping[str, float], step: int) -> None:
         step: Where they stand on the logger's axis.
     """
     logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+
+
+@rank_zero_only
+def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str] = ()) -> None:
+    """Log the settings of a run, and to TensorBoard the names of the figures that will stand beside them.
+
+    TensorBoard's table of runs shows no figure that was not named with the settings; until it is logged it is NaN.
+
+    Args:
+        logger: A Lightning logger.
+        settings: By name.
+        figures: Names under which `log_scalars` will log them.
+    """
+    named = dict.fromkeys(figures, math.nan)
+    if isinstance(logger, TensorBoardLogger) and named:
+        logger.log_hyperparams(dict(settings), named)
+    else:
+        logger.log_hyperparams(dict(settings))
 
 
 @rank_zero_only

@@ -1,0 +1,71 @@
+"""What TensorBoard shows of a run, read back from its files."""
+
+import math
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from lit_prune.callbacks import BeforeAfterCallback
+from tests.callbacks.test_before_after import Data
+from tests.callbacks.test_sublayer_prune import loaders, module, pruning, trainer
+
+
+def events_of(folder):
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def settings_in(events):
+    """Names in the table of runs: hyperparameters and figures."""
+    found = {}
+    for tag in ("_hparams_/experiment", "_hparams_/session_start_info"):
+        content = plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
+        found[tag.split("/")[1]] = content
+    figures = [each.name.tag for each in found["experiment"].experiment.metric_infos]
+    return dict(found["session_start_info"].session_start_info.hparams), figures
+
+
+def test_a_sweep_can_be_sorted_by_what_came_of_it(tmp_path, tokenizer):
+    own, callback = module(), pruning(amount=0.3)
+    own.tokenizer = tokenizer
+    before_after = BeforeAfterCallback("how?", max_new_tokens=3, prompt_tokens=8, new_tokens=2, repeats=1)
+    logger = TensorBoardLogger(tmp_path, name="run")
+    trainer(tmp_path, callback, before_after, logger=logger).fit(own, datamodule=Data())
+    events = events_of(logger.log_dir)
+    settings, figures = settings_in(events)
+    assert settings["prune/amount"].number_value == 0.3
+    names = ["parameters_left", "ppl_rise", "ppl_before", "ppl", "prefill_speedup", "decode_speedup"]
+    assert figures == [f"final/{name}" for name in names]
+    last = {name: events.Scalars(f"final/{name}")[-1].value for name in names}
+    assert all(math.isfinite(value) for value in last.values())
+    parameters = sum(each.numel() for each in own.model.parameters())
+    assert last["parameters_left"] == pytest.approx(parameters / callback.plan.model.num_parameters)
+    steps = callback.plan.steps
+    assert last["ppl_rise"] == pytest.approx(
+        math.exp(steps[-1].nll_after) / math.exp(steps[0].nll_before) - 1, rel=1e-4
+    )
+    table = events.Tensors("plan/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(each.removed.name in table for each in steps)
+
+
+def test_each_removal_tells_what_is_left_of_every_cost(tmp_path):
+    callback = pruning(amount=0.2, granularity="attention")
+    logger = TensorBoardLogger(tmp_path, name="run")
+    trainer(tmp_path, callback, logger=logger).fit(module(), *loaders())
+    events = events_of(logger.log_dir)
+    num_blocks, num_removed = 4, len(callback.plan.steps)
+    assert events.Scalars("prune/kv_cache_left")[-1].value == pytest.approx(1 - num_removed / num_blocks)
+    flops = [each.value for each in events.Scalars("prune/flops_left")]
+    assert flops == sorted(flops, reverse=True)
+    assert 0 < flops[-1] < 1
+    assert len(events.Images("score_map")) == num_removed
+
+
+def test_other_loggers_get_settings_and_figures(tmp_path):
+    logger = CSVLogger(tmp_path, name="run")
+    trainer(tmp_path, pruning(), logger=logger).fit(module(), *loaders())
+    assert "final/parameters_left" in (tmp_path / "run/version_0/metrics.csv").read_text()
+    assert "prune/amount" in (tmp_path / "run/version_0/hparams.yaml").read_text()
