@@ -8,11 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.settings import Distillation
 from lit_prune.measure import IGNORED, on_device
+
+POSITIONS_AT_A_TIME = 64
 
 
 def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -23,8 +26,16 @@ def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0
         student: The same.
         temperature: Divides both.
     """
+    # A few positions at a time, computed again in the backward pass: float32 distributions of all of them would be the
+    # largest tensors of the training.
+    pairs = zip(*(torch.split(each, POSITIONS_AT_A_TIME) for each in (teacher, student)), strict=True)
+    sums: list[Tensor] = [checkpoint(_divergence, *pair, temperature, use_reentrant=False) for pair in pairs]
+    return torch.stack(sums).sum() / max(len(student), 1) * temperature**2
+
+
+def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     log_p, log_q = (F.log_softmax(each.float() / temperature, dim=-1) for each in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def taught_loss(

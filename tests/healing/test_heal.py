@@ -96,6 +96,15 @@ def test_distillation_is_the_divergence_of_the_distributions():
     assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_gradients_of_the_divergence_are_those_of_all_positions_at_once():
+    teacher, student = torch.randn(2, 150, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    found, expected = (student.clone().requires_grad_() for _ in range(2))
+    distillation_loss(teacher, found, 2.0).backward()
+    p, log_q = torch.softmax(teacher / 2, -1), torch.log_softmax(expected / 2, -1)
+    (4 * (p * (p.log() - log_q)).sum(-1).mean()).backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
 @pytest.mark.parametrize("hidden", [0.0, 0.5])
 @pytest.mark.parametrize("taught", [True, False])
 def test_healing_helps_and_merges_into_the_same_logits(taught, hidden):

@@ -1,0 +1,76 @@
+"""Peak memory of a distillation step: the dense model inside the student against a second copy of it.
+
+`python -m tests.teacher_memory MODEL PRUNED` prints the table of docs/results.md; each row in a process of its own.
+"""
+
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from lit_prune.healing import DenseTeacher, HealingSettings, heal
+from lit_prune.measure import model_inputs
+from lit_prune.models import load
+
+WINDOW, BATCH_SIZE = 256, 4
+ROWS = ("none", "inside", "second copy")
+
+
+class SecondCopy:
+    """A teacher as others have it: another model beside the student."""
+
+    def __init__(self, dense, student):
+        self.dense, self.student = dense, student
+
+    def keep(self, parameters):
+        """Nothing needs to be remembered of the student."""
+
+    def to(self, device):
+        """The copy stays where it was loaded."""
+
+    @torch.no_grad()
+    def outputs(self, batch, *, hidden_states=False):
+        """As `DenseTeacher` has it."""
+        return self.dense(**model_inputs(batch), use_cache=False, output_hidden_states=hidden_states)
+
+
+def resident(field):
+    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak(row, model, pruned, results):
+    """Bytes at the peak of two steps, above the process without any model."""
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    student, teacher = load(pruned, dtype="bfloat16"), None
+    if row == "inside":
+        teacher = DenseTeacher.of_pruned(load(model, dtype="bfloat16"), student)
+        student = teacher.student
+    elif row == "second copy":
+        teacher = SecondCopy(load(model, dtype="bfloat16"), student)
+    windows = torch.randint(100, 10_000, (3 * BATCH_SIZE, WINDOW), generator=torch.Generator().manual_seed(0))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    settings = HealingSettings(tokens=2 * BATCH_SIZE * WINDOW, validations=1)
+    heal(student, windows[BATCH_SIZE:], windows[:1], teacher=teacher, settings=settings, batch_size=BATCH_SIZE,
+         accelerator="cpu", progress=False)  # fmt: skip
+    results.put(resident("VmHWM") - before)
+
+
+def main(model, pruned):
+    """Print the table."""
+    context = get_context("spawn")
+    print("| teacher | peak, MB |\n| --- | ---: |")
+    for row in ROWS:
+        results = context.Queue()
+        process = context.Process(target=peak, args=(row, model, pruned, results))
+        process.start()
+        found = results.get()
+        process.join()
+        print(f"| {row} | {found / 1e6:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
