@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
+from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.data import calibration_batches, drawn_windows
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
@@ -31,7 +32,10 @@ HEADS = (
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """The verb's entry."""
-    call(bench, verb, arguments, positionals=["what", "model"])
+    if list(arguments[:1]) == ["speed"]:
+        call(bench_speed, f"{verb} speed", arguments[1:], positionals=["models"])
+    else:
+        call(bench, verb, arguments, positionals=["what", "model"])
 
 
 def bench(
@@ -55,6 +59,8 @@ def bench(
 ) -> None:
     """Compare what searches cost and what they find, or measure the memory that one takes, on one model and text.
 
+    lit-prune bench speed --help tells of the comparison of models' speeds.
+
     Args:
         what: search, or memory: the peak while the first of `searches` is at work.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
@@ -75,7 +81,7 @@ def bench(
         trust_remote_code: Run code that comes with the model.
     """
     if what not in ("search", "memory"):
-        raise LitPruneError(f"bench knows search and memory; found {what!r}")
+        raise LitPruneError(f"bench knows search, memory and speed; found {what!r}")
     require_share(amount)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     wanted = num_windows + (num_unseen if what == "search" else 0)

@@ -9,7 +9,7 @@ from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.speed import Speed, compare_speed, dense_twin
+from lit_prune.evaluation.speed import Speed, Speedup, compare_speed, dense_twin, speedup
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "SearchMemory",
     "Signs",
     "Speed",
+    "Speedup",
     "TaskScore",
     "Turn",
     "answer",
@@ -42,6 +43,7 @@ __all__ = [
     "references",
     "require_tasks",
     "signs",
+    "speedup",
     "task_scores",
     "wanda_2_4",
     "wanda_sparsifier",

@@ -6,8 +6,9 @@ The models take turns within every repeat, so that a busy machine slows all of t
 from __future__ import annotations
 
 import copy
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lit_prune.anatomy import Record, language_model
 from lit_prune.errors import DataError, ModelError
 from lit_prune.measure import evaluating, inference_options, now
+
+TAIL = 0.025
+"""Chance that a median lies below its interval, and above it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Speed:
         device: Where it ran, such as `cpu`.
         dtype: Of the parameters, such as `bfloat16`.
         repeats: Measurements that count.
+        prefill_readings: Each of them, in the order of turns.
+        decode_readings: The same.
     """
 
     prefill_seconds: float
@@ -44,6 +50,45 @@ class Speed:
     device: str
     dtype: str
     repeats: int
+    prefill_readings: tuple[float, ...] = ()
+    decode_readings: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast one model is as another.
+
+    Attributes:
+        ratio: Median of the ratios of readings in the same turn.
+        low: Of the interval that holds the true median in 95 of 100 cases; the least ratio where there are too few.
+        high: The same at the other end.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
+def speedup(before: Sequence[float], after: Sequence[float]) -> Speedup:
+    """Compare two models by seconds that were measured in turns, as `Speed` holds them.
+
+    The interval is that of order statistics, which asks nothing of how readings are distributed.
+
+    Args:
+        before: Of the slower one, say.
+        after: Of the other, as many.
+
+    Example:
+        >>> speedup([4.0, 2.0, 6.0], [2.0, 2.0, 2.0])
+        Speedup(ratio=2.0, low=1.0, high=3.0)
+    """
+    ratios = sorted(first / second for first, second in zip(before, after, strict=True))
+    number, rank, tail = len(ratios), 0, 0.0
+    # The chance that the median lies below the ratio of this rank, counted from 0.
+    while tail + (below := math.comb(number, rank) / 2**number) <= TAIL:
+        tail, rank = tail + below, rank + 1
+    edge = max(rank - 1, 0)
+    return Speedup(statistics.median(ratios), ratios[edge], ratios[number - 1 - edge])
 
 
 def compare_speed(
@@ -142,5 +187,13 @@ def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[floa
 
 
 def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, int]) -> Speed:
-    prefill, decode = (statistics.median(column) for column in zip(*seconds, strict=True))
-    return Speed(prefill, decode, device=model.device.type, dtype=str(model.dtype).removeprefix("torch."), **sizes)
+    prefill, decode = zip(*seconds, strict=True)
+    return Speed(
+        statistics.median(prefill),
+        statistics.median(decode),
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        **sizes,
+        prefill_readings=prefill,
+        decode_readings=decode,
+    )

@@ -33,7 +33,7 @@ def test_the_memory_of_a_search_is_told(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "bench knows search and memory; found 'speed'"),
+        (["sped"], "bench knows search, memory and speed; found 'sped'"),
         (["search", "--searches=[fast]"], "unknown search 'fast'"),
         (["search", "--amount=2"], "above 0 and below 1"),
         (["search", "--num_unseen=1000000"], "1000004 are asked for"),
@@ -43,3 +43,33 @@ def test_what_cannot_be_compared_is_one_clear_line(folder, capsys, arguments, me
     what, *rest = arguments
     assert main(["bench", what, folder, *SIZES, *rest]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_speeds_are_ratios_of_the_same_turn(folder, tmp_path, monkeypatch, capsys):
+    readings = iter(
+        [(9.0, 9.0), (9.0, 9.0)] + [each for turn in range(1, 8) for each in ((2.0 * turn, 6.0), (1.0 * turn, 2.0))]
+    )
+    monkeypatch.setattr("lit_prune.evaluation.speed._once", lambda *_: next(readings))
+    options = [
+        "--repeats",
+        "7",
+        "--warmup",
+        "1",
+        "--prompt_tokens",
+        "8",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "speed.md"),
+    ]
+    assert main(["bench", "speed", f"{folder},{folder}", *options]) == 0
+    page = (tmp_path / "speed.md").read_text()
+    assert page in capsys.readouterr().out
+    first, second = page.splitlines()[2:4]
+    assert first == f"| {folder} (1) | 8000.00 |  | 6000.00 |  |"
+    assert second == f"| {folder} (2) | 4000.00 | 2.000 (2.000 to 2.000) | 2000.00 | 3.000 (3.000 to 3.000) |"
+
+
+def test_one_model_has_nothing_to_be_compared_with(folder, capsys):
+    assert main(["bench", "speed", folder]) == 2
+    assert "two models or more" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import DataError
-from lit_prune.evaluation import compare_speed, dense_twin, speed
+from lit_prune.evaluation import compare_speed, dense_twin, speed, speedup
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
@@ -116,3 +116,11 @@ class TestDenseTwin:
         assert twin.config._attn_implementation == "eager"
         assert model.config.lit_prune["removed"] == ["mlp.0"]
         assert model.config.to_dict()["per_layer_config"] == {"0": {"skip": ["mlp"]}}
+
+
+@pytest.mark.parametrize(("number", "rank"), [(5, 1), (6, 1), (9, 2), (21, 6), (100, 40)])
+def test_the_interval_of_a_median_is_that_of_order_statistics(number: int, rank: int) -> None:
+    # Ranks as tables of confidence intervals for the median have them.
+    found = speedup([float(each) for each in range(number, 0, -1)], [1.0] * number)
+    assert (found.low, found.high) == (rank, number + 1 - rank)
+    assert found.ratio == (number + 1) / 2
