@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MARKERS = "os^vD<>Pphd*X8"
 NUM_COLOURS = 10
+NUM_COMMON = 8
 PANEL = (6.0, 4.6)
 """Inches."""
 
@@ -147,7 +149,9 @@ def _tables(rows: Sequence[Result]) -> Iterator[str]:
         baselines = [row for row in own if not row.amount]
         for amount in sorted({row.amount for row in own if row.amount}):
             yield f"## {model}, {amount:.0%} of the parameters to remove"
-            yield _table(baselines, [row for row in own if row.amount == amount], columns)
+            pruned = [row for row in own if row.amount == amount]
+            yield _table(baselines, pruned, columns)
+            yield from _agreement(pruned)
         if own[0].tasks:
             text = next(iter(own[0].perplexities))
             correlation, number = rank_correlation(own, text)
@@ -155,6 +159,22 @@ def _tables(rows: Sequence[Result]) -> Iterator[str]:
                 f"Rank correlation (Spearman) of perplexity on {text} with mean accuracy, over all {number} rows of "
                 f"{model}: {correlation:.2f}."
             )
+
+
+def _agreement(rows: Sequence[Result]) -> Iterator[str]:
+    """What methods remove most often, and which blocks none of them touches."""
+    removed = [{each for name in row.removed for each in Candidate.parse(name).sublayers} for row in rows]
+    counts = Counter(each for one in removed for each in one)
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0].block, pair[0].kind))
+    most = [f"{each} ({number})" for each, number in ordered[:NUM_COMMON] if number > 1]
+    if not most:
+        return
+    whole = {each.block for each in counts}
+    spared = [str(block) for block in range(rows[0].num_blocks) if block not in whole]
+    yield (
+        f"Removed most often, in so many of these {len(rows)} lines: {', '.join(most)}. "
+        f"Blocks that none of them touches: {', '.join(spared) or 'none'}."
+    )
 
 
 def _table(baselines: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> str:

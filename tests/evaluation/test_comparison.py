@@ -149,6 +149,15 @@ def test_the_best_of_each_column_is_bold_and_the_dense_model_does_not_compete():
     assert (table["one"]["search, passes"], table["other"]["search, passes"]) == ("120.0", "**110.0**")
 
 
+def test_what_methods_agree_on_is_counted():
+    gone = [["attention.1", "block.2"], ["mlp.2"], ["block.2+attention.1"]]
+    page = comparison_markdown([row(str(each), 0.2, 11.0, 0.7, removed=each) for each in gone])
+    assert "of these 3 lines: mlp.2 (3), attention.1 (2), attention.2 (2). Blocks" in page
+    assert "none of them touches: 0, 3." in page
+    alone = [row("one", 0.2, 11.0, 0.7, removed=["mlp.2"])]
+    assert "most often" not in comparison_markdown(alone)
+
+
 def test_csv_holds_every_row_unrounded():
     lines = list(csv.DictReader(comparison_csv(ROWS).splitlines()))
     assert [(each["method"], float(each["amount"]), float(each["ppl text"])) for each in lines] == [
