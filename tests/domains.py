@@ -1,7 +1,7 @@
 """Texts of five kinds for the figures in docs: `python -m tests.domains ../shared/eval/data texts`.
 
 Writes FOLDER/KIND.jsonl, and every third document to FOLDER/unseen/KIND.jsonl, for measuring what was calibrated or
-healed on the others.
+healed on the others. FOLDER/mixed.jsonl has equal parts of all kinds but prose, which stays unseen.
 """
 
 import json
@@ -33,14 +33,35 @@ def documents(data):
     }
 
 
+def mixed(kinds):
+    """Equal parts of several kinds of text, by characters."""
+    share = min(sum(map(len, texts)) for texts in kinds)
+    parts = []
+    for texts in kinds:
+        left = share
+        for each in texts:
+            parts.append(each[:left])
+            left -= len(parts[-1])
+            if not left:
+                break
+    return parts
+
+
+def written(path, texts):
+    """One document a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{json.dumps({'text': each})}\n" for each in texts))
+
+
 def main(data, folder):
+    """Write all of them."""
+    seen = {}
     for kind, texts in documents(Path(data)).items():
         texts = [each for each in texts if each.strip()]
-        parts = {"": [each for number, each in enumerate(texts) if number % 3], "unseen": texts[::3]}
-        for part, chosen in parts.items():
-            path = Path(folder) / part / f"{kind}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, "".join(f"{json.dumps({'text': each})}\n" for each in chosen))
+        seen[kind] = [each for number, each in enumerate(texts) if number % 3]
+        written(Path(folder) / f"{kind}.jsonl", seen[kind])
+        written(Path(folder) / "unseen" / f"{kind}.jsonl", texts[::3])
+    written(Path(folder) / "mixed.jsonl", mixed([texts for kind, texts in seen.items() if kind != "prose"]))
 
 
 if __name__ == "__main__":
