@@ -33,35 +33,43 @@ __all__ = [
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
 
-def token_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int) -> Tensor:
+def token_windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None
+) -> Tensor:
     """Cut documents into windows of tokens.
 
     Args:
         texts: Documents; they are joined by two newlines and tokenised once.
         tokenizer: Where it begins a text with a BOS token, every window begins with it too: some models need that.
         window: Tokens in a window, BOS included.
+        stride: Tokens from the beginning of one window to that of the next; windows do not overlap when None.
 
     Returns:
         LongTensor [num_windows, window].
 
     Raises:
-        DataError: The text is shorter than one window, or a window has no room for two tokens.
+        DataError: The text is shorter than one window, a window has no room for two tokens, or a stride skips some.
     """
     if window < 2:
         raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
     bos = leading_bos(tokenizer)
     tokens = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
     length = window - len(bos)
-    num_windows = len(tokens) // length
+    step = length if stride is None else stride
+    if not 1 <= step <= length:
+        raise DataError(f"a stride must be from 1 to the {length} tokens of a window; found {step}")
+    num_windows = max(0, (len(tokens) - length) // step + 1)
     if not num_windows:
         raise DataError(
             f"the text has {len(tokens)} tokens, shorter than one window of {window}; give more, or cut shorter"
         )
-    body = torch.tensor(tokens[: num_windows * length], dtype=torch.long).view(num_windows, length)
+    body = torch.tensor(tokens, dtype=torch.long).unfold(0, length, step)
     return torch.cat([torch.tensor(bos, dtype=torch.long).expand(num_windows, -1), body], dim=1)
 
 
-def drawn_windows(source: str, tokenizer: PreTrainedTokenizerBase, *, window: int, wanted: int, seed: int) -> Tensor:
+def drawn_windows(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, window: int, wanted: int, seed: int, stride: int | None = None
+) -> Tensor:
     """All windows of a text, [windows, window], in the order that a seed decides.
 
     Args:
@@ -70,11 +78,12 @@ def drawn_windows(source: str, tokenizer: PreTrainedTokenizerBase, *, window: in
         window: Tokens in a window.
         wanted: So many are needed.
         seed: Decides the order.
+        stride: As for `token_windows`.
 
     Raises:
         DataError: There are fewer than `wanted`.
     """
-    windows = token_windows(read_texts(source), tokenizer, window)
+    windows = token_windows(read_texts(source), tokenizer, window, stride)
     if len(windows) < wanted:
         raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
     return windows[torch.randperm(len(windows), generator=_generator(seed))]

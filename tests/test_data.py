@@ -163,6 +163,9 @@ class TestTokenWindows:
             token_windows(["hello"], tokenizer, 16)
         with pytest.raises(DataError, match="predicts nothing"):
             token_windows(["hello"], tokenizer, 1)
+        for stride in (0, 5):
+            with pytest.raises(DataError, match="from 1 to the 4 tokens"):
+                token_windows(["hello world"], tokenizer, 4, stride)
 
 
 class TestShareOut:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lit_prune.commands.arguments import call, default_device, model_names, text_labels
 from lit_prune.commands.conversation import Conversation
 from lit_prune.data import calibration_batches, drawn_windows
@@ -20,6 +22,7 @@ from lit_prune.evaluation import (
     read_prompts,
     task_scores,
 )
+from lit_prune.measure import IGNORED
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import evaluation_markdown, signs_markdown
 from lit_prune.writing import to_json, write_text
@@ -36,6 +39,7 @@ def evaluate(
     against: str | None = None,
     texts: list[str] | None = None,
     window: int = 256,
+    stride: int | None = None,
     num_windows: int = 24,
     batch_size: int = 4,
     tasks: list[str] | None = None,
@@ -54,7 +58,8 @@ def evaluate(
 ) -> None:
     """Measure perplexity on texts and accuracy on tasks, of models beside a reference, with standard errors.
 
-    Windows of a text do not overlap; perplexity is exp of the mean loss of all their tokens but the first, in float32.
+    Perplexity is exp of the mean loss in float32 of all tokens of the windows but the first of each, or with a stride
+    of the last so many of each.
     With prompts, the models answer them as well: side by side in OUTPUT/answers.md, for FastChat's llm_judge in
     OUTPUT/model_answer and for alpaca_eval in OUTPUT/alpaca_eval, with signs of damage that need no judge.
 
@@ -64,6 +69,8 @@ def evaluate(
             1.96 standard errors.
         texts: Where perplexity is measured - builtin, .txt or .jsonl files, folders, hub data sets; builtin by default.
         window: Tokens in a window.
+        stride: Tokens from one window to the next; what a window shares with the one before is context that does not
+            count. Windows do not overlap by default.
         num_windows: Windows of each text, drawn at random; all that it has where it has fewer.
         batch_size: Windows, requests or prompts in a batch.
         tasks: Tasks of lm-evaluation-harness (needs the extra eval); paper stands for PIQA, WinoGrande, HellaSwag and
@@ -93,8 +100,10 @@ def evaluate(
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         batches = {
-            label: calibration_batches(
-                drawn_windows(text, tokenizer, window=window, wanted=1, seed=seed)[:num_windows], batch_size
+            label: _counted(
+                drawn_windows(text, tokenizer, window=window, stride=stride, wanted=1, seed=seed)[:num_windows],
+                batch_size,
+                stride,
             )
             for label, text in zip(labels, sources, strict=True)
         }
@@ -107,7 +116,8 @@ def evaluate(
         rows.append(Measured(name, num_parameters, found, scores))
         said = ", ".join(f"{label} {each.ppl:.2f}" for label, each in found.items())
         print(f"{name}: perplexity {said}", flush=True)
-    protocol = f"Perplexity: windows of {window} tokens, {num_windows} of a text, {dtype}, {device}."
+    steps = "" if stride is None else f" of which the last {stride} count"
+    protocol = f"Perplexity: windows of {window} tokens{steps}, at most {num_windows} of a text, {dtype}, {device}."
     page = f"{evaluation_markdown(rows, compared=against is not None)}\n{' '.join([protocol, *left_out])}\n"
     if questions:
         page += f"\n{signs_markdown(conversation.signs)}\n{conversation.protocol}\n"
@@ -115,7 +125,14 @@ def evaluate(
     if output is not None:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"window": window, "num_windows": num_windows, "dtype": dtype, "seed": seed, "limit": limit}
+        settings = {
+            "window": window,
+            "stride": stride,
+            "num_windows": num_windows,
+            "dtype": dtype,
+            "seed": seed,
+            "limit": limit,
+        }
         data = {"settings": {**settings, "texts": sources}, "models": [asdict(each) for each in rows]}
         if questions:
             data |= conversation.to_dict()
@@ -123,6 +140,15 @@ def evaluate(
         write_text(folder / "evaluation.json", json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
         write_text(folder / "evaluation.md", page)
         print(f"written: {folder / 'evaluation.md'}")
+
+
+def _counted(windows: Tensor, batch_size: int, stride: int | None) -> list[dict[str, Tensor]]:
+    """Batches in which the last `stride` tokens of a window are to be predicted; all but the first without."""
+    batches = calibration_batches(windows, batch_size)
+    if stride is not None:
+        for batch in batches:
+            batch["labels"][:, : windows.shape[1] - stride] = IGNORED
+    return batches
 
 
 def _questions(path: str | None, number: int | None, output: str | None) -> list[Prompt]:

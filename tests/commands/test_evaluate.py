@@ -47,6 +47,21 @@ def test_models_stand_beside_their_reference(model_folder, text, tmp_path, token
     assert "%)" in page.splitlines()[3]
 
 
+def test_a_stride_gives_every_token_a_long_context(folder, text, tmp_path, tokenizer):
+    shown = ["--texts", f"[{text}]", "--window", "16", "--stride", "4", "--num_windows", "1000", "--device", "cpu"]
+    assert main(["evaluate", folder, *shown, "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())["models"][0]["perplexities"]["text"]
+    model, ids = lit_prune.load(folder), torch.tensor([tokenizer(text.read_text()).input_ids])
+    losses = []
+    for begin in range(0, ids.shape[1] - 15, 4):
+        with torch.no_grad():
+            logits = model(ids[:, begin : begin + 16]).logits[0]
+        losses += [logits[place - 1].log_softmax(-1)[ids[0, begin + place]].neg().item() for place in range(12, 16)]
+    assert found["num_tokens"] == len(losses)
+    assert found["nll"] == pytest.approx(statistics.mean(losses), abs=1e-5)
+    assert "of which the last 4 count" in (tmp_path / "out/evaluation.md").read_text()
+
+
 def test_only_differences_beyond_their_error_are_bold():
     def measured(name, nll, value):
         return Measured(name, 1, {"text": Perplexity(nll, 10, 5, 3, 0.01)}, {"piqa": TaskScore("acc", value, 0.02)})
