@@ -119,6 +119,8 @@ def prune_model(
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
+    if len(windows) < num_windows and processes.rank == 0:
+        print(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
     placed: Any = {"device": device, "device_map": device_map}
     network = load(model, dtype=dtype, **placed, layout=layout, trust_remote_code=trust_remote_code)
     try:

@@ -142,3 +142,10 @@ def test_an_unknown_option_is_one_line(model_folder, capsys):
         main(["prune", str(model_folder), "--output", "x", "--amout", "0.1"])
     assert stop.value.code == 2
     assert "amout" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_text_with_too_few_windows_is_told(tmp_path, model_folder, text, capsys):
+    options = ["--data", str(text), "--window", "64", "--num_windows", "1000", "--search", "one_shot"]
+    assert main(["prune", str(model_folder), "--output", str(tmp_path / "pruned"), "--amount", "0.1", *options]) == 0
+    number = len(text.read_text()) // 64
+    assert f"the text has {number} windows of 64 tokens, fewer than 1000" in capsys.readouterr().out
