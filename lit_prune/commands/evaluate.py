@@ -89,6 +89,7 @@ def evaluate(
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"window": window, "num_windows": num_windows, "dtype": dtype, "seed": seed, "limit": limit}
+        settings["against"] = against
         data = {"settings": {**settings, "texts": sources}, "models": [to_json(asdict(each)) for each in rows]}
         write_text(folder / "evaluation.json", json.dumps(data, indent=2, allow_nan=False) + "\n")
         write_text(folder / "evaluation.md", page)

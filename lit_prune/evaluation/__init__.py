@@ -1,7 +1,7 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
 from lit_prune.evaluation.answers import answer
-from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results
+from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
@@ -30,6 +30,7 @@ __all__ = [
     "exceeds_error",
     "measure_search_memory",
     "perplexity",
+    "read_results",
     "require_tasks",
     "task_scores",
     "wanda_2_4",
