@@ -97,7 +97,8 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     for number, row in enumerate(rows):
         for each in (one for name in row.removed for one in Candidate.parse(name).sublayers):
             grid[2 * number + (each.kind == "mlp"), each.block] = 1 + (each.kind == "mlp")
-    figure = Figure(figsize=(0.3 * num_blocks + 3, 0.36 * len(rows) + 1.4), layout="constrained")
+    names = max(2.0, 0.09 * max(len(row.label) for row in rows))
+    figure = Figure(figsize=(0.3 * num_blocks + 1 + names, 0.36 * len(rows) + 1.4), layout="constrained")
     axis = figure.subplots()
     axis.pcolormesh(grid, cmap=ListedColormap(["#eeeeee", "#0072b2", "#d55e00"]), vmin=0, vmax=2)
     for number in range(len(rows) + 1):

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from markupsafe import Markup
 from lit_prune.evaluation import Result
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan
-from lit_prune.report.comparison import ACROSS, COLOURS, draw_quality, method_styles
+from lit_prune.report.comparison import ACROSS, COLOURS, MARKERS, draw_quality, method_styles, removal_figure
 from lit_prune.report.score_map import score_map
+from lit_prune.report.summary import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 
 INK = "#0b0c0d"
 """Stands for the colour of the text; the page's takes its place."""
+CEILING = 16
+"""Times the lowest perplexity, above which methods that destroyed a model would press all others together."""
 SIZE = (5.2, 3.5)
 """Inches; a point is about a pixel where the page gives a figure all the width it wants."""
+MAX_LETTERS = 48
 Curve = Sequence[tuple[int, float]]
 
 
@@ -70,6 +75,7 @@ def training_figure(curves: Mapping[str, Curve]) -> Markup | None:
             percent = [100 * each for each in shares]
             style: Any = {"color": COLOURS[3], "linestyle": "--", "label": "parameters left"}
             beside.step([0, *steps], [100.0, *percent], where="post", **style)
+            beside.spines["right"].set_visible(True)
             beside.set_ylabel("parameters left (%)")
             beside.set_xlabel("optimizer step")
             for line in (*axis.lines, *beside.lines):
@@ -93,13 +99,15 @@ def points_figure(points: Mapping[str, tuple[float, float]], across: str, up: st
 
     def draw(axis: Axes) -> None:
         for number, (name, (x, y)) in enumerate(finite.items()):
-            axis.plot([x], [y], label=name, linestyle="none", markersize=8, **_style(number))
+            style: Any = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            axis.plot([x], [y], label=name, linestyle="none", markersize=8, **style)
         axis.set_yscale("log")
         axis.invert_xaxis()
         _name(axis, across, up)
+        _number(axis)
         _legend(axis)
 
-    return _svg(draw, rows=math.ceil(len(finite) / 2))
+    return _svg(draw)
 
 
 def quality_figures(rows: Sequence[Result]) -> Iterator[Markup]:
@@ -110,32 +118,44 @@ def quality_figures(rows: Sequence[Result]) -> Iterator[Markup]:
 
             def draw(axis: Axes, text: str = text, across: str = across) -> None:
                 draw_quality(axis, rows, across, text, styles)
+                if ceiling := ceiling_of(rows, text):
+                    axis.set_ylim(0.9 * ceiling / CEILING, ceiling)
+                _number(axis)
                 _legend(axis)
 
-            yield _svg(draw, rows=math.ceil(len(styles) / 2))
+            yield _svg(draw)
+
+
+def ceiling_of(rows: Sequence[Result], text: str) -> float | None:
+    """Where the pictures of a text end, None where they show every perplexity."""
+    found = [row.perplexities[text] for row in rows if text in row.perplexities]
+    return CEILING * min(found) if max(found) > CEILING * min(found) else None
 
 
 def score_picture(plan: PrunePlan) -> str | None:
     """The map of scores as a `data:` address of a PNG; None where the search has no scores of its rounds."""
     if not any(step.scores for step in plan.steps):
         return None
-    figure = score_map(
-        [step.scores for step in plan.steps],
-        [step.removed.name for step in plan.steps],
-        num_blocks=plan.model.num_blocks,
-    )
-    return png_address(figure)
+    scores, removed = [step.scores for step in plan.steps], [step.removed.name for step in plan.steps]
+    return _png(lambda: score_map(scores, removed, num_blocks=plan.model.num_blocks))
 
 
-def png_address(figure: Figure) -> str:
-    """A figure as the `data:` address of a PNG."""
+def removal_picture(rows: Sequence[Result]) -> str:
+    """The map of what each method took out, as a `data:` address of a PNG.
+
+    Args:
+        rows: Of one model and amount.
+    """
+    return _png(lambda: removal_figure(rows))
+
+
+def _png(make: Callable[[], Figure]) -> str:
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
+    with _style({}):
+        figure = make()
+        _shorten(figure)
+        figure.savefig(data, format="png", dpi=110)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {"color": COLOURS[number % len(COLOURS)], "marker": "os^vD<>Ppd*X8"[number % 13]}
 
 
 def _name(axis: Axes, across: str, up: str) -> None:
@@ -144,21 +164,38 @@ def _name(axis: Axes, across: str, up: str) -> None:
     axis.grid(visible=True, which="both", alpha=0.2)
 
 
+def _number(axis: Axes) -> None:
+    """Ticks of a logarithmic axis as plain numbers, at least some of them wherever it ends."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_ylim()
+    subs = (1, 2, 5) if high < 1000 * low else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs) if high > 5 * low else AutoLocator())
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
 def _legend(axis: Axes) -> None:
-    axis.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    """Below the picture, which grows by its rows."""
+    labels = axis.get_legend_handles_labels()[1]
+    columns = 2 if all(len(each) <= MAX_LETTERS / 2 for each in labels) else 1
+    figure: Any = axis.figure
+    figure.set_figheight(SIZE[1] + 0.19 * math.ceil(len(labels) / columns))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _svg(draw: Callable[[Axes], None], rows: int = 1) -> Markup:
-    """What `draw` draws, higher by the rows of its legend."""
+def _svg(draw: Callable[[Axes], None]) -> Markup:
     from matplotlib.figure import Figure
 
-    with _style_of_the_page():
-        figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.19 * rows), layout="constrained")
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    with _style(dict.fromkeys(ink, INK)):
+        figure = Figure(figsize=SIZE, layout="constrained")
         figure.patch.set_visible(False)
         axis = figure.subplots()
         axis.patch.set_visible(False)
-        axis.spines[["top"]].set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
         draw(axis)
+        _shorten(figure)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
@@ -166,13 +203,23 @@ def _svg(draw: Callable[[Axes], None], rows: int = 1) -> Markup:
 
 
 @contextmanager
-def _style_of_the_page() -> Iterator[None]:
+def _style(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Texts as they are, without complaints of letters that matplotlib's own font lacks: the page's has them."""
     import matplotlib as mpl
 
-    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-    settings: Any = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
-    with mpl.rc_context(settings | dict.fromkeys(ink, INK)):
+    plain: Any = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
+    with mpl.rc_context(plain | settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
+
+
+def _shorten(figure: Figure) -> None:
+    """Leave of every text what a figure has room for and a page can hold."""
+    from matplotlib.text import Text
+
+    for each in figure.findobj(Text):
+        text = " ".join(clean(each.get_text()).split())
+        each.set_text(text if len(text) <= MAX_LETTERS else f"{text[:16]}…{text[16 - MAX_LETTERS :]}")
 
 
 def _inline(svg: str) -> str:

@@ -42,6 +42,8 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
     """
     found = [matches(run, sources.models, sources.evaluations) for run in sources.models]
     used = [match.evaluation for each in found for match in each]
+    bases = {run.plan.model.name for run in sources.models if run.plan}
+    base = bases.pop() if len(bases) == 1 else ""
     several = len(sources.models) + len(sources.comparisons) > 1
     views: dict[str, Any] = {
         "version": version("lit-prune"),
@@ -55,7 +57,7 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
         ],
         # What one run shows whole is not shown twice.
         "evaluations": [
-            EvaluationView(each, with_answers=each not in used)
+            EvaluationView(each, base, with_answers=each not in used)
             for each in sources.evaluations
             if each not in used or len(each.rows) > 2
         ],

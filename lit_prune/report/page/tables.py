@@ -40,7 +40,7 @@ def _round(step: PruneStep, left: float) -> Iterator[str]:
     yield f"{step.num_parameters:,}"
     yield f"{left:.1%}"
     yield from ("" if nll is None else f"{nll:.4f}" for nll in (step.nll_before, step.nll_after))
-    yield "" if step.nll_after is None else number(perplexity_of(step.nll_after))
+    yield "" if step.nll_after is None else decimals(perplexity_of(step.nll_after))
     yield f"{len(step.measured)} of {len(step.scores)}" if step.measured else str(len(step.scores) or "")
     yield "disturbed" if step.disturbed else ""
     yield f"{step.cost:,.1f}"
@@ -84,7 +84,13 @@ def _task(name: str, before: TaskScore | None, after: TaskScore) -> list[str | C
 
 def _ppl(found: Perplexity) -> str:
     # The error of exp(nll), to first order.
-    return f"{number(found.ppl)} ± {number(found.ppl * found.error)}" if found.error else number(found.ppl)
+    shown, error = decimals(found.ppl), decimals(found.ppl * found.error)
+    return f"{shown} ± {error}" if found.error else shown
+
+
+def decimals(value: float) -> str:
+    """A perplexity: two decimals where they say something."""
+    return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _score(found: TaskScore) -> str:
@@ -95,14 +101,19 @@ def _chance(exceeds: bool) -> Cell:
     return Cell("yes" if exceeds else "no", strong=exceeds)
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """All models of an evaluation, with differences from its reference; strong where they exceed their error."""
+def evaluation_table(evaluation: Evaluation, base: str = "") -> Table:
+    """All models of an evaluation, with differences from the reference; strong where they exceed their error.
+
+    Args:
+        evaluation: As it was read.
+        base: The reference, where the evaluation names none.
+    """
     rows = evaluation.rows
-    reference = next((row for row in rows if row.model == evaluation.against), None)
+    reference = next((row for row in rows if row.model == (evaluation.against or base)), None)
     heads = ["model", "parameters", *(f"ppl {text}" for text in rows[0].perplexities)]
     heads += [f"{name} ({score.metric})" for name, score in rows[0].tasks.items()]
     cells = [list(_measured(row, None if row is reference else reference)) for row in rows]
-    note = "bold: the difference from the first is above 1.96 standard errors" if reference else ""
+    note = f"In brackets the difference from {reference.model}; bold: above 1.96 standard errors" if reference else ""
     return table(heads, cells, note=note)
 
 
@@ -141,13 +152,13 @@ def _run(plan: PrunePlan) -> Iterator[str]:
     yield f"{plan.cost:,.1f}"
     yield from calibration_perplexities(plan) or ("", "")
     healing = plan.healing
-    yield f"{number(healing['ppl_before'])} → {number(healing['ppl_after'])}" if "ppl_after" in healing else ""
+    yield f"{decimals(healing['ppl_before'])} → {decimals(healing['ppl_after'])}" if "ppl_after" in healing else ""
 
 
 def calibration_perplexities(plan: PrunePlan) -> tuple[str, str] | None:
     """On the calibration text, ahead of the first removal and after the last, where both were measured."""
     first, last = (plan.steps[0].nll_before, plan.steps[-1].nll_after) if plan.steps else (None, None)
-    return None if first is None or last is None else (number(perplexity_of(first)), number(perplexity_of(last)))
+    return None if first is None or last is None else (decimals(perplexity_of(first)), decimals(perplexity_of(last)))
 
 
 def comparison_tables(rows: Sequence[Result]) -> Iterator[tuple[str, Table]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from lit_prune.evaluation import Result
 from lit_prune.measure import perplexity_of
-from lit_prune.report.comparison import rank_correlation, removal_figure
+from lit_prune.report.comparison import rank_correlation
 from lit_prune.report.page import figures as draw
 from lit_prune.report.page import tables
 from lit_prune.report.page.cells import Card, Table, short
@@ -38,7 +38,8 @@ class RunView:
     def __init__(self, run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> None:
         self.name, self.plan, self.found = run.name, run.plan, found
         self.title = (run.plan.model.name or run.plan.model.model_type) if run.plan else ""
-        self.cards = list(_cards(run, found))
+        # Two evaluations may have measured the same.
+        self.cards = list(dict.fromkeys(_cards(run, found)))
         self.blocks: list[Block] = network_map(run.plan) if run.plan else []
         self.rounds = tables.rounds_table(run.plan) if run.plan and run.plan.steps else None
         self.search_figure = draw.search_figure(run.plan) if run.plan else None
@@ -46,8 +47,8 @@ class RunView:
         self.summary = tables.summary_table(run.summary.rows) if run.summary else None
         self.notes = run.summary.notes if run.summary else ()
         self.training_figure = draw.training_figure(run.curves)
-        self.perplexities = [(each.evaluation, tables.perplexity_table(each)) for each in found]
-        self.tasks = [(each.evaluation, tables.tasks_table(each)) for each in found if each.after.tasks]
+        self.perplexities = _by_table((tables.perplexity_table(each), each) for each in found)
+        self.tasks = _by_table((tables.tasks_table(each), each) for each in found if each.after.tasks)
         self.dialogues = list(_dialogues(run, found))
         self.how_to = how_to(run, trust_remote_code=trust_remote_code)
         self.made = made(run.plan) if run.plan else []
@@ -59,12 +60,13 @@ class EvaluationView:
 
     Args:
         evaluation: As it was read.
+        base: The reference, where the evaluation names none.
         with_answers: Whether no run shows them.
     """
 
-    def __init__(self, evaluation: Evaluation, *, with_answers: bool) -> None:
+    def __init__(self, evaluation: Evaluation, base: str, *, with_answers: bool) -> None:
         self.name = evaluation.name
-        self.table: Table = tables.evaluation_table(evaluation)
+        self.table: Table = tables.evaluation_table(evaluation, base)
         self.facts = evaluation_facts(evaluation.settings)
         self.figures = list(_evaluation_figures(evaluation))
         self.dialogues = [_turns(each, list(each.answers)) for each in evaluation.answers] if with_answers else []
@@ -72,13 +74,13 @@ class EvaluationView:
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """One model of a comparison: tables by amount, figures, maps of what went, and what is said of them."""
+    """One model of a comparison: tables by amount, figures, maps of what went, and notes."""
 
     name: str
     tables: list[tuple[str, Table]]
     figures: list[Markup]
     maps: list[tuple[str, str]]
-    note: str
+    notes: list[str]
 
 
 class ComparisonView:
@@ -114,6 +116,14 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _by_table(found: Iterable[tuple[Table, Match]]) -> dict[Table, str]:
+    """Each table once, with the names of the evaluations that it is from."""
+    names: dict[Table, str] = {}
+    for table, match in found:
+        names[table] = f"{names[table]}, {match.evaluation.name}" if table in names else match.evaluation.name
+    return names
 
 
 def _cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
@@ -162,8 +172,8 @@ def _perplexity_cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
 def _healing(healing: Mapping[str, Any]) -> Card:
     tokens = f"{healing['tokens']:,} tokens"
     if not healing.get("step"):
-        return Card("healing", "did not help", f"perplexity {number(healing['ppl_before'])}, {tokens}")
-    value = f"{number(healing['ppl_before'])} → {number(healing['ppl_after'])}"
+        return Card("healing", "did not help", f"perplexity {tables.decimals(healing['ppl_before'])}, {tokens}")
+    value = f"{tables.decimals(healing['ppl_before'])} → {tables.decimals(healing['ppl_after'])}"
     return Card("healing", value, f"perplexity on validation windows, {tokens}")
 
 
@@ -194,7 +204,7 @@ def _compared(rows: Sequence[Result]) -> ComparedModel:
     amounts = sorted({row.amount for row in rows if row.amount})
     of_each = [(amount, [row for row in rows if row.amount == amount]) for amount in amounts]
     maps = [
-        (f"What went at {amount:.0%}", draw.png_address(removal_figure(own)))
+        (f"What went at {amount:.0%}", draw.removal_picture(own))
         for amount, own in of_each
         if any(row.removed for row in own)
     ]
@@ -203,18 +213,22 @@ def _compared(rows: Sequence[Result]) -> ComparedModel:
         list(tables.comparison_tables(rows)),
         list(draw.quality_figures(rows)) if amounts else [],
         maps,
-        _correlation(rows),
+        [*_ceilings(rows), *_correlation(rows)],
     )
 
 
-def _correlation(rows: Sequence[Result]) -> str:
-    if not rows[0].tasks or len(rows) < 2:
-        return ""
-    text = next(iter(rows[0].perplexities))
-    correlation, count = rank_correlation(rows, text)
-    return (
-        f"Rank correlation (Spearman) of perplexity on {text} with mean accuracy over {count} rows: {correlation:.2f}."
-    )
+def _ceilings(rows: Sequence[Result]) -> Iterator[str]:
+    for text in rows[0].perplexities:
+        if ceiling := draw.ceiling_of(rows, text):
+            yield f"The pictures of {text} end at a perplexity of {number(ceiling)}; the tables have all."
+
+
+def _correlation(rows: Sequence[Result]) -> Iterator[str]:
+    if rows[0].tasks and len(rows) > 1:
+        text = next(iter(rows[0].perplexities))
+        correlation, count = rank_correlation(rows, text)
+        over = f"mean accuracy, {count} rows"
+        yield f"Rank correlation (Spearman) of perplexity on {text} with {over}: {correlation:.2f}."
 
 
 def _evaluation_figures(evaluation: Evaluation) -> Iterator[Markup]:
