@@ -69,13 +69,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, num_wor
 
 
 def short(number: float) -> str:
-    """A count with three digits or four.
+    r"""A count with three digits or four, which no line break takes apart.
 
     Example:
         >>> short(134515008), short(7.1e9), short(83520)
-        ('134.5 M', '7.10 B', '83,520')
+        ('134.5\xa0M', '7.10\xa0B', '83,520')
     """
     for limit, unit, digits in ((1e9, "B", 2), (1e6, "M", 1)):
         if number >= limit:
-            return f"{number / limit:.{digits}f} {unit}"
+            return f"{number / limit:.{digits}f}\N{NO-BREAK SPACE}{unit}"
     return f"{number:,.0f}"

@@ -34,7 +34,7 @@ CEILING = 16
 """Times the lowest perplexity, above which methods that destroyed a model would press all others together."""
 SIZE = (5.2, 3.5)
 """Inches; a point is about a pixel where the page gives a figure all the width it wants."""
-MAX_LETTERS = 48
+MAX_LETTERS = 56
 Curve = Sequence[tuple[int, float]]
 
 
@@ -146,15 +146,13 @@ def removal_picture(rows: Sequence[Result]) -> str:
     Args:
         rows: Of one model and amount.
     """
-    return _png(lambda: removal_figure(rows))
+    return _png(lambda: _shortened(removal_figure(rows)))
 
 
 def _png(make: Callable[[], Figure]) -> str:
     data = io.BytesIO()
     with _style({}):
-        figure = make()
-        _shorten(figure)
-        figure.savefig(data, format="png", dpi=110)
+        make().savefig(data, format="png", dpi=110)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
@@ -195,10 +193,9 @@ def _svg(draw: Callable[[Axes], None]) -> Markup:
         axis.patch.set_visible(False)
         axis.spines[["top", "right"]].set_visible(False)
         draw(axis)
-        _shorten(figure)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
+        _shortened(figure).savefig(text, format="svg", metadata=nothing)
     return Markup(_inline(text.getvalue()))
 
 
@@ -213,13 +210,14 @@ def _style(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def _shorten(figure: Figure) -> None:
-    """Leave of every text what a figure has room for and a page can hold."""
+def _shortened(figure: Figure) -> Figure:
+    """The figure, with as much of every text as it has room for and a page can hold."""
     from matplotlib.text import Text
 
     for each in figure.findobj(Text):
         text = " ".join(clean(each.get_text()).split())
-        each.set_text(text if len(text) <= MAX_LETTERS else f"{text[:16]}…{text[16 - MAX_LETTERS :]}")
+        each.set_text(text if len(text) <= MAX_LETTERS else f"{text[:16]}…{text[17 - MAX_LETTERS :]}")
+    return figure
 
 
 def _inline(svg: str) -> str:

@@ -88,7 +88,7 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, s
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
-        elif value is not None and value != []:
+        elif value not in (None, "", []):
             yield f"{above}{name}", _text(value)
 
 
