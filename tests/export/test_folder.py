@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError, PlanError
 from lit_prune.export import folder, require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import Candidate, PrunePlan, PruneStep, SublayerId
+from lit_prune.pruning import prune
 from lit_prune.surgery import mute, remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
 
@@ -157,6 +158,17 @@ class TestContents:
         card = (save(tiny_model("gpt2"), tmp_path / "out") / "README.md").read_text()
         assert "dense model" in card
         assert "random weights" not in card
+
+    def test_card_of_a_model_with_folded_biases_leads_to_what_reads_them(self, tmp_path: Path) -> None:
+        model = tiny_model("llama")
+        batches = [{"input_ids": TOKENS}]
+        plan = prune(model, batches, amount=0.2, granularity="block", compensate="bias", progress=False)
+        folder = save(model, tmp_path / "out", plan=plan)
+        card = (folder / "README.md").read_text()
+        assert "from lit_prune import load" in card
+        assert "leaves out the biases" in card
+        stock = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert not torch.allclose(logits(stock), logits(load(folder)), atol=1e-3), "as the card says"
 
     def test_generation_settings_survive(self, tmp_path: Path) -> None:
         model = pruned("llama", (SublayerId(1, "mlp"),))

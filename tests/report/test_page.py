@@ -241,3 +241,27 @@ def test_damaged_files_are_named(tmp_path, text):
     (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(LitPruneError, match="results.jsonl"):
         read_sources([tmp_path])
+
+
+def test_a_row_of_two_folders_is_of_none(runs, tmp_path):
+    for place in ("one", "other"):
+        shutil.copytree(runs / "pruned", tmp_path / place / "pruned")
+    data = json.loads((runs / "evaluation/evaluation.json").read_text())
+    data["models"][1]["model"] = "pruned"
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/evaluation.json").write_text(json.dumps(data))
+    both = page(tmp_path / "one/pruned", tmp_path / "other/pruned", tmp_path / "evaluation")
+    assert "Perplexity" not in both.headings()
+    assert "Perplexity" in page(tmp_path / "other/pruned", tmp_path / "evaluation").headings()
+
+
+def test_methods_that_destroyed_a_model_do_not_press_the_others_together(runs, tmp_path):
+    head, *lines = map(json.loads, (runs / "comparison/results.jsonl").read_text().splitlines())
+    for line, ppl in zip(lines, (20.0, 30.0, 40.0, 1e9, "inf"), strict=True):
+        line["perplexities"] = {"text": ppl}
+    (tmp_path / "results.jsonl").write_text("\n".join(json.dumps(each) for each in [head, *lines]))
+    found = page(tmp_path)
+    ticks = [float(each.text.replace(",", "")) for each in found.all("text") if each.text.replace(",", "").isdecimal()]
+    assert max(ticks) < 16 * 20
+    assert "end at a perplexity of 320; the tables have all" in " ".join(each.text for each in found.all("p"))
+    assert "1000000000.00" in [cell for each in found.tables() for row in each for cell in row]
