@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, Record, decoder_config, find_sublayers
+from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.names import PACKAGE_PREFIX
 from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
@@ -55,22 +55,15 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
         folder: What stands for it in the code.
     """
     place, class_name = dumps(folder, ensure_ascii=False), type(model).__name__
-    is_stock = find_sublayers(model).is_stock
-    has_biases = bool(Record.of(decoder_config(model)).biases)
-    if is_stock and not has_biases:
+    if find_sublayers(model).is_stock:
         return Usage(
             f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
             "This is a stock model: whatever loads models of its kind loads it.",
         )
-    wrong = (
-        "leaves out the biases that make up for what was removed"
-        if is_stock
-        else "builds the removed sublayers all the same and fills them with random weights"
-    )
     return Usage(
         f"from lit_prune import load, load_tokenizer\n\nmodel = load({place})\ntokenizer = load_tokenizer({place})",
-        f"Load it with lit-prune: plain `AutoModelForCausalLM` {wrong}. The model that `load` returns is an ordinary "
-        "transformers model.",
+        "Load it with lit-prune: plain `AutoModelForCausalLM` builds the removed sublayers all the same and fills them "
+        "with random weights. The model that `load` returns is an ordinary transformers model.",
     )
 
 

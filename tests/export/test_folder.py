@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError, PlanError
@@ -163,12 +163,9 @@ class TestContents:
         model = tiny_model("llama")
         batches = [{"input_ids": TOKENS}]
         plan = prune(model, batches, amount=0.2, granularity="block", compensate="bias", progress=False)
-        folder = save(model, tmp_path / "out", plan=plan)
-        card = (folder / "README.md").read_text()
+        card = (save(model, tmp_path / "out", plan=plan) / "README.md").read_text()
         assert "from lit_prune import load" in card
-        assert "leaves out the biases" in card
-        stock = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        assert not torch.allclose(logits(stock), logits(load(folder)), atol=1e-3), "as the card says"
+        assert "stock model" not in card
 
     def test_generation_settings_survive(self, tmp_path: Path) -> None:
         model = pruned("llama", (SublayerId(1, "mlp"),))

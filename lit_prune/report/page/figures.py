@@ -65,7 +65,6 @@ def training_figure(curves: Mapping[str, Curve]) -> Markup | None:
         return None
 
     def draw(axis: Axes) -> None:
-        # Both axes are drawn even where one curve is missing: a half-empty legend is no legend.
         if validation:
             axis.plot(*zip(*validation, strict=True), color=COLOURS[0], marker="o", markersize=4, label="perplexity")
             _name(axis, "optimizer step", "validation perplexity")
@@ -78,8 +77,6 @@ def training_figure(curves: Mapping[str, Curve]) -> Markup | None:
             beside.spines["right"].set_visible(True)
             beside.set_ylabel("parameters left (%)")
             beside.set_xlabel("optimizer step")
-            for line in (*axis.lines, *beside.lines):
-                line.set_clip_on(False)
         axis.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
     return _svg(draw)

@@ -35,7 +35,7 @@ def matches(run: ModelRun, runs: Sequence[ModelRun], evaluations: Sequence[Evalu
 
     Example:
         >>> row = Measured("out/healed", 7, {}, {})
-        >>> evaluation = Evaluation("evaluation", Path("evaluation"), {}, (row,))
+        >>> evaluation = Evaluation("evaluation", {}, (row,))
         >>> runs = [ModelRun(name, Path(name), None) for name in ("/data/out/healed", "/data/out/pruned")]
         >>> [len(matches(run, runs, [evaluation])) for run in runs]
         [1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lit_prune.report.page.matching import matches
-from lit_prune.report.page.sources import Sources, read_sources
+from lit_prune.report.page.matching import Match, matches
+from lit_prune.report.page.sources import Evaluation, Sources, read_sources
 from lit_prune.report.page.tables import runs_table
 from lit_prune.report.page.views import ComparisonView, EvaluationView, RunView, overview_figure
 from lit_prune.report.summary import clean
@@ -41,7 +42,7 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
         trust_remote_code: As for `report_page`.
     """
     found = [matches(run, sources.models, sources.evaluations) for run in sources.models]
-    used = [match.evaluation for each in found for match in each]
+    shown = _models_shown(found)
     bases = {run.plan.model.name for run in sources.models if run.plan}
     base = bases.pop() if len(bases) == 1 else ""
     several = len(sources.models) + len(sources.comparisons) > 1
@@ -55,15 +56,27 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
             RunView(run, each, trust_remote_code=trust_remote_code)
             for run, each in zip(sources.models, found, strict=True)
         ],
-        # What one run shows whole is not shown twice.
+        # A pair that a run shows whole is not shown twice.
         "evaluations": [
-            EvaluationView(each, base, with_answers=each not in used)
+            EvaluationView(each, base, with_answers=not _answering(each) <= shown[each.name])
             for each in sources.evaluations
-            if each not in used or len(each.rows) > 2
+            if len(each.rows) > 2 or not {row.model for row in each.rows} | _answering(each) <= shown[each.name]
         ],
         "comparisons": [ComparisonView(each) for each in sources.comparisons],
     }
     return _environment().get_template(PAGE).render(views)
+
+
+def _models_shown(found: Sequence[Sequence[Match]]) -> dict[str, set[str]]:
+    """By the name of an evaluation, the models whose figures and answers runs show."""
+    shown: dict[str, set[str]] = defaultdict(set)
+    for match in (match for each in found for match in each):
+        shown[match.evaluation.name] |= {row.model for row in (match.before, match.after) if row is not None}
+    return shown
+
+
+def _answering(evaluation: Evaluation) -> set[str]:
+    return {model for each in evaluation.answers for model in each.answers}
 
 
 def _environment() -> Environment:

@@ -18,7 +18,7 @@ from lit_prune.writing import from_json
 EVALUATION_FILE, RESULTS_FILE = "evaluation.json", "results.jsonl"
 EVENTS = "events.out.tfevents.*"
 SETTINGS_FILES = ("config.yaml", "hparams.yaml")
-CURVES = ("val_ppl", "train_loss", "prune/parameters_left")
+CURVES = ("val_ppl", "prune/parameters_left")
 """Scalars that the page draws."""
 LOOKED_FOR = {
     PLAN_FILE: "prune, apply, heal",
@@ -49,15 +49,14 @@ class Evaluation:
 
     Attributes:
         name: The folder, as it was given.
-        folder: Where it is.
         settings: Of the measurement.
         rows: One a model, in the order of measurement.
         against: Name of the reference, None where there was none or it is not recorded.
-        answers: To the same prompts.
+        answers: To the same prompts. In the file a list `answers` of `{"prompt": [turn, ...], "answers": {model: [turn,
+            ...]}}`; a turn is a text, or a chat's mapping with its text as `content`.
     """
 
     name: str
-    folder: Path
     settings: Mapping[str, Any]
     rows: tuple[Measured, ...]
     against: str | None = None
@@ -152,7 +151,8 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         settings = dict(data["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the evaluation {path}: {error!r}; make it again") from error
-    return Evaluation(str(folder), path.parent, settings, _some(rows, path), settings.pop("against", None), answers)
+    against = settings.pop("against", None)
+    return Evaluation(str(folder), settings, _some(rows, path), against, answers)
 
 
 def _some(rows: Iterable[Any], path: Path) -> tuple[Any, ...]:

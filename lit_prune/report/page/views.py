@@ -36,7 +36,7 @@ class RunView:
     """
 
     def __init__(self, run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> None:
-        self.name, self.plan, self.found = run.name, run.plan, found
+        self.name = run.name
         self.title = (run.plan.model.name or run.plan.model.model_type) if run.plan else ""
         # Two evaluations may have measured the same.
         self.cards = list(dict.fromkeys(_cards(run, found)))
