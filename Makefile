@@ -12,7 +12,7 @@ test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: .venv/.model
-	$(BIN)/pip install -c constraints.txt -e '.[eval,sparse]'
+	$(BIN)/pip install -c constraints.txt -e '.[eval,sparse,browser]'
 	$(BIN)/python -m pytest -m slow
 
 # What the tests of every architecture find, as the table in docs/architectures.md.

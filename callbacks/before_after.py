@@ -27,6 +27,7 @@ from lit_prune.report import (
     log_text,
     print_summary,
     save_figure,
+    save_summary,
     score_map,
     summary_markdown,
 )
@@ -48,8 +49,8 @@ class HeldOut:
 class BeforeAfterCallback(Callback):
     """Measures parameters, held-out perplexity, speed and one answer before and after pruning.
 
-    Leaves `summary.md` and `score_map.png` in the run's folder, shows the summary on the screen, and logs the answers.
-    Put it behind `SublayerPruneCallback`, whose plan it reports.
+    Leaves `summary.md`, `summary.json` and `score_map.png` in the run's folder, shows the summary on the screen, and
+    logs the answers. Put it behind `SublayerPruneCallback`, whose plan it reports.
 
     Perplexity is on the data module's test batches, which neither training nor scoring sees. Speed compares the pruned
     model with a randomly initialised dense copy at the end of the run, in turns, so that a busy machine hits both.
@@ -133,6 +134,7 @@ class BeforeAfterCallback(Callback):
         answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
         notes = [f"Perplexity: {batches.name}, {after['windows']}."]
         write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
+        save_summary(folder, rows, plan=plan, answers=answers, notes=notes)
         save_figure(_map_of(plan), folder / "score_map.png")
         figures = {"ppl_before": self._before["ppl"], "ppl": after["ppl"], **_ratios(speeds)}
         for logger in trainer.loggers:

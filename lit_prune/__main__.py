@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": ("lit_prune.commands.evaluate:run", "perplexity and tasks of models, beside a reference"),
     "bench": ("lit_prune.commands.bench:run", "compare what searches cost and what they find"),
     "compare": ("lit_prune.commands.compare:run", "compare the field's methods in one table"),
+    "report": ("lit_prune.commands.report:run", "one HTML page about what pruning did"),
     "apply": ("lit_prune.commands.apply:run", "apply a prune plan to a copy of its model"),
 }
 

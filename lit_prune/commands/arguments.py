@@ -19,6 +19,7 @@ def call(
     arguments: Sequence[str],
     positionals: Sequence[str],
     flags: Sequence[str] = (),
+    several: Sequence[str] = (),
 ) -> None:
     """Parse and call.
 
@@ -28,12 +29,14 @@ def call(
         arguments: What follows the verb.
         positionals: Parameters that are given by position, in this order.
         flags: Those that are on where they are named, and take no value.
+        several: Of the positionals, those that take one value or more.
     """
     parser = ArgumentParser(prog=f"lit-prune {verb}", description=(getdoc(function) or "").partition("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     described = {each.arg_name: each.description for each in _documented(function)}
     for name in positionals:
-        parser.add_argument(name, type=str, help=described.get(name))
+        number: dict[str, Any] = {"nargs": "+"} if name in several else {}
+        parser.add_argument(name, type=str, help=described.get(name), **number)
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
     parser.add_function_arguments(function, skip={*positionals, *flags}, sub_configs=True)

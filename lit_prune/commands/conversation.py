@@ -68,7 +68,12 @@ class Conversation:
     def to_dict(self) -> dict[str, Any]:
         """Signs and answers for the JSON file."""
         asked = [
-            {**asdict(prompt), "answers": {name: said[number] for name, said in self.said.items()}}
+            {
+                "id": prompt.id,
+                "category": prompt.category,
+                "prompt": prompt.turns,
+                "answers": {name: said[number] for name, said in self.said.items()},
+            }
             for number, prompt in enumerate(self.prompts)
         ]
         return {"signs": {name: asdict(each) for name, each in self.signs.items()}, "answers": asked}

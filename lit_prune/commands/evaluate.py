@@ -125,15 +125,9 @@ def evaluate(
     if output is not None:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "window": window,
-            "stride": stride,
-            "num_windows": num_windows,
-            "dtype": dtype,
-            "seed": seed,
-            "limit": limit,
-        }
-        data = {"settings": {**settings, "texts": sources}, "models": [asdict(each) for each in rows]}
+        settings = {"texts": sources, "window": window, "stride": stride, "num_windows": num_windows}
+        settings |= {"dtype": dtype, "seed": seed, "limit": limit, "against": against}
+        data = {"settings": settings, "models": [asdict(each) for each in rows]}
         if questions:
             data |= conversation.to_dict()
             conversation.write(folder)

@@ -1,7 +1,7 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
 from lit_prune.evaluation.answers import Turn, answer, answers
-from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results
+from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
@@ -40,6 +40,7 @@ __all__ = [
     "measure_search_memory",
     "perplexity",
     "read_prompts",
+    "read_results",
     "references",
     "require_tasks",
     "signs",

@@ -100,6 +100,19 @@ class Result:
         return cls(**{**data, "tasks": tasks, "removed": tuple(data["removed"])})
 
 
+def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
+    """Read what `Results` wrote: what the rows are valid for, and the rows.
+
+    Raises:
+        DataError: The file cannot be read, or is damaged.
+    """
+    try:
+        first, *lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return dict(json.loads(first)), [Result.from_dict(from_json(json.loads(line))) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot read the comparison {path}: {error!r}; make it again") from error
+
+
 class Results:
     """The rows so far, in a file that is written anew after each: a comparison that was stopped goes on.
 
@@ -116,12 +129,10 @@ class Results:
         self._header = json.loads(json.dumps(to_json({**header})))
         self.found: list[Result] = []
         if path.exists():
-            first, *lines = path.read_text(encoding="utf-8").splitlines()
-            there = json.loads(first)
+            there, self.found = read_results(path)
             if there != self._header:
                 names = [name for name in {**there, **self._header} if there.get(name) != self._header.get(name)]
                 raise DataError(f"{path} is of a comparison with other {', '.join(names)}; name another output folder")
-            self.found = [Result.from_dict(from_json(json.loads(line))) for line in lines]
 
     def get(self, model: str, entry: Entry, amount: float) -> Result | None:
         """The row, where it is there already.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lit_prune.evaluation.perplexity import Perplexity
 from lit_prune.evaluation.tasks import TaskScore
@@ -28,6 +29,13 @@ class Measured:
     num_parameters: int
     perplexities: Mapping[str, Perplexity]
     tasks: Mapping[str, TaskScore]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measured:
+        """The inverse of `asdict`, from JSON; what else stands there is left alone."""
+        perplexities = {text: Perplexity(**each) for text, each in data["perplexities"].items()}
+        tasks = {name: TaskScore(**each) for name, each in data["tasks"].items()}
+        return cls(str(data["model"]), int(data["num_parameters"]), perplexities, tasks)
 
 
 def exceeds_error(difference: float, *errors: float) -> bool:

@@ -1,5 +1,6 @@
 """Models written for others to load. What is written is read back and compared before it counts as saved."""
 
+from lit_prune.export.card import usage
 from lit_prune.export.folder import require_empty, save
 
-__all__ = ["require_empty", "save"]
+__all__ = ["require_empty", "save", "usage"]

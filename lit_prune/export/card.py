@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -16,6 +18,19 @@ from lit_prune.searches import outcome_in_words
 CARD_FILE = "README.md"
 
 
+@dataclass(frozen=True)
+class Usage:
+    """How a saved folder is loaded.
+
+    Attributes:
+        code: Python, which gives `model`; without a final newline.
+        note: What a reader must know, in Markdown.
+    """
+
+    code: str
+    note: str
+
+
 def model_card(model: PreTrainedModel, plan: PrunePlan | None = None) -> str:
     """Write the card, in Markdown.
 
@@ -25,10 +40,31 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None = None) -> str:
     """
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
-    sections = [_front_matter(base), _summary(base, anatomy), _usage(anatomy, type(model).__name__)]
+    how = usage(model)
+    sections = [_front_matter(base), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
     if plan is not None and plan.steps:
         sections.append(_figures(plan))
     return "\n\n".join(sections) + "\n"
+
+
+def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
+    """Say how the folder of a model is loaded: by any loader where a stock model is left, else by lit-prune.
+
+    Args:
+        model: As it is saved; one without weights will do.
+        folder: What stands for it in the code.
+    """
+    place, class_name = dumps(folder, ensure_ascii=False), type(model).__name__
+    if find_sublayers(model).is_stock:
+        return Usage(
+            f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
+            "This is a stock model: whatever loads models of its kind loads it.",
+        )
+    return Usage(
+        f"from lit_prune import load, load_tokenizer\n\nmodel = load({place})\ntokenizer = load_tokenizer({place})",
+        "Load it with lit-prune: plain `AutoModelForCausalLM` builds the removed sublayers all the same and fills them "
+        "with random weights. The model that `load` returns is an ordinary transformers model.",
+    )
 
 
 def base_name(name: str) -> str:
@@ -59,20 +95,6 @@ def _summary(base: str, anatomy: Anatomy) -> str:
 def _gone(anatomy: Anatomy, kind: str) -> str:
     blocks = [str(each.block) for each in anatomy.removed if each.kind == kind]
     return f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})"
-
-
-def _usage(anatomy: Anatomy, name: str) -> str:
-    if anatomy.is_stock:
-        return (
-            f'```python\nfrom transformers import {name}\n\nmodel = {name}.from_pretrained("FOLDER")\n```\n\n'
-            "This is a stock model: whatever loads models of its kind loads it."
-        )
-    return (
-        '```python\nfrom lit_prune import load, load_tokenizer\n\nmodel = load("FOLDER")\n'
-        'tokenizer = load_tokenizer("FOLDER")\n```\n\n'
-        "Load it with lit-prune: plain `AutoModelForCausalLM` builds the removed sublayers all the same and fills them "
-        "with random weights. The model that `load` returns is an ordinary transformers model."
-    )
 
 
 def _figures(plan: PrunePlan) -> str:

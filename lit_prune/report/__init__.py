@@ -11,6 +11,7 @@ from lit_prune.report.comparison import (
 )
 from lit_prune.report.evaluation import evaluation_markdown
 from lit_prune.report.markdown import answer_markdown, plan_markdown, summary_markdown
+from lit_prune.report.record import Summary, read_summary, save_summary
 from lit_prune.report.score_map import save_figure, score_map
 from lit_prune.report.screen import print_summary
 from lit_prune.report.summary import Answer, Row, disturbance
@@ -19,6 +20,7 @@ from lit_prune.report.tracking import log_figure, log_scalars, log_settings, log
 __all__ = [
     "Answer",
     "Row",
+    "Summary",
     "alpaca_eval_outputs",
     "answer_markdown",
     "answers_markdown",
@@ -36,8 +38,10 @@ __all__ = [
     "print_inventory",
     "print_summary",
     "rank_correlation",
+    "read_summary",
     "removal_figure",
     "save_figure",
+    "save_summary",
     "score_map",
     "signs_markdown",
     "summary_markdown",

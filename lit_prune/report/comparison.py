@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = "os^vD<>Pphd*X8"
-NUM_COLOURS = 10
 NUM_COMMON = 8
+MARKERS = "os^vD<>Ppd*X8"
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7f7f7f")
+"""Okabe and Ito's, which people who are colour-blind tell apart, without black and yellow; as many as are no factor of
+the number of markers, so that 91 methods have a mark of their own."""
 PANEL = (6.0, 4.6)
 """Inches."""
+ACROSS = ("parameters left (%)", "prefill, times as fast")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> st
 def comparison_csv(rows: Sequence[Result]) -> str:
     """All rows as CSV, one line each, unrounded."""
     text = io.StringIO()
-    columns = _columns(rows)
+    columns = comparison_columns(rows)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "method", "amount", *(each.head for each in columns), "removed"])
     for row in rows:
@@ -65,23 +68,16 @@ def comparison_csv(rows: Sequence[Result]) -> str:
 
 def comparison_figure(rows: Sequence[Result]) -> Figure:
     """Perplexity against what is left of the parameters, and against speed: two panels a model, a line a method."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row.model for row in rows))
     text = next(iter(rows[0].perplexities))
     figure = Figure(figsize=(2 * PANEL[0], PANEL[1] * len(models)), layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False)
-    labels = list(dict.fromkeys(row.label for row in rows if row.amount))
-    colours = mpl.colormaps["tab10"]
-    styles = {
-        label: {"color": colours(number % NUM_COLOURS), "marker": MARKERS[number % len(MARKERS)]}
-        for number, label in enumerate(labels)
-    }
     for line, model in zip(axes, models, strict=True):
         own = [row for row in rows if row.model == model]
-        for axis, across in zip(line, ("parameters left (%)", "prefill, times as fast"), strict=True):
-            _draw(axis, own, across, text, styles)
+        for axis, across in zip(line, ACROSS, strict=True):
+            draw_quality(axis, own, across, text, method_styles(rows))
             axis.set_title(model)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False)
@@ -103,7 +99,8 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     for number, row in enumerate(rows):
         for each in (one for name in row.removed for one in Candidate.parse(name).sublayers):
             grid[2 * number + (each.kind == "mlp"), each.block] = 1 + (each.kind == "mlp")
-    figure = Figure(figsize=(0.3 * num_blocks + 3, 0.36 * len(rows) + 1.4), layout="constrained")
+    names = max(2.0, 0.09 * max(len(row.label) for row in rows))
+    figure = Figure(figsize=(0.3 * num_blocks + 1 + names, 0.36 * len(rows) + 1.4), layout="constrained")
     axis = figure.subplots()
     axis.pcolormesh(grid, cmap=ListedColormap(["#eeeeee", "#0072b2", "#d55e00"]), vmin=0, vmax=2)
     for number in range(len(rows) + 1):
@@ -142,8 +139,45 @@ def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
     return float(spearman_corrcoef(ppl, accuracy)), len(pairs)
 
 
+def method_styles(rows: Sequence[Result]) -> dict[str, dict[str, str]]:
+    """A colour and a marker for every method but the dense model."""
+    labels = dict.fromkeys(row.label for row in rows if row.amount)
+    return {
+        label: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, label in enumerate(labels)
+    }
+
+
+def draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, styles: Mapping[str, Any]) -> None:
+    """Draw a line a method, from the dense model on.
+
+    Args:
+        axis: Where.
+        rows: Of one model.
+        across: One of `ACROSS`.
+        text: Whose perplexity.
+        styles: Of each method.
+    """
+    dense = [row for row in rows if row.label == DENSE]
+
+    def position(row: Result) -> float:
+        return 100 * (1 - row.share_removed) if across == ACROSS[0] else row.prefill
+
+    for label, style in styles.items():
+        line = [*dense, *(row for row in rows if row.label == label)]
+        axis.plot(
+            [position(row) for row in line], [row.perplexities[text] for row in line], label=label, alpha=0.85, **style
+        )
+    axis.set_yscale("log")
+    axis.set_xlabel(across)
+    axis.set_ylabel(f"perplexity on {text}")
+    if across == ACROSS[0]:
+        axis.invert_xaxis()
+    axis.grid(visible=True, which="both", alpha=0.25)
+
+
 def _tables(rows: Sequence[Result]) -> Iterator[str]:
-    columns = _columns(rows)
+    columns = comparison_columns(rows)
     for model in dict.fromkeys(row.model for row in rows):
         own = [row for row in rows if row.model == model]
         baselines = [row for row in own if not row.amount]
@@ -179,20 +213,24 @@ def _agreement(rows: Sequence[Result]) -> Iterator[str]:
 
 def _table(baselines: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> str:
     lines = [["method", *(each.head for each in columns)], ["---", *(["---:"] * len(columns))]]
-    for row in [*baselines, *pruned]:
-        cells = [row.label]
-        for column in columns:
-            value = column.value(row)
-            cell = f"{value:{column.form}}" if math.isfinite(value) else ""
-            is_best = (
-                column.better and row in pruned and value == column.better([column.value(each) for each in pruned])
-            )
-            cells.append(f"**{cell}**" if is_best and cell else cell)
-        lines.append(cells)
+    lines += [
+        [row.label, *(f"**{cell}**" if best else cell for cell, best in cells_of(row, pruned, columns))]
+        for row in [*baselines, *pruned]
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _columns(rows: Sequence[Result]) -> list[Column]:
+def cells_of(row: Result, pruned: Sequence[Result], columns: Sequence[Column]) -> Iterator[tuple[str, bool]]:
+    """The cells of a row, and whether each is the best of the pruned rows beside it."""
+    for column in columns:
+        value = column.value(row)
+        cell = f"{value:{column.form}}" if math.isfinite(value) else ""
+        is_best = column.better and row in pruned and value == column.better([column.value(each) for each in pruned])
+        yield cell, bool(is_best and cell)
+
+
+def comparison_columns(rows: Sequence[Result]) -> list[Column]:
+    """The columns that rows of one comparison have values for."""
     first = rows[0]
     found = [Column("parameters", lambda row: row.num_parameters, ",d")]
     found += [Column("removed", lambda row: row.share_removed, ".1%")]
@@ -218,22 +256,3 @@ def _task(name: str, head: str) -> Column:
 
 def _mean_accuracy(row: Result) -> float:
     return math.fsum(each.value for each in row.tasks.values()) / len(row.tasks) if row.tasks else math.nan
-
-
-def _draw(axis: Axes, rows: Sequence[Result], across: str, text: str, styles: Any) -> None:
-    dense = [row for row in rows if row.label == DENSE]
-
-    def position(row: Result) -> float:
-        return 100 * (1 - row.share_removed) if across.startswith("parameters") else row.prefill
-
-    for label, style in styles.items():
-        line = [*dense, *(row for row in rows if row.label == label)]
-        axis.plot(
-            [position(row) for row in line], [row.perplexities[text] for row in line], label=label, alpha=0.85, **style
-        )
-    axis.set_yscale("log")
-    axis.set_xlabel(across)
-    axis.set_ylabel(f"perplexity on {text}")
-    if across.startswith("parameters"):
-        axis.invert_xaxis()
-    axis.grid(visible=True, which="both", alpha=0.25)

@@ -58,8 +58,9 @@ def score_map(
     first blocks often score a hundred times more than all others.
 
     Args:
-        rounds: Scores by candidate name (`attention.5`, `mlp.12`, `block.3`), first round first.
-        removed: What went after each round.
+        rounds: Scores by candidate name (`attention.5`, `mlp.12`, `block.3`), first round first. Those of sets
+            (`block.3+mlp.7`) have no place in it.
+        removed: What went after each round, sets too.
         num_blocks: Blocks of the original model.
         title: Above the picture.
 
@@ -92,17 +93,21 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_blocks: int) -> _History:
-    names = {name for scores in rounds for name in scores} | set(removed)
+    # A set is removed member by member; its score is of none of them.
+    parts = [gone.split("+") for gone in removed]
+    names = {name for scores in rounds for name in scores if "+" not in name}
+    names.update(*parts)
     present = {name.partition(".")[0] for name in names}
     kinds = tuple(kind for kind in KINDS if kind in present) or KINDS[:2]
     scores = {kind: np.full((len(rounds), num_blocks), math.nan) for kind in kinds}
     order = {kind: np.zeros(num_blocks, dtype=np.int64) for kind in kinds}
-    for index, (each, gone) in enumerate(zip(rounds, removed, strict=True)):
-        for name, score in each.items():
+    for index, (each, gone) in enumerate(zip(rounds, parts, strict=True)):
+        for name in names & each.keys():
             kind, _, block = name.partition(".")
-            scores[kind][index, int(block)] = score
-        kind, _, block = gone.partition(".")
-        order[kind][int(block)] = index + 1
+            scores[kind][index, int(block)] = each[name]
+        for name in gone:
+            kind, _, block = name.partition(".")
+            order[kind][int(block)] = index + 1
     return _History(kinds, scores, order)
 
 

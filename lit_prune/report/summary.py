@@ -57,14 +57,14 @@ def title(plan: PrunePlan) -> str:
 
 def figures(row: Row) -> list[str]:
     """The cells of one row of `FIGURES`."""
-    return [row.name, _number(row.before, row.unit), _number(row.after, row.unit), _change(row)]
+    return [row.name, number(row.before, row.unit), number(row.after, row.unit), _change(row)]
 
 
-def _number(value: float | int | None, unit: str = "") -> str:
+def number(value: float | int | None, unit: str = "") -> str:
     """Whole numbers in full, others with four digits.
 
     Example:
-        >>> _number(134515008), _number(12.34567, "ms"), _number(98765.4), _number(None)
+        >>> number(134515008), number(12.34567, "ms"), number(98765.4), number(None)
         ('134,515,008', '12.35 ms', '98,765', 'n/a')
     """
     if value is None:
@@ -128,8 +128,8 @@ def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
 
 def _removal(step: PruneStep, left: float) -> list[str]:
     epoch = "" if step.epoch is None else str(step.epoch)
-    losses = [_number(None if nll is None else perplexity_of(nll)) for nll in (step.nll_before, step.nll_after)]
-    return [epoch, step.removed.name, _number(step.score), f"{step.num_parameters:,}", f"{left:.1%}", *losses]
+    losses = [number(None if nll is None else perplexity_of(nll)) for nll in (step.nll_before, step.nll_after)]
+    return [epoch, step.removed.name, number(step.score), f"{step.num_parameters:,}", f"{left:.1%}", *losses]
 
 
 def facts(plan: PrunePlan) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _described(settings: Mapping[str, Any]) -> str:
 
 def _setting(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _number(value)
+        return number(value)
     # A digest is to be recognised, not read.
     return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else str(value)
 

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune.callbacks import BeforeAfterCallback
+from lit_prune.evaluation import answer
+from lit_prune.report import read_summary
 from tests import naive
 from tests.callbacks.test_sublayer_prune import VAL, loaders, module, pruning, trainer
 from tests.tiny import tiny_model
@@ -36,7 +38,8 @@ def test_figures_are_those_of_the_model_before_and_after(tmp_path, reported, tok
     model, dense = module(), tiny_model("llama")
     model.tokenizer = tokenizer
     callback = BeforeAfterCallback("how?", max_new_tokens=5, prompt_tokens=8, new_tokens=2, repeats=1)
-    trainer(tmp_path, pruning(healing=True), callback).fit(model, datamodule=Data())
+    trained = trainer(tmp_path, pruning(healing=True), callback)
+    trained.fit(model, datamodule=Data())
     rows = {row.name: row for row in reported[0]}
     parameters, ppl = rows["parameters"], rows["perplexity on held-out text"]
     assert parameters.before == sum(each.numel() for each in dense.parameters())
@@ -48,6 +51,12 @@ def test_figures_are_those_of_the_model_before_and_after(tmp_path, reported, tok
     assert sum("prefill" in name or "decoding" in name for name in rows) == 2
     page = (tmp_path / "summary.md").read_text()
     assert "how?" in page
+    summary = read_summary(tmp_path / "summary.json")
+    assert list(summary.rows) == reported[0]
+    assert summary.plan == trained.callbacks[0].plan
+    (said,) = summary.answers
+    assert (said.question, said.after) == ("how?", answer(model.model, tokenizer, "how?", max_new_tokens=5))
+    assert said.before == answer(dense, tokenizer, "how?", max_new_tokens=5)
     assert (tmp_path / "score_map.png").read_bytes().startswith(b"\x89PNG")
 
 

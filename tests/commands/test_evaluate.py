@@ -37,6 +37,7 @@ def test_models_stand_beside_their_reference(model_folder, text, tmp_path, token
     windows = token_windows([text.read_text()], tokenizer, 16)
     data = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert [each["model"] for each in data["models"]] == [str(model_folder), str(pruned)]
+    assert data["settings"]["against"] == str(model_folder)
     for each in data["models"]:
         model = lit_prune.load(each["model"])
         expected = naive.mean_loss(model, [{"input_ids": windows}])

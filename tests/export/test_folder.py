@@ -17,6 +17,7 @@ from lit_prune.errors import ModelError, PlanError
 from lit_prune.export import folder, require_empty, save
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import Candidate, PrunePlan, PruneStep, SublayerId
+from lit_prune.pruning import prune
 from lit_prune.surgery import mute, remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
 
@@ -157,6 +158,14 @@ class TestContents:
         card = (save(tiny_model("gpt2"), tmp_path / "out") / "README.md").read_text()
         assert "dense model" in card
         assert "random weights" not in card
+
+    def test_card_of_a_model_with_folded_biases_leads_to_what_reads_them(self, tmp_path: Path) -> None:
+        model = tiny_model("llama")
+        batches = [{"input_ids": TOKENS}]
+        plan = prune(model, batches, amount=0.2, granularity="block", compensate="bias", progress=False)
+        card = (save(model, tmp_path / "out", plan=plan) / "README.md").read_text()
+        assert "from lit_prune import load" in card
+        assert "stock model" not in card
 
     def test_generation_settings_survive(self, tmp_path: Path) -> None:
         model = pruned("llama", (SublayerId(1, "mlp"),))

@@ -149,3 +149,13 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_figure(figure, path)
     assert [each.name for each in tmp_path.iterdir()] == ["map.png"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_set_goes_member_by_member_and_its_score_is_of_none_of_them():
+    rounds = [{"block.1+block.2": 1.0, "block.2+block.3": 2.0}]
+    axis = score_map(rounds, ["block.1+block.2"], num_blocks=5).axes[0]
+    assert hatched(axis) == {(1, 0), (2, 0)}
+    mixed = score_map([{"mlp.0": 1.0, "attention.1+mlp.1": 0.5}], ["attention.1+mlp.3"], num_blocks=5)
+    assert hatched(mixed.axes[0]) == {(1, 0), (3, 1)}
+    shown = mixed.axes[0].collections[0].get_array()
+    assert (shown.count(), shown[1, 0]) == (1, 1.0)

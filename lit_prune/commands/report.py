@@ -1,0 +1,31 @@
+"""`lit-prune report`: one HTML page about what pruning did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_prune.commands.arguments import call
+from lit_prune.errors import LitPruneError
+from lit_prune.report.page import report_page
+from lit_prune.writing import write_text
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(report, verb, arguments, positionals=["runs"], several=["runs"])
+
+
+def report(runs: list[str], *, output: str = "report.html", trust_remote_code: bool = False) -> None:
+    """Show what pruning did on one HTML page, which needs no network and no other file.
+
+    Args:
+        runs: Folders that lit-prune has written - models of prune, apply and heal, runs of fit, and what evaluate and
+            compare left. Evaluations are put to the models that they measured.
+        output: The page.
+        trust_remote_code: Run code that comes with a model, to find out how it is loaded.
+    """
+    target = Path(output).expanduser()
+    if target.is_dir():
+        raise LitPruneError(f"--output {output} is a folder; name a file, such as {Path(output) / 'report.html'}")
+    print(f"written: {write_text(target, report_page(runs, trust_remote_code=trust_remote_code))}")
