@@ -27,7 +27,7 @@ from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 
 SELF = "self"
-LORA, TRAINING = LoraHealing(rank=16), HealingSettings()
+LORA, TRAINING = LoraHealing(rank=64), HealingSettings()
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def heal_model(
     data: list[str] | None = None,
     window: int = 256,
     val_windows: int = 32,
-    batch_size: int = 4,
+    batch_size: int = 2,
     lora: LoraHealing = LORA,
     training: HealingSettings = TRAINING,
     distill: bool = True,

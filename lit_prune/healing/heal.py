@@ -31,7 +31,7 @@ def heal(
     lora: LoraHealing | None = None,
     settings: HealingSettings | None = None,
     teacher: DenseTeacher | None = None,
-    batch_size: int = 4,
+    batch_size: int = 2,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     **trainer_options: Any,
@@ -58,7 +58,7 @@ def heal(
         raise LitPruneError("the teacher is of another model: heal teacher.student")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for the adapters' first values
-        attach_lora(model, lora or LoraHealing(rank=16))
+        attach_lora(model, lora or LoraHealing(rank=64))
     trained = _choose_trained(model, settings)
     if teacher is not None:
         teacher.keep(each for name, each in trained.items() if "lora_" not in name)

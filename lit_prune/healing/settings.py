@@ -39,7 +39,7 @@ class HealingSettings(Distillation):
 
     Args:
         tokens: Of training, over all steps; rounded up to whole batches.
-        learning_rate: The highest.
+        learning_rate: The highest; the default is what was best for a model of 135 million parameters, larger ones want less.
         lr_schedule: cosine, linear, constant or constant_with_warmup, as in transformers.
         warmup: Share of the steps in which the rate rises.
         temperature: See `Distillation`.
@@ -54,7 +54,7 @@ class HealingSettings(Distillation):
     """
 
     tokens: int = 300_000
-    learning_rate: float = 5e-4
+    learning_rate: float = 1.5e-3
     lr_schedule: str = "cosine"
     warmup: float = 0.05
     validations: int = 10
