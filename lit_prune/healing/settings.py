@@ -39,7 +39,7 @@ class HealingSettings(Distillation):
 
     Args:
         tokens: Of training, over all steps; rounded up to whole batches.
-        learning_rate: The highest; the default is what was best for a model of 135 million parameters, larger ones want less.
+        learning_rate: The highest; the default was best for 135 million parameters, larger models want less.
         lr_schedule: cosine, linear, constant or constant_with_warmup, as in transformers.
         warmup: Share of the steps in which the rate rises.
         temperature: See `Distillation`.

@@ -28,7 +28,7 @@ from tests.tiny import tiny_model
 
 TOKENS = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))
 BATCH = {"input_ids": TOKENS, "labels": TOKENS}
-QUIET = {"progress": False, "accelerator": "cpu"}
+QUIET = {"progress": False, "accelerator": "cpu", "batch_size": 4}
 GONE = [SublayerId(1, "attention"), SublayerId(2, "attention"), SublayerId(2, "mlp")]
 
 
