@@ -1,5 +1,7 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
+from lit_prune.report.analysis import analysis_figures
+from lit_prune.report.analysis_page import analysis_markdown, write_analysis
 from lit_prune.report.anatomy_table import print_inventory
 from lit_prune.report.comparison import (
     comparison_csv,
@@ -18,6 +20,8 @@ from lit_prune.report.tracking import log_figure, log_scalars, log_text
 __all__ = [
     "Answer",
     "Row",
+    "analysis_figures",
+    "analysis_markdown",
     "answer_markdown",
     "comparison_csv",
     "comparison_figure",
@@ -34,4 +38,5 @@ __all__ = [
     "save_figure",
     "score_map",
     "summary_markdown",
+    "write_analysis",
 ]
