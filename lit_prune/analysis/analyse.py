@@ -108,7 +108,8 @@ class _Pass:
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # the last position predicts nothing
         with self.recorder.recording(labels.shape):
             logits = logits_of(self.model, batch)
-        predicted = (targets != IGNORED).to(logits.device)
+        # Padding ahead of a text predicts its first token, from nothing.
+        predicted = ((targets != IGNORED) & counted).to(logits.device)
         self.sums["", "tokens"] += int(counted.sum())
         self.sums["", "predicted"] += int(predicted.sum())
         self._add_stream(counted)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,14 @@ class Analysis:
     depths: tuple[DepthFigures, ...]
     paths: tuple[PathFigures, ...]
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Analysis:
+        """Read what `dataclasses.asdict` writes."""
+        parts: dict[str, Any] = {
+            "sublayers": tuple(SublayerFigures(**each) for each in data["sublayers"]),
+            "depths": tuple(DepthFigures(**each) for each in data["depths"]),
+            "paths": tuple(PathFigures(**each) for each in data["paths"]),
+            "notes": tuple(data["notes"]),
+        }
+        return cls(**{**data, **parts})

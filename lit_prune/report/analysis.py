@@ -257,7 +257,7 @@ def _add_legend(figure: Figure) -> None:
         list(named.values()),
         list(named),
         loc="outside lower center",
-        ncols=min(len(named), 4),
+        ncols=min(len(named), 3),
         frameon=False,
         fontsize=9,
     )

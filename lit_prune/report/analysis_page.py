@@ -17,13 +17,20 @@ from lit_prune.writing import to_json, write_text
 DATA_FILE, PAGE_FILE = "analysis.json", "analysis.md"
 
 
-def write_analysis(folder: str | Path, analyses: Sequence[Analysis], settings: Mapping[str, Any]) -> list[Path]:
+def write_analysis(
+    folder: str | Path,
+    analyses: Sequence[Analysis],
+    settings: Mapping[str, Any],
+    *,
+    shown: Sequence[Analysis] | None = None,
+) -> list[Path]:
     """Write `analysis.json`, `analysis.md` and the pictures; what stood there of these is replaced.
 
     Args:
         folder: Made where it is not there.
-        analyses: One or more, side by side.
+        analyses: One or more.
         settings: How they were measured, for readers.
+        shown: Those in the pictures, side by side; all when None.
 
     Returns:
         The files.
@@ -34,7 +41,7 @@ def write_analysis(folder: str | Path, analyses: Sequence[Analysis], settings: M
         write_text(folder / DATA_FILE, json.dumps(to_json(data), indent=2, allow_nan=False) + "\n"),
         write_text(folder / PAGE_FILE, analysis_markdown(analyses)),
     ]
-    figures = analysis_figures(analyses)
+    figures = analysis_figures(shown or analyses)
     return [*written, *(save_figure(each, folder / f"{name}.png") for name, each in figures.items())]
 
 
