@@ -42,16 +42,15 @@ class HeldNorm:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, norm: nn.Module, width: int) -> HeldNorm:
-        """Ask a norm over the last dimension, `width` wide."""
+    def of(cls, norm: nn.Module, like: Tensor) -> HeldNorm:
+        """Ask a norm, of which `like` [..., hidden] is an input."""
         norm = copy.deepcopy(norm).float()
         # A copy has the hooks of what it is of.
         norm._forward_hooks.clear()
         norm._forward_pre_hooks.clear()
-        weight = next(norm.parameters(), None)
-        level = torch.full((width,), PROBE, device=None if weight is None else weight.device)
-        # Mean 0 and mean square 1, as the mean square of a hidden state's norm.
-        wave = level * torch.where(torch.arange(width, device=level.device) % 2 == 0, 1.0, -1.0)
+        level = torch.full((like.shape[-1],), PROBE, device=like.device)
+        # Of mean 0, so that nothing is taken off, and of one size, so that the gain alone is left.
+        wave = level * torch.where(torch.arange(len(level), device=level.device) % 2 == 0, 1.0, -1.0)
         shift = norm(torch.zeros_like(level))
         gain = (norm(wave) - shift) * wave.sign()
         is_centred = bool((norm(level) - shift).norm() < 0.01 * gain.norm())
@@ -151,7 +150,7 @@ class Unraveler:
         module = self._modules[event.path]
         if is_norm(module):
             if event.path not in self._norms:
-                self._norms[event.path] = HeldNorm.of(module, event.before.shape[-1])
+                self._norms[event.path] = HeldNorm.of(module, event.before)
             rows = event.before[mask.to(event.before.device)].float()
             back, constant = self._norms[event.path].pulled_back(direction.to(rows.device), rows)
             return back.to(direction.device), constant.to(direction.device)

@@ -95,7 +95,7 @@ def _figure(title: str, rows: Sequence[_Row], analyses: Sequence[Analysis]) -> F
             axis = figure.add_subplot(grid[line, index % num_columns], sharex=first, sharey=first)
             first = first or axis
             row.draw(axis, analysis)
-            _shade_removed(axis, analysis)
+            _shade_removed(axis, analysis, ahead=0.25 if row.across == THROUGH else 0.0)
             axis.grid(visible=True, alpha=0.25)
             axis.tick_params(labelsize=9)
             if number == 0:
@@ -205,12 +205,12 @@ def _by_kind(axis: Axes, analysis: Analysis, values: Mapping[str, float], suffix
         )
 
 
-def _shade_removed(axis: Axes, analysis: Analysis) -> None:
+def _shade_removed(axis: Axes, analysis: Analysis, ahead: float) -> None:
     left = {each.name for each in analysis.sublayers}
     for block in range(analysis.num_blocks):
         for kind in KINDS:
             if (name := str(SublayerId(block, kind))) not in left:
-                at = _place(name)
+                at = _place(name) + ahead
                 axis.axvspan(at - 0.25, at + 0.25, color=REMOVED, linewidth=0, label="removed", zorder=0)
 
 
@@ -231,6 +231,9 @@ def _share_axis(axis: Axes) -> None:
 def _symlog(linear: float) -> Callable[[Axes], None]:
     def finish(axis: Axes) -> None:
         axis.set_yscale("symlog", linthresh=linear)
+        # The limits so far have the margins of a linear axis.
+        axis.relim()
+        axis.autoscale(axis="y")
 
     return finish
 
@@ -249,6 +252,7 @@ def _cosine_axis(axis: Axes) -> None:
 
 
 def _add_legend(figure: Figure) -> None:
+    num_columns = 4 if figure.get_figwidth() > 10 else 3
     named: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -257,7 +261,7 @@ def _add_legend(figure: Figure) -> None:
         list(named.values()),
         list(named),
         loc="outside lower center",
-        ncols=min(len(named), 3),
+        ncols=min(len(named), num_columns),
         frameon=False,
         fontsize=9,
     )
