@@ -38,6 +38,7 @@ class SublayerAnalysisCallback(Callback):
         LitPruneError: `every_n_epochs` is below 1.
         DataError: There are no validation batches (before the first epoch).
         ModelError: The module holds no such model.
+        AnatomyError: Its blocks are not understood (before the first epoch).
 
     Example::
 
@@ -70,11 +71,13 @@ class SublayerAnalysisCallback(Callback):
         """Refuse what cannot be analysed, and forget an earlier fit."""
         if stage == "fit":
             loop.require_supported(trainer)
-            require_understood(loop.model_in(pl_module, self.model))
+            loop.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Analyse the model as it comes, unless a checkpoint brought what was found of it."""
+        with isolate_rng():
+            require_understood(loop.model_in(pl_module, self.model))
         if not self.analyses:
             self._analyse(trainer, pl_module, "start")
 
