@@ -95,8 +95,8 @@ def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, 
         batches = list(_first_batches(tree_leaves(trainer.val_dataloaders), limits, limit))
     if not batches:
         raise DataError(
-            "SublayerPruneCallback scores on validation batches and the trainer has none: pass val_dataloaders whose "
-            "batches are dicts with `input_ids`, define validation_step, and keep limit_val_batches above 0"
+            "sublayers are scored and analysed on validation batches, and the trainer has none: pass val_dataloaders "
+            "whose batches are dicts with `input_ids`, define validation_step, and keep limit_val_batches above 0"
         )
     return batches
 

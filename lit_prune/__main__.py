@@ -11,6 +11,7 @@ from lit_prune.errors import LitPruneError
 
 VERBS = {
     "inspect": ("lit_prune.commands.inspect:run", "show a model's sublayers and their costs, without its weights"),
+    "analyse": ("lit_prune.commands.analyse:run", "figures of the residual stream and of every sublayer"),
     "fit": ("lit_prune.commands.fit:run", "prune inside a Lightning training run, from YAML"),
     "validate": ("lit_prune.commands.fit:run", "validate a model or checkpoint with the same YAML"),
     "test": ("lit_prune.commands.fit:run", "test a model or checkpoint with the same YAML"),

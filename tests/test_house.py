@@ -22,7 +22,7 @@ FLOORS = [
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},
     {"pruner"},
-    {"pruning", "module", "evaluation", "export"},
+    {"pruning", "module", "evaluation", "analysis", "export"},
     {"report"},
     {"callbacks"},
     {"commands", "__main__"},

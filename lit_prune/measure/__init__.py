@@ -7,7 +7,7 @@ from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.gradients import loss_gradients, weights_of
-from lit_prune.measure.head import Compute
+from lit_prune.measure.head import Compute, logits_of
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal, weights_fingerprint
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
@@ -24,12 +24,13 @@ from lit_prune.measure.losses import (
     sequence_losses,
 )
 from lit_prune.measure.naive import NaiveWhatIf
-from lit_prune.measure.outputs import added_to_stream, output_projections
+from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
+from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [
@@ -50,17 +51,21 @@ __all__ = [
     "Reduce",
     "SharedJournal",
     "SublayerFigures",
+    "Trace",
     "WhatIf",
     "added_to_stream",
     "candidate_shares",
     "count_costs",
     "counted_positions",
     "evaluating",
+    "first_tensor",
     "inference_options",
     "input_ids_of",
+    "is_linear",
     "is_run_of_blocks",
     "kl_divergence",
     "labels_of",
+    "logits_of",
     "loss_gradients",
     "mean_loss",
     "measure_latency",

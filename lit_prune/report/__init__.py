@@ -1,5 +1,7 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
+from lit_prune.report.analysis import analysis_figures
+from lit_prune.report.analysis_page import analysis_markdown, write_analysis
 from lit_prune.report.anatomy_table import print_inventory
 from lit_prune.report.answers import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
 from lit_prune.report.comparison import (
@@ -22,6 +24,8 @@ __all__ = [
     "Row",
     "Summary",
     "alpaca_eval_outputs",
+    "analysis_figures",
+    "analysis_markdown",
     "answer_markdown",
     "answers_markdown",
     "comparison_csv",
@@ -45,4 +49,5 @@ __all__ = [
     "score_map",
     "signs_markdown",
     "summary_markdown",
+    "write_analysis",
 ]

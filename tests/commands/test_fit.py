@@ -94,7 +94,8 @@ def test_fabric_run_gives_two_processes_one_result(config, healing):
     original = yaml.safe_load(config.read_text())
     callbacks = original["trainer"]["callbacks"]
     callbacks[0]["init_args"]["healing"] = {"rank": 2} if healing else False
-    settings = {"trainer": {"callbacks": [*callbacks, {"class_path": "agree.Agree"}]}}
+    analysis = {"class_path": "lit_prune.callbacks.SublayerAnalysisCallback", "init_args": {"impact": False}}
+    settings = {"trainer": {"callbacks": [*callbacks, analysis, {"class_path": "agree.Agree"}]}}
     extra = config.parent / "extra.yaml"
     extra.write_text(yaml.safe_dump(settings))
     launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", free_port(), BIN / "lit-prune"]
@@ -108,7 +109,12 @@ def test_fabric_run_gives_two_processes_one_result(config, healing):
     windows = data.windows("val")
     # Five windows on two processes: the sampler gives the first one out twice.
     padded = [{"input_ids": torch.cat([windows, windows[:1]])}]
-    assert ranks[0]["losses"][0] == pytest.approx(naive.mean_loss(load(original["model"]["model"]), padded), abs=1e-5)
+    expected = naive.mean_loss(load(original["model"]["model"]), padded)
+    assert ranks[0]["losses"][0] == pytest.approx(expected, abs=1e-5)
+    analysis = json.loads((only_run(config) / "analysis/analysis.json").read_text())["models"]
+    assert analysis[0]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert analysis[0]["num_tokens"] == padded[0]["input_ids"].numel()
+    assert len(analysis) > 1
     plan = PrunePlan.load(only_run(config) / "pruned")
     assert ranks[0]["removed"] == [str(each) for each in plan.removed]
     assert plan.num_removed_parameters >= 0.1 * plan.model.num_parameters

@@ -1,0 +1,142 @@
+"""`SublayerAnalysisCallback`: what the sublayers do, drawn before training and whenever some of them have gone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lit_prune.analysis import EMBEDDING, Analysis, analyse
+from lit_prune.callbacks import loop
+from lit_prune.errors import LitPruneError
+from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.plan import KINDS, SublayerId
+from lit_prune.report import analysis_figures, log_figure, log_scalars, write_analysis
+from lit_prune.surgery import removed_sublayers
+
+
+class SublayerAnalysisCallback(Callback):
+    """Draws the figures of `lit-prune analyse` on the validation batches, beside those from before training.
+
+    At the start of the fit, after every epoch at whose end other sublayers are gone than at the last analysis, and
+    every `every_n_epochs`. Leaves `analysis.json`, `analysis.md` and the pictures in `analysis/` in the run's folder,
+    and logs the pictures and a few numbers. Works beside `SublayerPruneCallback`, in any order, and without it.
+
+    Args:
+        every_n_epochs: Analyse after every n-th epoch as well, whatever has changed; None does not.
+        impact: Whether to measure RI and NRI: a what-if loss for every sublayer, where all else takes one pass.
+        num_batches: The most batches of each validation loader; None takes all that the trainer validates.
+        model: Attribute path of the model in your module, where there are several.
+        folder: Where the files go, in the run's folder unless absolute.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        LitPruneError: `every_n_epochs` is below 1.
+        DataError: There are no validation batches (before the first epoch).
+        ModelError: The module holds no such model.
+        AnatomyError: Its blocks are not understood (before the first epoch).
+
+    Example::
+
+        callbacks = [SublayerPruneCallback(amount=0.2), SublayerAnalysisCallback(impact=False)]
+        L.Trainer(max_epochs=5, callbacks=callbacks).fit(module, train_loader, val_loader)
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int | None = None,
+        impact: bool = True,
+        num_batches: int | None = None,
+        model: str | None = None,
+        folder: str = "analysis",
+        progress: bool = True,
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise LitPruneError(f"every_n_epochs is 1 or more, or None; found {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.impact = impact
+        self.num_batches = num_batches
+        self.model = model
+        self.folder = folder
+        self.progress = progress
+        self.analyses: list[Analysis] = []
+        self._removed: tuple[SublayerId, ...] = ()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot be analysed, and forget an earlier fit."""
+        if stage == "fit":
+            loop.require_supported(trainer)
+            loop.model_in(pl_module, self.model)
+            self.analyses = []  # a checkpoint's come later, with load_state_dict
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Analyse the model as it comes, unless a checkpoint brought what was found of it."""
+        with isolate_rng():
+            require_understood(loop.model_in(pl_module, self.model))
+        if not self.analyses:
+            self._analyse(trainer, pl_module, "start")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Analyse again where something has gone, or the epoch is due."""
+        number = trainer.current_epoch
+        due = self.every_n_epochs is not None and (number + 1) % self.every_n_epochs == 0
+        if due or self._removed != tuple(removed_sublayers(loop.model_in(pl_module, self.model))):
+            self._analyse(trainer, pl_module, f"epoch {number}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far, in plain types."""
+        return {"analyses": [asdict(each) for each in self.analyses], "removed": [str(each) for each in self._removed]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run has no model from before the training any more; its figures come from the checkpoint."""
+        self.analyses = [Analysis.from_dict(each) for each in state_dict["analyses"]]
+        self._removed = tuple(SublayerId.parse(each) for each in state_dict["removed"])
+
+    def _analyse(self, trainer: L.Trainer, module: L.LightningModule, name: str) -> None:
+        model = loop.model_in(module, self.model)
+        shown = self.progress and trainer.is_global_zero
+        with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
+            what_if = WhatIf(
+                model,
+                loop.validation_batches(trainer, self.num_batches),
+                reduce=lambda tensor: loop.summed(trainer, tensor),
+                autocast=trainer.precision_plugin.forward_context,
+                progress=bar,
+            )
+            self.analyses.append(analyse(what_if, impact=self.impact, name=name))
+        self._removed = tuple(removed_sublayers(model))
+        folder = loop.run_folder(trainer) / self.folder
+        settings = {"source": loop.calibration_source(trainer), "num_batches": self.num_batches}
+        loop.on_first_process(trainer, lambda: write_analysis(folder, self.analyses, settings, shown=self._shown))
+        self._log(trainer)
+
+    @property
+    def _shown(self) -> list[Analysis]:
+        """The first and the last, which stand side by side."""
+        return [self.analyses[0], *self.analyses[1:][-1:]]
+
+    def _log(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        figures = analysis_figures(self._shown)
+        for logger in trainer.loggers:
+            log_scalars(logger, _scalars(self.analyses[-1]), trainer.global_step)
+            for name, figure in figures.items():
+                log_figure(logger, f"analysis/{name}", figure, trainer.global_step)
+
+
+def _scalars(found: Analysis) -> dict[str, float]:
+    """Means over sublayers of a kind, shares of paths by kind, and the mean agreement before the last depth."""
+    numbers: dict[str, float] = {}
+    for kind in KINDS:
+        own = [each.similarity for each in found.sublayers if each.name.startswith(kind)]
+        numbers |= {f"analysis/similarity_{kind}": mean(own)} if own else {}
+    for group in (*KINDS, EMBEDDING) if found.paths else ():
+        numbers[f"analysis/share_{group}"] = sum(each.share for each in found.paths if each.name.startswith(group))
+    numbers["analysis/lens_agreement"] = mean(each.agreement for each in found.depths[:-1])
+    return numbers

@@ -1,0 +1,106 @@
+"""What an analysis found: numbers by sublayer, by depth and by path, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SublayerFigures:
+    """One sublayer; means over tokens, padding and sequences without labels left out.
+
+    Attributes:
+        name: `attention.5` or `mlp.12`, its address in the original model.
+        input_norm: L2 norm of the residual stream that it reads.
+        output_norm: L2 norm of what it adds to it.
+        similarity: Cosine of the stream before it and behind it.
+        ri: Relative rise of perplexity without it; None where not measured.
+        nri: That by its share of the parameters.
+    """
+
+    name: str
+    input_norm: float
+    output_norm: float
+    similarity: float
+    ri: float | None = None
+    nri: float | None = None
+
+
+@dataclass(frozen=True)
+class DepthFigures:
+    """The residual stream at one depth; means over predicted tokens, of the norm as of sublayers.
+
+    Attributes:
+        name: `embedding`, or `block.3` for the stream behind that block of the original model.
+        norm: L2 norm of the stream.
+        loss: Of the target, in nats, if final norm and head read the stream here.
+        agreement: Share of tokens at which they would choose what the whole model chooses.
+        kl: KL(whole model, here) of the distributions, in nats.
+    """
+
+    name: str
+    norm: float
+    loss: float
+    agreement: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class PathFigures:
+    """Paths that end in one place; means over predicted tokens.
+
+    Attributes:
+        name: `embedding`, a sublayer, or `biases`.
+        logit: What they carry of the logit of the token that the model predicts; all together are that logit.
+        margin: The same of that logit above the mean of all tokens' logits, which is all that the softmax sees.
+        share: Their part of all that moves the margin up or down, abs(term) / sum of abs(term); together 1.
+    """
+
+    name: str
+    logit: float
+    margin: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found of one model on one text.
+
+    Attributes:
+        model: Its name.
+        num_blocks: Of the original model.
+        num_parameters: All that are left.
+        num_tokens: Over which stream and similarity are means.
+        num_predicted: Predicted tokens, over which loss, lens and paths are means.
+        loss: Mean token loss in nats.
+        logit: Mean logit of the predicted token, as the head returns it.
+        sublayers: Those that are left, in the order of the stream.
+        depths: The embedding, and each block that is left.
+        paths: Empty where the logit cannot be split.
+        notes: What a reader has to know.
+    """
+
+    model: str
+    num_blocks: int
+    num_parameters: int
+    num_tokens: int
+    num_predicted: int
+    loss: float
+    logit: float
+    sublayers: tuple[SublayerFigures, ...]
+    depths: tuple[DepthFigures, ...]
+    paths: tuple[PathFigures, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Analysis:
+        """Read what `dataclasses.asdict` writes."""
+        parts: dict[str, Any] = {
+            "sublayers": tuple(SublayerFigures(**each) for each in data["sublayers"]),
+            "depths": tuple(DepthFigures(**each) for each in data["depths"]),
+            "paths": tuple(PathFigures(**each) for each in data["paths"]),
+            "notes": tuple(data["notes"]),
+        }
+        return cls(**{**data, **parts})
