@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from torch import nn
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.data import fingerprint
-from lit_prune.errors import PlanError
-from lit_prune.healing import Compensation, fold_factor
+from lit_prune.errors import LitPruneError, PlanError
+from lit_prune.healing import Compensation, create_compensation, fold_factor
 from lit_prune.measure import (
     Journal,
     Processes,
@@ -26,7 +27,7 @@ from lit_prune.measure import (
 )
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruner import Pruner, describe_run
-from lit_prune.registry import Named
+from lit_prune.registry import Named, described
 from lit_prune.scorers import Scorer
 from lit_prune.searches import Budget, Search, require_limits
 from lit_prune.surgery import compact, remove
@@ -163,6 +164,70 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
             f"the plan was made with the compensation {name!r}, whose weights are in the pruned model and not in the "
             "plan: load that model, or apply the removals alone with uncompensated=True"
         )
+    _require_fit(model, plan)
+    if name == "none" or uncompensated:
+        remove(model, plan.removed)
+    else:
+        factors = {each: fact["factor"] for step in plan.steps for each, fact in step.compensation.items()}
+        for sublayer in plan.removed:
+            if str(sublayer) in factors:
+                fold_factor(model, sublayer, factors[str(sublayer)])
+            remove(model, [sublayer])
+    compact(model)
+
+
+def compensate_plan(
+    model: nn.Module,
+    plan: PrunePlan,
+    batches: Iterable[Mapping[str, Any]],
+    compensate: Named | Compensation,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+) -> PrunePlan:
+    """Remove what a plan says, in place and in its order, and make up for each removal on text of one's own.
+
+    A removal costs one pass over the batches: text for it may be many times what a search can look at.
+
+    Args:
+        model: As the plan's was before.
+        plan: What to remove; how it was compensated does not count.
+        batches: As for `prune`.
+        compensate: See `Pruner`.
+        calibration: Where the batches come from, for the plan's readers.
+
+    Returns:
+        The plan of the model as it is now.
+
+    Raises:
+        ModelError: The compensation cannot be folded into this model.
+        PlanError: The plan was made for a model of another structure; nothing is removed then.
+    """
+    compensation = create_compensation(compensate) if isinstance(compensate, str | Mapping) else compensate
+    if compensation is None:
+        raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
+    _require_fit(model, plan)
+    compensation.require_possible(model)
+    batches = list(batches)
+    what_if = WhatIf(model, batches)
+    steps = []
+    for step in plan.steps:
+        corrections = {}
+        for each in step.removed.sublayers:
+            corrections[str(each)] = compensation(what_if, each)
+            remove(model, [each])
+            what_if.corrected()
+        steps.append(replace(step, compensation=corrections))
+    compact(model)
+    facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}
+    return replace(plan, steps=tuple(steps), compensation=facts)
+
+
+def _require_fit(model: nn.Module, plan: PrunePlan) -> None:
+    """Refuse a model of another structure than the plan's.
+
+    Raises:
+        PlanError: With what differs.
+    """
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())
     gone: list[SublayerId] = []
@@ -176,12 +241,3 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
                 f"in the plan, {freed} in the model"
             )
     require_understood(model)
-    if name == "none" or uncompensated:
-        remove(model, plan.removed)
-    else:
-        factors = {each: fact["factor"] for step in plan.steps for each, fact in step.compensation.items()}
-        for sublayer in plan.removed:
-            if str(sublayer) in factors:
-                fold_factor(model, sublayer, factors[str(sublayer)])
-            remove(model, [sublayer])
-    compact(model)

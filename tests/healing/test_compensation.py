@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 
 import lit_prune
+from lit_prune.__main__ import main
 from lit_prune.anatomy import CORRECTIONS, find_sublayers
 from lit_prune.callbacks import SublayerPruneCallback
+from lit_prune.data import token_windows
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.export import save
 from lit_prune.healing import create_compensation, fold_factor
 from lit_prune.measure import WhatIf, output_projections
 from lit_prune.plan import PrunePlan, SublayerId
-from lit_prune.pruning import apply_plan, prune
+from lit_prune.pruning import apply_plan, compensate_plan, prune
 from lit_prune.surgery import mute, remove
 from tests import naive
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -226,6 +228,41 @@ def test_a_plan_repeats_factors_and_refuses_maps():
     remove(plain, plan.removed)
     apply_plan(again := tiny_model("llama"), plan, uncompensated=True)
     assert torch.equal(logits(again), logits(plain))
+
+
+@pytest.mark.parametrize("name", ["scale", "linear"])
+def test_a_plan_is_compensated_as_the_search_did_and_on_other_text(name):
+    model, again, other = (tiny_model("llama") for _ in range(3))
+    plan = prune(model, BATCHES, amount=0.3, compensate=name, progress=False)
+    found = compensate_plan(again, plan, BATCHES, name)
+    assert torch.equal(logits(again), logits(model))
+    assert found.steps == plan.steps
+    assert found.compensation["calibration"]["num_sequences"] == sum(len(each["input_ids"]) for each in BATCHES)
+    compensate_plan(other, plan, BATCHES[:1], name)
+    assert not torch.equal(logits(other), logits(model))
+    with pytest.raises(PlanError):
+        compensate_plan(tiny_model("llama", num_hidden_layers=6), plan, BATCHES, name)
+    with pytest.raises(LitPruneError, match="nothing to compensate with"):
+        compensate_plan(tiny_model("llama"), plan, BATCHES, "none")
+
+
+def test_apply_measures_a_compensation_anew(model_folder, text, tmp_path, capsys):
+    options = ["--data", str(text), "--window", "16", "--device", "cpu"]
+    pruned = str(tmp_path / "pruned")
+    assert main(["prune", str(model_folder), "--output", pruned, "--amount", "0.3", *options]) == 0
+    made = ["apply", pruned, str(model_folder), "--output", str(tmp_path / "made")]
+    assert main([*made, "--compensate", "linear", "--num_windows", "20", *options]) == 0
+    plan = PrunePlan.load(tmp_path / "made")
+    assert plan.removed == PrunePlan.load(pruned).removed
+    assert plan.compensation["name"] == "linear"
+    assert plan.compensation["calibration"]["num_sequences"] == 20
+    windows = token_windows([text.read_text()], lit_prune.load_tokenizer(str(model_folder)), 16)
+    drawn = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:20]]
+    expected = lit_prune.load(str(model_folder))
+    compensate_plan(expected, plan, [{"input_ids": each} for each in drawn.split(4)], "linear")
+    torch.testing.assert_close(logits(lit_prune.load(tmp_path / "made")), logits(expected))
+    assert main([*made[:3], "--output", str(tmp_path / "x"), "--uncompensated", "true", "--compensate", "scale"]) == 2
+    assert "leave it or compensate out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
