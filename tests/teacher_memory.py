@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lit_prune.healing import DenseTeacher, HealingSettings, heal
+from lit_prune.healing import DenseTeacher, HealingSettings, LoraHealing, heal
 from lit_prune.measure import model_inputs
 from lit_prune.models import load
 
@@ -54,8 +54,17 @@ def peak(row, model, pruned, results):
     windows = torch.randint(100, 10_000, (3 * BATCH_SIZE, WINDOW), generator=torch.Generator().manual_seed(0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     settings = HealingSettings(tokens=2 * BATCH_SIZE * WINDOW, validations=1)
-    heal(student, windows[BATCH_SIZE:], windows[:1], teacher=teacher, settings=settings, batch_size=BATCH_SIZE,
-         accelerator="cpu", progress=False)  # fmt: skip
+    heal(
+        student,
+        windows[BATCH_SIZE:],
+        windows[:1],
+        teacher=teacher,
+        lora=LoraHealing(rank=16),
+        settings=settings,
+        batch_size=BATCH_SIZE,
+        accelerator="cpu",
+        progress=False,
+    )
     results.put(resident("VmHWM") - before)
 
 
