@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from lit_prune.evaluation import Prompt, Signs
 from lit_prune.report.markdown import quoted
 
+SIGNS = ("model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats")
 SHOWN_POSITIONS = 16
 """The divergence in the table is of so many positions at the beginning of the answers: they are the most alike."""
 
@@ -33,14 +34,20 @@ def answers_markdown(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[S
 
 def signs_markdown(signs: Mapping[str, Signs]) -> str:
     """Signs of damage as a table, one model a row."""
-    heads = ["model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = [SIGNS, ["---", *["---:"] * (len(SIGNS) - 1)]]
+    lines += [[name.replace("|", "\\|"), *cells] for name, *cells in sign_rows(signs)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def sign_rows(signs: Mapping[str, Signs]) -> list[list[str]]:
+    """The cells under `SIGNS`, plain text."""
+    rows = []
     for name, each in signs.items():
-        cells = [name.replace("|", "\\|"), f"{each.tokens:.1f}", f"{each.ended:.0%}", f"{each.repetition:.1%}"]
+        cells = [name, f"{each.tokens:.1f}", f"{each.ended:.0%}", f"{each.repetition:.1%}"]
         cells += ["" if value is None else f"{value:.1%}" for value in (each.cut_short, each.agreement)]
         cells.append(f"{statistics.fmean(each.divergence[:SHOWN_POSITIONS]):.3f}" if each.divergence else "")
-        lines.append(cells)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        rows.append(cells)
+    return rows
 
 
 def mt_bench_answers(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], *, time: float) -> str:

@@ -121,6 +121,9 @@ def with_answers(folder, answers, names):
     data["answers"] = [
         {**each, "answers": {names[name]: said for name, said in each["answers"].items()}} for each in answers
     ]
+    signs = {"tokens": 20.0, "ended": 0.5, "repetition": 0.01}
+    far = {**signs, "repetition": 0.3, "cut_short": 0.25, "agreement": 0.75, "divergence": [0.2, 0.4]}
+    data["signs"] = {names["model"]: signs, names["pruned"]: far}
     for each, value in zip(data["models"], (0.5, 0.46, 0.4), strict=True):
         each["tasks"] = {"piqa": {"metric": "acc", "value": value, "error": 0.02}}
     path.write_text(json.dumps(data))

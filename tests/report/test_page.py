@@ -77,6 +77,14 @@ def test_an_evaluation_is_put_to_its_model_and_says_what_exceeds_the_error(runs)
     assert [each.text for each in found.all("p", **{"class": "prompt"})] == ["who?", "and why?", "where?"]
 
 
+def test_signs_of_damage_stand_with_the_answers(runs):
+    heads, dense, pruned = table_with(page(runs / "pruned", runs / "evaluation"), "repeated 4-grams")
+    assert dense == [str(runs / "model"), "20.0", "50%", "1.0%", "", "", ""]
+    assert pruned == [str(runs / "pruned"), "20.0", "50%", "30.0%", "25.0%", "75.0%", "0.300"]
+    assert heads[-1] == "KL, nats"
+    assert not [each for each in page(runs / "pruned").tables() if "repeated 4-grams" in each[0]]
+
+
 def test_several_runs_begin_with_a_comparison_and_fold(runs):
     found = page(runs / "pruned", runs / "healed", runs / "evaluation", runs / "comparison")
     assert found.headings()[0] == "Runs side by side"
@@ -170,6 +178,7 @@ def hostile_runs(runs, tmp_path):
     for each in data["models"]:
         each["perplexities"] = {HOSTILE: each["perplexities"]["text"]}
         each["tasks"] = {HOSTILE: each["tasks"]["piqa"]}
+    data["signs"] = dict(zip((HOSTILE, str(folder)), data["signs"].values(), strict=True))
     data["answers"] = [{"prompt": [HOSTILE], "answers": {HOSTILE: [HOSTILE], str(folder): [HOSTILE]}}]
     (evaluation / "evaluation.json").write_text(json.dumps(data))
     comparison = tmp_path / "comparison"

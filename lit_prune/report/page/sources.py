@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.evaluation import Measured, Result, read_results
+from lit_prune.evaluation import Measured, Result, Signs, read_results
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.report.record import SUMMARY_FILE, Summary, read_summary
 from lit_prune.writing import from_json
@@ -54,6 +54,7 @@ class Evaluation:
         against: Name of the reference, None where there was none or it is not recorded.
         answers: To the same prompts. In the file a list `answers` of `{"prompt": [turn, ...], "answers": {model: [turn,
             ...]}}`; a turn is a text, or a chat's mapping with its text as `content`.
+        signs: Of damage in the answers, by the name of the model.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Evaluation:
     rows: tuple[Measured, ...]
     against: str | None = None
     answers: tuple[Dialogue, ...] = ()
+    signs: Mapping[str, Signs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         data = from_json(json.loads(path.read_text(encoding="utf-8")))
         rows = [Measured.from_dict(each) for each in data["models"]]
         answers = tuple(_dialogue(each) for each in data.get("answers") or ())
+        signs = {name: Signs(**each) for name, each in (data.get("signs") or {}).items()}
         settings = dict(data["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the evaluation {path}: {error!r}; make it again") from error
     against = settings.pop("against", None)
-    return Evaluation(str(folder), settings, _some(rows, path), against, answers)
+    return Evaluation(str(folder), settings, _some(rows, path), against, answers, signs)
 
 
 def _some(rows: Iterable[Any], path: Path) -> tuple[Any, ...]:

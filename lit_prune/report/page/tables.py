@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lit_prune.evaluation import Measured, Perplexity, Result, TaskScore, exceeds_error
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
+from lit_prune.report.answers import SIGNS, sign_rows
 from lit_prune.report.comparison import cells_of, comparison_columns
 from lit_prune.report.page.cells import Cell, Table, table
 from lit_prune.report.page.matching import Match
@@ -132,6 +133,13 @@ def _beside(cells: Sequence[str | Cell]) -> Cell:
     """A row of `BEFORE_AFTER` as one cell: the value after, and its change."""
     _, _, after, change, chance = cells
     return Cell(f"{after} ({change})" if change else f"{after}", isinstance(chance, Cell) and chance.strong)
+
+
+def signs_table(evaluation: Evaluation, names: Iterable[str]) -> Table:
+    """Signs of damage in the answers of some models."""
+    rows = sign_rows({name: evaluation.signs[name] for name in names if name in evaluation.signs})
+    note = "Next token and KL at the positions of the reference's answers" if len(rows) > 1 else ""
+    return table(SIGNS, rows, note=note)
 
 
 def runs_table(runs: Sequence[ModelRun]) -> Table:

@@ -49,6 +49,7 @@ class RunView:
         self.training_figure = draw.training_figure(run.curves)
         self.perplexities = _by_table((tables.perplexity_table(each), each) for each in found)
         self.tasks = _by_table((tables.tasks_table(each), each) for each in found if each.after.tasks)
+        self.signs = _by_table((tables.signs_table(each.evaluation, _pair(each)), each) for each in _answered(found))
         self.dialogues = list(_dialogues(run, found))
         self.how_to = how_to(run, trust_remote_code=trust_remote_code)
         self.made = made(run.plan) if run.plan else []
@@ -69,6 +70,8 @@ class EvaluationView:
         self.table: Table = tables.evaluation_table(evaluation, base)
         self.facts = evaluation_facts(evaluation.settings)
         self.figures = list(_evaluation_figures(evaluation))
+        shown = with_answers and evaluation.signs
+        self.signs = tables.signs_table(evaluation, evaluation.signs) if shown else None
         self.dialogues = [_turns(each, list(each.answers)) for each in evaluation.answers] if with_answers else []
 
 
@@ -116,6 +119,14 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _answered(found: Iterable[Match]) -> Iterator[Match]:
+    return (each for each in found if each.after.model in each.evaluation.signs)
+
+
+def _pair(match: Match) -> list[str]:
+    return [*([match.before.model] if match.before else []), match.after.model]
 
 
 def _by_table(found: Iterable[tuple[Table, Match]]) -> dict[Table, str]:
