@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ PRESETS = {
 """Tasks of the method's paper, and those that its reviewers asked for."""
 RUNS_CODE = ("humaneval",)
 """Their score is had by running what a model wrote."""
+BOOTSTRAPS = 100
+"""Of errors that have no closed form; those of accuracies have one."""
 LOCAL = ("{}_local", "{}")
 """What a preset's task may be called in a folder of the user's own."""
 
@@ -69,6 +72,7 @@ def task_scores(
     require_tasks(tasks, include_path)
     harness: Any = importlib.import_module("lm_eval")
     language_model: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the harness would fork a process with a model in it
     if run_code:
         os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the second lock on such tasks
     with evaluating(model):
@@ -78,10 +82,11 @@ def task_scores(
             limit=limit,
             task_manager=_task_manager(include_path),
             log_samples=False,
-            bootstrap_iters=0,
+            bootstrap_iters=BOOTSTRAPS,
             confirm_run_unsafe_code=run_code,
-        )["results"]
-    return {name: _score(name, found[name]) for name in tasks}
+        )
+    items = found.get("n-samples", {})
+    return {name: _score(name, found["results"][name], items.get(name, {}).get("effective", 0)) for name in tasks}
 
 
 def chosen_tasks(
@@ -156,10 +161,13 @@ def _indexed(manager: Any, include_path: str | None, defaults: bool) -> Any:
     return manager(include_path=include_path, include_defaults=defaults)
 
 
-def _score(task: str, found: Mapping[str, Any]) -> TaskScore:
+def _score(task: str, found: Mapping[str, Any], num_items: int) -> TaskScore:
     for metric in METRICS:
         for name, value in found.items():
             if name.partition(",")[0] == metric:
                 error = found.get(name.replace(metric, f"{metric}_stderr", 1))
-                return TaskScore(metric, float(value), float(error) if isinstance(error, int | float) else 0.0)
+                if not isinstance(error, int | float):
+                    # The harness knows none for this task's mean; that of a share of items is this at most.
+                    error = math.sqrt(value * (1 - value) / (num_items - 1)) if num_items > 1 else math.inf
+                return TaskScore(metric, float(value), float(error))
     raise LitPruneError(f"task {task} gives none of {', '.join(METRICS)}; it gives {', '.join(found)}")

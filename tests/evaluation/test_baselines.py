@@ -1,6 +1,8 @@
 """Tasks and semi-structured sparsity: libraries that need not be there."""
 
 import json
+import math
+import statistics
 import sys
 
 import pytest
@@ -59,6 +61,8 @@ def test_accuracy_is_the_share_of_choices_with_the_lower_loss(tmp_path):
     ]
     assert score.metric == "acc"
     assert score.value == pytest.approx(sum(right) / len(right))
+    assert score.error == pytest.approx(statistics.stdev(map(float, right)) / math.sqrt(len(right)))
+    assert 0 < score.value < 1
     with pytest.raises(LitPruneError, match="no task 'other'"):
         require_tasks(["other"], str(tmp_path))
 
