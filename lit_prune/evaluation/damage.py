@@ -64,8 +64,8 @@ def repetition(tokens: Sequence[int]) -> float:
     """Share of the 4-grams that stand earlier in the same text already.
 
     Example:
-        >>> repetition([1, 2, 3, 4, 5]), repetition([1, 1, 1, 1, 1, 1])
-        (0.0, 0.6666666666666666)
+        >>> repetition([1, 2, 3, 4, 5]), repetition([1, 1, 1, 1, 1])
+        (0.0, 0.5)
     """
     grams = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
