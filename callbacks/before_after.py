@@ -195,12 +195,7 @@ def _rows(before: dict[str, Any], after: dict[str, Any], held_out: HeldOut) -> l
 def _ratios(speeds: dict[str, Speed]) -> dict[str, float]:
     if not speeds:
         return {}
-    dense, pruned = speeds["before"], speeds["after"]
-    ratios = (
-        dense.prefill_seconds / pruned.prefill_seconds,
-        dense.decode_seconds_per_token / pruned.decode_seconds_per_token,
-    )
-    return dict(zip(SPEEDS, ratios, strict=True))
+    return dict(zip(SPEEDS, speeds["after"].times_as_fast(speeds["before"]), strict=True))
 
 
 def _speed_rows(speeds: dict[str, Speed]) -> list[Row]:

@@ -274,8 +274,4 @@ class Comparison:
         dense_model = dense_twin(model)
         with compacted(model):
             speeds = compare_speed({"dense": dense_model, "pruned": model}, **self.speed)
-        dense, pruned = speeds["dense"], speeds["pruned"]
-        return (
-            dense.prefill_seconds / pruned.prefill_seconds,
-            dense.decode_seconds_per_token / pruned.decode_seconds_per_token,
-        )
+        return speeds["pruned"].times_as_fast(speeds["dense"])

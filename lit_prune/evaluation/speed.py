@@ -53,6 +53,13 @@ class Speed:
     prefill_readings: tuple[float, ...] = ()
     decode_readings: tuple[float, ...] = ()
 
+    def times_as_fast(self, other: Speed) -> tuple[float, float]:
+        """How many times as fast as another model this one reads a prompt, and writes a token."""
+        return (
+            other.prefill_seconds / self.prefill_seconds,
+            other.decode_seconds_per_token / self.decode_seconds_per_token,
+        )
+
 
 @dataclass(frozen=True)
 class Speedup:

@@ -74,10 +74,11 @@ def comparison_figure(rows: Sequence[Result]) -> Figure:
     text = next(iter(rows[0].perplexities))
     figure = Figure(figsize=(2 * PANEL[0], PANEL[1] * len(models)), layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False)
+    styles = method_styles(rows)
     for line, model in zip(axes, models, strict=True):
         own = [row for row in rows if row.model == model]
         for axis, across in zip(line, ACROSS, strict=True):
-            draw_quality(axis, own, across, text, method_styles(rows))
+            draw_quality(axis, own, across, text, styles)
             axis.set_title(model)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False)
