@@ -62,7 +62,8 @@ def heal_model(
         model: A folder that lit-prune wrote, with its prune_plan.json.
         output: Folder for the healed model, or for the adapter; it must not exist, or be empty.
         data: Texts to train on, in equal shares - builtin, .txt or .jsonl files, folders, hub data sets, or self for
-            text that the dense model writes; builtin by default.
+            text that the dense model writes, half of it dialogues where it has a chat template; builtin by
+            default.
         window: Tokens in a window.
         val_windows: Windows for validation.
         batch_size: Windows in a batch.
@@ -97,7 +98,7 @@ def heal_model(
         origin = _dense_model(dense or plan.model.name, options)
         if SELF in texts:
             print(f"the dense model writes {wanted} windows of {window} tokens")
-            windows[SELF] = written_windows(origin, wanted, window, batch_size=32, seed=seed)
+            windows[SELF] = written_windows(origin, wanted, window, tokenizer=tokenizer, batch_size=64, seed=seed)
         if distill:
             teacher = DenseTeacher.of_pruned(origin, network)
             network = teacher.student

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.settings import Distillation
 from lit_prune.measure import IGNORED, on_device
 
+NO_TOKEN = -1
+USERS_WORDS = "what-the-user-says"
 POSITIONS_AT_A_TIME = 64
 
 
@@ -82,31 +84,56 @@ def relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def written_windows(
-    model: PreTrainedModel, num_windows: int, window: int, *, batch_size: int = 16, seed: int = 0
+    model: PreTrainedModel,
+    num_windows: int,
+    window: int,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> Tensor:
     """Text that a model writes by itself, sampled from its own distribution, LongTensor [num_windows, window].
+
+    It goes on behind its end of text: what it was trained on comes next, another document or the next turn of a
+    dialogue.
 
     Args:
         model: The dense one.
         num_windows: That are wanted.
         window: Tokens in each; the first is the model's BOS, or drawn at random where it has none.
+        tokenizer: Where it has a chat template, every second window begins as a dialogue, at the point where the user
+            speaks (Magpie, Xu et al. 2024, https://arxiv.org/abs/2406.08464).
         batch_size: Windows that are written at a time.
         seed: Of the draws.
     """
     network: Any = model
     config = model.config.get_text_config(decoder=True)
     bos = config.bos_token_id
+    opening = dialogue_opening(tokenizer)[: window - 1]
+    dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
     parts = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for first in range(0, num_windows, batch_size):
-            number = min(batch_size, num_windows - first)
-            drawn = torch.randint(config.vocab_size, (number, 1), generator=generator)
-            start = drawn if bos is None else torch.full((number, 1), bos)
-            options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-            inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
-            length = {"max_new_tokens": window - 1, "min_new_tokens": window - 1}
-            written = network.generate(**inputs, **options, **length, pad_token_id=config.eos_token_id or 0)
-            parts.append(written.cpu())
-    return torch.cat(parts)
+        for number, begin in ((num_windows - dialogues, [] if bos is None else [bos]), (dialogues, opening)):
+            for first in range(0, number, batch_size):
+                rows = min(batch_size, number - first)
+                drawn = torch.randint(config.vocab_size, (rows, 1), generator=generator)
+                start = torch.tensor(begin).expand(rows, -1) if begin else drawn
+                options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+                inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
+                # No token ends it. Forbidding that token instead would teach that a text never ends.
+                length = {"max_new_tokens": window - start.shape[1], "eos_token_id": NO_TOKEN}
+                parts.append(network.generate(**inputs, **options, **length, pad_token_id=0).cpu())
+    return torch.cat(parts)[torch.randperm(num_windows, generator=generator)]
+
+
+def dialogue_opening(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Tokens of a chat template up to where the user speaks; empty without a template."""
+    if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
+        return []
+    chat: Any = tokenizer
+    text: str = chat.apply_chat_template([{"role": "user", "content": USERS_WORDS}], tokenize=False)
+    before, found, _ = text.partition(USERS_WORDS)
+    ids: list[int] = chat(before, add_special_tokens=False)["input_ids"] if found else []
+    return ids

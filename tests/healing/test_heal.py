@@ -24,7 +24,7 @@ from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
 from tests import naive
-from tests.tiny import tiny_model
+from tests.tiny import character_tokenizer, tiny_model
 
 TOKENS = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))
 BATCH = {"input_ids": TOKENS, "labels": TOKENS}
@@ -196,6 +196,32 @@ def test_a_model_writes_text_of_its_own():
     # What it is likely to say, and not noise.
     noise = torch.randint(3, 128, (5, 12), generator=torch.Generator().manual_seed(0))
     assert naive.mean_loss(model, [{"input_ids": first}]) < naive.mean_loss(model, [{"input_ids": noise}])
+
+
+def test_written_text_goes_on_behind_its_end():
+    model = tiny_model("llama")
+    # A model that says nothing but its end of text and one other token.
+    end, other = model.config.eos_token_id, 7
+    model.get_output_embeddings().weight.data[[end, other]] *= 0
+    model.get_output_embeddings().weight.data[[end, other]] += model.model.norm.weight.new_tensor([[40.0], [40.0]])
+    model.model.norm.weight.data.zero_()
+    model.model.norm.register_forward_hook(lambda _, inputs, found: torch.ones_like(found))
+    written = written_windows(model, 4, 12, seed=0)[:, 1:]
+    assert written.shape == (4, 11)
+    assert set(written.unique().tolist()) == {end, other}
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [("be kind.{{ messages[0].content }}!", "be kind."), ("{{ messages[0].content | upper }}", ""), (None, "")],
+)
+def test_every_second_window_of_a_model_that_chats_begins_as_a_dialogue(template, opening):
+    model, tokenizer = tiny_model("llama", vocab_size=len(character_tokenizer())), character_tokenizer()
+    tokenizer.chat_template = template
+    written = written_windows(model, 6, 24, tokenizer=tokenizer)
+    assert written.shape == (6, 24)
+    begin = tokenizer(opening, add_special_tokens=False)["input_ids"] or [-1]
+    assert sum(row[: len(begin)] == begin for row in written.tolist()) == (3 if opening else 0)
 
 
 @pytest.fixture
