@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lit_prune import autoload
+
 if TYPE_CHECKING:
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
@@ -42,6 +44,8 @@ _ROOMS = {
     "load_tokenizer": "models",
     "prune": "pruning",
 }
+
+autoload.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": ("lit_prune.commands.evaluate:run", "perplexity and tasks of models, beside a reference"),
     "bench": ("lit_prune.commands.bench:run", "compare what searches cost and what they find"),
     "compare": ("lit_prune.commands.compare:run", "compare the field's methods in one table"),
+    "export": ("lit_prune.commands.export:run", "write a model for another runtime: remote code, vLLM, llama.cpp"),
     "report": ("lit_prune.commands.report:run", "one HTML page about what pruning did"),
     "apply": ("lit_prune.commands.apply:run", "apply a prune plan to a copy of its model"),
 }

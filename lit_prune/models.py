@@ -6,7 +6,7 @@ What comes back is always an instance of transformers' own class. Nothing that w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +21,13 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from lit_prune.anatomy import Record, find_sublayers
+from lit_prune.anatomy import Record
+from lit_prune.autoload import pruned_class
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
 from lit_prune.placement import DeviceMap, device_map_of
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import describe, make_recorded_biases, remove
+from lit_prune.surgery import describe
 
 __all__ = ["load", "load_tokenizer", "skeleton"]
 
@@ -109,11 +110,11 @@ def skeleton(
         found: dict[str, Any] = {**source.file_options, **({"revision": revision} if revision else {})}
         config = AutoConfig.from_pretrained(source.location, **found, **options)
     removed = _removed(config, source)
-    factory: Any = _pruned_class(config, removed, source, options) if removed else _factory(config, source)
+    factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
     with explained(source, "model"), torch.device("meta"):
-        model = factory._from_config(config) if removed else factory.from_config(config, **options)
+        model = pruned_class(factory)._from_config(config) if removed else factory.from_config(config, **options)
     if removed:
-        model.__class__ = factory.__bases__[0]
+        model.__class__ = factory
     if described is not None:
         describe(model, described)
     return cast(PreTrainedModel, model.eval())
@@ -131,13 +132,11 @@ def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     with explained(source, "config"):
         config = AutoConfig.from_pretrained(source.location, **shared)
     removed = _removed(config, source)
-    factory: Any = _pruned_class(config, removed, source, options) if removed else _factory(config, source)
+    # What its record says is gone, `autoload` leaves out.
+    factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
     with explained(source, "model"):
         model, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
     _require_whole(source, info, exact=bool(removed))
-    if removed:
-        # The subclass was for building only: what is returned pickles, saves and prints as the stock class.
-        model.__class__ = type(model).__bases__[0]
     return cast(PreTrainedModel, model)
 
 
@@ -161,21 +160,6 @@ def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]
         return Record.of(config.get_text_config(decoder=True)).removed
     except AnatomyError as error:
         raise ModelError(f"{source.label}: {error}") from error
-
-
-def _pruned_class(
-    config: PreTrainedConfig, removed: Iterable[SublayerId], source: Source, options: Mapping[str, Any]
-) -> type[PreTrainedModel]:
-    """A class that builds the stock model and takes the sublayers out before the weights are read."""
-    stock = _stock_class(config, source, options)
-
-    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        stock.__init__(self, config, *args, **kwargs)
-        anatomy = find_sublayers(self)
-        remove(self, [each for each in removed if each in anatomy])
-        make_recorded_biases(self)
-
-    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
 
 
 def _stock_class(config: PreTrainedConfig, source: Source, options: Mapping[str, Any]) -> type[PreTrainedModel]:

@@ -5,7 +5,6 @@ The models take turns within every repeat, so that a busy machine slows all of t
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_prune.anatomy import Record, language_model
+from lit_prune.anatomy import Record, decoder_config, language_model
 from lit_prune.errors import DataError, ModelError
 from lit_prune.measure import evaluating, inference_options, now
+from lit_prune.surgery import stock_config
 
 TAIL = 0.025
 """Chance that a median lies below its interval, and above it."""
@@ -150,17 +150,11 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
         ModelError: Whole blocks were taken out of the stack, so that the config tells of fewer.
     """
     model = language_model(model)
-    config = copy.deepcopy(model.config)
-    decoder = config.get_text_config(decoder=True)
-    if Record.of(decoder).blocks is not None:
+    if Record.of(decoder_config(model)).blocks is not None:
         raise ModelError(
             "whole blocks are out of the stack, and the config no longer tells of them: load the dense model"
         )
-    decoder.per_layer_config = None
-    for record in ("lit_prune", "kv_sharing_modes"):
-        decoder.__dict__.pop(record, None)
-    decoder.use_cache = True
-    device = model.device
+    config, device = stock_config(model), model.device
     factory: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         twin = factory.from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)

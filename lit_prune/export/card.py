@@ -31,16 +31,17 @@ class Usage:
     note: str
 
 
-def model_card(model: PreTrainedModel, plan: PrunePlan | None = None) -> str:
+def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage | None = None) -> str:
     """Write the card, in Markdown.
 
     Args:
         model: The model as it is saved.
         plan: What was done to it, where that is known.
+        how: It is loaded, if otherwise than `usage` says.
     """
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
-    how = usage(model)
+    how = how or usage(model)
     sections = [_front_matter(base), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
     if plan is not None and plan.steps:
         sections.append(_figures(plan))
@@ -61,9 +62,10 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
             "This is a stock model: whatever loads models of its kind loads it.",
         )
     return Usage(
-        f"from lit_prune import load, load_tokenizer\n\nmodel = load({place})\ntokenizer = load_tokenizer({place})",
-        "Load it with lit-prune: plain `AutoModelForCausalLM` builds the removed sublayers all the same and fills them "
-        "with random weights. The model that `load` returns is an ordinary transformers model.",
+        f"import lit_prune  # without it, the removed sublayers come back with random weights\n"
+        f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
+        "With lit_prune imported, every loader of transformers builds the model as it was pruned: auto classes, "
+        "pipelines and peft too. `lit_prune.load` checks besides that no weight is missing.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import ModelError
-from lit_prune.export.card import CARD_FILE, model_card
+from lit_prune.export.card import CARD_FILE, Usage, model_card
 from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
@@ -65,19 +67,40 @@ def save(
         ModelError: The folder is not empty, the model has adapters or muted sublayers, the plan is another model's, it
             cannot be written, or what was read back differs. Nothing is left behind then.
     """
+    with finished_folder(model, directory, plan) as aside:
+        write_standard(model, aside, tokenizer, plan)
+        if verify:
+            attention: Any = model.config._attn_implementation
+            # No device holds what is spread over several.
+            device = None if is_spread(model) else model.device
+            require_same(model, load(aside, dtype=model.dtype, device=device, attn_implementation=attention))
+    return Path(directory).expanduser()
+
+
+@contextmanager
+def finished_folder(model: PreTrainedModel, directory: str | Path, plan: PrunePlan | None) -> Iterator[Path]:
+    """A folder to write a model into, aside; it gets its name when the `with` block ends well.
+
+    Inside, blocks without sublayers are closed up where that leaves a stock model.
+
+    Raises:
+        ModelError: It is not empty, the model is not one to be saved, or writing failed.
+    """
     path = require_empty(directory)
-    _require_finished(model, plan)
+    require_finished(model, plan)
     try:
         with folder_aside(path) as aside, compacted(model):
-            _write(model, aside, tokenizer, plan)
-            if verify:
-                _require_same(model, aside)
+            yield aside
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot save the model as {directory}: {error}") from error
-    return path
 
 
-def _require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
+def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
+    """Refuse a model with adapters or muted sublayers, or one that the plan is not of.
+
+    Raises:
+        ModelError: It is such a model.
+    """
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ModelError("the model still has LoRA adapters; merge them before saving")
     gone = set(removed_sublayers(model))
@@ -89,9 +112,22 @@ def _require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
         raise ModelError(f"the plan is another model's: it removes {missing}, which this model still has")
 
 
-def _write(
-    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, plan: PrunePlan | None
+def write_standard(
+    model: PreTrainedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    plan: PrunePlan | None,
+    how: Usage | None = None,
 ) -> None:
+    """Write weights, config, tokenizer, plan and card.
+
+    Args:
+        model: As it is.
+        folder: That is there.
+        tokenizer: Left out where None.
+        plan: Left out where None.
+        how: The folder is loaded, if otherwise than `usage` says.
+    """
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
         # safetensors writes for the owner alone, whatever the umask says.
@@ -100,23 +136,33 @@ def _write(
         tokenizer.save_pretrained(folder)
     if plan is not None:
         plan.save(folder / PLAN_FILE)
-    (folder / CARD_FILE).write_text(model_card(model, plan), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(model, plan, how), encoding="utf-8")
 
 
-def _require_same(model: PreTrainedModel, folder: Path) -> None:
-    attention: Any = model.config._attn_implementation
-    # No device holds what is spread over several.
-    spread = is_spread(model)
-    read = load(folder, dtype=model.dtype, device=None if spread else model.device, attn_implementation=attention)
+def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
+    """Compare tensors and logits of a model with what was read back.
+
+    Raises:
+        ModelError: They differ.
+    """
     written, back = model.state_dict(), read.state_dict()
     if differing := sorted(set(written) ^ set(back)):
         raise ModelError(f"read back, the model has other tensors: {', '.join(differing[:3])} ({len(differing)})")
     for name, tensor in written.items():
         if not torch.equal(values_of(model, name, tensor).to(back[name]), back[name]):
             raise ModelError(f"read back, the tensor {name} has other values")
-    if spread:
+    if is_spread(model):
         return  # other devices round otherwise
     _lend_buffers(model, read)
+    require_logits(model, read)
+
+
+def require_logits(model: PreTrainedModel, read: PreTrainedModel) -> None:
+    """Compare the logits of two models on the same device.
+
+    Raises:
+        ModelError: They differ by more than the rounding of the dtype.
+    """
     expected, found = _logits(model), _logits(read)
     allowed = TOLERANCES.get(model.dtype, COARSE_TOLERANCE) * max(1.0, float(expected.abs().max()))
     difference = float((expected - found).abs().max())

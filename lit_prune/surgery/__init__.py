@@ -1,7 +1,7 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
-from lit_prune.surgery.config import describe, make_recorded_biases, record_bias
+from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, stock_config
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
 
@@ -16,4 +16,5 @@ __all__ = [
     "record_bias",
     "remove",
     "removed_sublayers",
+    "stock_config",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers
+from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
 from lit_prune.plan import SublayerId
 
@@ -65,6 +66,17 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
             skips[anatomy.position(each.block)]["skip"].append(each.kind)
     config.per_layer_config = dict(skips) or None
     set_cache(model, sharing_modes(anatomy, ()))
+
+
+def stock_config(model: Any) -> Any:
+    """A copy of a model's config as it would be, had nothing been removed from the blocks that are in the list."""
+    config = copy.deepcopy(language_model(model).config)
+    decoder = config.get_text_config(decoder=True)
+    decoder.per_layer_config = None
+    for name in (RECORD_KEY, CACHE_KEY):
+        vars(decoder).pop(name, None)
+    decoder.use_cache = True
+    return config
 
 
 def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:

@@ -134,7 +134,7 @@ class TestContents:
             "base_model: owner/base",
             "# owner/base, pruned",
             "- attention: 1, 3 (2 of 4)\n- mlp: none (0 of 4)",
-            "from lit_prune import load",
+            "import lit_prune  # without it",
             "random weights",
             "45,344 before, 39,136 after (13.7% removed)",
             "| 1 | attention.1 | 3,104 | 0.2500 | 3.0000 | 3.1250 |",
@@ -164,7 +164,7 @@ class TestContents:
         batches = [{"input_ids": TOKENS}]
         plan = prune(model, batches, amount=0.2, granularity="block", compensate="bias", progress=False)
         card = (save(model, tmp_path / "out", plan=plan) / "README.md").read_text()
-        assert "from lit_prune import load" in card
+        assert "import lit_prune" in card
         assert "stock model" not in card
 
     def test_generation_settings_survive(self, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ class TestContents:
 class TestRefusals:
     def test_folder_that_is_not_empty(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "keep.txt").write_text("mine")
-        monkeypatch.setattr(folder, "_write", lambda *_: pytest.fail("work was done first"))
+        monkeypatch.setattr(folder, "write_standard", lambda *_: pytest.fail("work was done first"))
         with pytest.raises(ModelError, match="exists already"):
             save(tiny_model("llama"), tmp_path)
         with pytest.raises(ModelError, match="exists already"):
@@ -275,7 +275,7 @@ class TestFailures:
         def interrupted(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(folder, "_require_same", interrupted)
+        monkeypatch.setattr(folder, "require_same", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save(tiny_model("llama"), tmp_path / "out")
         assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+"""With lit_prune imported, transformers' own loaders build pruned models as they are: auto classes, pipelines, peft.
+
+Without it they build the removed sublayers too and fill them with random weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MODULE = "transformers.modeling_utils"
+RECORD_KEY = "lit_prune"
+_TEACHING = ContextVar("teaching", default=True)
+CONFIG_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def install() -> None:
+    """Teach `PreTrainedModel.from_pretrained`, at once or as soon as transformers' part with it is imported."""
+    if MODULE in sys.modules:
+        _teach(sys.modules[MODULE])
+    elif not any(isinstance(each, _Finder) for each in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+@contextmanager
+def uninstalled() -> Iterator[None]:
+    """Load as where lit_prune is not imported, in a `with` block: for checking what others will get."""
+    token = _TEACHING.set(False)
+    try:
+        yield
+    finally:
+        _TEACHING.reset(token)
+
+
+def pruned_class(stock: type[Any]) -> type[Any]:
+    """A class that builds the stock model and takes out what its config says is gone, before weights are read.
+
+    For building only: the model gets its stock class back, so that it pickles, saves and prints as that.
+    """
+    from lit_prune.anatomy import Record, decoder_config, find_sublayers
+    from lit_prune.surgery import make_recorded_biases, remove
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        anatomy = find_sublayers(self)
+        remove(self, [each for each in Record.of(decoder_config(self)).removed if each in anatomy])
+        make_recorded_biases(self)
+
+    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
+
+
+class _Finder:
+    """Finds nothing by itself: waits for one module."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _teach(module)
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def _teach(module: Any) -> None:
+    original = module.PreTrainedModel.from_pretrained.__func__
+
+    @functools.wraps(original)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _TEACHING.get() or not _is_recorded(kwargs.get("config"), pretrained_model_name_or_path, kwargs):
+            return original(cls, pretrained_model_name_or_path, *args, **kwargs)
+        found = original(pruned_class(cls), pretrained_model_name_or_path, *args, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).__class__ = cls
+        return found
+
+    module.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+
+
+def _is_recorded(config: Any, name: Any, options: Mapping[str, Any]) -> bool:
+    from transformers import PreTrainedConfig
+
+    if isinstance(config, PreTrainedConfig):
+        data = config.to_dict()
+    elif name is None or options.get("gguf_file"):
+        return False
+    else:
+        chosen = {key: options[key] for key in CONFIG_OPTIONS if key in options}
+        try:
+            data = PreTrainedConfig.get_config_dict(config or name, **chosen)[0]
+        except (OSError, ValueError):
+            return False  # the loader itself says what is wrong
+    parts = (data, *(each for each in data.values() if isinstance(each, Mapping)))
+    return any((each.get(RECORD_KEY) or {}).get("removed") for each in parts)

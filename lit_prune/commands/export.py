@@ -1,0 +1,56 @@
+"""`lit-prune export`: a model written for another runtime, and compared before it counts as written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_prune.commands.arguments import call
+from lit_prune.errors import LitPruneError
+from lit_prune.export import FORMATS, export
+from lit_prune.export.llama_cpp import is_installed
+from lit_prune.models import load, load_tokenizer
+from lit_prune.plan import PLAN_FILE, PrunePlan
+
+
+def run(verb: str, arguments: Sequence[str]) -> None:
+    """The verb's entry."""
+    call(export_model, verb, arguments, positionals=["model"])
+
+
+def export_model(
+    model: str,
+    *,
+    format: str,
+    output: str,
+    dtype: str = "auto",
+    weights: str | None = None,
+    tokenizer_from: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write a model, pruned or dense, for another runtime: see docs/deploy.md.
+
+    Args:
+        model: A folder that lit-prune wrote, or anything that prune takes.
+        format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
+            tool, saves nothing), vllm, or gguf for llama.cpp.
+        output: A folder that does not exist or is empty; for gguf a file that does not exist.
+        dtype: Of the weights: float32, bfloat16, float16, or auto for that of the files.
+        weights: In a gguf file - f32, f16, bf16 or q8_0; f16 by default.
+        tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
+        trust_remote_code: Run code that comes with the model.
+    """
+    if format not in FORMATS:
+        raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
+    chosen: dict[str, Any] = {"weights": weights, "tokenizer_from": tokenizer_from}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    if options and format != "gguf":
+        raise LitPruneError(f"{', '.join(options)} is for gguf, not for {format}")
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    network = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    plan = PrunePlan.load(model) if (Path(model) / PLAN_FILE).is_file() else None
+    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
+    if format == "gguf":
+        print("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
+    print(f"written: {written}")

@@ -1,0 +1,84 @@
+"""The formats by name, and one function for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import ModelError
+from lit_prune.export.folder import save
+from lit_prune.export.gguf import save_gguf
+from lit_prune.export.remote_code import save_with_code
+from lit_prune.export.vllm import save_for_vllm
+from lit_prune.export.zeroed import save_zeroed
+from lit_prune.plan import PrunePlan
+from lit_prune.surgery import compacted
+
+
+def export(
+    model: PreTrainedModel,
+    output: str | Path,
+    *,
+    format: str = "hf",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    plan: PrunePlan | None = None,
+    **options: Any,
+) -> Path:
+    """Write a model, pruned or dense, for another runtime. What is written is read back and compared first.
+
+    Args:
+        model: A model of transformers without adapters.
+        output: A folder that does not exist or is empty; for gguf a file that does not exist.
+        format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm or gguf: see docs/deploy.md.
+        tokenizer: Written with it.
+        plan: Written with it.
+        options: Of the format.
+
+    Raises:
+        ModelError: The format is unknown or has no such option, cannot hold this model, or what was read back differs.
+    """
+    if format not in FORMATS:
+        raise ModelError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
+    write = FORMATS[format]
+    if unknown := sorted(set(options) - set(signature(write).parameters)):
+        raise ModelError(f"the format {format} has no option {', '.join(unknown)}")
+    return write(model, output, tokenizer=tokenizer, plan=plan, **options)
+
+
+def save_stock(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    plan: PrunePlan | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write a model that transformers' own class builds, as `save` does.
+
+    Raises:
+        ModelError: As for `save`; or single sublayers are gone, which a stock class would build.
+    """
+    with compacted(model):
+        anatomy = find_sublayers(model)
+        if not anatomy.is_stock:
+            left = [str(each) for each in anatomy.removed if each in anatomy.paths]
+            raise ModelError(
+                f"a stock class would build {', '.join(left[:4])}{', …' if len(left) > 4 else ''} again: only a model "
+                "that lost whole blocks (--granularity block) is stock; export as hf-remote-code, or hf-zeroed"
+            )
+    return save(model, directory, tokenizer=tokenizer, plan=plan, verify=verify)
+
+
+FORMATS: dict[str, Callable[..., Path]] = {
+    "hf": save,
+    "hf-remote-code": save_with_code,
+    "hf-stock": save_stock,
+    "hf-zeroed": save_zeroed,
+    "vllm": save_for_vllm,
+    "gguf": save_gguf,
+}

@@ -1,0 +1,216 @@
+"""One GGUF file for llama.cpp, in its architecture `deci`, whose blocks may lack attention and differ in their FFN.
+
+Source: llama.cpp's src/models/deci.cpp and the gguf package. Two of its readings are worked around: a block without FFN
+loses the output of its attention, so it gets one of 32 rows of zeros; the first block must have heads, so it gets one,
+of zeros.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.errors import ModelError
+from lit_prune.export.folder import require_finished
+from lit_prune.export.gguf_tokenizer import add_tokenizer
+from lit_prune.export.llama_cpp import require_same_in_llama_cpp
+from lit_prune.export.vllm import head_size, require_llama_shaped
+from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.surgery import compacted
+
+STAND_IN_ROWS = 32
+ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
+"""How matrices may be stored, and how far a value may move, as a share of the largest of its tensor."""
+NAMES = {
+    "attention": {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
+    "mlp": {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
+}
+NORMS = {"attention": ("input_layernorm", "attn_norm"), "mlp": ("post_attention_layernorm", "ffn_norm")}
+
+
+def save_gguf(
+    model: PreTrainedModel,
+    file: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PrunePlan | None = None,
+    weights: str = "f16",
+    tokenizer_from: str | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write a pruned model as a GGUF file with its tokenizer.
+
+    Args:
+        model: As for `save`; Llama or Mistral without sliding windows.
+        file: Where it goes; must not exist.
+        tokenizer: Its tokenizer, which goes in.
+        plan: What was done; its sublayers are named in the file.
+        weights: How matrices are stored: f32, f16, bf16 or q8_0. Norms stay in f32.
+        tokenizer_from: A GGUF file of the dense model, whose tokenizer is taken over instead.
+        verify: Read the file back and compare; where xllamacpp is installed, ask llama.cpp itself for logits.
+
+    Raises:
+        ModelError: The file exists, llama.cpp has no place for the model or its tokenizer, or what it reads differs.
+    """
+    path = Path(file).expanduser()
+    if weights not in ROUNDING:
+        raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
+    if path.exists():
+        raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
+    require_llama_shaped(model, "llama.cpp's deci")
+    _require_plain_rope(model)
+    require_finished(model, plan)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with compacted(model):
+            _write(model, aside, tokenizer, plan, weights, tokenizer_from)
+            if verify:
+                _require_same(model, aside, weights)
+                require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32")
+        os.replace(aside, path)
+    except OSError as error:
+        raise ModelError(f"cannot write {file}: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _require_plain_rope(model: PreTrainedModel) -> None:
+    kind = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind not in ("default", "llama3", "linear"):
+        raise ModelError(f"rotary positions of the type {kind} are not written to GGUF; default, llama3 and linear are")
+
+
+def _write(
+    model: PreTrainedModel,
+    file: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PrunePlan | None,
+    weights: str,
+    tokenizer_from: str | None,
+) -> None:
+    import gguf
+
+    writer: Any = gguf.GGUFWriter(file, "deci")
+    try:
+        _add_facts(writer, model, plan, weights)
+        add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
+        kind = gguf.GGMLQuantizationType[weights.upper()]
+        for name, value in gguf_tensors(model):
+            # What is not a matrix stays in float32; the package quantises rows.
+            wanted = kind if value.dim() > 1 else gguf.GGMLQuantizationType.F32
+            data = value.detach().float().cpu().numpy()
+            writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except gguf.quants.QuantError as error:
+        raise ModelError(f"the weights cannot be stored as {weights}: {error}") from error
+    finally:
+        writer.close()
+
+
+def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weights: str) -> None:
+    import gguf
+
+    config, anatomy = model.config, find_sublayers(model)
+    heads = list(_sizes(anatomy, "attention", config.num_attention_heads, 0))
+    shared = list(_sizes(anatomy, "attention", config.num_key_value_heads, 0))
+    if not heads[0]:
+        heads[0] = shared[0] = 1
+    writer.add_name((plan.model.name if plan is not None else "") or config.name_or_path or config.model_type)
+    writer.add_description(f"lit-prune removed {', '.join(map(str, anatomy.removed)) or 'nothing'}")
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{weights.upper()}" if weights != "f32" else "ALL_F32"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(anatomy.blocks))
+    writer.add_feed_forward_length(list(_sizes(anatomy, "mlp", config.intermediate_size, STAND_IN_ROWS)))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(shared)
+    writer.add_key_length(head_size(model))
+    writer.add_value_length(head_size(model))
+    writer.add_rope_dimension_count(head_size(model))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> Iterator[int]:
+    return (there if SublayerId(block, kind) in anatomy else gone for block in anatomy.blocks)
+
+
+def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by llama.cpp's names, stand-ins included, one at a time.
+
+    Args:
+        model: Pruned, of Llama's shape.
+    """
+    config, anatomy = model.config, find_sublayers(model)
+    network: Any = model
+    yield "token_embd.weight", network.model.embed_tokens.weight
+    yield "output_norm.weight", network.model.norm.weight
+    if not config.tie_word_embeddings:
+        yield "output.weight", network.lm_head.weight
+    if config.rope_parameters.get("rope_type") == "llama3":
+        # llama.cpp divides the frequencies by these.
+        plain = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_size(model), 2) / head_size(model))
+        yield "rope_freqs.weight", plain / network.model.rotary_emb.inv_freq.cpu()
+    for position, block in enumerate(anatomy.blocks):
+        layer = network.get_submodule(f"{anatomy.blocks_path}.{position}")
+        for kind, names in NAMES.items():
+            there = SublayerId(block, kind) in anatomy
+            if there:
+                norm, target = NORMS[kind]
+                yield f"blk.{position}.{target}.weight", layer.get_submodule(norm).weight
+                parts = layer.self_attn if kind == "attention" else layer.mlp
+                for name, other in names.items():
+                    for leaf, value in parts.get_submodule(name).named_parameters():
+                        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name)
+                        yield f"blk.{position}.{other}.{leaf}", value if heads is None else interleaved(value, heads)
+            elif kind == "mlp" or position == 0:
+                yield from _stand_in(model, position, kind)
+
+
+def _stand_in(model: PreTrainedModel, position: int, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """A sublayer of the least size that llama.cpp takes, which adds zero."""
+    width, rows = model.config.hidden_size, STAND_IN_ROWS if kind == "mlp" else head_size(model)
+    yield f"blk.{position}.{NORMS[kind][1]}.weight", torch.ones(width)
+    *into, out = NAMES[kind].values()
+    for name in into:
+        yield f"blk.{position}.{name}.weight", torch.zeros(rows, width)
+    yield f"blk.{position}.{out}.weight", torch.zeros(width, rows)
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection [heads * head, ...] in llama.cpp's order, which rotates neighbours.
+
+    transformers rotates the first half of a head with the second.
+    """
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _require_same(model: PreTrainedModel, file: Path, weights: str) -> None:
+    import gguf
+
+    read = {each.name: each for each in gguf.GGUFReader(file).tensors}
+    for name, value in gguf_tensors(model):
+        expected = value.detach().float().cpu()
+        found = read.pop(name, None)
+        back = None if found is None else torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type))
+        allowed = ROUNDING[weights] * float(expected.abs().max())
+        if back is None or float((back.reshape(expected.shape) - expected).abs().max()) > allowed:
+            raise ModelError(f"read back from GGUF, the tensor {name} has other values")
+    if read:
+        raise ModelError(f"read back from GGUF, there are other tensors: {', '.join([*read][:3])}")

@@ -1,0 +1,146 @@
+"""A tokenizer as GGUF metadata: vocabulary, merges, special tokens, chat template.
+
+Source: llama.cpp's docs of GGUF and src/llama-vocab.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_prune.errors import ModelError
+
+CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (CASES + r"\p{N}{1,3}" + REST, "ByteLevel"): "llama-bpe",
+    (CASES + r"\p{N}" + REST, "ByteLevel"): "qwen2",
+}
+"""What cuts a text before the merges, by llama.cpp's names: expressions, and steps of the tokenizers package."""
+BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
+MARK = "\u2581"
+
+
+def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, tokenizer_from: str | None) -> None:
+    """Add a tokenizer to a file that is being written.
+
+    Args:
+        writer: A gguf.GGUFWriter.
+        tokenizer: A fast tokenizer with byte-pair merges.
+        vocab_size: Rows of the embedding; numbers without a token are filled up.
+        tokenizer_from: A GGUF file to take it from instead.
+
+    Raises:
+        ModelError: llama.cpp is not known to cut text as it does.
+    """
+    if tokenizer_from is not None:
+        _copy(writer, tokenizer_from)
+        return
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json; {HINT}")
+    data = json.loads(core.to_str())
+    if data["model"]["type"] != "BPE":
+        raise ModelError(f"the tokenizer is a {data['model']['type']}, only byte-pair encodings are written; {HINT}")
+    pieces = bool(data["model"].get("byte_fallback"))
+    tokens, types = _tokens(tokenizer, data, vocab_size)
+    merges = [each if isinstance(each, str) else " ".join(each) for each in data["model"]["merges"]]
+    writer.add_tokenizer_model(SENTENCE_PIECE if pieces else BYTE_LEVEL)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if pieces:
+        # The lower its merge stands in the list, the less a piece is worth.
+        made = {merge.replace(" ", "", 1): -float(rank) for rank, merge in reversed([*enumerate(merges)])}
+        unmade = {_NORMAL: -1e9}
+        scores = [made.get(each, unmade.get(kind, 0.0)) for each, kind in zip(tokens, types, strict=True)]
+        writer.add_token_scores(scores)
+        writer.add_add_space_prefix(_adds_space(data))
+    else:
+        writer.add_tokenizer_pre(pre_tokenizer(data))
+        writer.add_token_merges(merges)
+        writer.add_add_space_prefix(False)
+    _add_special(writer, tokenizer)
+
+
+HINT = "a GGUF file of the dense model has one that llama.cpp reads: give it as --tokenizer_from"
+_NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
+
+
+def pre_tokenizer(data: Mapping[str, Any]) -> str:
+    """Llama.cpp's name for how a tokenizer.json cuts text before it merges.
+
+    Raises:
+        ModelError: It is not in the table.
+    """
+    steps = data.get("pre_tokenizer") or {}
+    key = []
+    for step in steps.get("pretokenizers", [steps]):
+        pattern = (step.get("pattern") or {}).get("Regex")
+        key.append(pattern or step.get("type", "nothing"))
+    found = PRE_TOKENIZERS.get(tuple(key))
+    if found is None or data.get("normalizer") not in (None, {"type": "NFC"}):
+        raise ModelError(f"llama.cpp is not known to cut text like this tokenizer ({', '.join(key)}); {HINT}")
+    return found
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any], vocab_size: int
+) -> tuple[list[str], list[int]]:
+    names: dict[int, str] = {number: name for name, number in tokenizer.get_vocab().items()}
+    added = {each["id"]: each for each in data["added_tokens"]}
+    size = max(vocab_size, max(names) + 1)
+    tokens, types = [], []
+    for number in range(size):
+        name = names.get(number, f"[PAD{number}]")
+        tokens.append(name)
+        if number in added:
+            types.append(_CONTROL if added[number]["special"] else _USER)
+        elif number not in names:
+            types.append(_UNUSED)
+        else:
+            is_byte = data["model"].get("byte_fallback") and len(name) == 6 and name.startswith("<0x")
+            types.append(_BYTE if is_byte else _NORMAL)
+    return tokens, types
+
+
+def _adds_space(data: Mapping[str, Any]) -> bool:
+    before = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")], ensure_ascii=False)
+    return '"Prepend"' in before or '"prepend_scheme": "first"' in before or '"prepend_scheme": "always"' in before
+
+
+def _add_special(writer: Any, tokenizer: Any) -> None:
+    for kind, number in (
+        ("bos", tokenizer.bos_token_id),
+        ("eos", tokenizer.eos_token_id),
+        ("unk", tokenizer.unk_token_id),
+        ("pad", tokenizer.pad_token_id),
+    ):
+        if number is not None:
+            getattr(writer, f"add_{kind}_token_id")(number)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _copy(writer: Any, file: str) -> None:
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(file).fields
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the GGUF file {file}: {error}") from error
+    own = {name: each for name, each in fields.items() if name.startswith("tokenizer.")}
+    if not own:
+        raise ModelError(f"{file} holds no tokenizer")
+    for name, each in own.items():
+        kind = each.types[0]
+        writer.add_key_value(
+            name, each.contents(), kind, *(each.types[1:2] if kind == gguf.GGUFValueType.ARRAY else ())
+        )

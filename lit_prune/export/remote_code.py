@@ -1,0 +1,157 @@
+"""A folder with its own modelling file: it loads where lit_prune is not installed, with `trust_remote_code=True`.
+
+The file is the stock class, from which the removed parts are taken out by name; of transformers nothing is copied.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from json import dumps
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune import autoload
+from lit_prune.anatomy import Record, SublayerStub, decoder_config, find_sublayers, stubs
+from lit_prune.errors import ModelError
+from lit_prune.export.card import Usage
+from lit_prune.export.folder import finished_folder, require_same, write_standard
+from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.writing import write_text
+
+CODE_FILE = "modeling_lit_prune.py"
+
+CLASS = '''
+
+GONE: dict[str, dict[str, Any] | None] = {gone}
+"""Modules of the stock model that are gone, with what stands for a sublayer; None for a norm that went with it."""
+
+BIASES: list[str] = {biases}
+"""Projections with a bias that the stock model lacks."""
+
+
+class {name}(Dense):
+    """{name} without what lit-prune removed."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for path, options in GONE.items():
+            parent, _, child = path.rpartition(".")
+            setattr(self.get_submodule(parent), child, nn.Identity() if options is None else stub(**options))
+        for path in BIASES:
+            projection: Any = self.get_submodule(path)
+            projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: names of tensors are converted as for the stock class."""
+        return False
+
+
+def stub(as_tuple: bool, layer_idx: int | None, residual: tuple[str, int] | None) -> SublayerStub:
+    """What stands for a sublayer."""
+    argument = None if residual is None else ResidualArgument(*residual)
+    return SublayerStub(as_tuple=as_tuple, layer_idx=layer_idx, residual=argument)
+'''
+
+
+def save_with_code(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    plan: PrunePlan | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write a pruned model as `save` does, and beside it the Python file that builds it.
+
+    Args:
+        model: As for `save`.
+        directory: Where it goes; must not exist or be empty.
+        tokenizer: Written beside it.
+        plan: Written beside it.
+        verify: Load it by that file and compare before it gets its name.
+
+    Raises:
+        ModelError: As for `save`; or its class does not come with transformers.
+    """
+    name = type(model).__name__
+    if not type(model).__module__.startswith("transformers."):
+        raise ModelError(f"{name} does not come with transformers, so a file cannot import it; export as hf")
+    factory = AutoModelForCausalLM if type(model.config) in AutoModelForCausalLM._model_mapping else _WITH_IMAGES
+    with finished_folder(model, directory, plan) as aside, _pointing(model, factory.__name__, name):
+        # First: saving leaves the dtype in the config as a word, with which not every class can be built.
+        write_text(aside / CODE_FILE, modelling_code(model))
+        write_standard(model, aside, tokenizer, plan, _usage(factory.__name__))
+        if verify:
+            with autoload.uninstalled():
+                read: Any = factory.from_pretrained(aside, dtype=model.dtype, trust_remote_code=True)
+            require_same(model, read.to(model.device).eval())
+    return Path(directory).expanduser()
+
+
+_WITH_IMAGES = AutoModelForImageTextToText
+
+
+def modelling_code(model: PreTrainedModel) -> str:
+    """The Python source of a class that builds a pruned model.
+
+    Args:
+        model: Pruned; its class is transformers' own.
+    """
+    name, module = type(model).__name__, type(model).__module__
+    head = f'"""{name} as lit-prune {version("lit-prune")} left it. Written by a program: changes are lost."""'
+    source = inspect.getsource(stubs).partition('"""\n\n')[2]
+    future, imports, classes = source.partition("from transformers.cache_utils import Cache, DummyLayer\n")
+    parts = pformat(_gone(model), sort_dicts=False, width=116)
+    biases = dumps([_projection(model, *each) for each in Record.of(decoder_config(model)).biases.items()])
+    own = f"{imports}from {module} import {name} as Dense\n"
+    return f"{head}\n\n{future}{own}{classes}{CLASS.format(gone=parts, biases=biases, name=name)}"
+
+
+def _gone(model: PreTrainedModel) -> dict[str, dict[str, Any] | None]:
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        anatomy = find_sublayers(type(model)(config))
+    gone = [each for each in find_sublayers(model).removed if each in anatomy]
+    return {part.path: _options(part.stub()) for part in anatomy.parts(gone)}
+
+
+def _options(stub: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(stub, SublayerStub):
+        return None
+    residual = None if stub.residual is None else (stub.residual.name, stub.residual.position)
+    return {"as_tuple": stub.as_tuple, "layer_idx": stub.layer_idx, "residual": residual}
+
+
+def _projection(model: PreTrainedModel, sublayer: str, path: str) -> str:
+    return ".".join(filter(None, (find_sublayers(model)[SublayerId.parse(sublayer)].path, path)))
+
+
+@contextmanager
+def _pointing(model: PreTrainedModel, factory: str, name: str) -> Iterator[None]:
+    """The config names the file, for as long as it is written."""
+    own = vars(model.config)
+    before = own.get("auto_map")
+    own["auto_map"] = {**(before or {}), factory: f"{CODE_FILE.removesuffix('.py')}.{name}"}
+    try:
+        yield
+    finally:
+        own.pop("auto_map")
+        own.update({} if before is None else {"auto_map": before})
+
+
+def _usage(factory: str) -> Usage:
+    return Usage(
+        f'from transformers import {factory}\n\nmodel = {factory}.from_pretrained("FOLDER", trust_remote_code=True)',
+        f"Without `trust_remote_code=True` the removed sublayers come back with random weights. The file `{CODE_FILE}` "
+        "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed.",
+    )

@@ -1,0 +1,220 @@
+"""The layout that vLLM serves: DeciLM, also called Nemotron-NAS, whose blocks may lack their attention or FFN.
+
+Source: vllm/model_executor/models/nemotron_nas.py. It computes as Llama does, and so must the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune.anatomy import Anatomy, Record, find_sublayers
+from lit_prune.errors import ModelError
+from lit_prune.export.card import CARD_FILE, Usage, model_card
+from lit_prune.export.folder import finished_folder
+from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
+from lit_prune.writing import write_text
+
+LLAMA_SHAPED = ("llama", "mistral")
+"""Model types whose tensors and arithmetic are Llama's."""
+WEIGHTS, CODE_FILE = "model.safetensors", "configuration_decilm.py"
+KEPT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "max_position_embeddings",
+    "initializer_range",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+CODE = '''"""The config of a model whose blocks differ, for vLLM's DeciLMForCausalLM. Written by lit-prune."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import LlamaConfig
+
+
+class DeciLMConfig(LlamaConfig):
+    """A Llama's config and what each block has."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.block_configs = [
+            each if isinstance(each, SimpleNamespace) else SimpleNamespace(**{
+                part: SimpleNamespace(**each[part]) for part in ("attention", "ffn")
+            })
+            for each in block_configs or []
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        data = super().to_dict()
+        blocks = [{part: vars(value) for part, value in vars(each).items()} for each in self.block_configs]
+        return {**data, "block_configs": blocks}
+'''
+NOTE = (
+    "For vLLM alone, which builds blocks without attention or FFN from this layout. Its config comes as a file of a "
+    "few lines, hence `trust_remote_code`."
+)
+
+
+def save_for_vllm(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    plan: PrunePlan | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write a pruned model in DeciLM's layout.
+
+    Args:
+        model: As for `save`; Llama or Mistral without sliding windows.
+        directory: Where it goes; must not exist or be empty.
+        tokenizer: Written beside it.
+        plan: Written beside it.
+        verify: Read it back, put it together by itself and compare logits. vLLM lives in an environment of its own.
+
+    Raises:
+        ModelError: As for `save`; or vLLM cannot serve it, with the reason.
+    """
+    require_llama_shaped(model, "vLLM's DeciLM")
+    with finished_folder(model, directory, plan) as aside:
+        anatomy = find_sublayers(model)
+        stub = _needs_stub(anatomy)
+        tensors = {name: value.contiguous() for name, value in _tensors(model, stub).items()}
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)
+        write_text(aside / "config.json", json.dumps(_config(model, anatomy, stub), indent=2) + "\n")
+        write_text(aside / CODE_FILE, CODE)
+        model.generation_config.save_pretrained(aside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+        if plan is not None:
+            plan.save(aside / PLAN_FILE)
+        served = 'from vllm import LLM\n\nmodel = LLM("FOLDER", trust_remote_code=True)'
+        write_text(aside / CARD_FILE, model_card(model, plan, Usage(served, NOTE)))
+        if verify:
+            _require_same(model, aside)
+    return Path(directory).expanduser()
+
+
+def require_llama_shaped(model: PreTrainedModel, target: str) -> None:
+    """Refuse what computes otherwise than Llama.
+
+    Raises:
+        ModelError: It does; the message says in what.
+    """
+    config = model.config
+    if config.model_type not in LLAMA_SHAPED:
+        raise ModelError(
+            f"{target} computes as Llama does ({', '.join(LLAMA_SHAPED)}), not as {config.model_type}; export as "
+            "hf-zeroed, which the usual converters and servers take, at the price of the dense model"
+        )
+    if getattr(config, "sliding_window", None):
+        raise ModelError(f"{target} knows no sliding window, and this model has one of {config.sliding_window}")
+    if Record.of(config).biases:
+        raise ModelError(
+            f"{target} has no place for the biases that a compensation folded in; export as hf-remote-code"
+        )
+
+
+def _needs_stub(anatomy: Anatomy) -> SublayerId | None:
+    """The attention without which vLLM fails: it starts the residual stream with the first norm before an attention."""
+    first = next((each.id for each in anatomy.sublayers), None)
+    return SublayerId(first.block, "attention") if first is not None and first.kind == "mlp" else None
+
+
+def _tensors(model: PreTrainedModel, stub: SublayerId | None) -> Mapping[str, Tensor]:
+    tensors = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    if stub is not None:
+        anatomy, config = find_sublayers(model), model.config
+        block = f"{anatomy.blocks_path}.{anatomy.position(stub.block)}"
+        heads, head = config.num_attention_heads, head_size(model)
+        rows = {"q": heads * head, "k": config.num_key_value_heads * head, "v": config.num_key_value_heads * head}
+        like = tensors["model.embed_tokens.weight"]
+        for name, number in rows.items():
+            tensors[f"{block}.self_attn.{name}_proj.weight"] = like.new_zeros(number, config.hidden_size)
+        tensors[f"{block}.self_attn.o_proj.weight"] = like.new_zeros(config.hidden_size, heads * head)
+        tensors[f"{block}.input_layernorm.weight"] = like.new_ones(config.hidden_size)
+        if config.attention_bias:
+            for name, number in (*rows.items(), ("o", config.hidden_size)):
+                tensors[f"{block}.self_attn.{name}_proj.bias"] = like.new_zeros(number)
+    return tensors
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Numbers in a head."""
+    config = model.config
+    found: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return found
+
+
+def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -> dict[str, Any]:
+    config = model.config
+    data = {name: getattr(config, name) for name in KEPT if hasattr(config, name)}
+    group = config.num_attention_heads // config.num_key_value_heads
+    blocks = []
+    for block in anatomy.blocks:
+        attention, mlp = (SublayerId(block, kind) for kind in ("attention", "mlp"))
+        serves = attention in anatomy or attention == stub
+        ffn = {"no_op": False, "intermediate_size": config.intermediate_size, "hidden_act": config.hidden_act}
+        blocks.append(
+            {
+                "attention": {"no_op": not serves, "n_heads_in_group": group if serves else None},
+                "ffn": ffn if mlp in anatomy else {"no_op": True, "intermediate_size": None, "hidden_act": None},
+            }
+        )
+    return {
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": f"{CODE_FILE.removesuffix('.py')}.DeciLMConfig"},
+        "model_type": "nemotron-nas",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **data,
+        "block_configs": blocks,
+    }
+
+
+def _require_same(model: PreTrainedModel, folder: Path) -> None:
+    """What is on disk, laid over the model it came from: nothing but the stub is left over, nothing is missing."""
+    from safetensors.torch import load_file
+
+    read, own = load_file(folder / WEIGHTS), dict(model.state_dict())
+    added = {name for name in read if name not in own}
+    if model.config.tie_word_embeddings:
+        own.pop("lm_head.weight", None)
+    blocks = json.loads((folder / "config.json").read_text(encoding="utf-8"))["block_configs"]
+    parts = {"attention": "self_attn", "ffn": "mlp"}
+    there = {
+        f"{position}.{parts[part]}"
+        for position, block in enumerate(blocks)
+        for part in parts
+        if not block[part]["no_op"]
+    }
+    named = {".".join(name.split(".")[2:4]) for name in read if ".self_attn." in name or ".mlp." in name}
+    wrong = [name for name, value in own.items() if name not in read or not torch.equal(read[name], value.cpu())]
+    if wrong or there != named or any(read[name].any() for name in added if "layernorm" not in name):
+        raise ModelError(f"read back, the folder for vLLM differs: {', '.join(wrong[:3]) or 'other blocks'}")

@@ -1,0 +1,192 @@
+"""Every export format against the muted dense model, through loaders that know nothing of lit_prune."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from lit_prune import autoload
+from lit_prune.__main__ import main
+from lit_prune.errors import ModelError
+from lit_prune.export import export, remote_code, vllm, zeroed
+from lit_prune.plan import SublayerId
+from lit_prune.pruning import prune
+from lit_prune.surgery import mute, remove
+from tests.export.by_hand import decilm_logits
+from tests.tiny import character_tokenizer, tiny_model
+from tests.zoo import ZOO
+
+TOKENS = torch.randint(128, (2, 12), generator=torch.Generator().manual_seed(1))
+SETS = [["attention.0", "mlp.1", "attention.2", "mlp.2"], ["mlp.0", "mlp.3"], ["attention.0", "attention.1", "mlp.0"]]
+
+
+def ids(names):
+    return [SublayerId.parse(each) for each in names]
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=TOKENS, use_cache=False).logits
+
+
+def pruned(architecture, names, **overrides):
+    """A pruned model, and the logits of the dense one with the same sublayers muted."""
+    model = tiny_model(architecture, **overrides)
+    with mute(model, ids(names)):
+        expected = logits(model)
+    remove(model, ids(names))
+    return model, expected
+
+
+def loaded_elsewhere(folder, **options):
+    """As where lit_prune is not imported."""
+    factory = AutoModelForCausalLM
+    with autoload.uninstalled():
+        if type(AutoConfig.from_pretrained(folder)) not in AutoModelForCausalLM._model_mapping:
+            factory = AutoModelForImageTextToText
+        return factory.from_pretrained(folder, **options).eval()
+
+
+@pytest.mark.parametrize("architecture", ZOO)
+@pytest.mark.parametrize("format", ["hf-remote-code", "hf-zeroed"])
+def test_every_architecture(architecture, format, tmp_path):
+    model, expected = pruned(architecture, ["attention.0", "mlp.1", "attention.3", "mlp.3"])
+    folder = export(model, tmp_path / "out", format=format)
+    read = loaded_elsewhere(folder, trust_remote_code=format == "hf-remote-code")
+    scale = max(1.0, float(expected.abs().max()))
+    assert torch.allclose(logits(read), expected, atol=1e-5 * scale)
+    if format == "hf-remote-code":
+        assert read.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_remote_code_generates_with_a_cache(names, tmp_path):
+    model, _ = pruned("llama", names)
+    folder = export(model, tmp_path / "out", format="hf-remote-code", tokenizer=character_tokenizer())
+    read = loaded_elsewhere(folder, trust_remote_code=True)
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    assert torch.equal(read.generate(TOKENS, **options), model.generate(TOKENS, use_cache=False, **options))
+
+
+def test_remote_code_in_a_process_that_has_no_lit_prune(tmp_path):
+    model, expected = pruned("llama", SETS[0])
+    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    program = f"""
+import sys
+sys.modules["lit_prune"] = None
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
+with torch.no_grad():
+    torch.save(model(input_ids=torch.tensor({TOKENS.tolist()}), use_cache=False).logits, {str(tmp_path / "found")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert torch.allclose(torch.load(tmp_path / "found"), expected, atol=1e-5)
+
+
+def test_remote_code_holds_the_biases_of_a_compensation(tmp_path):
+    model = tiny_model("llama")
+    prune(model, [{"input_ids": TOKENS}], amount=0.2, compensate="bias", progress=False)
+    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    assert torch.allclose(logits(loaded_elsewhere(folder, trust_remote_code=True)), logits(model), atol=1e-5)
+
+
+def test_remote_code_that_builds_something_else_is_not_written(tmp_path, monkeypatch):
+    model, _ = pruned("llama", SETS[0])
+    monkeypatch.setattr(remote_code, "_gone", lambda model: {})
+    with pytest.raises(ModelError, match="read back"):
+        export(model, tmp_path / "out", format="hf-remote-code")
+    assert not [*tmp_path.iterdir()]
+    assert getattr(model.config, "auto_map", None) is None
+
+
+def test_a_zeroed_model_is_as_large_as_the_dense_one(tmp_path):
+    model, _ = pruned("llama", SETS[0][:2])
+    folder = export(model, tmp_path / "out", format="hf-zeroed")
+    assert loaded_elsewhere(folder).num_parameters() == tiny_model("llama").num_parameters()
+    card = (folder / "README.md").read_text()
+    assert "neither smaller nor faster" in card
+
+
+def test_zeros_that_do_not_hold_are_refused(tmp_path, monkeypatch):
+    model, _ = pruned("llama", SETS[0])
+    filled = zeroed.with_zeros(model)
+    for part in ("input_layernorm", "self_attn.v_proj", "self_attn.o_proj"):
+        filled.model.layers[0].get_submodule(part).weight.data += 1
+    monkeypatch.setattr(zeroed, "with_zeros", lambda model: filled)
+    with pytest.raises(ModelError, match="other logits"):
+        export(model, tmp_path / "out", format="hf-zeroed")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_stock(tmp_path):
+    model, expected = pruned("llama", ["attention.1", "mlp.1"])
+    folder = export(model, tmp_path / "out", format="hf-stock")
+    read = loaded_elsewhere(folder)
+    assert read.config.num_hidden_layers == 3
+    assert torch.allclose(logits(read), expected, atol=1e-5)
+    other, _ = pruned("llama", ["attention.1", "mlp.1", "mlp.2"])
+    with pytest.raises(ModelError, match=r"would build mlp.2 again"):
+        export(other, tmp_path / "other", format="hf-stock")
+
+
+@pytest.mark.parametrize("names", [[], *SETS])
+@pytest.mark.parametrize("tied", [True, False])
+def test_vllm(names, tied, tmp_path):
+    model, expected = pruned("llama", names, tie_word_embeddings=tied, head_dim=8)
+    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert len(config.block_configs) == len(model.model.layers) - (1 if names == SETS[0] or names == SETS[2] else 0)
+    assert config.block_configs[-1].ffn.no_op is (names == SETS[1])
+
+
+def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
+    model, _ = pruned("llama", SETS[0])
+    tensors = vllm._tensors
+
+    def fewer(*arguments):
+        found = tensors(*arguments)
+        found.pop("model.layers.1.self_attn.q_proj.weight")
+        return found
+
+    monkeypatch.setattr(vllm, "_tensors", fewer)
+    with pytest.raises(ModelError, match=r"differs: model.layers.1.self_attn.q_proj"):
+        export(model, tmp_path / "out", format="vllm")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "reason"),
+    [("gpt2", {}, "not as gpt2; export as hf-zeroed"), ("mistral", {"sliding_window": 8}, "sliding window")],
+)
+@pytest.mark.parametrize("format", ["vllm", "gguf"])
+def test_what_cannot_be_served_is_refused(format, architecture, overrides, reason, tmp_path):
+    model, _ = pruned(architecture, ["mlp.1"], **overrides)
+    with pytest.raises(ModelError, match=reason):
+        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_unknown_formats_and_options_are_refused(tmp_path):
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match="no export format; known are hf, hf-remote-code"):
+        export(model, tmp_path / "out", format="onxx")
+    with pytest.raises(ModelError, match="has no option weights"):
+        export(model, tmp_path / "out", format="vllm", weights="f16")
+
+
+def test_the_verb(tmp_path, capsys):
+    model, expected = pruned("llama", SETS[1])
+    folder = export(model, tmp_path / "pruned", tokenizer=character_tokenizer())
+    out = tmp_path / "served"
+    assert main(["export", str(folder), "--format", "vllm", "--output", str(out)]) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    assert torch.allclose(decilm_logits(out, TOKENS), expected, atol=1e-4)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+    wrong = ["export", str(folder), "--format", "vllm", "--output", str(tmp_path / "no"), "--weights", "f16"]
+    assert main(wrong) == 2
+    assert "weights is for gguf" in capsys.readouterr().err
