@@ -76,7 +76,7 @@ class BeforeAfterCallback(Callback):
     ) -> None:
         self.question = question
         self.max_new_tokens = max_new_tokens
-        self.timing = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+        self.timing: dict[str, Any] = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
         self.model = model
         self._before: dict[str, Any] = {}
 

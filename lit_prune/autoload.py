@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 MODULE = "transformers.modeling_utils"
-RECORD_KEY = "lit_prune"
 _TEACHING = ContextVar("teaching", default=True)
 CONFIG_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -95,6 +94,8 @@ def _teach(module: Any) -> None:
 
 def _is_recorded(config: Any, name: Any, options: Mapping[str, Any]) -> bool:
     from transformers import PreTrainedConfig
+
+    from lit_prune.anatomy import RECORD_KEY
 
     if isinstance(config, PreTrainedConfig):
         data = config.to_dict()

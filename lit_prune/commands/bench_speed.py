@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
+import torch
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import find_sublayers
 from lit_prune.commands.arguments import default_device, model_names
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Speed, Speedup, compare_speed, speedup
+from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
 from lit_prune.models import load
 from lit_prune.writing import write_text
 
-HEADS = ("model", "prefill, ms", "times as fast", "decode, ms", "times as fast")
+HEADS = (
+    "model",
+    "prefill, ms",
+    "times as fast",
+    "decode, ms",
+    "times as fast",
+    "tokens/s",
+    "weights, MB",
+    "cache, MB",
+    "peak, MB",
+)
+IDEAL = "ideal of "
+IDEAL_HEADS = ("model", "ideal prefill, ms", "of the ideal's time", "ideal decode, ms", "of the ideal's time")
 
 
 def bench_speed(
     models: str,
     *,
-    prompt_tokens: int = 128,
+    prompt_tokens: int | list[int] = 128,
     new_tokens: int = 32,
-    batch: int = 1,
+    batch: int | list[int] = 1,
     repeats: int = 21,
     warmup: int = 2,
+    ideal: bool = False,
     dtype: str = "float32",
     device: str | None = None,
     output: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Time models in turns on the same random prompts; ratios to the first, with 95 % intervals.
+    """Time models in turns on the same random prompts; ratios to the first, with 95 % intervals, and bytes.
 
     All models are in memory at once. Prefill is one pass over the prompts, decode one greedy step with the cache.
 
     Args:
         models: Two or more, separated by commas, the reference first - hub names, folders (pruned too), GGUF files, or
             package:NAME. The same one twice shows what the machine's noise is.
-        prompt_tokens: Tokens in a prompt.
+        prompt_tokens: Tokens in a prompt; of several numbers - [128, 512] - each makes a table.
         new_tokens: Greedy steps in a turn.
-        batch: Prompts at a time.
+        batch: Prompts at a time; the same.
         repeats: Turns that count; 6 at least for an interval, else the range is shown.
         warmup: Turns before them that do not.
+        ideal: Set every pruned model beside the first one's time less that of what was removed, on a CPU.
         dtype: Of the weights: float32, bfloat16, float16 or auto.
         device: Such as cuda:0 or cpu; a GPU where there is one.
-        output: Markdown file for the table.
+        output: Markdown file for the tables.
         trust_remote_code: Run code that comes with the model.
     """
     names = model_names(models)
@@ -54,32 +73,89 @@ def bench_speed(
         )
         for number, name in enumerate(names, start=1)
     }
-    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch}
-    page = speed_table(compare_speed(loaded, **sizes, repeats=repeats, warmup=warmup))
-    if output is not None:
-        write_text(output, page)
-    print(page)
+    ideals = _ideals(loaded) if ideal else {}
+    pages = []
+    for number, length in itertools.product(_listed(batch), _listed(prompt_tokens)):
+        speeds = compare_speed(
+            loaded,
+            prompt_tokens=length,
+            new_tokens=new_tokens,
+            batch=number,
+            repeats=repeats,
+            warmup=warmup,
+            ideals=ideals,
+            footprints=True,
+        )
+        pages.append(speed_table(speeds))
+        if ideals:
+            pages.append(ideal_table(speeds))
+        if output is not None:
+            write_text(output, "\n".join(pages))
+    print("\n".join(pages))
+
+
+def _listed(numbers: int | list[int]) -> list[int]:
+    return [numbers] if isinstance(numbers, int) else numbers
+
+
+def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
+    first, *others = models
+    whole = find_sublayers(models[first])
+    ideals = {}
+    for name in others:
+        anatomy = find_sublayers(models[name])
+        gone = [each for each in anatomy.removed if each in whole]
+        if anatomy.num_blocks != whole.num_blocks or not gone:
+            raise LitPruneError(f"{name} is no pruned copy of {first}, so that there is nothing to compare it with")
+        ideals[IDEAL + name] = Ideal(first, [part.path for part in whole.parts(gone)])
+    return ideals
 
 
 def speed_table(speeds: Mapping[str, Speed]) -> str:
-    """Seconds and ratios to the first model as a Markdown table, one model a row."""
-    first, *others = speeds.values()
-    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), (*_cells(next(iter(speeds)), first, "", ""),)]
-    for name, each in zip(list(speeds)[1:], others, strict=True):
-        prefill = speedup(first.prefill_readings, each.prefill_readings)
-        decode = speedup(first.decode_readings, each.decode_readings)
-        lines.append(_cells(name, each, _ratio(prefill), _ratio(decode)))
-    conditions = (
-        f"{first.batch} x {first.prompt_tokens} tokens read, then {first.new_tokens} steps; {first.repeats} turns; "
-        f"{first.device}, {first.dtype}. In brackets 95 % intervals of the median ratio."
+    """Seconds, ratios to the first model and bytes as a Markdown table, one model a row."""
+    own = {name: each for name, each in speeds.items() if not name.startswith(IDEAL)}
+    first = next(iter(own.values()))
+    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1))]
+    for name, each in own.items():
+        prefill = "" if each is first else _ratio(first.prefill_readings, each.prefill_readings)
+        decode = "" if each is first else _ratio(first.decode_readings, each.decode_readings)
+        read, write = (f"{1e3 * value:.2f}" for value in (each.prefill_seconds, each.decode_seconds_per_token))
+        tokens = f"{each.batch / each.decode_seconds_per_token:.1f}"
+        found = each.footprint
+        sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
+        megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
+        lines.append((_cell(name), read, prefill, write, decode, tokens, *megabytes))
+    return f"{_rows(lines)}\n{_conditions(first)}\n"
+
+
+def ideal_table(speeds: Mapping[str, Speed]) -> str:
+    """Every pruned model beside the dense one's time less that of what was removed."""
+    lines = [IDEAL_HEADS, ("---", *["---:"] * (len(IDEAL_HEADS) - 1))]
+    for name, each in speeds.items():
+        if ideal := speeds.get(IDEAL + name):
+            read, write = (f"{1e3 * value:.2f}" for value in (ideal.prefill_seconds, ideal.decode_seconds_per_token))
+            prefill = _ratio(each.prefill_readings, ideal.prefill_readings)
+            decode = _ratio(each.decode_readings, ideal.decode_readings)
+            lines.append((_cell(name), read, prefill, write, decode))
+    return f"{_rows(lines)}\nIdeal: the first model less what the removed sublayers take in it, in the same run.\n"
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(name: str) -> str:
+    return name.replace("|", "\\|")
+
+
+def _conditions(speed: Speed) -> str:
+    threads = f", {torch.get_num_threads()} threads" if speed.device == "cpu" else ""
+    return (
+        f"{speed.batch} x {speed.prompt_tokens} tokens read, then {speed.new_tokens} steps; {speed.repeats} turns; "
+        f"{speed.device}{threads}, {speed.dtype}. In brackets 95 % intervals of the median ratio."
     )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{conditions}\n"
 
 
-def _cells(name: str, speed: Speed, prefill: str, decode: str) -> tuple[str, ...]:
-    read, write = (f"{1e3 * each:.2f}" for each in (speed.prefill_seconds, speed.decode_seconds_per_token))
-    return name.replace("|", "\\|"), read, prefill, write, decode
-
-
-def _ratio(speedup: Speedup) -> str:
-    return f"{speedup.ratio:.3f} ({speedup.low:.3f} to {speedup.high:.3f})"
+def _ratio(before: Sequence[float], after: Sequence[float]) -> str:
+    found = speedup(before, after)
+    return f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"

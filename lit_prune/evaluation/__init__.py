@@ -3,13 +3,14 @@
 from lit_prune.evaluation.answers import Turn, answer, answers
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
+from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.speed import Speed, Speedup, compare_speed, dense_twin, speedup
+from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, speedup
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "WANDA",
     "Comparison",
     "Entry",
+    "Footprint",
+    "Ideal",
     "Measured",
     "Perplexity",
     "Prompt",
@@ -37,6 +40,7 @@ __all__ = [
     "compare_speed",
     "dense_twin",
     "exceeds_error",
+    "measure_footprint",
     "measure_search_memory",
     "perplexity",
     "read_prompts",

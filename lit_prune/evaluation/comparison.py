@@ -173,7 +173,7 @@ class Comparison:
         unseen: Mapping[str, Batches],
         *,
         tasks: Callable[[PreTrainedModel], dict[str, TaskScore]] | None = None,
-        speed: Mapping[str, int] | None = None,
+        speed: Mapping[str, Any] | None = None,
         folder: Path,
         progress: bool = True,
     ) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import Record, decoder_config, language_model
 from lit_prune.errors import DataError, ModelError
+from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.measure import evaluating, inference_options, now
 from lit_prune.surgery import stock_config
 
@@ -40,6 +42,7 @@ class Speed:
         repeats: Measurements that count.
         prefill_readings: Each of them, in the order of turns.
         decode_readings: The same.
+        footprint: Bytes, where they were asked for.
     """
 
     prefill_seconds: float
@@ -52,6 +55,7 @@ class Speed:
     repeats: int
     prefill_readings: tuple[float, ...] = ()
     decode_readings: tuple[float, ...] = ()
+    footprint: Footprint | None = None
 
     def times_as_fast(self, other: Speed) -> tuple[float, float]:
         """How many times as fast as another model this one reads a prompt, and writes a token."""
@@ -59,6 +63,19 @@ class Speed:
             other.prefill_seconds / self.prefill_seconds,
             other.decode_seconds_per_token / self.decode_seconds_per_token,
         )
+
+
+@dataclass(frozen=True)
+class Ideal:
+    """A model's time less that of some of its modules, measured in the same run.
+
+    Attributes:
+        model: The name of the model.
+        without: Paths of the modules.
+    """
+
+    model: str
+    without: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,8 @@ def compare_speed(
     batch: int = 1,
     repeats: int = 5,
     warmup: int = 1,
+    ideals: Mapping[str, Ideal] | None = None,
+    footprints: bool = False,
 ) -> dict[str, Speed]:
     """Time models in turns on the same random prompts; their modes are restored afterwards.
 
@@ -119,22 +138,38 @@ def compare_speed(
         batch: Prompts at a time.
         repeats: Measurements of each model that count.
         warmup: Measurements before them that do not.
+        ideals: Further lines by name: what a model would take without some of its modules. On a CPU, where the time of
+            a module can be read.
+        footprints: Count bytes too, in a run apart.
 
     Raises:
         DataError: A number is below 1 (`warmup` may be 0), or prompt and new tokens exceed a model's context.
     """
     if min(prompt_tokens, new_tokens, batch, repeats) < 1 or warmup < 0:
         raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
+    ideals = ideals or {}
+    stopwatches = {name: _Stopwatch(models[each.model], each.without) for name, each in ideals.items()}
+    if stopwatches and any(model.device.type != "cpu" for model in models.values()):
+        raise DataError("what a module takes can be read on a CPU alone; a GPU works on several at a time")
     prompts = {name: _prompt(name, model, batch, prompt_tokens, new_tokens) for name, model in models.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*models, *stopwatches)}
     with ExitStack() as modes:
         for model in models.values():
             modes.enter_context(evaluating(model))
         for _ in range(warmup + repeats):
             for name, model in models.items():
-                seconds[name].append(_once(model, prompts[name], new_tokens))
-    sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
-    return {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
+                seconds[name].append(_once(model, prompts[name], new_tokens)[:2])
+            for name, stopwatch in stopwatches.items():
+                with stopwatch.running() as stopped:
+                    seconds[name].append(_once(stopwatch.model, prompts[ideals[name].model], new_tokens, stopped)[:2])
+        sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+        found = {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
+        if footprints:
+            for name, model in models.items():
+                counted = measure_footprint(model, lambda: _once(model, prompts[name], new_tokens)[2])  # noqa: B023
+                found[name] = replace(found[name], footprint=counted)
+    lines = {name: _speed(each.model, seconds[name][warmup:], sizes) for name, each in stopwatches.items()}
+    return {**found, **lines}
 
 
 def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -170,12 +205,44 @@ def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, n
     return torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(model.device)
 
 
-def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of the prefill, and of one decoding step on average."""
+class _Stopwatch:
+    """Seconds that some modules of a model take."""
+
+    def __init__(self, model: PreTrainedModel, paths: Sequence[str]) -> None:
+        self.model = model
+        self.modules = [model.get_submodule(path) for path in paths]
+        self.seconds = 0.0
+        self.started = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[], float]]:
+        """Gives a function that tells the seconds so far."""
+        self.seconds = 0.0
+        hooks = [
+            *(each.register_forward_pre_hook(self._start) for each in self.modules),
+            *(each.register_forward_hook(self._stop) for each in self.modules),
+        ]
+        try:
+            yield lambda: self.seconds
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _start(self, module: Any, arguments: Any) -> None:
+        self.started = time.perf_counter()
+
+    def _stop(self, module: Any, arguments: Any, output: Any) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+
+def _once(
+    model: PreTrainedModel, prompt: Tensor, new_tokens: int, stopped: Callable[[], float] = lambda: 0.0
+) -> tuple[float, float, Any]:
+    """Seconds of the prefill, of one decoding step on average, both less what a stopwatch says, and the last output."""
     options = inference_options(model)
     started = now(model)
     output = model(input_ids=prompt, **options)
-    prefilled = now(model)
+    prefilled, without = now(model), stopped()
     text = prompt
     for _ in range(new_tokens):
         token = output.logits[:, -1:].argmax(dim=-1)
@@ -184,10 +251,11 @@ def _once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[floa
         else:
             text = torch.cat([text, token], dim=1)
             output = model(input_ids=text, **options)
-    return prefilled - started, (now(model) - prefilled) / new_tokens
+    decoded = now(model) - prefilled - (stopped() - without)
+    return prefilled - started - without, decoded / new_tokens, output
 
 
-def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, int]) -> Speed:
+def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, Any]) -> Speed:
     prefill, decode = zip(*seconds, strict=True)
     return Speed(
         statistics.median(prefill),

@@ -21,18 +21,14 @@ from lit_prune.errors import ModelError
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.llama_cpp import require_same_in_llama_cpp
-from lit_prune.export.vllm import head_size, require_llama_shaped
+from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, GGUF_POSITIONS
+from lit_prune.export.vllm import head_size, require_served
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
 """How matrices may be stored, and how far a value may move, as a share of the largest of its tensor."""
-NAMES = {
-    "attention": {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
-    "mlp": {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
-}
-NORMS = {"attention": ("input_layernorm", "attn_norm"), "mlp": ("post_attention_layernorm", "ffn_norm")}
 
 
 def save_gguf(
@@ -48,7 +44,7 @@ def save_gguf(
     """Write a pruned model as a GGUF file with its tokenizer.
 
     Args:
-        model: As for `save`; Llama or Mistral without sliding windows.
+        model: As for `save`; of `targets.SERVED_TYPES`, without sliding windows.
         file: Where it goes; must not exist.
         tokenizer: Its tokenizer, which goes in.
         plan: What was done; its sublayers are named in the file.
@@ -64,7 +60,7 @@ def save_gguf(
         raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
-    require_llama_shaped(model, "llama.cpp's deci")
+    require_served(model, "llama.cpp's deci")
     _require_plain_rope(model)
     require_finished(model, plan)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -85,8 +81,10 @@ def save_gguf(
 
 def _require_plain_rope(model: PreTrainedModel) -> None:
     kind = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind not in ("default", "llama3", "linear"):
-        raise ModelError(f"rotary positions of the type {kind} are not written to GGUF; default, llama3 and linear are")
+    if kind not in GGUF_POSITIONS:
+        raise ModelError(
+            f"rotary positions of the type {kind} are not written to GGUF; {', '.join(GGUF_POSITIONS)} are"
+        )
 
 
 def _write(
@@ -99,21 +97,20 @@ def _write(
 ) -> None:
     import gguf
 
-    writer: Any = gguf.GGUFWriter(file, "deci")
+    writer: Any = gguf.GGUFWriter(file, GGUF_ARCHITECTURE)
     try:
         _add_facts(writer, model, plan, weights)
         add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
         kind = gguf.GGMLQuantizationType[weights.upper()]
         for name, value in gguf_tensors(model):
-            # What is not a matrix stays in float32; the package quantises rows.
             wanted = kind if value.dim() > 1 else gguf.GGMLQuantizationType.F32
+            if value.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
+                wanted = gguf.GGMLQuantizationType.F16  # rows of no whole number of blocks
             data = value.detach().float().cpu().numpy()
             writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    except gguf.quants.QuantError as error:
-        raise ModelError(f"the weights cannot be stored as {weights}: {error}") from error
     finally:
         writer.close()
 
@@ -128,7 +125,7 @@ def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weig
         heads[0] = shared[0] = 1
     writer.add_name((plan.model.name if plan is not None else "") or config.name_or_path or config.model_type)
     writer.add_description(f"lit-prune removed {', '.join(map(str, anatomy.removed)) or 'nothing'}")
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{weights.upper()}" if weights != "f32" else "ALL_F32"])
+    writer.add_file_type(GGUF_FILE_TYPES[weights])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -155,7 +152,7 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Tensors by llama.cpp's names, stand-ins included, one at a time.
 
     Args:
-        model: Pruned, of Llama's shape.
+        model: Pruned, of `targets.SERVED_TYPES`.
     """
     config, anatomy = model.config, find_sublayers(model)
     network: Any = model
@@ -163,16 +160,16 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield "output_norm.weight", network.model.norm.weight
     if not config.tie_word_embeddings:
         yield "output.weight", network.lm_head.weight
-    if config.rope_parameters.get("rope_type") == "llama3":
+    if config.rope_parameters.get("rope_type") == GGUF_POSITIONS[-1]:
         # llama.cpp divides the frequencies by these.
         plain = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_size(model), 2) / head_size(model))
         yield "rope_freqs.weight", plain / network.model.rotary_emb.inv_freq.cpu()
     for position, block in enumerate(anatomy.blocks):
         layer = network.get_submodule(f"{anatomy.blocks_path}.{position}")
-        for kind, names in NAMES.items():
+        for kind, names in GGUF_NAMES.items():
             there = SublayerId(block, kind) in anatomy
             if there:
-                norm, target = NORMS[kind]
+                norm, target = GGUF_NORMS[kind]
                 yield f"blk.{position}.{target}.weight", layer.get_submodule(norm).weight
                 parts = layer.self_attn if kind == "attention" else layer.mlp
                 for name, other in names.items():
@@ -186,8 +183,8 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 def _stand_in(model: PreTrainedModel, position: int, kind: str) -> Iterator[tuple[str, Tensor]]:
     """A sublayer of the least size that llama.cpp takes, which adds zero."""
     width, rows = model.config.hidden_size, STAND_IN_ROWS if kind == "mlp" else head_size(model)
-    yield f"blk.{position}.{NORMS[kind][1]}.weight", torch.ones(width)
-    *into, out = NAMES[kind].values()
+    yield f"blk.{position}.{GGUF_NORMS[kind][1]}.weight", torch.ones(width)
+    *into, out = GGUF_NAMES[kind].values()
     for name in into:
         yield f"blk.{position}.{name}.weight", torch.zeros(rows, width)
     yield f"blk.{position}.{out}.weight", torch.zeros(width, rows)
@@ -208,7 +205,7 @@ def _require_same(model: PreTrainedModel, file: Path, weights: str) -> None:
     for name, value in gguf_tensors(model):
         expected = value.detach().float().cpu()
         found = read.pop(name, None)
-        back = None if found is None else torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type))
+        back = None if found is None else torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type))
         allowed = ROUNDING[weights] * float(expected.abs().max())
         if back is None or float((back.reshape(expected.shape) - expected).abs().max()) > allowed:
             raise ModelError(f"read back from GGUF, the tensor {name} has other values")

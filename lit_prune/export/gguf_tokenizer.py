@@ -1,6 +1,6 @@
 """A tokenizer as GGUF metadata: vocabulary, merges, special tokens, chat template.
 
-Source: llama.cpp's docs of GGUF and src/llama-vocab.cpp.
+Source: the specification of GGUF, and how llama.cpp reads vocabularies.
 """
 
 from __future__ import annotations
@@ -12,18 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.errors import ModelError
-
-CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PRE_TOKENIZERS = {
-    ("ByteLevel",): "gpt-2",
-    ("Digits", "ByteLevel"): "smollm",
-    (CASES + r"\p{N}{1,3}" + REST, "ByteLevel"): "llama-bpe",
-    (CASES + r"\p{N}" + REST, "ByteLevel"): "qwen2",
-}
-"""What cuts a text before the merges, by llama.cpp's names: expressions, and steps of the tokenizers package."""
-BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
-MARK = "\u2581"
+from lit_prune.export.targets import BYTE_LEVEL, PRE_TOKENIZERS, SENTENCE_PIECE
 
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, tokenizer_from: str | None) -> None:
@@ -72,7 +61,7 @@ _NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 
 
 def pre_tokenizer(data: Mapping[str, Any]) -> str:
-    """Llama.cpp's name for how a tokenizer.json cuts text before it merges.
+    """The name of llama.cpp for how a tokenizer.json cuts text before it merges.
 
     Raises:
         ModelError: It is not in the table.

@@ -46,8 +46,8 @@ def require_same_in_llama_cpp(
     with evaluating(model):
         logits = network(input_ids=ids.to(model.device), use_cache=False).logits[0, -1]
     expected = torch.log_softmax(logits.float(), dim=-1).cpu()
-    with server(file) as llama:
-        answer = llama.handle_completions(
+    with server(file) as runtime:
+        answer = runtime.handle_completions(
             {"prompt": QUESTION, "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0.0}
         )
     try:
@@ -81,8 +81,8 @@ def server(file: Path, *, context: int = 512, threads: int | None = None) -> Ite
     options.warmup = False
     options.verbosity = SILENT
     options.cpuparams.n_threads = threads or torch.get_num_threads()
-    llama = xllamacpp.Server(options)
+    runtime = xllamacpp.Server(options)
     try:
-        yield llama
+        yield runtime
     finally:
-        del llama
+        del runtime

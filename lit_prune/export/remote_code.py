@@ -29,6 +29,12 @@ from lit_prune.writing import write_text
 
 CODE_FILE = "modeling_lit_prune.py"
 
+CACHE = "from transformers.cache_utils import Cache, DummyLayer\n"
+GUARDED_CACHE = f"""
+try:
+    {CACHE}except ImportError as error:
+    raise ImportError("this model needs transformers 5.23 or newer: blocks without attention have no cache") from error
+"""
 CLASS = '''
 
 GONE: dict[str, dict[str, Any] | None] = {gone}
@@ -110,10 +116,10 @@ def modelling_code(model: PreTrainedModel) -> str:
     name, module = type(model).__name__, type(model).__module__
     head = f'"""{name} as lit-prune {version("lit-prune")} left it. Written by a program: changes are lost."""'
     source = inspect.getsource(stubs).partition('"""\n\n')[2]
-    future, imports, classes = source.partition("from transformers.cache_utils import Cache, DummyLayer\n")
+    future, _, classes = source.partition(CACHE)
     parts = pformat(_gone(model), sort_dicts=False, width=116)
     biases = dumps([_projection(model, *each) for each in Record.of(decoder_config(model)).biases.items()])
-    own = f"{imports}from {module} import {name} as Dense\n"
+    own = f"{GUARDED_CACHE}from {module} import {name} as Dense\n"
     return f"{head}\n\n{future}{own}{classes}{CLASS.format(gone=parts, biases=biases, name=name)}"
 
 

@@ -1,6 +1,6 @@
-"""The layout that vLLM serves: DeciLM, also called Nemotron-NAS, whose blocks may lack their attention or FFN.
+"""The layout that vLLM serves: DeciLM, whose blocks may lack their attention or FFN.
 
-Source: vllm/model_executor/models/nemotron_nas.py. It computes as Llama does, and so must the model.
+Source: the model of `targets.DECILM` in vLLM. It computes as the types of `targets.SERVED_TYPES` do.
 """
 
 from __future__ import annotations
@@ -19,60 +19,11 @@ from lit_prune.anatomy import Anatomy, Record, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
 from lit_prune.export.folder import finished_folder
+from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_TYPES
 from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
 from lit_prune.writing import write_text
 
-LLAMA_SHAPED = ("llama", "mistral")
-"""Model types whose tensors and arithmetic are Llama's."""
 WEIGHTS, CODE_FILE = "model.safetensors", "configuration_decilm.py"
-KEPT = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_parameters",
-    "max_position_embeddings",
-    "initializer_range",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-CODE = '''"""The config of a model whose blocks differ, for vLLM's DeciLMForCausalLM. Written by lit-prune."""
-
-from types import SimpleNamespace
-from typing import Any
-
-from transformers import LlamaConfig
-
-
-class DeciLMConfig(LlamaConfig):
-    """A Llama's config and what each block has."""
-
-    model_type = "nemotron-nas"
-
-    def __init__(self, block_configs: Any = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.block_configs = [
-            each if isinstance(each, SimpleNamespace) else SimpleNamespace(**{
-                part: SimpleNamespace(**each[part]) for part in ("attention", "ffn")
-            })
-            for each in block_configs or []
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        data = super().to_dict()
-        blocks = [{part: vars(value) for part, value in vars(each).items()} for each in self.block_configs]
-        return {**data, "block_configs": blocks}
-'''
 NOTE = (
     "For vLLM alone, which builds blocks without attention or FFN from this layout. Its config comes as a file of a "
     "few lines, hence `trust_remote_code`."
@@ -90,7 +41,7 @@ def save_for_vllm(
     """Write a pruned model in DeciLM's layout.
 
     Args:
-        model: As for `save`; Llama or Mistral without sliding windows.
+        model: As for `save`; of `targets.SERVED_TYPES`, without sliding windows.
         directory: Where it goes; must not exist or be empty.
         tokenizer: Written beside it.
         plan: Written beside it.
@@ -99,7 +50,7 @@ def save_for_vllm(
     Raises:
         ModelError: As for `save`; or vLLM cannot serve it, with the reason.
     """
-    require_llama_shaped(model, "vLLM's DeciLM")
+    require_served(model, "vLLM's DeciLM")
     with finished_folder(model, directory, plan) as aside:
         anatomy = find_sublayers(model)
         stub = _needs_stub(anatomy)
@@ -107,7 +58,7 @@ def save_for_vllm(
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         (aside / WEIGHTS).chmod(0o644)
         write_text(aside / "config.json", json.dumps(_config(model, anatomy, stub), indent=2) + "\n")
-        write_text(aside / CODE_FILE, CODE)
+        write_text(aside / CODE_FILE, DECILM_CODE)
         model.generation_config.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
@@ -120,16 +71,16 @@ def save_for_vllm(
     return Path(directory).expanduser()
 
 
-def require_llama_shaped(model: PreTrainedModel, target: str) -> None:
-    """Refuse what computes otherwise than Llama.
+def require_served(model: PreTrainedModel, target: str) -> None:
+    """Refuse what computes otherwise than the runtimes do.
 
     Raises:
         ModelError: It does; the message says in what.
     """
     config = model.config
-    if config.model_type not in LLAMA_SHAPED:
+    if config.model_type not in SERVED_TYPES:
         raise ModelError(
-            f"{target} computes as Llama does ({', '.join(LLAMA_SHAPED)}), not as {config.model_type}; export as "
+            f"{target} computes as {' and '.join(SERVED_TYPES)} do, not as {config.model_type}; export as "
             "hf-zeroed, which the usual converters and servers take, at the price of the dense model"
         )
     if getattr(config, "sliding_window", None):
@@ -175,7 +126,7 @@ def head_size(model: PreTrainedModel) -> int:
 
 def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -> dict[str, Any]:
     config = model.config
-    data = {name: getattr(config, name) for name in KEPT if hasattr(config, name)}
+    data = {name: getattr(config, name) for name in DECILM_CONFIG if hasattr(config, name)}
     group = config.num_attention_heads // config.num_key_value_heads
     blocks = []
     for block in anatomy.blocks:
@@ -189,9 +140,8 @@ def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -
             }
         )
     return {
-        "architectures": ["DeciLMForCausalLM"],
+        **DECILM,
         "auto_map": {"AutoConfig": f"{CODE_FILE.removesuffix('.py')}.DeciLMConfig"},
-        "model_type": "nemotron-nas",
         "dtype": str(model.dtype).removeprefix("torch."),
         **data,
         "block_configs": blocks,

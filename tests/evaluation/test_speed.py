@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import DataError
-from lit_prune.evaluation import compare_speed, dense_twin, speed, speedup
+from lit_prune.evaluation import Ideal, compare_speed, dense_twin, measure_footprint, speed, speedup
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
@@ -124,3 +125,66 @@ def test_the_interval_of_a_median_is_that_of_order_statistics(number: int, rank:
     found = speedup([float(each) for each in range(number, 0, -1)], [1.0] * number)
     assert (found.low, found.high) == (rank, number + 1 - rank)
     assert found.ratio == (number + 1) / 2
+
+
+class TestIdeal:
+    def test_ideal_is_the_dense_model_less_what_its_modules_took(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = SimpleNamespace(seconds=0.0)
+        monkeypatch.setattr(speed, "now", lambda model: clock.seconds)
+        monkeypatch.setattr(speed.time, "perf_counter", lambda: clock.seconds)
+        prices = {"input_layernorm": 1.0, "self_attn": 10.0, "mlp": 100.0, "lm_head": 1000.0}
+
+        def priced(model: Any) -> Any:
+            for name, module in model.named_modules():
+                price = prices.get(name.rpartition(".")[2])
+                if price is not None and any(True for _ in module.parameters()):
+                    forward = module.forward
+
+                    def slow(*args: Any, forward: Any = forward, price: float = price, **kwargs: Any) -> Any:
+                        clock.seconds += price
+                        return forward(*args, **kwargs)
+
+                    module.forward = slow
+            return model
+
+        gone = ["model.layers.1.input_layernorm", "model.layers.1.self_attn", "model.layers.2.mlp"]
+        models = {"dense": priced(tiny_model("llama")), "pruned": priced(pruned("llama", "attention.1", "mlp.2"))}
+        found = compare_speed(
+            models, prompt_tokens=4, new_tokens=2, repeats=1, warmup=0, ideals={"ideal": Ideal("dense", gone)}
+        )
+        assert found["dense"].prefill_seconds == found["dense"].decode_seconds_per_token == 1444.0
+        assert found["ideal"].prefill_seconds == found["ideal"].decode_seconds_per_token == 1444.0 - 111.0
+        assert found["pruned"].prefill_seconds == 1444.0 - 111.0
+        assert not models["dense"].model.layers[1].self_attn._forward_hooks
+
+    def test_not_where_a_module_cannot_be_timed(self) -> None:
+        models = {"a": tiny_model("llama").to("meta")}
+        with pytest.raises(DataError, match="on a CPU alone"):
+            compare_speed(models, ideals={"b": Ideal("a", ["lm_head"])})
+
+
+class TestFootprint:
+    def test_bytes_are_those_of_the_tensors(self) -> None:
+        model = tiny_model("llama", tie_word_embeddings=True)
+        found = compare_speed({"it": model}, prompt_tokens=10, new_tokens=2, batch=3, repeats=1, footprints=True)["it"]
+        assert found.footprint is not None
+        weights = sum(each.nbytes for each in model.parameters()) + sum(each.nbytes for each in model.buffers())
+        # Keys and values of 2 heads of 8 numbers in float32, 4 blocks.
+        assert found.footprint.cache == 2 * 3 * 12 * 2 * 8 * 4 * NUM_BLOCKS
+        assert found.footprint.weights == weights
+        assert found.footprint.peak >= weights + found.footprint.cache
+
+    def test_the_peak_is_of_what_is_alive_at_a_time(self) -> None:
+        def run() -> None:
+            first = torch.zeros(100)
+            second = first + 1
+            view = second.view(10, 10)
+            del first
+            third = view * 2
+            del second, view
+            fourth = third + torch.ones(25)[0]
+            del third, fourth
+
+        counted = measure_footprint(torch.nn.Linear(2, 2, bias=False), run)  # type: ignore[arg-type]
+        assert (counted.weights, counted.cache) == (16, 0)
+        assert counted.peak == 16 + 100 * 4 * 2 + 100

@@ -1,0 +1,81 @@
+"""What other runtimes know by name: the one table of export, as `anatomy.layouts` is that of reading models."""
+
+from __future__ import annotations
+
+SERVED_TYPES = ("llama", "mistral")
+"""Model types with the tensors and the arithmetic of Llama, the only ones whose blocks runtimes let differ."""
+
+DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
+"""What vLLM calls a model whose blocks lack attention or FFN."""
+DECILM_CONFIG = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "max_position_embeddings",
+    "initializer_range",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Settings of a config that are taken over."""
+DECILM_CODE = '''"""The config of a model whose blocks differ, for vLLM's DeciLMForCausalLM. Written by lit-prune."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import LlamaConfig
+
+
+class DeciLMConfig(LlamaConfig):
+    """A Llama's config and what each block has."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.block_configs = [
+            each if isinstance(each, SimpleNamespace) else SimpleNamespace(**{
+                part: SimpleNamespace(**each[part]) for part in ("attention", "ffn")
+            })
+            for each in block_configs or []
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        data = super().to_dict()
+        blocks = [{part: vars(value) for part, value in vars(each).items()} for each in self.block_configs]
+        return {**data, "block_configs": blocks}
+'''
+
+GGUF_ARCHITECTURE = "deci"
+GGUF_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+"""Numbers of what most tensors of a file are."""
+GGUF_NAMES = {
+    "attention": {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
+    "mlp": {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
+}
+GGUF_NORMS = {"attention": ("input_layernorm", "attn_norm"), "mlp": ("post_attention_layernorm", "ffn_norm")}
+GGUF_POSITIONS = ("default", "linear", "llama3")
+"""Kinds of rotary positions that are written to GGUF; the last by factors of its frequencies."""
+
+CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS = {
+    ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
+    (CASES + r"\p{N}{1,3}" + REST, "ByteLevel"): "llama-bpe",
+    (CASES + r"\p{N}" + REST, "ByteLevel"): "qwen2",
+}
+"""What cuts a text before the merges, by llama.cpp's names: expressions, and steps of the tokenizers package."""
+BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
+"""Kinds of tokenizers, by the same names."""
