@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -138,8 +139,9 @@ def compare_speed(
         batch: Prompts at a time.
         repeats: Measurements of each model that count.
         warmup: Measurements before them that do not.
-        ideals: Further lines by name: what a model would take without some of its modules. On a CPU, where the time of
-            a module can be read.
+        ideals: Further lines by name: what a model would take without some of its modules, from its own run in the same
+            turn. On a CPU, where the time of a module can be read; reading it slows that model by a few microseconds
+            for each module.
         footprints: Count bytes too, in a run apart.
 
     Raises:
@@ -158,16 +160,20 @@ def compare_speed(
             modes.enter_context(evaluating(model))
         for _ in range(warmup + repeats):
             for name, model in models.items():
-                seconds[name].append(_once(model, prompts[name], new_tokens)[:2])
-            for name, stopwatch in stopwatches.items():
-                with stopwatch.running() as stopped:
-                    seconds[name].append(_once(stopwatch.model, prompts[ideals[name].model], new_tokens, stopped)[:2])
+                own = {each: stopwatches[each] for each, ideal in ideals.items() if ideal.model == name}
+                with ExitStack() as running:
+                    for stopwatch in own.values():
+                        running.enter_context(stopwatch.running())
+                    prefill, decode, *rest = _once(model, prompts[name], new_tokens, [*own.values()])
+                seconds[name].append((prefill, decode))
+                for each, reading in zip(own, rest[1] if own else (), strict=True):
+                    seconds[each].append(reading)
         sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
         found = {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
         if footprints:
             for name, model in models.items():
-                counted = measure_footprint(model, lambda: _once(model, prompts[name], new_tokens)[2])  # noqa: B023
-                found[name] = replace(found[name], footprint=counted)
+                once = partial(_once, model, prompts[name], new_tokens)
+                found[name] = replace(found[name], footprint=measure_footprint(model, lambda: once()[2]))  # noqa: B023
     lines = {name: _speed(each.model, seconds[name][warmup:], sizes) for name, each in stopwatches.items()}
     return {**found, **lines}
 
@@ -215,15 +221,15 @@ class _Stopwatch:
         self.started = 0.0
 
     @contextmanager
-    def running(self) -> Iterator[Callable[[], float]]:
-        """Gives a function that tells the seconds so far."""
+    def running(self) -> Iterator[None]:
+        """Count in a `with` block, from zero."""
         self.seconds = 0.0
         hooks = [
             *(each.register_forward_pre_hook(self._start) for each in self.modules),
             *(each.register_forward_hook(self._stop) for each in self.modules),
         ]
         try:
-            yield lambda: self.seconds
+            yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -236,13 +242,14 @@ class _Stopwatch:
 
 
 def _once(
-    model: PreTrainedModel, prompt: Tensor, new_tokens: int, stopped: Callable[[], float] = lambda: 0.0
-) -> tuple[float, float, Any]:
-    """Seconds of the prefill, of one decoding step on average, both less what a stopwatch says, and the last output."""
+    model: PreTrainedModel, prompt: Tensor, new_tokens: int, stopwatches: Sequence[_Stopwatch] = ()
+) -> tuple[float, float, Any, list[tuple[float, float]]]:
+    """Seconds of the prefill and of one decoding step, the last output, and the seconds less each stopwatch's."""
     options = inference_options(model)
     started = now(model)
     output = model(input_ids=prompt, **options)
-    prefilled, without = now(model), stopped()
+    prefill, laps = now(model) - started, [each.seconds for each in stopwatches]
+    started = now(model)
     text = prompt
     for _ in range(new_tokens):
         token = output.logits[:, -1:].argmax(dim=-1)
@@ -251,8 +258,12 @@ def _once(
         else:
             text = torch.cat([text, token], dim=1)
             output = model(input_ids=text, **options)
-    decoded = now(model) - prefilled - (stopped() - without)
-    return prefilled - started - without, decoded / new_tokens, output
+    decode = now(model) - started
+    less = [
+        (prefill - lap, (decode - (each.seconds - lap)) / new_tokens)
+        for each, lap in zip(stopwatches, laps, strict=True)
+    ]
+    return prefill, decode / new_tokens, output, less
 
 
 def _speed(model: PreTrainedModel, seconds: Iterable[tuple[float, float]], sizes: Mapping[str, Any]) -> Speed:
