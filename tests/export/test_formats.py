@@ -201,3 +201,69 @@ def test_transformers_that_skips_by_itself():
         pytest.skip("this transformers builds skipped sublayers")
     built.load_state_dict(model.state_dict())
     assert torch.allclose(logits(built.eval()), expected, atol=1e-5)
+
+
+class Logits(torch.nn.Module):
+    """A pass without a cache, of tensors alone, as exporters want it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+SIZES = {"input_ids": {0: torch.export.Dim("batch", min=1, max=8), 1: torch.export.Dim("length", min=2, max=64)}}
+OTHER_TOKENS = torch.randint(128, (3, 20), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_torch_export_of_any_batch_and_length(names):
+    model, _ = pruned("llama", names)
+    with torch.no_grad():
+        program = torch.export.export(Logits(model), (TOKENS,), dynamic_shapes=SIZES)
+        assert torch.allclose(program.module()(OTHER_TOKENS), model(OTHER_TOKENS).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", SETS)
+def test_compiling_meets_no_graph_break(names):
+    model, expected = pruned("llama", names)
+    assert torch.allclose(logits(torch.compile(model, fullgraph=True, backend="eager")), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_runtime(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, _ = pruned("llama", SETS[0])
+    with torch.no_grad():
+        file = str(tmp_path / "model.onnx")
+        torch.onnx.export(Logits(model).eval(), (TOKENS,), file, dynamo=True, dynamic_shapes=SIZES, verbose=False)
+        found = runtime.InferenceSession(file).run(None, {"input_ids": OTHER_TOKENS.numpy()})[0]
+        assert torch.allclose(torch.tensor(found), model(OTHER_TOKENS).logits, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_openvino():
+    openvino = pytest.importorskip("openvino")
+    model, _ = pruned("llama", SETS[0])
+    with torch.no_grad():
+        program = torch.export.export(Logits(model), (TOKENS,), dynamic_shapes=SIZES)
+        precise = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.compile_model(openvino.convert_model(program), "CPU", precise)
+        found = torch.tensor(compiled([OTHER_TOKENS.numpy()])[0])
+        assert torch.allclose(found, model(OTHER_TOKENS).logits, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_quantising_afterwards():
+    quantization = pytest.importorskip("torchao.quantization")
+    model, expected = pruned("llama", SETS[0], hidden_size=64)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    error = (logits(model) - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 0.1
+    assert model.generate(TOKENS, max_new_tokens=5, min_new_tokens=5, do_sample=False).shape == (2, 17)
