@@ -20,8 +20,8 @@ def report(runs: list[str], *, output: str = "report.html", trust_remote_code: b
     """Show what pruning did on one HTML page, which needs no network and no other file.
 
     Args:
-        runs: Folders that lit-prune has written - models of prune, apply and heal, runs of fit, and what evaluate and
-            compare left. Evaluations are put to the models that they measured.
+        runs: Folders that lit-prune has written - models of prune, apply and heal, runs of fit, and what evaluate,
+            compare and analyse left. Evaluations are put to the models that they measured.
         output: The page.
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
     """

@@ -24,6 +24,14 @@ HIGHEST = 1e12
 MOST_SIMILAR = 1e-5
 """1 - cosine at which the axis of similarities ends."""
 THROUGH = "blocks gone through"
+PICTURES = {
+    "norms": "Size of the residual stream and of what is added to it",
+    "similarity": "Similarity of the residual stream before and behind a sublayer",
+    "impact": "Impact of a sublayer: relative rise of perplexity without it",
+    "logit_lens": "Logit lens: final norm and head on the stream behind each block",
+    "unraveled": "Unraveled view: what each path carries of the predicted token's logit",
+}
+"""Titles by the names of files, in the order in which they are read."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +60,19 @@ def analysis_figures(analyses: Sequence[Analysis]) -> dict[str, Figure]:
     Returns:
         `norms`, `similarity`, `impact` (where any model has it), `logit_lens` and `unraveled` (the same).
     """
-    rows: dict[str, tuple[str, list[_Row]]] = {
-        "norms": ("Size of the residual stream and of what is added to it", [_Row("mean L2 norm", _norms, _log)]),
-        "similarity": (
-            "Similarity of the residual stream before and behind a sublayer",
-            [_Row("cosine", _similarity, _cosine_axis)],
-        ),
-        "logit_lens": (
-            "Logit lens: final norm and head on the stream behind each block",
-            [_Row("nats", _lens_losses, _log, THROUGH), _Row("same top token", _lens_agreement, _share_axis, THROUGH)],
-        ),
+    rows = {
+        "norms": [_Row("mean L2 norm", _norms, _log)],
+        "similarity": [_Row("cosine", _similarity, _cosine_axis)],
+        "logit_lens": [
+            _Row("nats", _lens_losses, _log, THROUGH),
+            _Row("same top token", _lens_agreement, _share_axis, THROUGH),
+        ],
     }
     if any(each.ri is not None for one in analyses for each in one.sublayers):
-        rows["impact"] = (
-            "Impact of a sublayer: relative rise of perplexity without it",
-            [_Row("RI", _impact("ri"), _symlog(0.01)), _Row("NRI", _impact("nri"), _symlog(1.0))],
-        )
+        rows["impact"] = [_Row("RI", _impact("ri"), _symlog(0.01)), _Row("NRI", _impact("nri"), _symlog(1.0))]
     if any(each.paths for each in analyses):
-        rows["unraveled"] = (
-            "Unraveled view: what each path carries of the predicted token's logit",
-            [_Row("above the mean logit", _bars("margin")), _Row("share of all terms", _bars("share"))],
-        )
-    return {name: _figure(title, each, analyses) for name, (title, each) in rows.items()}
+        rows["unraveled"] = [_Row("above the mean logit", _bars("margin")), _Row("share of all terms", _bars("share"))]
+    return {name: _figure(PICTURES[name], each, analyses) for name, each in rows.items()}
 
 
 def _figure(title: str, rows: Sequence[_Row], analyses: Sequence[Analysis]) -> Figure:

@@ -91,7 +91,7 @@ def page(*folders, **options):
 
 
 def make_runs(root):
-    """A model, what prune, heal, evaluate and compare make of it, and a training."""
+    """A model, what prune, heal, evaluate, compare and analyse make of it, and a training."""
     root.mkdir(parents=True, exist_ok=True)
     tiny_model("llama").save_pretrained(root / "model")
     character_tokenizer().save_pretrained(root / "model")
@@ -110,6 +110,8 @@ def make_runs(root):
     sizes = ["--num_windows=2", "--num_unseen=2", "--speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}"]
     compare = ["compare", model, f"--output={root / 'comparison'}", f"--data={text}", "--amounts=[0.1, 0.2]"]
     assert main([*compare, methods, *sizes, *small]) == 0
+    analyse = ["analyse", f"{model},{root / 'pruned'}", f"--output={root / 'analysis'}", f"--data={text}"]
+    assert main([*analyse, "--num_windows=2", *small]) == 0
     train(root / "fit")
     return root
 

@@ -133,6 +133,23 @@ def test_a_comparison_has_all_rows_and_its_pictures(runs):
         assert struct.unpack(">II", base64.b64decode(data)[16:24]) > (200, 50)
 
 
+def test_an_analysis_shows_all_its_pictures(runs):
+    found = page(runs / "pruned", runs / "analysis")
+    images = [each for each in found.all("img") if "block by block" in each.attributes["alt"]]
+    assert [each.attributes["alt"].partition(":")[0].partition(",")[0] for each in images] == [
+        "Size of the residual stream and of what is added to it",
+        "Similarity of the residual stream before and behind a sublayer",
+        "Impact of a sublayer",
+        "Logit lens",
+        "Unraveled view",
+    ]
+    for image, name in zip(images, ("norms", "similarity", "impact", "logit_lens", "unraveled"), strict=True):
+        data = base64.b64decode(image.attributes["src"].partition(",")[2])
+        assert data == (runs / f"analysis/{name}.png").read_bytes()
+    assert f"{runs / 'model'}, {runs / 'pruned'}." in " ".join(each.text for each in found.all("p"))
+    assert "#analysis-1" in [each.attributes["href"] for each in found.all("a")]
+
+
 def test_sections_without_data_are_left_out(runs):
     headings = page(runs / "stock").headings()
     assert not {"Tasks", "Perplexity", "Answers side by side", "Training", "Before and after"} & set(headings)

@@ -150,7 +150,12 @@ def _png(make: Callable[[], Figure]) -> str:
     data = io.BytesIO()
     with _style({}):
         make().savefig(data, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return png_address(data.getvalue())
+
+
+def png_address(data: bytes) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _name(axis: Axes, across: str, up: str) -> None:

@@ -50,15 +50,14 @@ def how_to(run: ModelRun, *, trust_remote_code: bool = False) -> HowTo | None:
         how = usage(skeleton(run.model, trust_remote_code=trust_remote_code), run.model_name)
     except LitPruneError as error:
         return HowTo("", f"How to load it is not known: {error}", commands)
-    return HowTo("\n".join([how.code, *_generation(run.model, run.model_name, how.code)]), how.note, commands)
+    return HowTo("\n".join([how.code, *_generation(run.model, run.model_name)]), how.note, commands)
 
 
-def _generation(folder: Path, name: str, code: str) -> Iterator[str]:
+def _generation(folder: Path, name: str) -> Iterator[str]:
     if not any(folder.glob("tokenizer*")):
         return
-    if "load_tokenizer" not in code:
-        place = dumps(name, ensure_ascii=False)
-        yield f"\nfrom transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained({place})"
+    place = dumps(name, ensure_ascii=False)
+    yield f"\nfrom transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained({place})"
     yield GENERATE
 
 
@@ -66,6 +65,10 @@ def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
     model, base = shlex.quote(folder), shlex.quote(plan.model.name) if plan and plan.model.name else ""
     if base:
         yield "measure it", f"lit-prune evaluate {model} --against {base} --output evaluation"
+    yield (
+        "load it where lit-prune is not installed",
+        f"lit-prune export {model} --format hf-remote-code --output anywhere",
+    )
     if plan is not None and base and not plan.healing:
         yield "get back what was lost", f"lit-prune heal {model} --output healed"
         steps = shlex.quote(str(Path(folder) / PLAN_FILE))

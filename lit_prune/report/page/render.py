@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from lit_prune.report.page.matching import Match, matches
 from lit_prune.report.page.sources import Evaluation, Sources, read_sources
 from lit_prune.report.page.tables import runs_table
-from lit_prune.report.page.views import ComparisonView, EvaluationView, RunView, overview_figure
+from lit_prune.report.page.views import AnalysisView, ComparisonView, EvaluationView, RunView, overview_figure
 from lit_prune.report.summary import clean
 
 PAGE = "page.html.jinja"
@@ -24,7 +24,8 @@ def report_page(folders: Sequence[str | Path], *, trust_remote_code: bool = Fals
     """Write one HTML page about runs.
 
     Args:
-        folders: That lit-prune has written: pruned models, trainings, evaluations, comparisons. Evaluations are put to
+        folders: That lit-prune has written: pruned models, trainings, evaluations, comparisons,
+            analyses. Evaluations are put to
             the models that they measured, by the models' folders.
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
 
@@ -63,6 +64,7 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
             if len(each.rows) > 2 or not {row.model for row in each.rows} | _answering(each) <= shown[each.name]
         ],
         "comparisons": [ComparisonView(each) for each in sources.comparisons],
+        "analyses": [AnalysisView(each) for each in sources.analyses],
     }
     return _environment().get_template(PAGE).render(views)
 

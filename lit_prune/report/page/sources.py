@@ -12,10 +12,11 @@ from typing import Any
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.evaluation import Measured, Result, Signs, read_results
 from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.report.analysis import PICTURES
 from lit_prune.report.record import SUMMARY_FILE, Summary, read_summary
 from lit_prune.writing import from_json
 
-EVALUATION_FILE, RESULTS_FILE = "evaluation.json", "results.jsonl"
+EVALUATION_FILE, RESULTS_FILE, ANALYSIS_FILE = "evaluation.json", "results.jsonl", "analysis.json"
 EVENTS = "events.out.tfevents.*"
 SETTINGS_FILES = ("config.yaml", "hparams.yaml")
 CURVES = ("val_ppl", "prune/parameters_left")
@@ -25,6 +26,7 @@ LOOKED_FOR = {
     f"{SUMMARY_FILE} or {EVENTS}": "fit",
     EVALUATION_FILE: "evaluate",
     RESULTS_FILE: "compare",
+    ANALYSIS_FILE: "analyse",
 }
 
 Turns = tuple[str, ...]
@@ -75,6 +77,16 @@ class ComparisonRun:
 
 
 @dataclass(frozen=True)
+class AnalysisRun:
+    """What `analyse` left: where it is, settings, names of the models, pictures by their titles as PNG."""
+
+    name: str
+    settings: Mapping[str, Any]
+    models: tuple[str, ...]
+    pictures: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
 class ModelRun:
     """What `prune`, `apply`, `heal` or `fit` left.
 
@@ -104,11 +116,14 @@ class Sources:
     models: tuple[ModelRun, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     comparisons: tuple[ComparisonRun, ...] = ()
+    analyses: tuple[AnalysisRun, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Of all folders, each once."""
-        found = [[each.name for each in one] for one in (self.models, self.comparisons, self.evaluations)]
+        found = [
+            [each.name for each in one] for one in (self.models, self.comparisons, self.evaluations, self.analyses)
+        ]
         return list(dict.fromkeys(name for names in found for name in names))
 
 
@@ -123,6 +138,7 @@ def read_sources(folders: Iterable[str | Path]) -> Sources:
     models: list[ModelRun] = []
     evaluations: list[Evaluation] = []
     comparisons: list[ComparisonRun] = []
+    analyses: list[AnalysisRun] = []
     for name in dict.fromkeys(map(str, folders)):
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -134,9 +150,23 @@ def read_sources(folders: Iterable[str | Path]) -> Sources:
         if (folder / RESULTS_FILE).is_file():
             settings, rows = read_results(folder / RESULTS_FILE)
             comparisons.append(ComparisonRun(name, settings, _some(rows, folder / RESULTS_FILE)))
-        elif not found and not (folder / EVALUATION_FILE).is_file():
+        if (folder / ANALYSIS_FILE).is_file():
+            analyses.append(_analysis(name, folder))
+        if not found and not any((folder / each).is_file() for each in (EVALUATION_FILE, RESULTS_FILE, ANALYSIS_FILE)):
             raise LitPruneError(_nothing_in(name, folder))
-    return Sources(tuple(models), tuple(evaluations), tuple(comparisons))
+    return Sources(tuple(models), tuple(evaluations), tuple(comparisons), tuple(analyses))
+
+
+def _analysis(name: str, folder: Path) -> AnalysisRun:
+    path = folder / ANALYSIS_FILE
+    try:
+        data = from_json(json.loads(path.read_text(encoding="utf-8")))
+        models = tuple(str(each["model"]) for each in data["models"])
+        files = {title: folder / f"{file}.png" for file, title in PICTURES.items()}
+        pictures = {title: file.read_bytes() for title, file in files.items() if file.is_file()}
+        return AnalysisRun(name, dict(data["settings"]), _some(models, path), pictures)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read the analysis {path}: {error!r}; make it again") from error
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

@@ -18,7 +18,7 @@ from lit_prune.report.page.cells import Card, Table, short
 from lit_prune.report.page.making import how_to, made
 from lit_prune.report.page.matching import Match
 from lit_prune.report.page.network import Block, network_map
-from lit_prune.report.page.sources import ComparisonRun, Dialogue, Evaluation, ModelRun, Sources
+from lit_prune.report.page.sources import AnalysisRun, ComparisonRun, Dialogue, Evaluation, ModelRun, Sources
 from lit_prune.report.summary import TIMES, figures, number
 from lit_prune.searches import outcome_in_words
 
@@ -94,6 +94,16 @@ class ComparisonView:
         self.facts = evaluation_facts(comparison.settings)
         rows = comparison.rows
         self.models = [_compared([row for row in rows if row.model == name]) for name in _names(rows)]
+
+
+class AnalysisView:
+    """The pictures of an analysis, one below the other."""
+
+    def __init__(self, analysis: AnalysisRun) -> None:
+        self.name = analysis.name
+        self.facts = evaluation_facts(analysis.settings)
+        self.models = ", ".join(analysis.models)
+        self.pictures = [(title, draw.png_address(each)) for title, each in analysis.pictures.items()]
 
 
 def overview_figure(sources: Sources) -> Markup | None:
