@@ -57,7 +57,7 @@ def browser():
 def file(tmp_path_factory):
     runs = make_runs(tmp_path_factory.mktemp("runs"))
     path = runs / "report.html"
-    folders = [runs / name for name in ("pruned", "healed", "fit", "stock", "evaluation", "comparison")]
+    folders = [runs / name for name in ("pruned", "healed", "fit", "stock", "evaluation", "comparison", "analysis")]
     path.write_text(report_page(folders), encoding="utf-8")
     return path
 
