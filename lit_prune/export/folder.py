@@ -129,14 +129,18 @@ def write_standard(
         how: The folder is loaded, if otherwise than `usage` says.
     """
     model.save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):
-        # safetensors writes for the owner alone, whatever the umask says.
-        weights.chmod((folder / "config.json").stat().st_mode)
+    open_weights(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if plan is not None:
         plan.save(folder / PLAN_FILE)
     (folder / CARD_FILE).write_text(model_card(model, plan, how), encoding="utf-8")
+
+
+def open_weights(folder: Path) -> None:
+    """Let whoever may read the config read the weights: safetensors writes for the owner alone, whatever the umask."""
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import Anatomy, Record, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
-from lit_prune.export.folder import finished_folder
+from lit_prune.export.folder import finished_folder, open_weights
 from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_TYPES
 from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
 from lit_prune.writing import write_text
 
-WEIGHTS, CODE_FILE = "model.safetensors", "configuration_decilm.py"
+CODE_FILE, SHARD = "configuration_decilm.py", "5GB"
 NOTE = (
     "For vLLM alone, which builds blocks without attention or FFN from this layout. Its config comes as a file of a "
     "few lines, hence `trust_remote_code`."
@@ -55,9 +55,9 @@ def save_for_vllm(
         anatomy = find_sublayers(model)
         stub = _needs_stub(anatomy)
         tensors = {name: value.contiguous() for name, value in _tensors(model, stub).items()}
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)
+        save_torch_state_dict(tensors, aside, max_shard_size=SHARD)
         write_text(aside / "config.json", json.dumps(_config(model, anatomy, stub), indent=2) + "\n")
+        open_weights(aside)
         write_text(aside / CODE_FILE, DECILM_CODE)
         model.generation_config.save_pretrained(aside)
         if tokenizer is not None:
@@ -150,9 +150,10 @@ def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -
 
 def _require_same(model: PreTrainedModel, folder: Path) -> None:
     """What is on disk, laid over the model it came from: nothing but the stub is left over, nothing is missing."""
-    from safetensors.torch import load_file
-
-    read, own = load_file(folder / WEIGHTS), dict(model.state_dict())
+    read: dict[str, Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        read |= load_state_dict_from_file(shard)
+    own = dict(model.state_dict())
     added = {name for name in read if name not in own}
     if model.config.tie_word_embeddings:
         own.pop("lm_head.weight", None)

@@ -23,7 +23,7 @@ def rotated(states, theta):
 def decilm_logits(folder, tokens):
     """Logits [batch, seq, vocab]; fails where vLLM would: an FFN before the first attention has no residual stream."""
     config = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
     heads, head, eps = config["num_attention_heads"], config["head_dim"], config["rms_norm_eps"]
     theta = config["rope_parameters"]["rope_theta"]
     hidden, residual = weights["model.embed_tokens.weight"][tokens], None

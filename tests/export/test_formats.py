@@ -144,6 +144,15 @@ def test_vllm(names, tied, tmp_path):
     assert config.block_configs[-1].ffn.no_op is (names == SETS[1])
 
 
+def test_vllm_folder_of_a_large_model_comes_in_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "SHARD", "60KB")
+    model, expected = pruned("llama", SETS[0], head_dim=8)
+    folder = export(model, tmp_path / "out", format="vllm")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == len([*folder.glob("*.safetensors")]) > 1
+    assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
+
+
 def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
     model, _ = pruned("llama", SETS[0])
     tensors = vllm._tensors
