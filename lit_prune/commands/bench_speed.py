@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +23,7 @@ HEADS = (
     "decode, ms",
     "times as fast",
     "tokens/s",
+    "files, MB",
     "weights, MB",
     "cache, MB",
     "peak, MB",
@@ -124,8 +126,15 @@ def speed_table(speeds: Mapping[str, Speed]) -> str:
         found = each.footprint
         sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
         megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
-        lines.append((_cell(name), read, prefill, write, decode, tokens, *megabytes))
+        lines.append((_cell(name), read, prefill, write, decode, tokens, _files(name), *megabytes))
     return f"{_rows(lines)}\n{_conditions(first)}\n"
+
+
+def _files(name: str) -> str:
+    """Megabytes of a model's weights on disk, where it lies in a folder or file of this machine."""
+    path = Path(name.partition(" (")[0]).expanduser()
+    files = [*path.glob("*.safetensors")] if path.is_dir() else [path] if path.is_file() else []
+    return f"{sum(each.stat().st_size for each in files) / 1e6:,.1f}" if files else ""
 
 
 def ideal_table(speeds: Mapping[str, Speed]) -> str:

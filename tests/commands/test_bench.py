@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,7 +70,8 @@ def test_speeds_are_ratios_of_the_same_turn(folder, tmp_path, monkeypatch, capsy
     page = (tmp_path / "speed.md").read_text()
     assert page in capsys.readouterr().out
     first, second = page.splitlines()[2:4]
-    assert first.startswith(f"| {folder} (1) | 8000.00 |  | 6000.00 |  | 0.2 | ")
+    size = sum(each.stat().st_size for each in Path(folder).glob("*.safetensors"))
+    assert first.startswith(f"| {folder} (1) | 8000.00 |  | 6000.00 |  | 0.2 | {size / 1e6:.1f} | ")
     ratios = "2.000 (2.000 to 2.000) | 2000.00 | 3.000 (3.000 to 3.000)"
     assert second.startswith(f"| {folder} (2) | 4000.00 | {ratios} | 0.5 | ")
 
