@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 MODULE = "transformers.modeling_utils"
+CODE_MODULE = "modeling_lit_prune"
+"""The module that comes with folders for places without lit_prune."""
 _TEACHING = ContextVar("teaching", default=True)
 CONFIG_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -85,11 +87,25 @@ def _teach(module: Any) -> None:
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         if not _TEACHING.get() or not _is_recorded(kwargs.get("config"), pretrained_model_name_or_path, kwargs):
             return original(cls, pretrained_model_name_or_path, *args, **kwargs)
+        if cls.__module__.rpartition(".")[2] == CODE_MODULE:
+            cls = cls.__base__  # what the file does is done here, with stubs that lit_prune knows
         found = original(pruned_class(cls), pretrained_model_name_or_path, *args, **kwargs)
-        (found[0] if isinstance(found, tuple) else found).__class__ = cls
+        model = found[0] if isinstance(found, tuple) else found
+        model.__class__ = cls
+        _forget_code(model.config)
         return found
 
     module.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+
+
+def _forget_code(config: Any) -> None:
+    """Saved again, the model comes without the file."""
+    named = vars(config).get("auto_map") or {}
+    kept = {key: value for key, value in named.items() if f"{CODE_MODULE}." not in str(value)}
+    if named and not kept:
+        del config.auto_map
+    elif named:
+        config.auto_map = kept
 
 
 def _is_recorded(config: Any, name: Any, options: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from lit_prune.export.folder import finished_folder, require_same, write_standar
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.writing import write_text
 
-CODE_FILE = "modeling_lit_prune.py"
+CODE_FILE = f"{autoload.CODE_MODULE}.py"
 
 CACHE = "from transformers.cache_utils import Cache, DummyLayer\n"
 GUARDED_CACHE = f"""
@@ -147,7 +147,7 @@ def _pointing(model: PreTrainedModel, factory: str, name: str) -> Iterator[None]
     """The config names the file, for as long as it is written."""
     own = vars(model.config)
     before = own.get("auto_map")
-    own["auto_map"] = {**(before or {}), factory: f"{CODE_FILE.removesuffix('.py')}.{name}"}
+    own["auto_map"] = {**(before or {}), factory: f"{autoload.CODE_MODULE}.{name}"}
     try:
         yield
     finally:

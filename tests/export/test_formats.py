@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from lit_prune import autoload
 from lit_prune.__main__ import main
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export import export, remote_code, vllm, zeroed
 from lit_prune.plan import SublayerId
@@ -85,6 +86,18 @@ with torch.no_grad():
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert torch.allclose(torch.load(tmp_path / "found"), expected, atol=1e-5)
+
+
+def test_remote_code_is_not_needed_where_lit_prune_is(tmp_path):
+    model, expected = pruned("llama", SETS[0])
+    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    for trusted in (True, False):
+        read = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusted)
+        assert type(read) is type(model)
+        assert set(find_sublayers(read).removed) == set(ids(SETS[0]))
+        assert torch.allclose(logits(read), expected, atol=1e-5)
+        again = export(read, tmp_path / f"again-{trusted}")
+        assert "auto_map" not in json.loads((again / "config.json").read_text())
 
 
 def test_remote_code_holds_the_biases_of_a_compensation(tmp_path):
