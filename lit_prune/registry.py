@@ -65,7 +65,7 @@ class Registry:
         module, _, attribute = path.rpartition(".")
         try:
             return getattr(importlib.import_module(module), attribute) if module else self._unknown(path)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise LitPruneError(f"cannot import the {self.noun} {path!r}: {error}") from error
 
     def _unknown(self, name: str) -> Callable[..., Any]:

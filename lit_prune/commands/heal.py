@@ -78,6 +78,8 @@ def heal_model(
         trust_remote_code: Run code that comes with the model.
     """
     target = require_empty(output)
+    if window < 2 or min(val_windows, batch_size) < 1:
+        raise DataError("window must be 2 tokens at least, val_windows and batch_size 1 at least")
     texts = data or ["builtin"]
     if keep_adapter and (training.also or training.last_blocks):
         raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")

@@ -38,6 +38,7 @@ def start(
                 "device_map spreads one model over the devices of one process; leave out device, devices and launchers"
             )
         return None, None
+    _require_number(devices)
     if not launched and devices in (None, 1):
         return None, chosen
     if device is not None and ":" in device:
@@ -67,6 +68,11 @@ def part() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _require_number(devices: int | None) -> None:
+    if devices is not None and devices < 1:
+        raise LitPruneError(f"devices is a number of processes, 1 or more; found {devices}")
 
 
 def launcher(environment: Mapping[str, str]) -> dict[str, int]:
