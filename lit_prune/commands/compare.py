@@ -21,6 +21,7 @@ from lit_prune.evaluation import (
     Result,
     Results,
     TaskScore,
+    require_sizes,
     require_tasks,
     task_scores,
     wanda_sparsifier,
@@ -96,6 +97,7 @@ def compare(
     for share in shares:
         require_share(share)
     require_tasks(tasks or (), include_path)
+    require_sizes(speed or {})
     texts = unseen or [data]
     labels = text_labels(texts)
     device = default_device(device)

@@ -10,7 +10,7 @@ from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, speedup
+from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "read_prompts",
     "read_results",
     "references",
+    "require_sizes",
     "require_tasks",
     "signs",
     "speedup",

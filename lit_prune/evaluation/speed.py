@@ -147,8 +147,8 @@ def compare_speed(
     Raises:
         DataError: A number is below 1 (`warmup` may be 0), or prompt and new tokens exceed a model's context.
     """
-    if min(prompt_tokens, new_tokens, batch, repeats) < 1 or warmup < 0:
-        raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
+    sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+    require_sizes(sizes | {"warmup": warmup})
     ideals = ideals or {}
     stopwatches = {name: _Stopwatch(models[each.model], each.without) for name, each in ideals.items()}
     if stopwatches and any(model.device.type != "cpu" for model in models.values()):
@@ -168,7 +168,6 @@ def compare_speed(
                 seconds[name].append((prefill, decode))
                 for each, reading in zip(own, rest[1] if own else (), strict=True):
                     seconds[each].append(reading)
-        sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
         found = {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
         if footprints:
             for name, model in models.items():
@@ -176,6 +175,19 @@ def compare_speed(
                 found[name] = replace(found[name], footprint=measure_footprint(model, lambda: once()[2]))  # noqa: B023
     lines = {name: _speed(each.model, seconds[name][warmup:], sizes) for name, each in stopwatches.items()}
     return {**found, **lines}
+
+
+def require_sizes(sizes: Mapping[str, int]) -> None:
+    """Check numbers for `compare_speed`, for asking before long work.
+
+    Raises:
+        DataError: A number is below 1 (`warmup` may be 0), or is called otherwise.
+    """
+    least = {"prompt_tokens": 1, "new_tokens": 1, "batch": 1, "repeats": 1, "warmup": 0}
+    if unknown := sorted(set(sizes) - set(least)):
+        raise DataError(f"speed is measured by {', '.join(least)}; found {', '.join(unknown)}")
+    if any(value < least[name] for name, value in sizes.items()):
+        raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
 
 
 def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
