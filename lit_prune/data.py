@@ -99,7 +99,7 @@ def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tens
     Raises:
         DataError: `batch_size` is below 1.
     """
-    _require_positive("batch_size", batch_size)
+    require_positive(batch_size=batch_size)
     return [_batch(rows) for rows in torch.split(windows, batch_size)]
 
 
@@ -190,7 +190,7 @@ class TextDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require_positive("batch_size", batch_size)
+        require_positive(batch_size=batch_size)
         source = str(source)  # checkpoints hold the arguments, and load only plain types
         # Not to the logger: there, a name used by the module too, such as `seed`, would be refused.
         self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
@@ -267,9 +267,11 @@ class TextDataModule(L.LightningDataModule):
         return None if self.trainer is None else self.trainer.lightning_module
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise DataError(f"{name} is 1 or more; found {value}")
+def require_positive(**numbers: int | None) -> None:
+    """Refuse numbers below 1 by their names, with a DataError; None is no number."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise DataError(f"{name} is 1 or more; found {value}")
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

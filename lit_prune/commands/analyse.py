@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lit_prune.analysis import Analysis
 from lit_prune.analysis import analyse as measure
 from lit_prune.commands.arguments import call, default_device, model_names
-from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import write_analysis
@@ -53,6 +53,7 @@ def analyse(
         trust_remote_code: Run code that comes with the model.
     """
     names, device = model_names(models), default_device(device)
+    require_positive(num_windows=num_windows, batch_size=batch_size)
     settings = {"data": data, "window": window, "num_windows": num_windows, "dtype": dtype, "device": device}
     settings |= {"seed": seed}
     found: list[Analysis] = []

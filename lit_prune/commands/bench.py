@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
 from lit_prune.commands.bench_speed import bench_speed
-from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
 from lit_prune.models import load, load_tokenizer
@@ -83,6 +83,7 @@ def bench(
     if what not in ("search", "memory"):
         raise LitPruneError(f"bench knows search, memory and speed; found {what!r}")
     require_share(amount)
+    require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     wanted = num_windows + (num_unseen if what == "search" else 0)
     drawn = drawn_windows(data, tokenizer, window=window, wanted=wanted, seed=seed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call, default_device, model_names, text_labels
-from lit_prune.data import calibration_batches, drawn_windows, fingerprint
+from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     DENSE,
@@ -98,6 +98,7 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     require_sizes(speed or {})
+    require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size, limit=limit)
     texts = unseen or [data]
     labels = text_labels(texts)
     device = default_device(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_prune.commands.arguments import call, default_device, model_names, text_labels
 from lit_prune.commands.conversation import Conversation
-from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     Measured,
@@ -92,6 +92,7 @@ def evaluate(
     names = [*([] if against is None else [against]), *(each for each in names if each != against)]
     questions = _questions(prompts, num_prompts, output)
     wanted, left_out = chosen_tasks(tasks or (), include_path, run_code=run_code)
+    require_positive(num_windows=num_windows, batch_size=batch_size, limit=limit, max_new_tokens=max_new_tokens)
     sources = ["builtin"] if texts is None else texts
     labels = text_labels(sources)
     device = default_device(device)

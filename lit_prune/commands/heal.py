@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call, default_device
-from lit_prune.data import calibration_batches, drawn_windows, fingerprint
+from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.healing import (
@@ -78,8 +78,7 @@ def heal_model(
         trust_remote_code: Run code that comes with the model.
     """
     target = require_empty(output)
-    if window < 2 or min(val_windows, batch_size) < 1:
-        raise DataError("window must be 2 tokens at least, val_windows and batch_size 1 at least")
+    require_positive(window=window, val_windows=val_windows, batch_size=batch_size)
     texts = data or ["builtin"]
     if keep_adapter and (training.also or training.last_blocks):
         raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")
