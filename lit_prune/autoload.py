@@ -124,4 +124,6 @@ def _is_recorded(config: Any, name: Any, options: Mapping[str, Any]) -> bool:
         except (OSError, ValueError):
             return False  # the loader itself says what is wrong
     parts = (data, *(each for each in data.values() if isinstance(each, Mapping)))
-    return any((each.get(RECORD_KEY) or {}).get("removed") for each in parts)
+    records = [each[RECORD_KEY] for each in parts if each.get(RECORD_KEY)]
+    # What is no record is told so by who reads it.
+    return any(not isinstance(each, Mapping) or each.get("removed") for each in records)

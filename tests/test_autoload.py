@@ -1,5 +1,7 @@
 """Loaders that know nothing of lit_prune build pruned models once it is imported, in whatever order."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from lit_prune import autoload
+from lit_prune.errors import AnatomyError
 from lit_prune.export import save
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
@@ -79,6 +82,14 @@ def test_elsewhere_it_is_not_known(folder):
         elsewhere = AutoModelForCausalLM.from_pretrained(folder)
     assert elsewhere.num_parameters() == tiny_model("llama").num_parameters()
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() < elsewhere.num_parameters()
+
+
+def test_a_damaged_record_is_told(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "damaged")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "damaged/config.json").write_text(json.dumps({**config, "lit_prune": ["attention.0"]}))
+    with pytest.raises(AnatomyError, match="newer lit-prune"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "damaged")
 
 
 def test_a_dense_model_is_left_alone(tmp_path):

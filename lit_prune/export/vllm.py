@@ -45,7 +45,7 @@ def save_for_vllm(
         directory: Where it goes; must not exist or be empty.
         tokenizer: Written beside it.
         plan: Written beside it.
-        verify: Read it back, put it together by itself and compare logits. vLLM lives in an environment of its own.
+        verify: Read it back and compare tensors and blocks. vLLM itself is not asked: it wants another transformers.
 
     Raises:
         ModelError: As for `save`; or vLLM cannot serve it, with the reason.
