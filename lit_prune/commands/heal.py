@@ -62,8 +62,8 @@ def heal_model(
         model: A folder that lit-prune wrote, with its prune_plan.json.
         output: Folder for the healed model, or for the adapter; it must not exist, or be empty.
         data: Texts to train on, in equal shares - builtin, .txt or .jsonl files, folders, hub data sets, or self for
-            text that the dense model writes, half of it dialogues where it has a chat template; builtin by
-            default.
+            text that the dense model writes, half of it dialogues where it has a chat template; by default builtin,
+            and self where the dense model teaches.
         window: Tokens in a window.
         val_windows: Windows for validation.
         batch_size: Windows in a batch.
@@ -79,7 +79,7 @@ def heal_model(
     """
     target = require_empty(output)
     require_positive(window=window, val_windows=val_windows, batch_size=batch_size)
-    texts = data or ["builtin"]
+    texts = data or (["builtin", SELF] if distill else ["builtin"])
     if keep_adapter and (training.also or training.last_blocks):
         raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")
     plan = PrunePlan.load(model)
