@@ -85,9 +85,11 @@ def _teach(module: Any) -> None:
 
     @functools.wraps(original)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _TEACHING.get() or not _is_recorded(kwargs.get("config"), pretrained_model_name_or_path, kwargs):
+        from_file = cls.__module__.rpartition(".")[2] == CODE_MODULE
+        wanted = from_file or _is_recorded(kwargs.get("config"), pretrained_model_name_or_path, kwargs)
+        if not _TEACHING.get() or not wanted:
             return original(cls, pretrained_model_name_or_path, *args, **kwargs)
-        if cls.__module__.rpartition(".")[2] == CODE_MODULE:
+        if from_file:
             cls = cls.__base__  # what the file does is done here, with stubs that lit_prune knows
         found = original(pruned_class(cls), pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found

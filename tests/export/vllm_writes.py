@@ -7,9 +7,10 @@ from pathlib import Path
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
-from vllm import LLM, SamplingParams
-
 if __name__ == "__main__":
+    # Here, since pytest looks for doctests in an environment without it.
+    from vllm import LLM, SamplingParams
+
     folder, prompts, new_tokens, answers = sys.argv[1:]
     model = LLM(folder, trust_remote_code=True, dtype="float32", max_model_len=512, enforce_eager=True)
     asked = [{"prompt_token_ids": each} for each in json.loads(Path(prompts).read_text())]

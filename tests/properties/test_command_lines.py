@@ -84,6 +84,7 @@ def require_one_clear_error(place, verb, name, value):
 
 
 @settings(
+    derandomize=True,
     deadline=None,
     max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -23,8 +23,8 @@ FAMILIES = ("llama", "gpt2", "gemma2", "falcon 7B", "mixtral", "olmo2")
 EVERY = [SublayerId(block, kind) for block in range(NUM_BLOCKS) for kind in KINDS]
 TOKENS = torch.randint(3, 128, (2, 14), generator=torch.Generator().manual_seed(0))
 DENSE = {name: tiny_model(name) for name in FAMILIES}
-# The time of a case depends on the machine; some fixtures of pytest's are shared on purpose.
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
+# The same cases at every run, so that a change alone makes a run fail; the time of a case depends on the machine.
+QUIET = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 
 families = st.sampled_from(FAMILIES)
 sets = st.lists(st.sampled_from(EVERY), unique=True, max_size=2 * NUM_BLOCKS - 1)
