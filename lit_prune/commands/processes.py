@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_prune.commands.arguments import default_device
+from lit_prune.data import require_positive
 from lit_prune.errors import LitPruneError
 
 
@@ -38,7 +39,7 @@ def start(
                 "device_map spreads one model over the devices of one process; leave out device, devices and launchers"
             )
         return None, None
-    _require_number(devices)
+    require_positive(devices=devices)
     if not launched and devices in (None, 1):
         return None, chosen
     if device is not None and ":" in device:
@@ -68,11 +69,6 @@ def part() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def _require_number(devices: int | None) -> None:
-    if devices is not None and devices < 1:
-        raise LitPruneError(f"devices is a number of processes, 1 or more; found {devices}")
 
 
 def launcher(environment: Mapping[str, str]) -> dict[str, int]:
