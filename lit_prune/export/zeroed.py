@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_prune import autoload
 from lit_prune.errors import ModelError
 from lit_prune.export.card import Usage
-from lit_prune.export.folder import finished_folder, require_logits, write_standard
+from lit_prune.export.folder import finished_folder, require_logits, require_same, write_standard
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import stock_config
 
@@ -35,7 +36,7 @@ def save_zeroed(
         directory: Where it goes; must not exist or be empty.
         tokenizer: Written beside it.
         plan: Written beside it.
-        verify: Compare its logits with the pruned model's.
+        verify: Compare its logits with the pruned model's, read it back and compare again.
 
     Raises:
         ModelError: As for `save`; or with zeros the model computes something else.
@@ -43,10 +44,14 @@ def save_zeroed(
     with finished_folder(model, directory, plan) as aside:
         filled = with_zeros(model)
         if verify:
-            require_logits(model, filled)
+            require_logits(model, filled)  # zeros may not hold; before anything is written
         place = f'{type(model).__name__}.from_pretrained("FOLDER")'
         how = Usage(f"from transformers import {type(model).__name__}\n\nmodel = {place}", NOTE)
         write_standard(filled, aside, tokenizer, plan, how)
+        if verify:
+            with autoload.uninstalled():
+                read: Any = type(model).from_pretrained(aside, dtype=model.dtype)
+            require_same(filled, read.to(model.device).eval())
     return Path(directory).expanduser()
 
 
