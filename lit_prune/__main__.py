@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_prune.errors import LitPruneError
+from lit_prune.markup import clean
 
 VERBS = {
     "inspect": ("lit_prune.commands.inspect:run", "show a model's sublayers and their costs, without its weights"),
@@ -63,7 +64,7 @@ def _suggestion(verb: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"lit-prune: error: {message}", file=sys.stderr)
+    print(f"lit-prune: error: {clean(message)}", file=sys.stderr)
     return 2
 
 

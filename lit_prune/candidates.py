@@ -8,6 +8,15 @@ from dataclasses import dataclass, field
 from lit_prune.errors import PlanError
 
 KINDS = ("attention", "mlp")
+MAX_BLOCKS = 10_000
+"""The deepest models have a few hundred; a file that says more is damaged or hostile, and would fill the memory."""
+
+
+def _number(block: str) -> int:
+    # Python refuses to read numbers of thousands of digits.
+    if len(block) > 9 or int(block) >= MAX_BLOCKS:
+        raise PlanError(f"there is no model with a block {block[:20]}; lit-prune goes up to {MAX_BLOCKS:,} blocks")
+    return int(block)
 
 
 @dataclass(frozen=True, order=True)
@@ -37,7 +46,7 @@ class SublayerId:
         kind, _, block = str(text).partition(".")
         if kind not in KINDS or not block.isdecimal():
             raise PlanError(f"{text!r} is not a sublayer; expected attention.N or mlp.N, such as attention.5")
-        return cls(int(block), kind)
+        return cls(_number(block), kind)
 
 
 @dataclass(frozen=True, order=True)
@@ -80,7 +89,7 @@ class Candidate:
     def _parse_one(cls, text: str) -> Candidate:
         kind, _, block = text.partition(".")
         if kind == "block" and block.isdecimal():
-            return cls(tuple(SublayerId(int(block), each) for each in KINDS))
+            return cls(tuple(SublayerId(_number(block), each) for each in KINDS))
         return cls((SublayerId.parse(text),))
 
 

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_prune.candidates import KINDS, Candidate, Scores, SublayerId
+from lit_prune.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, SublayerId
 from lit_prune.errors import PlanError
-from lit_prune.writing import from_json, to_json, write_text
+from lit_prune.reading import checked, read_json, require_kinds
+from lit_prune.writing import to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
 SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
+SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
+    ("compensation", bool, {"name": str}),
+    ("healing", bool, {"tokens": int, "ppl_before": float, "ppl_after": float}),
+    ("budget", lambda found: found.get("rise") is not None, {"rise": float, "max_rise": float}),
+    (
+        "budget",
+        lambda found: found.get("of", "params") != "params" and "reached" in found,
+        {"unit": str, "total": float, "reached": float, "amount": float | None},
+    ),
+)
+"""What reports and cards show of settings, and when."""
 
 __all__ = [
     "KINDS",
@@ -106,13 +118,7 @@ class PruneStep:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
         """The inverse of `to_dict`."""
-        step = cls(**{**data, "removed": Candidate.parse(data["removed"])})
-        numbers = (step.score, step.nll_before, step.nll_after, step.cost, *step.scores.values())
-        if not isinstance(step.num_parameters, int) or not all(
-            isinstance(each, float | int | None) for each in numbers
-        ):
-            raise TypeError(f"num_parameters, scores and losses of {step.removed.name} must be numbers")
-        return step
+        return checked(cls, {**data, "removed": Candidate.parse(data["removed"])})
 
 
 @dataclass(frozen=True)
@@ -221,12 +227,12 @@ class PrunePlan:
             raise PlanError(f"this is not a prune plan: expected schema_version {SCHEMA_VERSION}, found {version!r}")
         try:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
-            if not all(isinstance(value, dict) for value in rest.values()):
-                raise TypeError(f"expected mappings for {', '.join(rest)}")
-            plan = cls(ModelFacts(**data["model"]), tuple(PruneStep.from_dict(step) for step in data["steps"]), **rest)
+            steps = tuple(PruneStep.from_dict(step) for step in data["steps"])
+            plan = checked(cls, {**rest, "model": checked(ModelFacts, data["model"]), "steps": steps})
+            _require_settings(plan)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
-        _require_each_once(plan.removed)
+        _require_possible(plan)
         return plan
 
     def save(self, path: str | Path) -> Path:
@@ -243,17 +249,33 @@ class PrunePlan:
         path = Path(path)
         path = path / PLAN_FILE if path.is_dir() else path
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise PlanError(f"the plan {path} is damaged: {error}; make it again, or take it from a backup") from error
-        return cls.from_dict(from_json(data))
+        return cls.from_dict(data)
 
 
-def _require_each_once(removed: Iterable[SublayerId]) -> None:
+def _require_settings(plan: PrunePlan) -> None:
+    for name, is_shown, kinds in SHOWN:
+        if is_shown(data := getattr(plan, name)):
+            require_kinds(name, data, kinds)
+    if plan.budget.get("total") == 0:
+        raise TypeError("nothing can be a share of a total of 0")
+
+
+def _require_possible(plan: PrunePlan) -> None:
+    model = plan.model
+    if not 0 < model.num_blocks <= MAX_BLOCKS:
+        raise PlanError(f"the plan is damaged: a model of {model.num_blocks:,} blocks; expected 1 to {MAX_BLOCKS:,}")
+    gone = [step.num_parameters for step in plan.steps]
+    if model.num_parameters <= 0 or any(each < 0 for each in gone) or sum(gone) > model.num_parameters:
+        raise PlanError(f"the plan is damaged: {sum(gone):,} parameters go of {model.num_parameters:,}")
     seen: set[SublayerId] = set()
-    for sublayer in removed:
+    for sublayer in plan.removed:
         if sublayer in seen:
             raise PlanError(f"the plan is damaged: it removes {sublayer} twice")
+        if sublayer.block >= model.num_blocks:
+            raise PlanError(f"the plan is damaged: it removes {sublayer} from a model of {model.num_blocks} blocks")
         seen.add(sublayer)

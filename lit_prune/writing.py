@@ -30,13 +30,14 @@ def from_json(value: Any) -> Any:
 
 
 def file_name(name: str) -> str:
-    """A name without what a file's name cannot hold.
+    """A name without what a file's name cannot hold; never one that means a folder, or is hidden.
 
     Example:
-        >>> file_name("org/model:2")
-        'org-model-2'
+        >>> file_name("org/model:2"), file_name("../x")
+        ('org-model-2', '-.-x')
     """
-    return "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+    plain = "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+    return f"-{plain[1:]}" if plain.startswith(".") else plain
 
 
 @contextmanager

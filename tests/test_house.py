@@ -13,12 +13,12 @@ from tests.zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "writing"},
-    {"candidates", "registry", "placement"},
+    {"errors", "writing", "markup"},
+    {"candidates", "reading", "registry", "placement"},
     {"plan", "methods", "presets"},
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},
-    {"autoload"},
+    {"autoload", "guards"},
     {"measure", "models"},
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_prune.anatomy.layouts import Layout
+from lit_prune.candidates import MAX_BLOCKS
 from lit_prune.errors import AnatomyError, PlanError
 from lit_prune.plan import SublayerId
 
@@ -48,9 +49,12 @@ class Record:
             removed = tuple(SublayerId.parse(each) for each in data["removed"])
             blocks = tuple(int(each) for each in data["blocks"]) if "blocks" in data else None
             num_blocks = int(data["num_blocks"]) if blocks is not None else None
+            biases = {str(SublayerId.parse(name)): _path(path) for name, path in dict(data.get("biases", {})).items()}
+            if num_blocks is not None and num_blocks > MAX_BLOCKS:
+                raise ValueError(f"{num_blocks:,} blocks are in no model; lit-prune goes up to {MAX_BLOCKS:,}")
         except (KeyError, TypeError, ValueError, PlanError) as error:
             raise AnatomyError(f"the record {RECORD_KEY} in the model's config is damaged: {error!r}") from error
-        return cls(removed, blocks, num_blocks, data.get("layout"), dict(data.get("biases", {})))
+        return cls(removed, blocks, num_blocks, data.get("layout"), biases)
 
     def write(self, config: Any) -> None:
         """Put the entry into a config, which is saved with the model."""
@@ -63,6 +67,27 @@ class Record:
             data["biases"] = dict(self.biases)
         setattr(config, RECORD_KEY, data)
 
+    def require_possible(self, length: int) -> None:
+        """Check the entry of a saved model against the length of its list of blocks.
+
+        Raises:
+            AnatomyError: It names blocks that the original model cannot have had.
+        """
+        whole = length if self.num_blocks is None else self.num_blocks
+        beyond = [str(each) for each in self.removed if each.block >= whole]
+        gone = len({each.block for each in self.removed} - {*(self.blocks or range(length))})
+        if beyond or whole != length + gone:
+            found = f"it names {beyond[0]}" if beyond else f"{length} blocks are left and {gone} gone"
+            raise AnatomyError(f"the record {RECORD_KEY} in the model's config is damaged: {found}, of {whole} blocks")
+
     def described(self) -> Layout | None:
         """The user's layout, checked."""
         return None if self.layout is None else Layout.read(self.layout)
+
+
+def _path(text: Any) -> str:
+    """The path of a module, in names as Python has them; empty for the sublayer itself."""
+    parts = text.split(".") if isinstance(text, str) and text else []
+    if not isinstance(text, str) or not all(part.isidentifier() or part.isdecimal() for part in parts):
+        raise TypeError(f"{text!r} is no path of a module")
+    return text

@@ -21,9 +21,10 @@ from lit_prune.measure import Journal, WhatIf, progress_bar, weights_fingerprint
 from lit_prune.methods import Method
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
+from lit_prune.reading import checked, read_json
 from lit_prune.searches import Budget
 from lit_prune.surgery import compacted
-from lit_prune.writing import file_name, from_json, to_json, write_text
+from lit_prune.writing import file_name, to_json, write_text
 
 DENSE, WANDA = "dense", "wanda-2:4"
 OPTIONS = ("scorer", "search", "granularity", "protect", "compensate")
@@ -96,8 +97,8 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`, from JSON."""
-        tasks = {name: TaskScore(**each) for name, each in data["tasks"].items()}
-        return cls(**{**data, "tasks": tasks, "removed": tuple(data["removed"])})
+        tasks = {name: checked(TaskScore, each) for name, each in data["tasks"].items()}
+        return checked(cls, {**data, "tasks": tasks, "removed": tuple(data["removed"])})
 
 
 def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
@@ -108,7 +109,7 @@ def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
     """
     try:
         first, *lines = Path(path).read_text(encoding="utf-8").splitlines()
-        return dict(json.loads(first)), [Result.from_dict(from_json(json.loads(line))) for line in lines]
+        return dict(json.loads(first)), [Result.from_dict(read_json(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the comparison {path}: {error!r}; make it again") from error
 

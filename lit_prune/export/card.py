@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from json import dumps
@@ -11,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, find_sublayers
-from lit_prune.names import PACKAGE_PREFIX
+from lit_prune.markup import markdown_inline
 from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
 
@@ -77,13 +78,13 @@ def base_name(name: str) -> str:
 
 def _front_matter(base: str) -> str:
     # The hub looks the base model up, so only hub names may stand there.
-    is_hub_name = base.count("/") == 1 and not base.startswith(PACKAGE_PREFIX)
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", base)
     lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- lit-prune", "- pruned"]
     return "\n".join(["---", *([f"base_model: {base}"] if is_hub_name else []), *lines, "---"])
 
 
 def _summary(base: str, anatomy: Anatomy) -> str:
-    title = base or anatomy.model_type
+    title = markdown_inline(base or anatomy.model_type)
     if not anatomy.removed:
         return f"# {title}\n\nA dense model, saved by lit-prune."
     gone = "\n".join(_gone(anatomy, kind) for kind in KINDS)
@@ -108,10 +109,10 @@ def _figures(plan: PrunePlan) -> str:
         "calibration": plan.calibration.get("source"),
         "calibration tokens": plan.calibration.get("num_tokens"),
     }
-    listed = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-    listed += [f"- {line}" for line in outcome_in_words(plan.budget)]
+    listed = [f"- {name}: {markdown_inline(str(value))}" for name, value in facts.items() if value is not None]
+    listed += [f"- {markdown_inline(line)}" for line in outcome_in_words(plan.budget)]
     if plan.compensation:
-        listed.append(f"- made up for in weights that stay: {plan.compensation['name']}")
+        listed.append(f"- made up for in weights that stay: {markdown_inline(plan.compensation['name'])}")
     if plan.healing:
         listed.append(
             f"- healed on {plan.healing['tokens']:,} tokens: perplexity {plan.healing['ppl_before']:.2f} -> "

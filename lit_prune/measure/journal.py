@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_prune.errors import MeasureError
+from lit_prune.errors import MeasureError, PlanError
 from lit_prune.placement import values_of
 from lit_prune.plan import SublayerId
+from lit_prune.reading import require_kinds
 from lit_prune.writing import write_text
 
 FORMAT = 1
+KINDS_OF_A_LINE = {"without": tuple[str, ...], "batch": int | str, "nll": tuple[float, ...], "blocks": int}
 
 Key = tuple[frozenset[SublayerId], int | str]
 """What is out of the model, and the batch; of a measure beside the first, with that one's name before it."""
@@ -120,11 +122,7 @@ class Journal:
                 f"{path} is the journal of another search: {'; '.join(differing)}. Start with the same settings to go "
                 "on with it, or delete it to begin anew"
             )
-        for line in lines[1:]:
-            data = _parsed(line) if line.endswith("\n") else None
-            if data is not None:
-                without = frozenset(SublayerId.parse(each) for each in data["without"])
-                self._known[without, data["batch"]] = (data["nll"], data["blocks"])
+        self._known.update(each for each in map(_measurement, lines[1:]) if each is not None)
 
     def _begin(self, path: Path, header: str) -> None:
         """Make the file what was understood of it, aside and renamed."""
@@ -136,7 +134,17 @@ class Journal:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
+        return None
+
+
+def _measurement(line: str) -> tuple[Key, tuple[list[float], int]] | None:
+    """What a line says; nothing where it is cut off or damaged: that is measured again."""
+    try:
+        data: Any = _parsed(line) if line.endswith("\n") else None
+        require_kinds("a line", data, KINDS_OF_A_LINE)
+        return (frozenset(map(SublayerId.parse, data["without"])), data["batch"]), (data["nll"], data["blocks"])
+    except (TypeError, PlanError):
         return None
 
 

@@ -5,9 +5,9 @@ Answers are what a model wrote: they are escaped line by line, so that they can 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
+from lit_prune.markup import clean, markdown_inline, markdown_line
 from lit_prune.plan import PrunePlan
 from lit_prune.report.summary import (
     EMPTY,
@@ -15,7 +15,6 @@ from lit_prune.report.summary import (
     LEFT_ALIGNED,
     Answer,
     Row,
-    clean,
     facts,
     figures,
     outcome,
@@ -46,14 +45,14 @@ def plan_markdown(plan: PrunePlan) -> str:
 def answer_markdown(answer: Answer) -> str:
     """One question and what was answered before and after, as quotes that nothing in them can end."""
     quotes = f"Before:\n\n{quoted(answer.before)}\n\nAfter:\n\n{quoted(answer.after)}"
-    return f"**{_inline(answer.question)}**\n\n{quotes}"
+    return f"**{markdown_inline(answer.question)}**\n\n{quotes}"
 
 
 def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]) -> Iterator[str]:
-    yield f"# {_inline(title(plan))}"
+    yield f"# {markdown_inline(title(plan))}"
     if rows:
         yield _table(FIGURES, [figures(row) for row in rows])
-    yield f"## What was removed\n\n{_inline(outcome(plan))}"
+    yield f"## What was removed\n\n{markdown_inline(outcome(plan))}"
     if plan.steps:
         yield _table(*removals(plan))
     yield f"## How it was found\n\n{_list(list(facts(plan)))}"
@@ -66,12 +65,12 @@ def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], n
 
 def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     rule = ["---" if head in LEFT_ALIGNED else "---:" for head in heads]
-    lines = [heads, rule, *([_inline(cell) for cell in row] for row in cells)]
+    lines = [heads, rule, *([markdown_inline(cell) for cell in row] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {_line(each)}" for each in sentences)
+    return "\n".join(f"- {markdown_line(each)}" for each in sentences)
 
 
 def quoted(text: str) -> str:
@@ -86,21 +85,4 @@ def _indented(line: str) -> str:
     # Four leading blanks would begin a code block, in which escapes are shown.
     line = line.expandtabs(4).rstrip()
     bare = line.lstrip()
-    return "&nbsp;" * (len(line) - len(bare)) + _line(bare)
-
-
-def _line(text: str) -> str:
-    r"""Escaped also for the beginning of a line, where numbers, dashes and the like are lists and headings.
-
-    Example:
-        >>> print(_line("1. *bold* <b> a|b one_shot"))
-        1\. \*bold\* \<b\> a\|b one_shot
-    """
-    return re.sub(r"^(\d*)([#+\-=.)])", r"\1\\\2", _inline(text))
-
-
-def _inline(text: str) -> str:
-    line = " ".join(clean(text).split("\n"))
-    line = re.sub(r"([\\`*\[\]<>&|~$])", r"\\\1", line)
-    # Inside a word an underscore is no markup, and an escaped one hard to read in the file.
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
+    return "&nbsp;" * (len(line) - len(bare)) + markdown_line(bare)

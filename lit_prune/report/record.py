@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lit_prune.errors import DataError
 from lit_prune.plan import PrunePlan
+from lit_prune.reading import checked, read_json
 from lit_prune.report.summary import Answer, Row
-from lit_prune.writing import from_json, to_json, write_text
+from lit_prune.writing import to_json, write_text
 
 SUMMARY_FILE = "summary.json"
 
@@ -65,9 +66,9 @@ def read_summary(path: str | Path) -> Summary:
         PlanError: The plan in it is.
     """
     try:
-        data = from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        rows = tuple(Row(**each) for each in data["figures"])
-        answers = tuple(Answer(**each) for each in data["answers"])
+        data = read_json(Path(path).read_text(encoding="utf-8"))
+        rows = tuple(checked(Row, each) for each in data["figures"])
+        answers = tuple(checked(Answer, each) for each in data["answers"])
         return Summary(rows, PrunePlan.from_dict(data["plan"]), answers, tuple(map(str, data["notes"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot read the summary {path}: {error!r}") from error

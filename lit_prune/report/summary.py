@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,12 +158,3 @@ def _setting(value: Any) -> str:
         return number(value)
     # A digest is to be recognised, not read.
     return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else str(value)
-
-
-def clean(text: str) -> str:
-    """Lines ended by newlines, without what files cannot hold or what would move a terminal's cursor."""
-    return "\n".join("".join(_harmless(each) for each in line) for line in text.splitlines())
-
-
-def _harmless(character: str) -> str:
-    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cs") and character != "\t" else character

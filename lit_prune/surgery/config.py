@@ -93,12 +93,19 @@ def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:
 
 
 def make_recorded_biases(model: Any) -> None:
-    """Give the projections that the config names their bias, zeros until weights are loaded."""
+    """Give the projections that the config names their bias, zeros until weights are loaded.
+
+    Raises:
+        AnatomyError: The config names something else.
+    """
     anatomy = find_sublayers(model)
     for name, path in Record.of(decoder_config(model)).biases.items():
         sublayer = SublayerId.parse(name)
         if sublayer in anatomy:
-            projection: Any = model.get_submodule(".".join(filter(None, (anatomy[sublayer].path, path))))
+            place = ".".join(filter(None, (anatomy[sublayer].path, path)))
+            projection: Any = dict(model.named_modules()).get(place)
+            if getattr(projection, "weight", None) is None:
+                raise AnatomyError(f"the record in the model's config gives a bias to {place}, which is no projection")
             projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
 
 

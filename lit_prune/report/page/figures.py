@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from lit_prune.evaluation import Result
+from lit_prune.markup import clean
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan
 from lit_prune.report.comparison import ACROSS, COLOURS, MARKERS, draw_quality, method_styles, removal_figure
 from lit_prune.report.score_map import score_map
-from lit_prune.report.summary import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lit_prune.markup import clean
 from lit_prune.report.page.matching import Match, matches
 from lit_prune.report.page.sources import Evaluation, Sources, read_sources
 from lit_prune.report.page.tables import runs_table
 from lit_prune.report.page.views import AnalysisView, ComparisonView, EvaluationView, RunView, overview_figure
-from lit_prune.report.summary import clean
 
 PAGE = "page.html.jinja"
 

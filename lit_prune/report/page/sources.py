@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.evaluation import Measured, Result, Signs, read_results
 from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.reading import checked, read_json
 from lit_prune.report.analysis import PICTURES
 from lit_prune.report.record import SUMMARY_FILE, Summary, read_summary
-from lit_prune.writing import from_json
 
 EVALUATION_FILE, RESULTS_FILE, ANALYSIS_FILE = "evaluation.json", "results.jsonl", "analysis.json"
 EVENTS = "events.out.tfevents.*"
@@ -160,7 +159,7 @@ def read_sources(folders: Iterable[str | Path]) -> Sources:
 def _analysis(name: str, folder: Path) -> AnalysisRun:
     path = folder / ANALYSIS_FILE
     try:
-        data = from_json(json.loads(path.read_text(encoding="utf-8")))
+        data = read_json(path.read_text(encoding="utf-8"))
         models = tuple(str(each["model"]) for each in data["models"])
         files = {title: folder / f"{file}.png" for file, title in PICTURES.items()}
         pictures = {title: file.read_bytes() for title, file in files.items() if file.is_file()}
@@ -177,10 +176,10 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     """
     path = Path(folder).expanduser() / EVALUATION_FILE
     try:
-        data = from_json(json.loads(path.read_text(encoding="utf-8")))
+        data = read_json(path.read_text(encoding="utf-8"))
         rows = [Measured.from_dict(each) for each in data["models"]]
         answers = tuple(_dialogue(each) for each in data.get("answers") or ())
-        signs = {name: Signs(**each) for name, each in (data.get("signs") or {}).items()}
+        signs = {name: checked(Signs, each) for name, each in (data.get("signs") or {}).items()}
         settings = dict(data["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the evaluation {path}: {error!r}; make it again") from error
