@@ -13,6 +13,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
+from lit_prune.reading import checked, require_kinds
 from lit_prune.surgery import remove, removed_sublayers
 
 
@@ -26,13 +27,18 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     """Bring a model to a recorded structure; its weights are loaded afterwards.
 
     Raises:
-        ModelError: The model has lost more than the record says, or has adapters that the record lacks.
+        ModelError: The model has lost more than the record says, or has adapters that the record lacks; or the record
+            is damaged.
     """
+    try:
+        require_kinds("its structure", structure, {"removed": tuple[str, ...], "lora": Mapping[str, Any] | None})
+        lora = None if structure["lora"] is None else checked(LoraHealing, structure["lora"])
+    except (TypeError, AttributeError) as error:
+        raise ModelError(f"the checkpoint is damaged: {error}") from error
     wanted = [SublayerId.parse(each) for each in structure["removed"]]
-    lora = structure["lora"]
     _require_whole(model, wanted)
     if lora is not None and attached_lora(model) is None:
-        attach_lora(model, LoraHealing(**lora))
+        attach_lora(model, lora)
     if lora is None and attached_lora(model) is not None:
         raise ModelError(
             "the checkpoint has no adapters and the model has: they were merged before it was saved, or never "

@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from lit_prune.anatomy import Record
 from lit_prune.autoload import pruned_class
 from lit_prune.errors import AnatomyError, ModelError
+from lit_prune.guards import require_harmless
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
 from lit_prune.placement import DeviceMap, device_map_of
 from lit_prune.plan import SublayerId
@@ -108,6 +109,7 @@ def skeleton(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with explained(source, "config"):
         found: dict[str, Any] = {**source.file_options, **({"revision": revision} if revision else {})}
+        require_harmless(source, found, trusted=trust_remote_code)
         config = AutoConfig.from_pretrained(source.location, **found, **options)
     removed = _removed(config, source)
     factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
@@ -130,6 +132,8 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     shared = {key: value for key, value in options.items() if key in ("revision", "trust_remote_code")}
     with explained(source, "config"):
+        found = {key: value for key, value in shared.items() if key == "revision"}
+        require_harmless(source, found, trusted=options["trust_remote_code"])
         config = AutoConfig.from_pretrained(source.location, **shared)
     removed = _removed(config, source)
     # What its record says is gone, `autoload` leaves out.
@@ -157,14 +161,17 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
 
 def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]:
     try:
-        return Record.of(config.get_text_config(decoder=True)).removed
+        decoder = config.get_text_config(decoder=True)
+        record = Record.of(decoder)
+        record.require_possible(getattr(decoder, "num_hidden_layers", 0))
+        return record.removed
     except AnatomyError as error:
         raise ModelError(f"{source.label}: {error}") from error
 
 
 def _stock_class(config: PreTrainedConfig, source: Source, options: Mapping[str, Any]) -> type[PreTrainedModel]:
     """The class that was saved: transformers' own, one that the user registered, or code that came with the model."""
-    name = (config.architectures or ["(no architectures in config.json)"])[0]
+    name = str((config.architectures or ["(no architectures in config.json)"])[0])
     factory = _factory(config, source)
     remote = (getattr(config, "auto_map", None) or {}).get(factory.__name__)
     stock: Any = getattr(transformers, name, None)

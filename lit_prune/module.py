@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
 from lit_prune.checkpoint import restore_structure, structure_of
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import checkpoint_activations
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
@@ -67,6 +68,8 @@ class LitCausalLM(L.LightningModule):
         if lr_schedule not in list(SchedulerType):
             known = ", ".join(each.value for each in SchedulerType)
             raise LitPruneError(f"unknown lr_schedule {lr_schedule!r}; transformers knows {known}")
+        if not isinstance(model, str | nn.Module):
+            raise ModelError(f"expected the name of a model, or a model; found {model!r}")
         self.save_hyperparameters(ignore=() if isinstance(model, str) else ("model",))
         self.model_name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
         self._trust_remote_code = trust_remote_code
@@ -86,6 +89,40 @@ class LitCausalLM(L.LightningModule):
             checkpoint_activations(self.model)
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Make the module of a checkpoint, as Lightning does, and run no code for it.
+
+        Args:
+            checkpoint_path: A file, or a URL.
+            map_location: As for Lightning, and so `hparams_file` and `strict`.
+            hparams_file: See there.
+            strict: See there.
+            weights_only: Read the file without running code in it; Lightning would run that of a URL.
+            kwargs: Instead of the checkpoint's hyperparameters. `trust_remote_code` counts only when it is given here.
+        """
+        kwargs.setdefault("trust_remote_code", False)
+        # The classes that a checkpoint's hyperparameters name are not imported; a subclass may take some.
+        kwargs |= {"_instantiator": None} if cls is LitCausalLM else {}
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a distributed checkpoint that would run code, before a strategy reads it.
+
+        Raises:
+            ModelError: It is one.
+        """
+        if self.trainer.ckpt_path is not None:
+            require_plain_metadata(self.trainer.ckpt_path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

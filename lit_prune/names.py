@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -21,6 +23,11 @@ from transformers.utils import logging
 from lit_prune.errors import AnatomyError, ModelError
 
 PACKAGE_PREFIX = "package:"
+UNREADABLE = (
+    *(OSError, ImportError, SafetensorError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+)
+"""What transformers raises of files that are missing, damaged or not for it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,23 @@ def load_tokenizer(
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
+def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+    """Messages in the tokenizer's chat template: a program of the model's, run in transformers' sandbox.
+
+    Args:
+        tokenizer: With a template.
+        messages: Mappings of `role` and `content`.
+        options: Of transformers' `apply_chat_template`, whose result is returned.
+
+    Raises:
+        ModelError: The template fails, or tries to leave the sandbox.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError as error:
+        raise ModelError(f"the chat template of {tokenizer.name_or_path} cannot be used: {error}") from error
+
+
 def require_gguf(source: Source) -> None:
     """Check that GGUF files can be read, where the source is one.
 
@@ -123,7 +147,7 @@ def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise AnatomyError(f"cannot read the layout {layout}: {error}") from error
     if not isinstance(found, Mapping):
-        raise AnatomyError(f"the layout {layout} is no mapping; found {found!r}")
+        raise AnatomyError(f"the layout {layout} is no mapping; found a {type(found).__name__}")
     return found
 
 
@@ -141,7 +165,13 @@ def explained(source: Source, what: str) -> Iterator[None]:
         bars.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message tells how to run it.
+        raise ModelError(
+            f"cannot load the {what} of {source.label}: its pickled weights hold more than tensors, which may be code; "
+            "use a copy with safetensors"
+        ) from error
+    except UNREADABLE as error:
         place = "" if source.is_local else ", which is no folder here and which the hub did not give"
         raise ModelError(f"cannot load the {what} of {source.label}{place}: {error}") from error
     finally:

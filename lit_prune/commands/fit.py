@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 from lit_prune.commands.processes import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
+from lit_prune.guards import read_settings, require_plain_metadata
 from lit_prune.module import LitCausalLM
 
 
@@ -41,8 +43,22 @@ class PruneCLI(LightningCLI):
         """The verbs that lit-prune offers."""
         return {verb: LightningCLI.subcommands()[verb] for verb in ("fit", "validate", "test")}
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters of a checkpoint as Lightning does, but no classes, and no leave to run code."""
+        path = self.config[self.config.subcommand].ckpt_path
+        if path:
+            require_plain_metadata(path)
+        if path and Path(path).is_file():
+            settings, given = read_settings(path), self.config[self.config.subcommand].model
+            # The user's leave is for the model that the user names.
+            is_same = settings.get("model", given.model) == given.model
+            settings["trust_remote_code"] = given.trust_remote_code and is_same
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": settings}}, self.config)
+
     def before_instantiate_classes(self) -> None:
-        """Give the trainer what `fabric run` got: by itself Lightning's Trainer ignores it."""
+        """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too."""
+        if self.config[self.config.subcommand].weights_only is None:
+            self.config[self.config.subcommand].weights_only = True
         trainer = self.config[self.config.subcommand].trainer
         for name, value in launcher_settings(os.environ).items():
             trainer[name] = value

@@ -70,7 +70,7 @@ def heal_model(
         lora: The adapters.
         training: How they are trained.
         distill: Learn the dense model's distribution; without, the text itself.
-        dense: The dense model; by default the one that the plan names.
+        dense: The dense model; by default the one that the plan names, whose code is not run.
         keep_adapter: Write the adapter alone, as peft does, instead of a model with it merged.
         dtype: Of the weights: float32, bfloat16, float16 or auto. Adapters are trained in float32 in any case.
         device: Such as cuda:0 or cpu; a GPU where there is one.
@@ -96,7 +96,7 @@ def heal_model(
     network = load(model, **options)
     teacher = None
     if distill or SELF in texts:
-        origin = _dense_model(dense or plan.model.name, options)
+        origin = _dense_model(dense, plan.model.name, options)
         if SELF in texts:
             print(f"the dense model writes {wanted} windows of {window} tokens")
             windows[SELF] = written_windows(origin, wanted, window, tokenizer=tokenizer, batch_size=64, seed=seed)
@@ -139,10 +139,13 @@ def outcome(report: HealingReport) -> str:
     return f"{trained}\nperplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"
 
 
-def _dense_model(name: str, options: dict[str, Any]) -> PreTrainedModel:
+def _dense_model(given: str | None, planned: str, options: dict[str, Any]) -> PreTrainedModel:
+    name = given or planned
     if not name:
         raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
+    # Code that came with a model is trusted by its name from the user, not from a plan.
+    trusted = options["trust_remote_code"] and given is not None
     try:
-        return load(name, **options)
+        return load(name, **{**options, "trust_remote_code": trusted})
     except ModelError as error:
         raise ModelError(f"the dense model that teaches: {error}; give it as --dense, or --distill false") from error

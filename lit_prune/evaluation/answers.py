@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.evaluation.prompts import Prompt
 from lit_prune.measure import evaluating, on_device
+from lit_prune.names import in_chat
 
 SEPARATOR = "\n\n"
 """Between turns, where there is no chat template."""
@@ -95,7 +96,7 @@ def _context(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list
     messages = [{"role": "user", "content": turns[0]}]
     for turn, reply in zip(turns[1:], said, strict=True):
         messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": turn}]
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    found = in_chat(tokenizer, messages, add_generation_prompt=True, return_dict=True)
     return cast(list[int], found["input_ids"])
 
 

@@ -144,10 +144,10 @@ def _projection(model: PreTrainedModel, sublayer: str, path: str) -> str:
 
 @contextmanager
 def _pointing(model: PreTrainedModel, factory: str, name: str) -> Iterator[None]:
-    """The config names the file, for as long as it is written."""
+    """The config names the file and no other code, for as long as it is written."""
     own = vars(model.config)
     before = own.get("auto_map")
-    own["auto_map"] = {**(before or {}), factory: f"{autoload.CODE_MODULE}.{name}"}
+    own["auto_map"] = {factory: f"{autoload.CODE_MODULE}.{name}"}
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.settings import Distillation
 from lit_prune.measure import IGNORED, on_device
+from lit_prune.names import in_chat
 
 NO_TOKEN = -1
 USERS_WORDS = "what-the-user-says"
@@ -133,7 +134,7 @@ def dialogue_opening(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
         return []
     chat: Any = tokenizer
-    text: str = chat.apply_chat_template([{"role": "user", "content": USERS_WORDS}], tokenize=False)
+    text: str = in_chat(chat, [{"role": "user", "content": USERS_WORDS}], tokenize=False)
     before, found, _ = text.partition(USERS_WORDS)
     ids: list[int] = chat(before, add_special_tokens=False)["input_ids"] if found else []
     return ids
