@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
-from lit_prune.checkpoint import restore_structure, structure_of
+from lit_prune.checkpoint import follow_strategy, restore_structure, structure_of
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import checkpoint_activations
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
+from lit_prune.sharding import shard
 
 STRUCTURE_KEY = "lit_prune"
 
@@ -84,6 +85,7 @@ class LitCausalLM(L.LightningModule):
         self.model = model.train()
         if gradient_checkpointing:
             checkpoint_activations(self.model)
+        self._unfollow: Callable[[], None] = lambda: None
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
 
@@ -93,6 +95,21 @@ class LitCausalLM(L.LightningModule):
         if not self.model_name:
             return None
         return load_tokenizer(self.model_name, trust_remote_code=self._trust_remote_code)
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy has a mesh of devices (`ModelParallelStrategy`), with FSDP2.
+
+        Raises:
+            ModelError: The mesh splits single layers too.
+        """
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+            strategy = self.trainer.strategy
+            self._unfollow = follow_strategy(strategy, self.model, lambda checkpoint: checkpoint.get(STRUCTURE_KEY))
+
+    def teardown(self, stage: str) -> None:
+        """Leave the strategy as it was."""
+        self._unfollow()
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""

@@ -19,7 +19,7 @@ FLOORS = [
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},
     {"autoload"},
-    {"measure", "models"},
+    {"measure", "models", "sharding"},
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},
     {"pruner"},

@@ -44,7 +44,7 @@ class BatchPass:
         self.index = index
         keys = [(each, owner.key(gone, index)) for each, gone in wanted]
         self.missing = [(each, key) for each, key in keys if key not in owner._journal]
-        self.trace = owner._traces.get(index) or Trace(offload=owner._offload)
+        self.trace = owner._traces.get(index) or owner.new_trace()
         self.blocks = list(owner.model.get_submodule(anatomy.blocks_path))
         self._first = {each: anatomy.position(each.block) for each, _ in self.missing if each is not None}
         # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.

@@ -31,6 +31,7 @@ from lit_prune.measure.losses import (
 )
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
+from lit_prune.surgery import is_sharded
 
 Progress = Callable[[int, int, str], None]
 Reduce = Callable[[Tensor], Tensor]
@@ -232,6 +233,10 @@ class WhatIf:
             tokens=tokens,
             num_tokens=int(num_tokens),
         )
+
+    def new_trace(self) -> Trace:
+        """For the states of a batch."""
+        return Trace(offload=self._offload, to_the_end=is_sharded(self.model))
 
     def _follow_model(self) -> Anatomy:
         """Cut the traces at the first block that has changed since the last measurement."""
