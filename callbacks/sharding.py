@@ -14,6 +14,7 @@ from lit_prune.checkpoint import follow_state_dict, follow_strategy
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import LoraHealing, attached_lora
 from lit_prune.plan import PrunePlan
+from lit_prune.pruner import Pruner
 from lit_prune.sharding import TENSOR, require_shardable
 from lit_prune.surgery import removed_sublayers
 
@@ -23,12 +24,12 @@ def shards(trainer: L.Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
-def require_possible(trainer: L.Trainer, scorer: object, unit: str, *, distill: bool) -> None:
+def require_possible(trainer: L.Trainer, pruner: Pruner, unit: str, *, distill: bool) -> None:
     """Refuse what cannot be done with a sharded model.
 
     Args:
         trainer: With its strategy.
-        scorer: As `Pruner.scorer`.
+        pruner: Before its first step.
         unit: Of the amount.
         distill: Whether the dense model teaches.
 
@@ -37,7 +38,7 @@ def require_possible(trainer: L.Trainer, scorer: object, unit: str, *, distill: 
     """
     if not shards(trainer):
         return
-    require_shardable(scorer, unit)
+    require_shardable(pruner.scorer, unit, pruner.plan.compensation.get("name", "none"))
     if distill:
         raise LitPruneError(
             "distill brings removed sublayers back for the teacher's pass, and FSDP2 gathers their weights no more; "

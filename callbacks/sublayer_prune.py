@@ -142,7 +142,7 @@ class SublayerPruneCallback(Callback):
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
         distills = self.mending.distillation is not None
-        sharding.require_possible(trainer, self._pruner.scorer, self.allowance.unit, distill=distills)
+        sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)

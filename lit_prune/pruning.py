@@ -103,7 +103,7 @@ def prune(
     options["compensate"] = compensate
     pruner = Pruner(model, **options, model_name=model_name)
     if is_sharded(pruner.model):
-        require_shardable(pruner.scorer, str(unit_options(of)["name"]))
+        require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
     batches, processes = list(batches), Processes(fabric)
     shares, positions = processes.shares(batches), WhatIf(pruner.model, batches).num_positions
     # A search that goes on decides by the seconds that it began with.

@@ -53,12 +53,13 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(part, mesh=mesh)
 
 
-def require_shardable(scorer: object, unit: str) -> None:
+def require_shardable(scorer: object, unit: str, compensation: str) -> None:
     """Refuse, before any work, what cannot be measured on a sharded model.
 
     Args:
         scorer: As `Pruner.scorer`.
         unit: Of the amount.
+        compensation: By name.
 
     Raises:
         LitPruneError: With what cannot.
@@ -66,6 +67,8 @@ def require_shardable(scorer: object, unit: str) -> None:
     trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
     if getattr(scorer, "gradients", False):
         trouble = f"{type(scorer).__name__} wants gradients of whole weights"
+    if compensation != "none":
+        trouble = f"the compensation {compensation!r} changes whole weights"
     if trouble:
         raise LitPruneError(
             f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"

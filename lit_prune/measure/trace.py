@@ -44,9 +44,15 @@ class Trace:
         """Forget what comes from a block that changed, and from those behind it."""
         self.states = {block: state for block, state in self.states.items() if block < position}
 
-    def thin(self, num_bytes: int) -> None:
-        """Keep every n-th state alone, with the smallest n that fits into the memory."""
-        every = 1 if self.num_bytes <= num_bytes else -(-self.num_bytes // max(1, num_bytes))
+    def thin(self, num_bytes: int, held: int | None = None) -> None:
+        """Keep every n-th state alone, with the smallest n that fits into the memory.
+
+        Args:
+            num_bytes: Of the memory.
+            held: Of all states, where processes that must run the same blocks have agreed on it.
+        """
+        held = self.num_bytes if held is None else held
+        every = 1 if held <= num_bytes else -(-held // max(1, num_bytes))
         self.states = {block: state for block, state in self.states.items() if (block + 1) % every == 0}
 
     @property

@@ -285,5 +285,10 @@ class WhatIf:
         limit = self._max_state_bytes
         if limit is None:
             limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
-        trace.thin(limit // len(self.batches))
+        held = trace.num_bytes
+        if is_sharded(self.model):
+            # A pass is one of all processes, whose shares of a batch differ by a sequence.
+            total, number = self._reduce(torch.tensor([held, 1])).tolist()
+            held, limit = total // number, limit // (1 if self._max_state_bytes is not None else number)
+        trace.thin(limit // len(self.batches), held)
         self._traces[index] = trace

@@ -88,9 +88,9 @@ def assert_same_weights(folder, expected):
     [
         {},
         {"pruning": {"healing": True, "search": "lazy"}},
-        {"pruning": {"compensate": "scale"}, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
+        {"pruning": {"granularity": "mlp"}, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
     ],
-    ids=["plain", "healed, lazy", "compensated, accumulated, clipped"],
+    ids=["plain", "healed, lazy", "mlps, accumulated, clipped"],
 )
 def test_two_processes_with_a_shard_each_do_what_one_does(tmp_path, options):
     alone = fit(tmp_path / "alone", 1, **options)
@@ -205,6 +205,7 @@ def test_what_cannot_be_done_with_shards_is_refused_at_set_up(tmp_path):
             refused(healing=True, distill=True),
             refused(scorer="taylor", amount=0.05),
             refused(of="latency"),
+            refused(compensate="scale"),
             refused(BeforeAfterCallback(repeats=0)),
             refused(SublayerAnalysisCallback()),
             refused(strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)),
@@ -215,6 +216,7 @@ def test_what_cannot_be_done_with_shards_is_refused_at_set_up(tmp_path):
         "distill brings",
         "Taylor wants gradients",
         "latency of its sublayers",
+        "compensation 'scale' changes whole weights",
         "BeforeAfterCallback wants the whole",
         "SublayerAnalysisCallback wants the whole",
         "tensor_parallel_size=1",

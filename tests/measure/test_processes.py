@@ -83,9 +83,9 @@ def test_two_processes_make_the_plan_of_one_and_share_the_work(tmp_path, options
     [
         {"search": "progressive"},
         {"search": "lazy", "offload": True},
-        {"search": "progressive", "forks": 3, "compensate": "linear"},
+        {"search": "progressive", "forks": 3},
         {"search": "one_shot", "scorer": {"name": "magnitude", "protect_first": 0}},
-        {"granularity": "block", "scorer": "angular_distance", "search": "contiguous"},
+        {"granularity": "block", "scorer": "angular", "search": "contiguous"},
         {"scorer": "kl", "of": "flops"},
     ],
     ids=lambda options: ", ".join(map(str, options.values())),
@@ -121,6 +121,7 @@ def test_a_search_goes_on_with_shards_of_the_model(tmp_path):
 def test_what_shards_cannot_give_is_refused_before_any_work(tmp_path):
     for options, message in (
         ({"scorer": "taylor", "amount": 0.05}, "Taylor wants gradients of whole weights"),
+        ({"compensate": "bias"}, "compensation 'bias' changes whole weights"),
         ({"of": "latency"}, "latency of its sublayers cannot be measured"),
     ):
         found = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, **options))  # noqa: B023
