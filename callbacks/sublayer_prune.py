@@ -27,6 +27,7 @@ from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
 from lit_prune.sharding import whole_copy
+from lit_prune.sums import require_intact_checkpoint
 
 
 class SublayerPruneCallback(Callback):
@@ -199,6 +200,10 @@ class SublayerPruneCallback(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The same, since Lightning tears nothing down after an exception."""
         self.teardown(trainer, pl_module, self._stage)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
+        require_intact_checkpoint(trainer.ckpt_path)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""

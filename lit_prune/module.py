@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -20,6 +21,7 @@ from lit_prune.healing import checkpoint_activations
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
 from lit_prune.sharding import shard
+from lit_prune.sums import require_intact_checkpoint
 
 STRUCTURE_KEY = "lit_prune"
 
@@ -159,6 +161,17 @@ class LitCausalLM(L.LightningModule):
         """Bring the model to the checkpoint's structure, before its weights are loaded."""
         if STRUCTURE_KEY in checkpoint:
             restore_structure(self.model, checkpoint[STRUCTURE_KEY])
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, once the file is found to be what was written.
+
+        Raises:
+            ModelError: It is damaged.
+        """
+        if isinstance(checkpoint_path, str | os.PathLike):
+            require_intact_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def _mean_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return mean_loss(self(batch), labels_of(batch))

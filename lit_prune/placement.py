@@ -71,3 +71,9 @@ def whole(tensor: Tensor) -> Tensor:
     gather = getattr(tensor, "full_tensor", None)
     found: Tensor = tensor if gather is None else gather()
     return found
+
+
+def bytes_held(model: nn.Module) -> int:
+    """Bytes of a process's part of the weights, the same number in each: a shard where they are sharded, else all."""
+    meshes = [(each.nbytes, getattr(each, "device_mesh", None)) for each in model.parameters()]
+    return sum(nbytes if mesh is None else nbytes // int(mesh.size()) for nbytes, mesh in meshes)

@@ -115,8 +115,10 @@ def prune(
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     sizes = [len(input_ids_of(batch)) for batch in batches]
-    kept = SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes)
-    with progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar:
+    with (
+        SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes) as kept,
+        progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
+    ):
         memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
         what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
         while budget.remaining(pruner.reached) and pruner.candidates():

@@ -14,7 +14,7 @@ from tests.zoo import ZOO
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing"},
-    {"candidates", "registry", "placement"},
+    {"candidates", "registry", "placement", "sums"},
     {"plan", "methods", "presets"},
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},

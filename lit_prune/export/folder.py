@@ -18,6 +18,7 @@ from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.sums import write_sums
 from lit_prune.surgery import compacted, is_sharded, removed_sublayers
 from lit_prune.writing import folder_aside
 
@@ -91,6 +92,7 @@ def finished_folder(model: PreTrainedModel, directory: str | Path, plan: PrunePl
     try:
         with folder_aside(path) as aside, compacted(model):
             yield aside
+            write_sums(aside)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot save the model as {directory}: {error}") from error
 

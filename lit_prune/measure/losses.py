@@ -186,6 +186,17 @@ def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     }
 
 
+def rows_of(batch: Mapping[str, Any], rows: slice) -> Mapping[str, Any]:
+    """Some of a batch's sequences."""
+    num = len(input_ids_of(batch))
+    if rows == slice(0, num):
+        return batch
+    return {
+        name: each[rows] if isinstance(each, Tensor) and each.ndim and len(each) == num else each
+        for name, each in batch.items()
+    }
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored afterwards."""

@@ -148,9 +148,15 @@ class SharedJournal(Journal):
     ) -> None:
         super().__init__()
         processes.require_same(header)
-        found = processes.first(lambda: Journal(path, header))
-        self.path = found.path if processes.rank == 0 else None
-        self._known, self._earlier = found._known, found._earlier
+        opened: list[Journal] = []
+
+        def read() -> dict[Key, tuple[list[float], int]]:
+            opened.append(Journal(path, header))
+            return opened[0]._known
+
+        self._known = processes.first(read)
+        self._earlier = set(self._known)
+        self._file = opened[0]._file if opened else None
         self._processes = processes
         self._num_sequences = num_sequences
 
@@ -170,7 +176,7 @@ class SharedJournal(Journal):
     def unshared(self) -> Journal:
         """The same for batches that every process measures whole."""
         same = Journal()
-        same.path, same._known, same._earlier = self.path, self._known, self._earlier
+        same._file, same._known, same._earlier = self._file, self._known, self._earlier
         return same
 
     def _rows(self, key: Key) -> slice:

@@ -55,6 +55,13 @@ class Trace:
         every = 1 if held <= num_bytes else -(-held // max(1, num_bytes))
         self.states = {block: state for block, state in self.states.items() if (block + 1) % every == 0}
 
+    def part(self, rows: slice, num: int) -> Trace:
+        """The states of some of a batch's `num` sequences."""
+        part = Trace(offload=self._offload)
+        part._computed_on = dict(self._computed_on)
+        part.states = {block: state_part(state, rows, num) for block, state in self.states.items()}
+        return part
+
     @property
     def num_bytes(self) -> int:
         """Memory of the states."""
@@ -161,6 +168,11 @@ def _returning(blocks: Sequence[nn.Module], state: Callable[[], Any]) -> Iterato
 def moved(state: Any, device: torch.device) -> Any:
     """A block's output with its tensors on a device."""
     return tree_map_only(Tensor, lambda each: each.to(device), state)
+
+
+def state_part(state: Any, rows: slice, num: int) -> Any:
+    """What a block put out for some of a batch's `num` sequences."""
+    return tree_map_only(Tensor, lambda each: each[rows] if each.ndim and len(each) == num else each, state)
 
 
 def _one_below_the_other(*leaves: Any) -> Any:
