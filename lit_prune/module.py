@@ -118,6 +118,11 @@ class LitCausalLM(L.LightningModule):
         logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
         return logits
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, which `torch.compile(module)` cannot trace."""
+        super().log(*args, **kwargs)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean token loss of the batch, in nats."""
         loss, _ = self._mean_loss(batch)
