@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import count_parameters
-from lit_prune.callbacks import loop
+from lit_prune.callbacks import loop, sharding
 from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
@@ -90,6 +90,7 @@ class BeforeAfterCallback(Callback):
         if stage != "fit":
             return
         self._before = {}  # a checkpoint's come later, with load_state_dict
+        sharding.require_whole_model(trainer, type(self).__name__)
         self._require_order(trainer)
         config = loop.model_in(pl_module, self.model).config.get_text_config(decoder=True)
         context = getattr(config, "max_position_embeddings", None)

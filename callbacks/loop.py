@@ -10,12 +10,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from lit_prune.callbacks import sharding
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.measure import input_ids_of, labels_of, model_inputs
 
@@ -67,10 +68,12 @@ def require_supported(trainer: L.Trainer) -> None:
     averaging = [type(each).__name__ for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
     if averaging:
         raise LitPruneError(f"{averaging[0]} keeps a second model of another structure; leave it out while pruning")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise LitPruneError(
-            f"{type(trainer.strategy).__name__} is not supported yet; use a single device or strategy='ddp'"
+            f"{type(trainer.strategy).__name__} is not supported; use a single device, strategy='ddp', or "
+            "ModelParallelStrategy, which shards the model (FSDP2)"
         )
+    sharding.require_whole_layers(trainer)
 
 
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:

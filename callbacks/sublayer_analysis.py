@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.analysis import EMBEDDING, Analysis, analyse
-from lit_prune.callbacks import loop
+from lit_prune.callbacks import loop, sharding
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import KINDS, SublayerId
@@ -71,6 +71,7 @@ class SublayerAnalysisCallback(Callback):
         """Refuse what cannot be analysed, and forget an earlier fit."""
         if stage == "fit":
             loop.require_supported(trainer)
+            sharding.require_whole_model(trainer, type(self).__name__)
             loop.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
 

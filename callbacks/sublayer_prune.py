@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -9,15 +10,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import loop
+from lit_prune.callbacks import loop, sharding
 from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal
-from lit_prune.checkpoint import follow_state_dict
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
@@ -27,6 +26,8 @@ from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
+from lit_prune.sharding import whole_copy
+from lit_prune.sums import require_intact_checkpoint
 
 
 class SublayerPruneCallback(Callback):
@@ -121,7 +122,7 @@ class SublayerPruneCallback(Callback):
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._costs: Costs | None = None  # of the model when the fit began
         self._random_state: dict[str, Any] | None = None
-        self._hook: RemovableHandle | None = None
+        self._unfollow: Callable[[], None] = lambda: None
         self._tokenizer: Any = None
 
     @property
@@ -132,15 +133,17 @@ class SublayerPruneCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
-        self._remove_hook()
+        self._unfollow()
         model = loop.model_in(pl_module, self.model)
-        self._hook = follow_state_dict(model, self.mending.lora)
+        self._unfollow = sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key)
         if stage != "fit":
             return
         loop.require_supported(trainer)
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
+        distills = self.mending.distillation is not None
+        sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)
@@ -186,17 +189,21 @@ class SublayerPruneCallback(Callback):
         log_end(trainer, pruner.plan)
         self.mending.merge()
         if self.save_to:
-            target: Any = (pruner.model, loop.run_folder(trainer) / self.save_to)
+            target: Any = (whole_copy(pruner.model), loop.run_folder(trainer) / self.save_to)
             loop.on_first_process(trainer, lambda: save(*target, tokenizer=self._tokenizer, plan=pruner.plan))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
-        self._remove_hook()
+        self._unfollow()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The same, since Lightning tears nothing down after an exception."""
         self.teardown(trainer, pl_module, self._stage)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
+        require_intact_checkpoint(trainer.ckpt_path)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
@@ -271,11 +278,6 @@ class SublayerPruneCallback(Callback):
             self._tokenizer = getattr(module, "tokenizer", None)
         except ModelError as error:
             rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
-
-    def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
 
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_prune.module import LitCausalLM
     from lit_prune.plan import PrunePlan
     from lit_prune.pruning import apply_plan, prune
+    from lit_prune.sharding import shard
     from lit_prune.surgery import describe
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "prune",
+    "shard",
 ]
 
 _ROOMS = {
@@ -43,6 +45,7 @@ _ROOMS = {
     "load": "models",
     "load_tokenizer": "models",
     "prune": "pruning",
+    "shard": "sharding",
 }
 
 autoload.install()

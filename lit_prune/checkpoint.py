@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lit_prune.anatomy import Anatomy, find_sublayers
@@ -14,7 +17,10 @@ from lit_prune.errors import ModelError
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
 from lit_prune.reading import checked, require_kinds
-from lit_prune.surgery import remove, removed_sublayers
+from lit_prune.surgery import is_sharded, remove, removed_sublayers
+
+METADATA_FILE = "meta.pt"
+"""Of Lightning, in the folder of a distributed checkpoint: all but weights and the optimizers' states."""
 
 
 def structure_of(model: nn.Module) -> dict[str, Any]:
@@ -23,12 +29,17 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
     return {"removed": [str(each) for each in removed_sublayers(model)], "lora": asdict(lora) if lora else None}
 
 
-def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
+def restore_structure(model: nn.Module, structure: Mapping[str, Any], optimizers: Iterable[Optimizer] = ()) -> None:
     """Bring a model to a recorded structure; its weights are loaded afterwards.
 
+    Args:
+        model: Perhaps sharded.
+        structure: As `structure_of` gives it.
+        optimizers: Those that hold the model's parameters already.
+
     Raises:
-        ModelError: The model has lost more than the record says, or has adapters that the record lacks; or the record
-            is damaged.
+        ModelError: The model has lost more than the record says, or has adapters that the record lacks, or is sharded
+            without those that it has; or the record is damaged.
     """
     try:
         require_kinds("its structure", structure, {"removed": tuple[str, ...], "lora": Mapping[str, Any] | None})
@@ -38,6 +49,11 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     wanted = [SublayerId.parse(each) for each in structure["removed"]]
     _require_whole(model, wanted)
     if lora is not None and attached_lora(model) is None:
+        if is_sharded(model):
+            raise ModelError(
+                "the checkpoint has adapters, which must be there before a model is sharded: pass the "
+                "SublayerPruneCallback with healing that it was made with"
+            )
         attach_lora(model, lora)
     if lora is None and attached_lora(model) is not None:
         raise ModelError(
@@ -45,7 +61,7 @@ def restore_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
             "attached. Leave `healing` out, or start from a fresh model"
         )
     gone = removed_sublayers(model)
-    remove(model, [each for each in wanted if each not in gone])
+    remove(model, [each for each in wanted if each not in gone], optimizers)
 
 
 def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableHandle:
@@ -72,6 +88,40 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
 
     handle: RemovableHandle = model.register_load_state_dict_pre_hook(follow)
     return handle
+
+
+def follow_strategy(
+    strategy: Any, model: nn.Module, recorded: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+) -> Callable[[], None]:
+    """Bring a sharded model to the structure of the checkpoint that Lightning's ModelParallelStrategy loads.
+
+    It loads into the model that is there, after the optimizers were made and without asking the model.
+
+    Args:
+        strategy: That restores checkpoints after set-up.
+        model: The Hugging Face model.
+        recorded: Finds the structure in what a checkpoint holds besides weights; None leaves the model as it is.
+
+    Returns:
+        A function that ends this.
+    """
+    original = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        structure = recorded(_facts(Path(strategy.broadcast(checkpoint_path))))
+        if structure is not None:
+            restore_structure(model, structure, strategy.optimizers)
+        return original(checkpoint_path, *args, **kwargs)
+
+    # An attribute of the object hides the method of its class.
+    strategy.load_checkpoint = load_checkpoint
+    return lambda: strategy.__dict__.pop("load_checkpoint", None)
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    file = path / METADATA_FILE if path.is_dir() else path
+    facts: Mapping[str, Any] = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
+    return facts
 
 
 def _absent(anatomy: Anatomy, names: list[str]) -> list[SublayerId]:

@@ -28,6 +28,7 @@ from lit_prune.guards import require_harmless
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
 from lit_prune.placement import DeviceMap, device_map_of
 from lit_prune.plan import SublayerId
+from lit_prune.sums import require_intact
 from lit_prune.surgery import describe
 
 __all__ = ["load", "load_tokenizer", "skeleton"]
@@ -61,7 +62,8 @@ def load(
         A stock transformers model. A pruned one has its sublayers removed and recorded in `config.lit_prune`.
 
     Raises:
-        ModelError: It cannot be found or read, is no causal language model, or its weights do not fit its config.
+        ModelError: It cannot be found or read, is no causal language model, its weights do not fit its config, or its
+            files are not those that lit-prune wrote.
         AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
@@ -73,6 +75,8 @@ def load(
     options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     options |= {"revision": revision} if revision else {}
+    if source.is_local and not source.gguf_file:
+        require_intact(Path(source.location))
     model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options | placed)
     if described is not None:
         describe(model, described)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
-from lit_prune.checkpoint import restore_structure, structure_of
+from lit_prune.checkpoint import follow_strategy, restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import checkpoint_activations
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
+from lit_prune.sharding import shard
+from lit_prune.sums import require_intact_checkpoint
 
 STRUCTURE_KEY = "lit_prune"
 
@@ -87,6 +90,7 @@ class LitCausalLM(L.LightningModule):
         self.model = model.train()
         if gradient_checkpointing:
             checkpoint_activations(self.model)
+        self._unfollow: Callable[[], None] = lambda: None
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
 
@@ -109,7 +113,12 @@ class LitCausalLM(L.LightningModule):
             strict: See there.
             weights_only: Read the file without running code in it; Lightning would run that of a URL.
             kwargs: Instead of the checkpoint's hyperparameters. `trust_remote_code` counts only when it is given here.
+
+        Raises:
+            ModelError: The file is damaged.
         """
+        if isinstance(checkpoint_path, str | os.PathLike):
+            require_intact_checkpoint(checkpoint_path)
         kwargs.setdefault("trust_remote_code", False)
         # The classes that a checkpoint's hyperparameters name are not imported; a subclass may take some.
         kwargs |= {"_instantiator": None} if cls is LitCausalLM else {}
@@ -131,10 +140,30 @@ class LitCausalLM(L.LightningModule):
             return None
         return load_tokenizer(self.model_name, trust_remote_code=self._trust_remote_code)
 
+    def configure_model(self) -> None:
+        """Shard the model where the strategy has a mesh of devices (`ModelParallelStrategy`), with FSDP2.
+
+        Raises:
+            ModelError: The mesh splits single layers too.
+        """
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+            strategy = self.trainer.strategy
+            self._unfollow = follow_strategy(strategy, self.model, lambda checkpoint: checkpoint.get(STRUCTURE_KEY))
+
+    def teardown(self, stage: str) -> None:
+        """Leave the strategy as it was."""
+        self._unfollow()
+
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""
         logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
         return logits
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, which `torch.compile(module)` cannot trace."""
+        super().log(*args, **kwargs)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean token loss of the batch, in nats."""

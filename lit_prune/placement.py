@@ -48,13 +48,15 @@ def is_spread(model: nn.Module) -> bool:
 def values_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter's or buffer's values, which accelerate may have put elsewhere and left on the meta device.
 
+    Of one that is sharded over processes, all of them must ask.
+
     Args:
         model: That it is of.
         name: Its name in the model.
         tensor: It itself.
     """
     if not tensor.is_meta:
-        return tensor.detach()
+        return whole(tensor.detach())
     from accelerate.utils import align_module_device
 
     path, _, own = name.rpartition(".")
@@ -62,3 +64,16 @@ def values_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     with align_module_device(module, execution_device="cpu"):
         values: Tensor = getattr(module, own)
         return values.detach().clone()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded over processes (a DTensor), of which all must ask then."""
+    gather = getattr(tensor, "full_tensor", None)
+    found: Tensor = tensor if gather is None else gather()
+    return found
+
+
+def bytes_held(model: nn.Module) -> int:
+    """Bytes of a process's part of the weights, the same number in each: a shard where they are sharded, else all."""
+    meshes = [(each.nbytes, getattr(each, "device_mesh", None)) for each in model.parameters()]
+    return sum(nbytes if mesh is None else nbytes // int(mesh.size()) for nbytes, mesh in meshes)

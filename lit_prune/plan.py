@@ -5,6 +5,7 @@ A plan is JSON that a person can read and that applies to any copy of the model 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -236,8 +237,16 @@ class PrunePlan:
         return plan
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON beside the target, then rename, so that the file is whole or absent."""
-        return write_text(path, json.dumps(to_json(self.to_dict()), indent=2, allow_nan=False) + "\n")
+        """Write JSON beside the target, then rename, so that the file is whole or absent; with a checksum.
+
+        Raises:
+            PlanError: It cannot be written.
+        """
+        data = to_json(self.to_dict())
+        try:
+            return write_text(path, json.dumps({**data, "sha256": _sum(data)}, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise PlanError(f"cannot write the plan {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:
@@ -254,7 +263,17 @@ class PrunePlan:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise PlanError(f"the plan {path} is damaged: {error}; make it again, or take it from a backup") from error
+        if isinstance(data, dict) and "sha256" in data and data.pop("sha256") != _sum(to_json(data)):
+            raise PlanError(
+                f"the plan {path} is not what was written: make it again, or take it from a backup. If it was changed "
+                "on purpose, delete the line with its sha256"
+            )
         return cls.from_dict(data)
+
+
+def _sum(data: Mapping[str, Any]) -> str:
+    """Of what a plan's JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _require_settings(plan: PrunePlan) -> None:

@@ -42,6 +42,7 @@ class Pruner:
         plan: What was removed so far; set it to resume.
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
+        scorer: What says how important a candidate is.
         protected: What must stay, by `protect` or because the scorer's method never removes it.
 
     Raises:
@@ -66,8 +67,8 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self._scorer: Scorer = create(SCORERS, scorer)
-        self.protected = _protected(protect, anatomy) | _protected_by(self._scorer, anatomy)
+        self.scorer: Scorer = create(SCORERS, scorer)
+        self.protected = _protected(protect, anatomy) | _protected_by(self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
         self._search: Search = create(SEARCHES, search)
         self._compensation = create_compensation(compensate)
@@ -78,7 +79,7 @@ class Pruner:
                 model_name or getattr(self.model.config, "_name_or_path", ""),
                 getattr(self.model.config, "_commit_hash", None),
             ),
-            scorer=described(scorer, self._scorer),
+            scorer=described(scorer, self.scorer),
             search=described(search, self._search),
             compensation=described(compensate, self._compensation) if self._compensation else {},
             versions=_versions(),
@@ -240,7 +241,7 @@ class Pruner:
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
 
         score = ModelRound(
-            self.model, self._scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
+            self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
         )
         scores: Scores = self._search(score, list(sizes), history)
         choice = budget.choose(scores.importance, sizes, self.reached)

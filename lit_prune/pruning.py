@@ -30,7 +30,8 @@ from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named, described
 from lit_prune.scorers import Scorer
 from lit_prune.searches import Budget, Search, require_limits
-from lit_prune.surgery import compact, remove
+from lit_prune.sharding import require_shardable
+from lit_prune.surgery import compact, is_sharded, remove
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -85,9 +86,9 @@ def prune(
         max_state_bytes: See `WhatIf`.
         forks: See `WhatIf`.
         offload: See `WhatIf`.
-        fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model
-            and all batches, measures some sequences of every batch, and ends with the same model and plan. Process 0
-            reads and writes the journal, whatever the number of processes was before.
+        fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model,
+            or its shard of it (see `shard`), and all batches, measures some sequences of every batch, and ends with the
+            same model and plan. Process 0 reads and writes the journal, whatever the number of processes was before.
 
     Returns:
         The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
@@ -101,6 +102,8 @@ def prune(
     options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     options["compensate"] = compensate
     pruner = Pruner(model, **options, model_name=model_name)
+    if is_sharded(pruner.model):
+        require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
     batches, processes = list(batches), Processes(fabric)
     shares, positions = processes.shares(batches), WhatIf(pruner.model, batches).num_positions
     # A search that goes on decides by the seconds that it began with.
@@ -112,8 +115,10 @@ def prune(
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     sizes = [len(input_ids_of(batch)) for batch in batches]
-    kept = SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes)
-    with progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar:
+    with (
+        SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes) as kept,
+        progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
+    ):
         memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
         what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
         while budget.remaining(pruner.reached) and pruner.candidates():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,29 @@ def file_name(name: str) -> str:
     return f"-{plain[1:]}" if plain.startswith(".") else plain
 
 
+def name_aside(path: Path) -> Path:
+    """A name beside `path` that nobody else writes to; what processes left there that were killed is removed."""
+    start = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        process = left.name.removeprefix(start).removesuffix(".part")
+        # A process of this number is this one, or dead: in containers, the number is often the same again.
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{start}{os.getpid()}.part")
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere, asking ends it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
@@ -47,7 +72,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: Something is in the way, an empty folder apart.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = name_aside(path)
     try:
         aside.mkdir(parents=True)
         yield aside
@@ -62,7 +87,7 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write a text file aside and rename it into place; parent folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = name_aside(path)
     try:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)

@@ -14,12 +14,12 @@ from tests.zoo import ZOO
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing", "markup"},
-    {"candidates", "reading", "registry", "placement"},
+    {"candidates", "reading", "registry", "placement", "sums"},
     {"plan", "methods", "presets"},
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},
     {"autoload", "guards"},
-    {"measure", "models"},
+    {"measure", "models", "sharding"},
     {"scorers", "searches", "healing"},
     {"rounds", "checkpoint"},
     {"pruner"},

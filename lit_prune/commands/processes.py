@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from lit_prune.commands.arguments import default_device
 from lit_prune.data import require_positive
 from lit_prune.errors import LitPruneError
+from lit_prune.sharding import shard
 
 
 def start(
@@ -59,6 +62,23 @@ def start(
         raise LitPruneError(f"these processes cannot be started: {error}") from error
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
     return fabric, str(fabric.device)
+
+
+def require_shared(fabric: Fabric | None, *, shard: bool) -> None:
+    """Refuse to shard a model over one process.
+
+    Raises:
+        LitPruneError: There is but one.
+    """
+    if shard and (fabric is None or fabric.world_size == 1):
+        raise LitPruneError(
+            "a model is sharded over several processes; give devices, or start them with `fabric run` or torchrun"
+        )
+
+
+def shard_over(model: nn.Module, fabric: Fabric) -> None:
+    """Shard a model over all processes, in place."""
+    shard(model, init_device_mesh(fabric.device.type, (fabric.world_size,)))
 
 
 def part() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.processes import part, start
+from lit_prune.commands.processes import part, require_shared, shard_over, start
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
 from lit_prune.measure import Processes
@@ -20,6 +20,7 @@ from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import prune
 from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
+from lit_prune.sharding import whole_copy
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
@@ -54,6 +55,7 @@ def prune_model(
     device: str | None = None,
     devices: int | None = None,
     device_map: str | dict[str, Any] | None = None,
+    shard: bool = False,
     forks: int = 1,
     offload: bool = False,
     seed: int = 0,
@@ -94,6 +96,8 @@ def prune_model(
         device: Such as cuda:0 or cpu; a GPU where there is one.
         devices: Processes that share the calibration windows, each with a device and a copy of the model of its own; by
             default as many as `fabric run` or torchrun has started, else one.
+        shard: Share the weights among the processes too, for a model that no device holds: each keeps a part of every
+            weight, and gathers a block's while it runs (FSDP2). All read the model into the CPU's memory first.
         device_map: For a model that no device holds, instead of device: auto spreads it over the GPUs, the CPU's memory
             and disk.
         forks: Candidates that share one pass through the blocks behind all of them: more work at a time for a GPU.
@@ -112,6 +116,7 @@ def prune_model(
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
     fabric, device = start(devices, device, device_map)
+    require_shared(fabric, shard=shard)
     processes = Processes(fabric)
     if journal.exists() and processes.rank == 0:
         print(f"going on with the measurements in {journal}")
@@ -121,8 +126,10 @@ def prune_model(
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
     if len(windows) < num_windows and processes.rank == 0:
         print(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
-    placed: Any = {"device": device, "device_map": device_map}
+    placed: Any = {"device": None if shard else device, "device_map": device_map}
     network = load(model, dtype=dtype, **placed, layout=layout, trust_remote_code=trust_remote_code)
+    if fabric is not None and shard:
+        shard_over(network, fabric)
     try:
         plan = prune(
             network,
@@ -148,7 +155,8 @@ def prune_model(
         if processes.rank == 0:
             print(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    processes.first(lambda: _finish(save(network, output, tokenizer=tokenizer, plan=plan), journal, sketch))
+    whole: Any = whole_copy(network)
+    processes.first(lambda: _finish(save(whole, output, tokenizer=tokenizer, plan=plan), journal, sketch))
     if processes.rank == 0:
         print(f"{_outcome(plan)}\nwritten: {target}")
     part()

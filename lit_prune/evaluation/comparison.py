@@ -255,8 +255,10 @@ class Comparison:
         stem = f"{file_name(name)}/{file_name(entry.label)}"
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
         header = {**entry.settings, "weights": weights_fingerprint(model)}
-        journal = Journal(self._made(f"journals/{stem}.jsonl"), header)
-        with progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar:
+        with (
+            Journal(self._made(f"journals/{stem}.jsonl"), header) as journal,
+            progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
+        ):
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
             while budget.remaining(pruner.reached):
                 pruner.step(what_if, budget)

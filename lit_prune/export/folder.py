@@ -18,7 +18,8 @@ from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.surgery import compacted, removed_sublayers
+from lit_prune.sums import write_sums
+from lit_prune.surgery import compacted, is_sharded, removed_sublayers
 from lit_prune.writing import folder_aside
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
@@ -91,18 +92,23 @@ def finished_folder(model: PreTrainedModel, directory: str | Path, plan: PrunePl
     try:
         with folder_aside(path) as aside, compacted(model):
             yield aside
+            write_sums(aside)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot save the model as {directory}: {error}") from error
 
 
 def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
-    """Refuse a model with adapters or muted sublayers, or one that the plan is not of.
+    """Refuse a model that is sharded, has adapters or muted sublayers, or one that the plan is not of.
 
     Raises:
         ModelError: It is such a model.
     """
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ModelError("the model still has LoRA adapters; merge them before saving")
+    if is_sharded(model):
+        raise ModelError(
+            "the model is sharded over processes; save what lit_prune.sharding.whole_copy(model) gives on process 0"
+        )
     gone = set(removed_sublayers(model))
     record = getattr(model.config.get_text_config(decoder=True), "lit_prune", None) or {"removed": []}
     if muted := {str(each) for each in gone} ^ set(record["removed"]):

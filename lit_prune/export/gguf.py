@@ -25,6 +25,7 @@ from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NA
 from lit_prune.export.vllm import head_size, require_served
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
+from lit_prune.writing import name_aside
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
@@ -63,7 +64,7 @@ def save_gguf(
     require_served(model, "llama.cpp's deci")
     _require_plain_rope(model)
     require_finished(model, plan)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = name_aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with compacted(model):

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.sums import write_sums
 from lit_prune.surgery import compacted
 from lit_prune.writing import folder_aside
 
@@ -158,6 +159,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
         with folder_aside(path) as aside:
             config.save_pretrained(str(aside))
             save_file(tensors, str(aside / "adapter_model.safetensors"), metadata={"format": "pt"})
+            write_sums(aside)
     except OSError as error:
         raise ModelError(f"cannot save the adapter as {directory}: {error}") from error
     return path

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_prune.anatomy import Anatomy, find_sublayers
-from lit_prune.measure.batch_pass import BatchPass
-from lit_prune.measure.head import Compute, logits_of
-from lit_prune.measure.losses import IGNORED, labels_of, on_device
-from lit_prune.measure.trace import Trace
+from lit_prune.anatomy import Anatomy
+from lit_prune.measure.batch_pass import BatchPass, Place
+from lit_prune.measure.halves import fitting
+from lit_prune.measure.head import Compute
+from lit_prune.measure.losses import IGNORED, labels_of
+from lit_prune.measure.trace import Trace, state_part
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
 
@@ -27,16 +28,13 @@ class Divergence(WhatIf):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._dense: dict[int, Any] = {}
-        self._reference: tuple[int, Tensor] | None = None
+        self._dense: dict[Place, Any] = {}
+        self._reference: tuple[Place, Tensor] | None = None
 
     def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
         """KL(dense, model) of each sequence, summed over the positions that predict a label, [batch]."""
         logits, labels = compute(batch.logits), labels_of(batch.inputs)
-        if batch.index not in self._dense:
-            # The first measurement of a batch is that of the model as it is, with all states.
-            self._dense[batch.index] = batch.trace.states[len(batch.anatomy.blocks) - 1]
-        rows = zip(self._reference_logits(batch.index), logits, labels[:, 1:] != IGNORED, strict=True)
+        rows = zip(self._reference_logits(batch), logits, labels[:, 1:] != IGNORED, strict=True)
         return torch.stack([kl_divergence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
     def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
@@ -44,28 +42,36 @@ class Divergence(WhatIf):
         gone = frozenset(anatomy.removed)
         for index in range(len(self.batches)):
             known = index not in used or self.key(gone, index) in self._journal
-            if index not in self._dense and known:
-                self._remember(anatomy, index)
+            if known and not any(place[0] == index for place in self._dense):
+                batch = BatchPass(self, anatomy, [], index)
+                fitting(batch, self._remember)
+                self.num_block_evaluations += len(batch.blocks)
         return super()._sweep(anatomy, ordered, used)
 
-    def _remember(self, anatomy: Anatomy, index: int) -> None:
-        trace, blocks = Trace(), list(self.model.get_submodule(anatomy.blocks_path))
-        trace.extend(blocks, 0, len(blocks), lambda: self._run(index))
-        self.num_block_evaluations += len(blocks)
-        self._dense[index] = trace.states[len(blocks) - 1]
+    def _remember(self, batch: BatchPass) -> None:
+        trace = Trace()
+        trace.extend(batch.blocks, 0, len(batch.blocks), batch.logits)
+        self._dense[batch.place] = trace.states[len(batch.blocks) - 1]
 
-    def _reference_logits(self, index: int) -> Tensor:
+    def _reference_logits(self, batch: BatchPass) -> Tensor:
         # One batch is measured at a time; the logits of all would be larger than the model.
-        if self._reference is None or self._reference[0] != index:
-            blocks = list(self.model.get_submodule(find_sublayers(self.model).blocks_path))
+        if self._reference is None or self._reference[0] != batch.place:
+            self._reference = None
             trace = Trace()
-            trace.states[len(blocks) - 1] = self._dense[index]
-            with trace.resumed(blocks, len(blocks)):
-                self._reference = (index, self._run(index))
+            trace.states[len(batch.blocks) - 1] = self._dense_state(batch)
+            with trace.resumed(batch.blocks, len(batch.blocks)):
+                self._reference = (batch.place, batch.logits())
         return self._reference[1]
 
-    def _run(self, index: int) -> Tensor:
-        return logits_of(self.model, on_device(self.batches[index], self.model.device))
+    def _dense_state(self, batch: BatchPass) -> Any:
+        """Behind the last block, of the sequences that are meant: kept as such, or as some of more."""
+        for (index, start, stop), state in self._dense.items():
+            if index == batch.index and start <= batch.rows.start and batch.rows.stop <= stop:
+                return state_part(state, slice(batch.rows.start - start, batch.rows.stop - start), stop - start)
+        # The first measurement of a batch is that of the model as it is, with all states.
+        state = batch.trace.states[len(batch.blocks) - 1]
+        self._dense[batch.place] = state
+        return state
 
 
 def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from lit_prune.errors import MeasureError, PlanError
+from lit_prune.measure.journal_file import JournalFile
 from lit_prune.placement import values_of
 from lit_prune.plan import SublayerId
 from lit_prune.reading import require_kinds
-from lit_prune.writing import write_text
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no checksums; it is read, and goes on with them."""
 KINDS_OF_A_LINE = {"without": tuple[str, ...], "batch": int | str, "nll": tuple[float, ...], "blocks": int}
 
 Key = tuple[frozenset[SublayerId], int | str]
@@ -39,24 +42,41 @@ class Journal:
     """Losses by what was out of the model and by batch; append-only, one line of JSON for each in the file.
 
     Started again with the same header, a search finds everything that it had measured, decides the same, and measures
-    the rest. What was being written when the process died is measured again.
+    the rest. What was being written when the process died, and lines that do not fit their checksum, are measured
+    again. While a search runs, no other one can use the file.
 
     Args:
         path: The file, made where it does not exist; None keeps the measurements in memory alone.
         header: What they are valid for, in plain types: model, data, settings.
 
     Raises:
-        MeasureError: The file is of a search with another header, or is none of ours.
+        MeasureError: The file is of a search with another header, is none of ours, is in use, or cannot be written.
     """
 
     def __init__(self, path: str | Path | None = None, header: Mapping[str, Any] | None = None) -> None:
-        self.path = None if path is None else Path(path)
         self._known: dict[Key, tuple[list[float], int]] = {}
-        if self.path is not None:
-            text = json.dumps({"lit_prune_journal": FORMAT, **(header or {})}, sort_keys=True)
-            self._read(self.path, json.loads(text))
-            self._begin(self.path, text)
+        self._file = None if path is None else JournalFile(path)
+        if self._file is not None:
+            try:
+                self._read(
+                    self._file, json.loads(json.dumps({"lit_prune_journal": FORMAT, **(header or {})}, sort_keys=True))
+                )
+            except BaseException:
+                self.close()
+                raise
         self._earlier = set(self._known)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other searches use the file; what is measured from here on is kept in memory alone."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __len__(self) -> int:
         return len(self._known)
@@ -76,14 +96,16 @@ class Journal:
         return self._known[key][1]
 
     def put(self, key: Key, nll: list[float], num_blocks: int) -> None:
-        """Keep a measurement, and write it down before anything else happens."""
+        """Keep a measurement, and write it down before anything else happens.
+
+        Raises:
+            MeasureError: It cannot be written down.
+        """
         self._known[key] = (nll, num_blocks)
-        if self.path is not None:
+        if self._file is not None:
             without, batch = key
             names = [str(each) for each in sorted(without)]
-            line = {"without": names, "batch": batch, "nll": nll, "blocks": num_blocks}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._file.append(_checked({"without": names, "batch": batch, "nll": nll, "blocks": num_blocks}))
 
     def unshared(self) -> Journal:
         """Of several processes' journals: the same for batches that every process measures whole."""
@@ -97,54 +119,81 @@ class Journal:
     def header(path: str | Path | None) -> dict[str, Any]:
         """What the measurements in a file are valid for; nothing where it is not there, or is no journal."""
         try:
-            with Path(path or os.devnull).open(encoding="utf-8") as file:
-                found = _parsed(file.readline())
-        except (OSError, UnicodeDecodeError):
+            with Path(path or os.devnull).open("rb") as file:
+                line = file.readline().removesuffix(b"\n")
+        except OSError:
             return {}
-        return found if isinstance(found, dict) else {}
+        found = _parsed(line)
+        return found if _is_header(found) and _is_intact(found, line) else {}
 
-    def _read(self, path: Path, header: Mapping[str, Any]) -> None:
-        if not path.exists():
+    def _read(self, file: JournalFile, header: Mapping[str, Any]) -> None:
+        text = _checked(header)
+        if not file.lines and text.encode().startswith(file.torn):
+            file.cut()
+            file.append(text)
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not lines or not lines[0].endswith("\n"):
-            return  # killed while the first line was written
-        found = _parsed(lines[0])
-        if not isinstance(found, dict) or found.get("lit_prune_journal") != FORMAT:
-            raise MeasureError(f"{path} is no journal of a search; name another file")
-        differing = [
-            f"{name} {found.get(name)!r} there, {header.get(name)!r} here"
-            for name in sorted({*found, *header})
-            if found.get(name) != header.get(name)
-        ]
-        if differing:
-            raise MeasureError(
-                f"{path} is the journal of another search: {'; '.join(differing)}. Start with the same settings to go "
-                "on with it, or delete it to begin anew"
-            )
-        self._known.update(each for each in map(_measurement, lines[1:]) if each is not None)
-
-    def _begin(self, path: Path, header: str) -> None:
-        """Make the file what was understood of it, aside and renamed."""
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        write_text(path, "".join(whole or [header + "\n"]))
+        first = file.lines[0] if file.lines else b""
+        _require_header(file.path, first, header)
+        file.cut()
+        damaged = 0
+        for line in file.lines[1:]:
+            try:
+                data = _parsed(line)
+                if not _is_intact(data, line, _parsed(first)["lit_prune_journal"]):
+                    raise ValueError
+                require_kinds("a line", data, KINDS_OF_A_LINE)
+                without = frozenset(SublayerId.parse(each) for each in data["without"])
+                self._known[without, data["batch"]] = (data["nll"], data["blocks"])
+            except (ValueError, TypeError, KeyError, PlanError):
+                damaged += 1
+        if damaged:
+            warnings.warn(f"{damaged} lines of {file.path} are damaged; they are measured again", stacklevel=2)
 
 
-def _parsed(line: str) -> Any:
+def _require_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
+    """Refuse the file of another search, or another file.
+
+    Raises:
+        MeasureError: With what differs.
+    """
+    found = _parsed(line)
+    if not _is_header(found):
+        raise MeasureError(f"{path} is no journal of a search; name another file")
+    names = sorted({*found, *header} - {"lit_prune_journal", "crc32"})
+    differing = [
+        f"{name} {found.get(name)!r} there, {header.get(name)!r} here"
+        for name in names
+        if found.get(name) != header.get(name)
+    ]
+    if differing:
+        raise MeasureError(
+            f"{path} is the journal of another search: {'; '.join(differing)}. Start with the same settings to go on "
+            "with it, or delete it to begin anew"
+        )
+    if not _is_intact(found, line):
+        raise MeasureError(f"the first line of the journal {path} is damaged; delete the file to begin anew")
+
+
+def _is_header(found: Any) -> bool:
+    return isinstance(found, dict) and found.get("lit_prune_journal") in (1, FORMAT)
+
+
+def _is_intact(data: Any, line: bytes, format: int | None = None) -> bool:
+    """Whether a line fits its checksum, which those of format 1 do not have."""
+    format = data.get("lit_prune_journal") if format is None else format
+    return isinstance(data, dict) and (format == 1 or _checked(data).encode() == line)
+
+
+def _checked(data: Mapping[str, Any]) -> str:
+    """A line of JSON that ends with a checksum of what is before it."""
+    text = json.dumps({name: value for name, value in data.items() if name != "crc32"})
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'
+
+
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        return None
-
-
-def _measurement(line: str) -> tuple[Key, tuple[list[float], int]] | None:
-    """What a line says; nothing where it is cut off or damaged: that is measured again."""
-    try:
-        data: Any = _parsed(line) if line.endswith("\n") else None
-        require_kinds("a line", data, KINDS_OF_A_LINE)
-        return (frozenset(map(SublayerId.parse, data["without"])), data["batch"]), (data["nll"], data["blocks"])
-    except (TypeError, PlanError):
         return None
 
 

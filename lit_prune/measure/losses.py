@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,13 +187,26 @@ def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     }
 
 
+def rows_of(batch: Mapping[str, Any], rows: slice) -> Mapping[str, Any]:
+    """Some of a batch's sequences."""
+    num = len(input_ids_of(batch))
+    if rows == slice(0, num):
+        return batch
+    return {
+        name: each[rows] if isinstance(each, Tensor) and each.ndim and len(each) == num else each
+        for name, each in batch.items()
+    }
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    """Evaluation mode without gradients and compilation; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
+    # A compiled model would be compiled anew for every sublayer that is out.
+    uncompiled = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled:
             yield
     finally:
         for module, mode in modes:

@@ -1,6 +1,7 @@
 """Several processes that measure one set of tokens: each takes some sequences of every batch, and sums are of all.
 
-Every process holds the whole model, so all of them find the same losses and decide the same.
+Every process holds the whole model, or a shard of it and runs it with the others; all find the same losses and decide
+the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Processes:
     """The processes that share a search.
 
     Args:
-        fabric: Lightning's, launched, with a strategy that leaves the model whole; None for this process alone.
+        fabric: Lightning's, launched, with a strategy that leaves the model whole or shards it by FSDP2; None for this
+            process alone.
 
     Attributes:
         rank: This one's number, 0-based.
@@ -38,7 +40,7 @@ class Processes:
 
     def __init__(self, fabric: Fabric | None = None) -> None:
         if fabric is not None:
-            _require_whole_model(fabric)
+            _require_supported(fabric)
         self._fabric = fabric
         self.rank = fabric.global_rank if fabric else 0
         self.size = fabric.world_size if fabric else 1
@@ -146,9 +148,15 @@ class SharedJournal(Journal):
     ) -> None:
         super().__init__()
         processes.require_same(header)
-        found = processes.first(lambda: Journal(path, header))
-        self.path = found.path if processes.rank == 0 else None
-        self._known, self._earlier = found._known, found._earlier
+        opened: list[Journal] = []
+
+        def read() -> dict[Key, tuple[list[float], int]]:
+            opened.append(Journal(path, header))
+            return opened[0]._known
+
+        self._known = processes.first(read)
+        self._earlier = set(self._known)
+        self._file = opened[0]._file if opened else None
         self._processes = processes
         self._num_sequences = num_sequences
 
@@ -168,7 +176,7 @@ class SharedJournal(Journal):
     def unshared(self) -> Journal:
         """The same for batches that every process measures whole."""
         same = Journal()
-        same.path, same._known, same._earlier = self.path, self._known, self._earlier
+        same._file, same._known, same._earlier = self._file, self._known, self._earlier
         return same
 
     def _rows(self, key: Key) -> slice:
@@ -182,12 +190,13 @@ def _is_by_sequence(value: Any, num: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == num
 
 
-def _require_whole_model(fabric: Fabric) -> None:
+def _require_supported(fabric: Fabric) -> None:
     from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
     from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
-    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
+    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise LitPruneError(
-            f"{type(fabric.strategy).__name__} is not supported: a search wants the whole model in every process; use "
-            "a single device or strategy='ddp'"
+            f"{type(fabric.strategy).__name__} is not supported; use a single device or strategy='ddp', and for a "
+            "model that no device holds lit_prune.shard(model, mesh) beside it (FSDP2)"
         )

@@ -22,14 +22,17 @@ class Trace:
 
     Args:
         offload: Hold them in the CPU's memory; a state that is started from is fetched to where it was computed.
+        to_the_end: Never break off a pass: blocks that nobody wants pass on a state instead. FSDP2 wants that, whose
+            hooks behind the last block would be missed.
 
     Attributes:
         states: By block; some may be left out to save memory.
     """
 
-    def __init__(self, *, offload: bool = False) -> None:
+    def __init__(self, *, offload: bool = False, to_the_end: bool = False) -> None:
         self.states: dict[int, Any] = {}
         self._offload = offload
+        self._to_the_end = to_the_end
         self._computed_on: dict[int, torch.device] = {}
 
     def start(self, block: int) -> int:
@@ -41,10 +44,23 @@ class Trace:
         """Forget what comes from a block that changed, and from those behind it."""
         self.states = {block: state for block, state in self.states.items() if block < position}
 
-    def thin(self, num_bytes: int) -> None:
-        """Keep every n-th state alone, with the smallest n that fits into the memory."""
-        every = 1 if self.num_bytes <= num_bytes else -(-self.num_bytes // max(1, num_bytes))
+    def thin(self, num_bytes: int, held: int | None = None) -> None:
+        """Keep every n-th state alone, with the smallest n that fits into the memory.
+
+        Args:
+            num_bytes: Of the memory.
+            held: Of all states, where processes that must run the same blocks have agreed on it.
+        """
+        held = self.num_bytes if held is None else held
+        every = 1 if held <= num_bytes else -(-held // max(1, num_bytes))
         self.states = {block: state for block, state in self.states.items() if (block + 1) % every == 0}
+
+    def part(self, rows: slice, num: int) -> Trace:
+        """The states of some of a batch's `num` sequences."""
+        part = Trace(offload=self._offload)
+        part._computed_on = dict(self._computed_on)
+        part.states = {block: state_part(state, rows, num) for block, state in self.states.items()}
+        return part
 
     @property
     def num_bytes(self) -> int:
@@ -79,7 +95,7 @@ class Trace:
             length: Above `first`.
             run: Calls the model on the batch.
         """
-        last = Trace()
+        last = Trace(to_the_end=self._to_the_end)
         with self.resumed(blocks, first), last._recorded(blocks, length - 1, length), suppress(_Enough):
             run()
         return last.states[length - 1]
@@ -94,19 +110,9 @@ class Trace:
     @contextmanager
     def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
         """Compute from block `first` on: the blocks before it return the stored state instead of computing."""
-        before, state = blocks[:first], self._fetched(first - 1) if first else None
-        # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
-        replaced = [block.__dict__.get("forward") for block in before]
-        try:
-            for block in before:
-                # An attribute of the instance is found before the class's method.
-                block.__dict__["forward"] = lambda *args, **kwargs: state
+        state = self._fetched(first - 1) if first else None
+        with _returning(blocks[:first], lambda: state):
             yield
-        finally:
-            for block, forward in zip(before, replaced, strict=True):
-                block.__dict__.pop("forward", None)
-                if forward is not None:
-                    block.__dict__["forward"] = forward
 
     def watching(self, blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
         """Keep what the last block puts out, in a `with` block."""
@@ -117,14 +123,16 @@ class Trace:
         def recorder(number: int) -> Callable[..., None]:
             def record(_: nn.Module, __: Any, output: Any) -> None:
                 self._store(number, output)
-                if number + 1 == length < len(blocks):
+                if number + 1 == length < len(blocks) and not self._to_the_end:
                     raise _Enough
 
             return record
 
         handles = [blocks[number].register_forward_hook(recorder(number)) for number in range(first, length)]
+        unwanted = blocks[length:] if self._to_the_end else ()
         try:
-            yield
+            with _returning(unwanted, lambda: self._fetched(length - 1)):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -140,9 +148,31 @@ class Trace:
         return moved(state, self._computed_on[block]) if self._offload else state
 
 
+@contextmanager
+def _returning(blocks: Sequence[nn.Module], state: Callable[[], Any]) -> Iterator[None]:
+    """Let blocks return a state instead of computing."""
+    # Others, accelerate for one, put a `forward` on the instance as well; it comes back.
+    replaced = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            # An attribute of the instance is found before the class's method.
+            block.__dict__["forward"] = lambda *args, **kwargs: state()
+        yield
+    finally:
+        for block, forward in zip(blocks, replaced, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.__dict__["forward"] = forward
+
+
 def moved(state: Any, device: torch.device) -> Any:
     """A block's output with its tensors on a device."""
     return tree_map_only(Tensor, lambda each: each.to(device), state)
+
+
+def state_part(state: Any, rows: slice, num: int) -> Any:
+    """What a block put out for some of a batch's `num` sequences."""
+    return tree_map_only(Tensor, lambda each: each[rows] if each.ndim and len(each) == num else each, state)
 
 
 def _one_below_the_other(*leaves: Any) -> Any:

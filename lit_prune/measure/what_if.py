@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
-from lit_prune.measure.batch_pass import BatchPass, Wanted
+from lit_prune.measure.batch_pass import BatchPass, Place, Wanted
+from lit_prune.measure.halves import measured
 from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
 from lit_prune.measure.losses import (
@@ -30,7 +31,9 @@ from lit_prune.measure.losses import (
     require_tokens,
 )
 from lit_prune.measure.trace import Trace
+from lit_prune.placement import bytes_held
 from lit_prune.plan import Candidate, SublayerId
+from lit_prune.surgery import is_sharded
 
 Progress = Callable[[int, int, str], None]
 Reduce = Callable[[Tensor], Tensor]
@@ -60,6 +63,7 @@ class WhatIf:
     Attributes:
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
         num_head_evaluations: Losses computed so far, per batch of sequences.
+        most_sequences: That memory was found to have room for at a time; infinite until it was too small.
 
     Raises:
         DataError: There are no batches, one has no `input_ids`, or all labels are masked.
@@ -91,9 +95,10 @@ class WhatIf:
         self._max_state_bytes = max_state_bytes
         self._name = name
         self._beside: dict[str, WhatIf] = {}
-        self._forks = forks
+        self.forks = forks
+        self.most_sequences = math.inf
         self._offload = offload
-        self._traces: dict[int, Trace] = {}
+        self._traces: dict[Place, Trace] = {}
         self._anatomy: Anatomy | None = None
         self._versions: dict[int, int] = {}
         self._num_corrections = 0
@@ -107,6 +112,15 @@ class WhatIf:
         """Work so far in dense forward passes over the batches; embedding and head are not counted apart."""
         own = self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
         return own + sum(each.cost for each in self._beside.values())
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Decoder blocks and losses computed so far."""
+        return self.num_block_evaluations, self.num_head_evaluations
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int]) -> None:
+        self.num_block_evaluations, self.num_head_evaluations = counts
 
     @property
     def num_positions(self) -> int:
@@ -168,7 +182,7 @@ class WhatIf:
                 progress=self._progress,
                 journal=self._journal if batches is None else self._journal.unshared(),
                 max_state_bytes=self._max_state_bytes,
-                forks=self._forks,
+                forks=self.forks,
                 offload=self._offload,
                 name=name,
             )
@@ -233,6 +247,10 @@ class WhatIf:
             num_tokens=int(num_tokens),
         )
 
+    def new_trace(self) -> Trace:
+        """For the states of a batch."""
+        return Trace(offload=self._offload, to_the_end=is_sharded(self.model))
+
     def _follow_model(self) -> Anatomy:
         """Cut the traces at the first block that has changed since the last measurement."""
         anatomy = find_sublayers(self.model)
@@ -257,17 +275,16 @@ class WhatIf:
         todo, done = sum(each.num_blocks_to_do for each in passes), 0
         for each in passes:
             before = self.num_block_evaluations
-            for candidates, keys in each.groups(self._forks):
+            for candidates, keys in each.groups(self.forks):
                 what = candidates[0].name if candidates else ""
                 self._progress(done + self.num_block_evaluations - before, todo, what)
-                found = each.measure_together(candidates) if candidates else [each.measure(None)]
-                for key, (figures, num_blocks) in zip(keys, found, strict=True):
+                for key, (figures, num_blocks) in zip(keys, measured(each, candidates), strict=True):
                     self._journal.put(key, figures, num_blocks)
             done += self.num_block_evaluations - before
             self._progress(done, todo, "")
             keys = [self.key(without, each.index) for _, without in wanted]
             self.num_block_evaluations += sum(map(self._journal.credit, keys))
-            self._keep(each.index, each.trace)
+            self._keep(each)
         return [self._rows([self.key(without, index) for _, without in wanted]) for index in used]
 
     def _rows(self, keys: Sequence[Key]) -> Tensor:
@@ -276,9 +293,7 @@ class WhatIf:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.tensor([self._journal[key] for key in keys], dtype=dtype, device=device)
 
-    def _keep(self, index: int, trace: Trace) -> None:
-        limit = self._max_state_bytes
-        if limit is None:
-            limit = int(STATES_SHARE * sum(each.nbytes for each in self.model.parameters()))
-        trace.thin(limit // len(self.batches))
-        self._traces[index] = trace
+    def _keep(self, batch: BatchPass) -> None:
+        limit = int(STATES_SHARE * bytes_held(self.model)) if self._max_state_bytes is None else self._max_state_bytes
+        for each in batch.leaves:
+            self._traces[each.place] = each.thinned(limit // (len(self.batches) * len(batch.leaves)))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_prune.writing import name_aside
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import FuncNorm
@@ -83,7 +85,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG aside and rename it into place; parent folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = name_aside(path)
     try:
         figure.savefig(aside, format="png", dpi=120)
         os.replace(aside, path)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, loss_gradients, weights_of
+from lit_prune.placement import whole
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS
 
@@ -53,6 +54,8 @@ class Taylor(_Protecting):
     Raises:
         LitPruneError: A number is negative.
     """
+
+    gradients: ClassVar[bool] = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one forward and one backward pass.
@@ -108,4 +111,4 @@ class Magnitude(_Protecting):
 
 
 def _total(values: Sequence[Tensor]) -> float:
-    return sum(float(each.sum()) for each in values)
+    return sum(float(whole(each.sum())) for each in values)

@@ -4,6 +4,7 @@ from lit_prune.surgery.compact import closable_blocks, compact, compacted
 from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, stock_config
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
+from lit_prune.surgery.sharded import is_sharded, release, reshard
 
 __all__ = [
     "closable_blocks",
@@ -11,10 +12,13 @@ __all__ = [
     "compacted",
     "describe",
     "forget_parameters",
+    "is_sharded",
     "make_recorded_biases",
     "mute",
     "record_bias",
+    "release",
     "remove",
     "removed_sublayers",
+    "reshard",
     "stock_config",
 ]

@@ -11,6 +11,7 @@ from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
+from lit_prune.surgery.sharded import is_sharded, release, reshard
 
 
 def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Optimizer] = ()) -> int:
@@ -34,12 +35,17 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
     parts = anatomy.parts(ids)
     if not parts:
         return 0
+    sharded = is_sharded(model)
+    if sharded:
+        reshard(model)
     gone = [module for _, _, module in put_stubs(model, parts)]
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}
     dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]
     for optimizer in optimizers:
         forget_parameters(optimizer, dropped)
+    if sharded:
+        release(model, gone)
     return sum(part.num_parameters for part in parts)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import main
-from lit_prune.commands.processes import start
+from lit_prune.commands.processes import require_shared, start
 from lit_prune.errors import LitPruneError
 from lit_prune.surgery import removed_sublayers
 from tests.commands.test_fit import free_port
@@ -18,7 +18,7 @@ from tests.commands.test_verbs import options
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("how", ["--devices", "fabric run", "torchrun"])
+@pytest.mark.parametrize("how", ["--devices", "--shard", "fabric run", "torchrun"])
 def test_two_processes_write_what_one_writes(tmp_path, model_folder, text, how):
     def command(name):
         output = ["--output", str(tmp_path / name), "--search", "lazy", "--batch_size", "2", "--device", "cpu"]
@@ -28,6 +28,7 @@ def test_two_processes_write_what_one_writes(tmp_path, model_folder, text, how):
     lit_prune = [BIN / "lit-prune", *command("two")]
     launch = {
         "--devices": [*lit_prune, "--devices", "2"],
+        "--shard": [*lit_prune, "--devices", "2", "--shard", "true"],
         "fabric run": [BIN / "fabric", "run", "--devices=2", "--accelerator=cpu", free_port(), *lit_prune],
         "torchrun": [
             BIN / "torchrun",
@@ -59,6 +60,8 @@ def test_what_cannot_be_started_is_refused(monkeypatch):
     for number in (0, -1):
         with pytest.raises(LitPruneError, match="1 or more"):
             start(number, "cpu")
+    with pytest.raises(LitPruneError, match="sharded over several processes; give devices"):
+        require_shared(None, shard=True)
     monkeypatch.setenv("LT_PRECISION", "bf16-true")
     with pytest.raises(LitPruneError, match="--dtype"):
         start(2, "cpu")

@@ -112,7 +112,7 @@ class TestContents:
         files = {path.name for path in out.iterdir()}
         assert files == {
             "README.md", "config.json", "generation_config.json", "model.safetensors", "prune_plan.json",
-            "tokenizer.json", "tokenizer_config.json",
+            "tokenizer.json", "tokenizer_config.json", "weights.sha256",
         }  # fmt: skip
         config = json.loads((out / "config.json").read_text())
         assert config["per_layer_config"] == {"1": {"skip": ["attention"]}, "3": {"skip": ["mlp"]}}

@@ -1,9 +1,11 @@
 """Measurements that outlive the process that made them."""
 
+import errno
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 
@@ -20,6 +22,7 @@ from tests.tiny import NUM_BLOCKS, tiny_model
 GENERATOR = torch.Generator().manual_seed(1)
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=GENERATOR)} for _ in range(3)]
 CANDIDATES = [Candidate.parse(f"{kind}.{block}") for block in range(NUM_BLOCKS) for kind in ("attention", "mlp")]
+REAL_WRITE = os.write
 FORK = multiprocessing.get_context("fork")
 
 
@@ -31,6 +34,11 @@ def search(path, **changes):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+def figures(path):
+    """What was measured; not the work, since states may have had to be computed again."""
+    return [(each["without"], each["batch"], each["nll"]) for each in lines(path)]
 
 
 def test_killed_ten_times_it_ends_with_the_same_plan_and_measures_nothing_twice(tmp_path):
@@ -100,10 +108,11 @@ def test_other_weights_and_other_text_are_refused(tmp_path):
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
-    path.write_text("my notes\n")
-    with pytest.raises(MeasureError, match="is no journal"):
-        Journal(path, {})
-    assert path.read_text() == "my notes\n"
+    for notes in ("my notes\n", "my notes", "my\nnotes", '{"a": 1}\n{"b"'):
+        path.write_text(notes)
+        with pytest.raises(MeasureError, match="is no journal"):
+            Journal(path, {})
+        assert path.read_text() == notes
 
 
 @pytest.mark.parametrize("torn", ['{"without": ["mlp.', ""])
@@ -115,9 +124,86 @@ def test_a_line_that_was_cut_is_measured_again(tmp_path, torn):
     path.write_text("".join(kept) + torn)
     search(path)
     path.with_name("whole.jsonl").write_text(whole)
-    assert [each | {"blocks": 0} for each in lines(path)] == [
-        each | {"blocks": 0} for each in lines(path.with_name("whole.jsonl"))
-    ], "but for states that had to be computed again"
+    assert figures(path) == figures(path.with_name("whole.jsonl"))
+
+
+@pytest.mark.filterwarnings("ignore:.* lines of .* are damaged")
+def test_any_flipped_bit_is_refused_or_measured_again(tmp_path):
+    path, settings = tmp_path / "journal.jsonl", {"model": "x", "prices": {"seconds": 0.25}}
+    with Journal(path, settings) as journal:
+        for number in range(3):
+            journal.put((frozenset({CANDIDATES[number].sublayers[0]}), number), [1.5, 0.1 + 0.2], 4)
+        expected = dict(journal._known)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        assert Journal.header(path).get("prices") in (None, settings["prices"])
+        try:
+            with Journal(path, settings) as journal:
+                assert journal._known.items() <= expected.items()
+                assert len(journal) < 3
+        except MeasureError:
+            refused += 1
+    assert refused == whole.index(b"\n") + 1, "every bit of the first line"
+
+
+def test_damaged_lines_are_told(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    whole = search(path)
+    path.write_bytes(path.read_bytes().replace(b'"nll": [1', b'"nll": [2'))
+    with pytest.warns(UserWarning, match=r"lines of .* are damaged; they are measured again"):
+        again = search(path)
+    assert [step.scores for step in again.steps] == [step.scores for step in whole.steps]
+
+
+def test_a_journal_of_before_there_were_checksums_goes_on(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    whole = search(path)
+    old = re.sub(r', "crc32": [0-9]+', "", path.read_text()).replace('journal": 2', 'journal": 1')
+    path.write_text("".join(old.splitlines(keepends=True)[:-5]))
+    again = search(path)
+    assert [step.scores for step in again.steps] == [step.scores for step in whole.steps]
+    assert path.read_text().startswith(old[: old.rindex("\n", 0, -2000)])
+
+
+def test_a_second_search_is_refused_while_the_first_one_runs(tmp_path):
+    path = tmp_path / "journal.jsonl"
+
+    def second(plan):
+        before = path.read_bytes()
+        with pytest.raises(MeasureError, match="another process is searching with the journal"):
+            search(path)
+        assert path.read_bytes() == before
+        refused.append(plan)
+
+    refused = []
+    search(path, on_step=second)
+    assert refused
+    search(path)
+
+
+def test_a_full_disk_is_told_and_what_was_written_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    whole = search(tmp_path / "whole.jsonl")
+    room = [3000]
+
+    def write(descriptor, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = REAL_WRITE(descriptor, data[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(MeasureError, match="No space left on device.*the same command goes on"):
+        search(path)
+    monkeypatch.undo()
+    assert len(path.read_bytes()) == 3000
+    assert search(path).steps[-1].scores == whole.steps[-1].scores
+    assert figures(path) == figures(tmp_path / "whole.jsonl")
 
 
 def test_a_model_that_was_trained_is_measured_again():

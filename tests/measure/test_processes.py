@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from lightning.fabric import Fabric
+from torch.distributed.device_mesh import init_device_mesh
 
-from lit_prune import prune
+from lit_prune import load, prune, shard
 from lit_prune.errors import DataError, LitPruneError, MeasureError
+from lit_prune.export import save
 from lit_prune.measure import Processes
 from lit_prune.plan import PrunePlan
+from lit_prune.sharding import whole_copy
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 
@@ -35,12 +38,15 @@ def in_processes(folder, number, work):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(number)]
 
 
-def search(fabric=None, **options):
+def search(fabric=None, *, shards=False, then=lambda model, plan: None, **options):
     model = tiny_model("llama", num_hidden_layers=6)
+    if shards:
+        shard(model, init_device_mesh("cpu", (fabric.world_size,)))
     seen = []
     model.get_input_embeddings().register_forward_hook(lambda _, __, output: seen.append(len(output)))
     plan = prune(model, BATCHES, fabric=fabric, **{"amount": 0.35, "progress": False, **options})
     assert set(removed_sublayers(model)) == set(plan.removed)
+    then(model, plan)
     return {"plan": plan.to_dict(), "sequences": sum(seen)}
 
 
@@ -70,6 +76,62 @@ def test_two_processes_make_the_plan_of_one_and_share_the_work(tmp_path, options
     # Of 3, 2, 1 and 4 sequences the first takes 2, 1, 1 and 2, the second 1, 1, 1 for nothing, and 2.
     assert 0.5 <= first["sequences"] / alone["sequences"] <= 0.65
     assert 0.4 <= second["sequences"] / alone["sequences"] <= 0.55
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": "progressive"},
+        {"search": "lazy", "offload": True},
+        {"search": "progressive", "forks": 3},
+        {"search": "one_shot", "scorer": {"name": "magnitude", "protect_first": 0}},
+        {"granularity": "block", "scorer": "angular", "search": "contiguous"},
+        {"scorer": "kl", "of": "flops"},
+    ],
+    ids=lambda options: ", ".join(map(str, options.values())),
+)
+def test_two_processes_with_a_shard_each_make_the_plan_and_weights_of_one(tmp_path, options):
+    def keep(model, plan):
+        whole = whole_copy(model)
+        if whole is not None:
+            save(whole, tmp_path / "shards", plan=plan)
+
+    alone = search(then=lambda model, plan: save(model, tmp_path / "alone", plan=plan), **options)
+    found = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, then=keep, **options))
+    first, second = (each["found"] for each in found)
+    assert first["plan"] == second["plan"]
+    assert_same(first["plan"], alone["plan"])
+    shards, whole = (load(tmp_path / name) for name in ("shards", "alone"))
+    assert shards.config.to_diff_dict() | {"_name_or_path": ""} == whole.config.to_diff_dict() | {"_name_or_path": ""}
+    for (name, weight), (other, expected) in zip(shards.named_parameters(), whole.named_parameters(), strict=True):
+        assert name == other
+        assert torch.allclose(weight, expected, atol=1e-5), name
+
+
+def test_a_search_goes_on_with_shards_of_the_model(tmp_path):
+    journal = tmp_path / "journal.jsonl"
+    alone = search(journal=journal)
+    kept = journal.read_text().splitlines(keepends=True)[:70]
+    journal.write_text("".join(kept))
+    again = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, journal=journal))[0]["found"]
+    assert_same(again["plan"], alone["plan"])
+    assert journal.read_text().startswith("".join(kept))
+
+
+def test_what_shards_cannot_give_is_refused_before_any_work(tmp_path):
+    for options, message in (
+        ({"scorer": "taylor", "amount": 0.05}, "Taylor wants gradients of whole weights"),
+        ({"compensate": "bias"}, "compensation 'bias' changes whole weights"),
+        ({"of": "latency"}, "latency of its sublayers cannot be measured"),
+    ):
+        found = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, **options))  # noqa: B023
+        assert all(message in each["error"] for each in found)
+    found = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, then=save_as_it_is))
+    assert all("save what lit_prune.sharding.whole_copy" in each["error"] for each in found)
+
+
+def save_as_it_is(model, plan):
+    save(model, "nowhere", plan=plan)
 
 
 def measured(path):

@@ -1,0 +1,82 @@
+"""A file of lines that one process at a time reads and appends to, and that survives its death at any moment."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+
+from lit_prune.errors import MeasureError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class JournalFile:
+    """Held until `close`, or the process's death.
+
+    Args:
+        path: Made where it does not exist, with its folder.
+
+    Attributes:
+        lines: What was there, whole lines without their ends.
+        torn: The beginning of a last line whose writer died.
+
+    Raises:
+        MeasureError: Another process holds it, or it cannot be read and written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._open()
+            self.close = weakref.finalize(self, os.close, self._descriptor)
+            *self.lines, self.torn = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise MeasureError(f"cannot use the journal {path}: {error.strerror}") from error
+
+    def cut(self) -> None:
+        """Take the torn line off the file."""
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - len(self.torn))
+
+    def append(self, line: str) -> None:
+        """Add a line.
+
+        Raises:
+            MeasureError: It cannot be written; what was before stays.
+        """
+        data = f"{line}\n".encode()
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            raise MeasureError(
+                f"cannot write the journal {self.path}: {error.strerror}. What was measured before is kept; the same "
+                "command goes on from there"
+            ) from error
+
+    def _open(self) -> int:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._lock(descriptor)
+                # Whoever held it may have moved it away meanwhile.
+                if os.path.exists(self.path) and os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MeasureError(
+                f"another process is searching with the journal {self.path}: wait for it, or name another output"
+            ) from error

@@ -1,0 +1,84 @@
+"""Checksums of a model's files beside them: a flipped bit in a weight cannot be seen in any other way.
+
+The file is what `sha256sum` writes and `sha256sum -c` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lit_prune.errors import ModelError
+
+SUMS_FILE = "weights.sha256"
+SUMMED = ("*.safetensors", "*.safetensors.index.json", "config.json")
+"""What makes the model what it is; tokenizer, plan and card may be edited."""
+
+
+def write_sums(folder: Path) -> None:
+    """Record the checksums of weights and config."""
+    names = sorted({path.name for pattern in SUMMED for path in folder.glob(pattern)})
+    found = _sums(folder / name for name in names)
+    lines = [f"{found[folder / name]}  {name}\n" for name in names]
+    (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def require_intact(folder: Path) -> None:
+    """Compare a folder's weights and config with the checksums beside them, where there are some.
+
+    Raises:
+        ModelError: A file is not what was written.
+    """
+    path = folder / SUMS_FILE
+    if not path.is_file():
+        return
+    try:
+        lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+        expected = {folder / Path(name).name: digest for digest, name in lines}
+        found = _sums(expected)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} or what it names cannot be read: {error}. {_ADVICE}") from error
+    wrong = [each.name for each, digest in expected.items() if found[each] != digest]
+    if wrong:
+        raise ModelError(f"in {folder}, {', '.join(wrong)} is not what lit-prune wrote, by {SUMS_FILE}. {_ADVICE}")
+
+
+_ADVICE = (
+    f"It is damaged: take it from a backup, or make it again. If it was changed on purpose, delete {SUMS_FILE} and it "
+    "is loaded as it is"
+)
+
+
+def require_intact_checkpoint(path: str | os.PathLike[str] | None) -> None:
+    """Compare a checkpoint with the checksums that torch writes into it, and does not read.
+
+    Args:
+        path: A file of `torch.save`; what is none, or elsewhere, is left to who loads it.
+
+    Raises:
+        ModelError: Its content has changed.
+    """
+    if path is None or not os.path.isfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ModelError(f"the checkpoint {path} is damaged ({error}); take another one") from error
+    if damaged is not None:
+        raise ModelError(f"the checkpoint {path} is damaged (in {damaged}); take another one")
+
+
+def _sums(paths: Iterable[Path]) -> dict[Path, str]:
+    paths = list(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(_sum, paths), strict=True))
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

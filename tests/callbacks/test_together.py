@@ -1,0 +1,174 @@
+"""The callback beside what users combine it with: what only changes how a training is run changes no drop, no loss."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.tuner import Tuner
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import DataLoader, IterableDataset
+
+from lit_prune import LitCausalLM, load
+from lit_prune.surgery import removed_sublayers
+from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Stream(IterableDataset):
+    """A data set without a length."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __iter__(self):
+        return iter(self.examples)
+
+
+class OwnModule(L.LightningModule):
+    """A user's, whose model is compiled or wrapped already."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch, batch_idx):
+        return self.net(**batch, labels=batch["input_ids"]).loss
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("loss", self.net(**batch, labels=batch["input_ids"]).loss)
+
+    def configure_optimizers(self):
+        trained = [each for each in self.parameters() if each.requires_grad]
+        return torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+
+
+class Text(L.LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        self.batch_size = 2
+
+    def train_dataloader(self):
+        return DataLoader(TRAIN, batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return DataLoader(VAL, batch_size=4)
+
+
+def fit(folder, model=None, data=None, *, options=None, **settings):
+    """Drops with the loss they saw, and the losses of training; all of it on the first step's precision."""
+    callback, losses = pruning(**(options or {})), Losses()
+    model = module() if model is None else model
+    trainer(folder, callback, losses, **settings).fit(model, *(data or loaders()))
+    return callback, losses.seen
+
+
+def assert_same(found, expected):
+    (callback, losses), (other, wanted) = found, expected
+    steps, others = ([(each.removed.name, each.epoch) for each in one.plan.steps] for one in (callback, other))
+    assert steps == others
+    assert [each.nll_after for each in callback.plan.steps] == pytest.approx(
+        [each.nll_after for each in other.plan.steps], abs=1e-5
+    )
+    assert [loss for _, loss, _ in losses] == pytest.approx([loss for _, loss, _ in wanted], abs=1e-4)
+
+
+def compiled_in_place():
+    model = module()
+    model.model.compile(backend="eager")
+    return model
+
+
+WITHOUT_EFFECT = {
+    "model.compile()": lambda: {"model": compiled_in_place()},
+    "torch.compile(module)": lambda: {"model": torch.compile(module(), backend="eager")},
+    "self.net = torch.compile(model)": lambda: {
+        "model": OwnModule(torch.compile(tiny_model("llama").train(), backend="eager"))
+    },
+    "gradient checkpointing": lambda: {"model": module(gradient_checkpointing=True)},
+    "val_check_interval=0.34": lambda: {"val_check_interval": 0.34},
+    "check_val_every_n_epoch=2": lambda: {"check_val_every_n_epoch": 2},
+    "two validation loaders": lambda: {
+        "data": (
+            DataLoader(TRAIN, batch_size=4),
+            [DataLoader(VAL[:4], batch_size=4), DataLoader(VAL[4:], batch_size=2)],
+        )
+    },
+    "iterable data": lambda: {"data": [DataLoader(Stream(each), batch_size=4) for each in (TRAIN, VAL)]},
+    "iterable data, val_check_interval=2": lambda: {
+        "data": [DataLoader(Stream(each), batch_size=4) for each in (TRAIN, VAL)],
+        "val_check_interval": 2,
+    },
+    "max_steps": lambda: {"max_steps": 9, "max_epochs": -1, "options": {"num_epochs": 3}},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("plain"))
+
+
+SLOW = ("torch.compile(module)", "self.net = torch.compile(model)")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in WITHOUT_EFFECT]
+)
+def test_what_changes_no_number_changes_no_drop(tmp_path, plain, name):
+    torch._dynamo.reset()
+    assert_same(fit(tmp_path, **WITHOUT_EFFECT[name]()), plain)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_mixed_precision_scores_in_it(tmp_path, plain, precision):
+    callback, losses = fit(tmp_path, precision=precision)
+    other, wanted = plain
+    assert len(callback.plan.steps) == len(other.plan.steps)
+    # Close enough to be the same model, and not the same numbers.
+    assert callback.plan.steps[0].nll_before == pytest.approx(other.plan.steps[0].nll_before, abs=0.05)
+    assert callback.plan.steps[0].nll_before != other.plan.steps[0].nll_before
+    assert losses[0][1] == pytest.approx(wanted[0][1], abs=0.05)
+
+
+def test_tuners_prune_nothing_and_the_fit_behind_them_is_as_before(tmp_path, plain):
+    callback, losses, model = pruning(), Losses(), module()
+    run = trainer(tmp_path, callback, losses)
+    model.learning_rate = 1e-3
+    Tuner(run).lr_find(model, *loaders(), num_training=5)
+    assert not removed_sublayers(model.model)
+    run.fit(model, *loaders())
+    assert_same((callback, losses.seen), plain)
+
+
+def test_a_batch_size_is_found_for_the_whole_model(tmp_path, plain):
+    callback, losses, model, data = pruning(), Losses(), module(), Text()
+    run = trainer(tmp_path, callback, losses)
+    assert Tuner(run).scale_batch_size(model, datamodule=data, max_trials=2, steps_per_trial=1) == 4
+    assert not removed_sublayers(model.model)
+    run.fit(model, data)
+    assert_same((callback, losses.seen), plain)
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    model = LitCausalLM(tiny_model("llama", tie_word_embeddings=True), learning_rate=1e-3)
+    callback, _ = fit(tmp_path, model, options={"save_to": "pruned"})
+    pruned = load(tmp_path / "pruned")
+    assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
+    left = callback.plan.model.num_parameters - callback.plan.num_removed_parameters
+    assert sum(each.numel() for each in pruned.parameters()) == left
+
+
+def test_adapters_of_the_user_are_trained_and_go_with_their_sublayers(tmp_path):
+    torch.manual_seed(0)
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    before = {name: each.clone() for name, each in adapted.named_parameters()}
+    callback, _ = fit(tmp_path, OwnModule(adapted))
+    gone = {(each.block, {"attention": "self_attn", "mlp": "mlp"}[each.kind]) for each in removed_sublayers(adapted)}
+    assert gone
+    assert len(gone) == len(callback.plan.removed)
+    left = dict(adapted.named_parameters())
+    for name, value in before.items():
+        taken = any(f"layers.{block}.{kind}." in name for block, kind in gone)
+        assert (name in left) == (not taken) or "layernorm" in name
+        if name in left:
+            assert torch.equal(left[name], value) == ("lora_" not in name), name
