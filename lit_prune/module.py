@@ -86,8 +86,9 @@ class LitCausalLM(L.LightningModule):
         self.model = model.train()
         if gradient_checkpointing:
             checkpoint_activations(self.model)
-        self.val_loss = MeanMetric()
-        self.test_loss = MeanMetric()
+        # By default, batches whose loss is NaN are left out of the mean.
+        self.val_loss = MeanMetric(nan_strategy=math.inf)
+        self.test_loss = MeanMetric(nan_strategy=math.inf)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

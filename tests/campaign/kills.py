@@ -72,8 +72,7 @@ def as_started_by_users(world: World, chance: Random) -> str:
 
 
 def _require_ended(world: World, code: int, number: int) -> None:
-    # Ctrl-C while modules are imported, or between a search and its folder, is Python's own 130.
-    allowed = {signal.SIGINT: (0, 130, 1, 2, -number)}.get(signal.Signals(number), (0, -number))
+    allowed = (0, 130) if number == signal.SIGINT else (0, -number)
     world.require(code in allowed, f"ended with {code}")
 
 

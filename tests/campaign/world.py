@@ -131,7 +131,6 @@ class World:
         shutil.rmtree(folder)
 
 
-
 class _Runs(dict[str, Path]):
     def __init__(self, world: World) -> None:
         super().__init__()
