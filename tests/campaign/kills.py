@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from tests.campaign.world import Case, World
 
 
 def at_random_moments(program: str, number: int = signal.SIGKILL) -> Case:
-    """Struck up to three times on its way, each time gone on with by the same command."""
+    """Struck up to three times on its way, each time gone on with by the same command; told is where at last."""
 
     def case(world: World, chance: Random) -> str:
         folder = world.case()
@@ -28,12 +27,12 @@ def at_random_moments(program: str, number: int = signal.SIGKILL) -> Case:
                 break
         where = _where(folder, child.said())
         world.finish(program, folder)
-        return f"ended {struck} times, {where}; went on" if struck else "was done before"
+        return f"{where}: went on" if struck else "was done before"
 
     return case
 
 
-def at_an_access(program: str, name: str = "") -> Case:
+def at_an_access(program: str) -> Case:
     """Killed before one of its accesses to files of its output, each in its turn."""
     turn = 0
 
@@ -41,7 +40,7 @@ def at_an_access(program: str, name: str = "") -> Case:
         nonlocal turn
         turn += 1
         folder = world.case()
-        child = world.fork(program, folder, partial(children.kill_at, turn, folder / name))
+        child = world.fork(program, folder, partial(children.kill_at, turn, folder))
         code = child.wait()
         world.require(code in (0, -signal.SIGKILL), f"ended with {code}")
         done = world.require_whole(program, folder)
@@ -49,7 +48,7 @@ def at_an_access(program: str, name: str = "") -> Case:
         if code == 0:
             turn = 0
             return "was done before"
-        return "killed; the result is whole" if done else "killed; the same command ends well"
+        return "the result is whole" if done else "the same command ends well"
 
     return case
 
@@ -68,7 +67,7 @@ def as_started_by_users(world: World, chance: Random) -> str:
     child = children.start(world.prune(folder), world.log)
     world.require(child.wait() == 0 or code == 0, "the same command does not go on")
     world.finish("prune", folder)
-    return "killed while scoring; went on" if code else "was done before"
+    return "while scoring: went on" if code else "was done before"
 
 
 def _require_ended(world: World, code: int, number: int) -> None:
@@ -79,13 +78,12 @@ def _require_ended(world: World, code: int, number: int) -> None:
 def _where(folder: Path, said: str) -> str:
     """What the last strike found."""
     if any(each.exists() for each in (folder / "out", folder / "pruned")):
-        return "at last when it was saved"
+        return "when it was saved"
     if any(folder.glob(".*.part")):
-        return "at last while saving"
-    if (kept := list(folder.glob("kept/*.ckpt"))) or (folder / "kept").exists():
-        return f"at last with {len(kept)} checkpoints"
+        return "while saving"
+    if (folder / "kept").exists():
+        return "between checkpoints"
     journal = folder / "out.search.jsonl"
-    if journal.exists():
-        lines = [json.loads(line) for line in journal.read_bytes().split(b"\n")[1:-1]]
-        return "at last while scoring" if lines else "at last before scoring"
-    return "at last while healing" if "train_loss" in said else "at last before there was anything"
+    if journal.exists() and journal.read_bytes().count(b"\n") > 1:
+        return "while scoring"
+    return "while healing" if "train_loss" in said else "before that"
