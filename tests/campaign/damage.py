@@ -102,7 +102,8 @@ def _read_damaged(folder: Path, name: str, kind: str, seed: float) -> int:
     chance, path = Random(seed), folder / name
     whole = path.read_bytes()
     plan, model = PrunePlan.load(folder), load(folder)
-    weights = model.state_dict()
+    # The model may be mapped from the file.
+    weights = {name: each.clone() for name, each in model.state_dict().items()}
     refused = 0
     for _ in range(PLACES):
         damage(path, whole, kind, chance)
