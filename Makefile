@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow architectures lint
+.PHONY: quickstart test test-slow architectures campaign lint
 
 quickstart: .venv/.model
 	$(BIN)/lit-prune fit --config configs/quickstart.yaml
@@ -25,6 +25,11 @@ test-slow: .venv/.model
 # What the tests of every architecture find, as the table in docs/architectures.md.
 architectures: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
+
+# Faults in the real programs, and the soak: the figures of docs/reliability.md. About three quarters of an hour.
+campaign: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign.soak
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
+from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
 from lit_prune.reading import checked, require_kinds
@@ -119,6 +120,7 @@ def follow_strategy(
 
 
 def _facts(path: Path) -> Mapping[str, Any]:
+    require_plain_metadata(path)
     file = path / METADATA_FILE if path.is_dir() else path
     facts: Mapping[str, Any] = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
     return facts

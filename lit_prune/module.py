@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from lit_prune.checkpoint import follow_strategy, restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import checkpoint_activations
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
@@ -91,8 +90,9 @@ class LitCausalLM(L.LightningModule):
         if gradient_checkpointing:
             checkpoint_activations(self.model)
         self._unfollow: Callable[[], None] = lambda: None
-        self.val_loss = MeanMetric()
-        self.test_loss = MeanMetric()
+        # By default, batches whose loss is NaN are left out of the mean.
+        self.val_loss = MeanMetric(nan_strategy=math.inf)
+        self.test_loss = MeanMetric(nan_strategy=math.inf)
 
     @classmethod
     def load_from_checkpoint(
@@ -123,15 +123,6 @@ class LitCausalLM(L.LightningModule):
         # The classes that a checkpoint's hyperparameters name are not imported; a subclass may take some.
         kwargs |= {"_instantiator": None} if cls is LitCausalLM else {}
         return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
-
-    def setup(self, stage: str) -> None:
-        """Refuse a distributed checkpoint that would run code, before a strategy reads it.
-
-        Raises:
-            ModelError: It is one.
-        """
-        if self.trainer.ckpt_path is not None:
-            require_plain_metadata(self.trainer.ckpt_path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.measure import Prices, WhatIf
+from lit_prune.measure import Prices, WhatIf, hint_if_implausible
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers import Scorer
 from lit_prune.surgery import mute
@@ -47,6 +47,7 @@ class ModelRound:
         self.wanted = wanted
         self.anatomy = find_sublayers(model)
         self.blocks = self.anatomy.blocks
+        self._is_first_score = not history
         self._known: dict[tuple[float, Candidate], Scores] = {}
 
     def __call__(
@@ -66,7 +67,11 @@ class ModelRound:
     def _score(self, candidates: Sequence[Candidate], share: float, out: Candidate) -> Scores:
         muted = mute(self.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
         with muted, self.what_if.narrowed(share):
-            return self.scorer(self.what_if, candidates, self.history)
+            scores = self.scorer(self.what_if, candidates, self.history)
+        if self._is_first_score and scores.base_nll is not None and not out.sublayers:
+            self._is_first_score = False
+            hint_if_implausible(scores.base_nll, self.model)
+        return scores
 
     def saved(self, candidate: Candidate) -> float:
         """See `searches.Round`."""

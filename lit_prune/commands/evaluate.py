@@ -22,9 +22,10 @@ from lit_prune.evaluation import (
     read_prompts,
     task_scores,
 )
-from lit_prune.measure import IGNORED
+from lit_prune.measure import IGNORED, hint_if_implausible
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import evaluation_markdown, signs_markdown
+from lit_prune.surgery import removed_sublayers
 from lit_prune.writing import to_json, write_text
 
 
@@ -111,6 +112,8 @@ def evaluate(
         model = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         found = {label: perplexity(model, each) for label, each in batches.items()}
         options: dict[str, Any] = {"include_path": include_path, "limit": limit, "batch_size": batch_size}
+        if not removed_sublayers(model):
+            hint_if_implausible(min(each.nll for each in found.values()), model)
         scores = task_scores(model, tokenizer, wanted, **options, run_code=run_code) if wanted else {}
         conversation.ask(name, model, tokenizer, is_reference=name == against)
         num_parameters = sum(each.numel() for each in model.parameters())

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, is_norm
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.stage import HealingStage, trained_parameters
@@ -52,6 +52,7 @@ def heal(
 
     Raises:
         LitPruneError: The teacher is of another model, or there are adapters already.
+        MeasureError: NaN or infinite losses before the first step.
     """
     settings = settings or HealingSettings()
     if teacher is not None and teacher.student is not model:
@@ -85,6 +86,11 @@ def heal(
     begin = time.monotonic()
     trainer.validate(stage, checking, verbose=False)
     before = stage.best_loss
+    if not math.isfinite(before):
+        raise MeasureError(
+            "the loss on the validation windows is NaN or infinite before the first step: check the model's weights "
+            "and dtype (float16 overflows; try bfloat16 or float32)"
+        )
     trainer.fit(stage, training, checking)
     if stage.validated_step != trainer.global_step:
         trainer.validate(stage, checking, verbose=False)

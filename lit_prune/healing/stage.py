@@ -45,7 +45,7 @@ class HealingStage(L.LightningModule):
         self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
         self._best: dict[str, Tensor] = {}
         self._cuts = cut_states(model)
-        self._metric = MeanMetric()
+        self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
 
     def on_fit_start(self) -> None:
         """Bring what belongs to the teacher to the trainer's device."""

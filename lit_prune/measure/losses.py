@@ -178,6 +178,24 @@ def finite_mean(mean: float, name: str) -> float:
     return mean
 
 
+def hint_if_implausible(mean: float, model: Any) -> None:
+    """Warn of a dense model that predicts worse than one that knows nothing: of the wrong tokenizer, or text.
+
+    Args:
+        mean: Its mean token loss, in nats.
+        model: A causal language model.
+    """
+    size = model.config.get_text_config(decoder=True).vocab_size
+    if mean > math.log(size):
+        from lightning.fabric.utilities import rank_zero_warn
+
+        rank_zero_warn(
+            f"the dense model's perplexity is {perplexity_of(mean):,.0f}, worse than that of a guess among all "
+            f"{size:,} tokens: is it the right tokenizer, and text that the model can read? What is decided by such "
+            "losses is decided by chance"
+        )
+
+
 def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """The sequences of a batch, all of them `number` times, one copy below the other."""
     num_sequences = len(batch["input_ids"])

@@ -1,7 +1,10 @@
 """What must not go wrong around the callback: partial states, exceptions, resumes in odd places."""
 
+import math
+
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
 
@@ -38,6 +41,16 @@ def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
     trainer(tmp_path, pruning(save_to="pruned"), max_epochs=1).fit(module(), *loaders())
     assert removed_sublayers(load(tmp_path / "pruned"))
     assert not list((tmp_path / "pruned").glob("tokenizer*"))
+
+
+def test_a_batch_with_nan_is_not_left_out_of_the_loss(tmp_path):
+    model = module()
+    rare = next(token for token in range(3, 128) if sum(bool((each["input_ids"] == token).any()) for each in VAL) == 1)
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[rare, 0] = torch.nan
+    batches = DataLoader(VAL, batch_size=1)
+    assert trainer(tmp_path).validate(model, batches, verbose=False)[0]["val_loss"] == math.inf
+    assert trainer(tmp_path).test(model, batches, verbose=False)[0]["test_ppl"] > 1e300
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 import lit_prune
 from lit_prune.__main__ import main
-from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.errors import LitPruneError, MeasureError, ModelError
 from lit_prune.healing import (
     DenseTeacher,
     Distillation,
@@ -144,6 +144,16 @@ def test_a_healing_that_does_not_help_leaves_the_model_as_it_was():
     assert not report.helped
     assert report.ppl_after == report.ppl_before
     assert torch.equal(logits(model), before)
+
+
+def test_a_model_with_nan_in_what_one_batch_reads_is_refused():
+    text = naive.own_text(tiny_model("llama"), 24, 40)
+    model = pruned_model()
+    rare = next(token for token in range(3, 128) if (text[16:] == token).any(1).sum() == 1)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[rare, 0] = torch.nan
+    with pytest.raises(MeasureError, match="NaN or infinite before the first step"):
+        heal(model, text[:16], text[16:], settings=HealingSettings(tokens=160), **QUIET)
 
 
 def test_heads_and_tails_are_trained_where_asked_and_the_teacher_stays_dense():

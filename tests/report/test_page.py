@@ -186,6 +186,7 @@ def hostile_runs(runs, tmp_path):
     plan = json.loads((folder / "prune_plan.json").read_text())
     plan["model"]["name"] = plan["calibration"]["source"] = HOSTILE
     plan["versions"][HOSTILE] = HOSTILE
+    del plan["sha256"]  # changed on purpose
     (folder / "prune_plan.json").write_text(json.dumps(plan))
     evaluation = tmp_path / "evaluation"
     shutil.copytree(runs / "evaluation", evaluation)

@@ -1,0 +1,173 @@
+"""What faults are injected into: a tiny model, the commands, and what they write when nothing disturbs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.campaign import children
+from tests.campaign.children import Child, Wrong
+
+Case = Callable[["World", Random], str]
+"""Injects one fault; its outcome in words. Raises `Wrong`."""
+
+
+class World:
+    """A temporary folder with a model, a text, and a folder for every case.
+
+    Attributes:
+        base: The folder; cases that went wrong stay in it.
+        log: What the last child said.
+    """
+
+    def __init__(self) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="campaign-"))
+        self.base.chmod(0o755)
+        self.dense, self.text = self.base / "dense", self.base / "text.txt"
+        self.log = self.base / "log.txt"
+        self._number = 0
+        self.text.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
+        self.require(children.fork(partial(_make_model, self.dense), self.log).wait() == 0, "no model")
+
+    def case(self) -> Path:
+        """A new folder."""
+        self._number += 1
+        folder = self.base / f"case{self._number}"
+        folder.mkdir()
+        return folder
+
+    def prune(self, folder: Path, *more: str) -> list[str]:
+        """The arguments of `lit-prune prune`."""
+        options = ["--amount", "0.3", "--batch_size", "2", "--num_windows", "6", "--window", "48", "--device", "cpu"]
+        return ["prune", str(self.dense), "--output", str(folder / "out"), "--data", str(self.text), *options, *more]
+
+    def heal(self, folder: Path) -> list[str]:
+        """The arguments of `lit-prune heal`."""
+        sizes = ["--window", "32", "--val_windows", "6", "--training.tokens", "2500", "--lora.rank", "4"]
+        files = ["--output", str(folder / "out"), "--data", f"[{self.text}]", "--device", "cpu"]
+        return [
+            "heal",
+            str(self.undisturbed["prune"] / "out"),
+            *files,
+            *sizes,
+            "--training.validations",
+            "3",
+            "--distill",
+            "false",
+        ]
+
+    def work(self, program: str, folder: Path, before: Callable[[], object] = lambda: None) -> Callable[[], object]:
+        """A program's work, for a child."""
+        if program == "fit":
+            from tests.campaign.programs import fit
+
+            def script() -> None:
+                before()
+                fit(self.dense, folder)
+
+            return script
+        return children.command(getattr(self, program)(folder), before)
+
+    def fork(self, program: str, folder: Path, before: Callable[[], object] = lambda: None) -> Child:
+        """Begin a program."""
+        return children.fork(self.work(program, folder, before), self.log)
+
+    def result(self, program: str, folder: Path) -> Path:
+        """The folder that a program ends with."""
+        return folder / ("pruned" if program == "fit" else "out")
+
+    @cached_property
+    def undisturbed(self) -> dict[str, Path]:
+        """The folders of runs without a fault."""
+        return _Runs(self)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """That the undisturbed runs took; they are there once `undisturbed` was asked."""
+        return {}
+
+    def require(self, truth: bool, what: str) -> None:
+        """Raise `Wrong` with what the child said."""
+        if not truth:
+            said = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+            raise Wrong(f"{what}; the last child said:\n{said}")
+
+    def require_whole(self, program: str, folder: Path) -> bool:
+        """After a fault: nothing has its final name but what is whole. Whether the result is there."""
+        result = self.result(program, folder)
+        if result.exists():
+            self.require_same(program, folder)
+        for path in folder.glob("*.json*"):
+            lines = path.read_bytes().split(b"\n")[:-1] if path.suffix == ".jsonl" else [path.read_bytes()]
+            for line in lines:
+                try:
+                    json.loads(line)
+                except ValueError:
+                    self.require(False, f"{path} is half-written: {line[-80:]!r}")
+        return result.exists()
+
+    def require_same(self, program: str, folder: Path) -> None:
+        """The result is that of an undisturbed run, file by file."""
+        expected = contents(self.result(program, self.undisturbed[program]))
+        found = contents(self.result(program, folder))
+        if (journal := folder / "out.search.jsonl").exists():
+            found.setdefault("search.jsonl", _content(journal))  # killed when all but its last move was done
+        names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        self.require(not names, f"{', '.join(names)} of {folder} is not that of an undisturbed run")
+
+    def finish(self, program: str, folder: Path) -> None:
+        """The same command again, to its end: the undisturbed result, and nothing else lies about."""
+        if not self.require_whole(program, folder):
+            code = self.fork(program, folder).wait()
+            self.require(code == 0, f"the same command given again ends with {code}")
+            self.require_same(program, folder)
+            left = sorted(each.name for each in folder.iterdir() if each.name not in ("out", "pruned", "kept"))
+            self.require(not left, f"{left} lies about")
+        shutil.rmtree(folder)
+
+
+class _Runs(dict[str, Path]):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def __missing__(self, program: str) -> Path:
+        folder = self.world.case()
+        child = self.world.fork(program, folder)
+        self.world.require(child.wait() == 0, f"{program} fails undisturbed")
+        self.world.seconds[program] = child.seconds
+        self[program] = folder
+        return folder
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of a model's folder by its digest; of a plan what was decided, of a journal what was measured."""
+    return {path.name: _content(path) for path in sorted(folder.iterdir())}
+
+
+def _content(path: Path) -> Any:
+    if path.name == "prune_plan.json":
+        plan = json.loads(path.read_text())
+        del plan["sha256"]
+        plan["healing"].pop("seconds", None)
+        for step in plan["steps"]:
+            del step["cost"]  # counts what had to be done again
+        return plan
+    if path.name == "search.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        return {(*each["without"], each["batch"]): each["nll"] for each in lines}
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _make_model(folder: Path) -> None:
+    from tests.tiny import character_tokenizer, tiny_model
+
+    tiny_model("llama", num_hidden_layers=6).save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
