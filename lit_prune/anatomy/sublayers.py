@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -170,9 +172,15 @@ class Anatomy:
 def count_parameters(modules: Iterable[nn.Module]) -> int:
     """Parameters of the modules, each tensor once; those of LoRA adapters are not the model's and do not count."""
     found = {
-        id(parameter): parameter.numel()
+        id(parameter): _num_numbers(parameter)
         for module in modules
         for name, parameter in module.named_parameters()
         if "lora_" not in name
     }
     return sum(found.values())
+
+
+def _num_numbers(parameter: nn.Parameter) -> int:
+    # bitsandbytes packs two numbers of 4 bits into a byte.
+    packed: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_prune.errors import MeasureError, PlanError
 from lit_prune.measure.journal_file import JournalFile
@@ -202,6 +202,9 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        first = values_of(model, name, parameter).flatten()[:1024].contiguous().cpu()
+        values = values_of(model, name, parameter)
+        if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            values = values.dequantize()  # torchao's, which is no plain tensor
+        first = values.flatten()[:1024].contiguous().cpu()
         digest.update(bytes(first.view(torch.uint8).tolist()))
     return digest.hexdigest()[:16]
