@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
+from lit_prune.commands.bench_scale import bench_scale
 from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
@@ -34,6 +35,8 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     """The verb's entry."""
     if list(arguments[:1]) == ["speed"]:
         call(bench_speed, f"{verb} speed", arguments[1:], positionals=["models"])
+    elif list(arguments[:1]) == ["scale"]:
+        call(bench_scale, f"{verb} scale", arguments[1:], positionals=["shapes"])
     else:
         call(bench, verb, arguments, positionals=["what", "model"])
 
@@ -59,7 +62,8 @@ def bench(
 ) -> None:
     """Compare what searches cost and what they find, or measure the memory that one takes, on one model and text.
 
-    lit-prune bench speed --help tells of the comparison of models' speeds.
+    lit-prune bench speed --help tells of the comparison of models' speeds, lit-prune bench scale --help of models that
+    are too large for this machine.
 
     Args:
         what: search, or memory: the peak while the first of `searches` is at work.
@@ -81,7 +85,7 @@ def bench(
         trust_remote_code: Run code that comes with the model.
     """
     if what not in ("search", "memory"):
-        raise LitPruneError(f"bench knows search, memory and speed; found {what!r}")
+        raise LitPruneError(f"bench knows search, memory, speed and scale; found {what!r}")
     require_share(amount)
     require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)

@@ -36,7 +36,7 @@ def test_the_memory_of_a_search_is_told(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sped"], "bench knows search, memory and speed; found 'sped'"),
+        (["sped"], "bench knows search, memory, speed and scale; found 'sped'"),
         (["search", "--searches=[fast]"], "unknown search 'fast'"),
         (["search", "--amount=2"], "above 0 and below 1"),
         (["search", "--num_unseen=1000000"], "1000004 are asked for"),

@@ -1,0 +1,248 @@
+"""How much work a search is on a model that is not there: the real search loop, over losses that are drawn.
+
+Pruner, search, measure and its bookkeeping of states are the real ones; the model is on the meta device, and what would
+have been a pass through it is counted and answered from a table. What is drawn has the spread that was seen in real
+searches (docs/performance.md). Counts are those of a search that finds such losses: where removals fall decides how
+much of the states stays valid, and how often lazy search is surprised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import LitPruneError
+from lit_prune.measure import WhatIf
+from lit_prune.measure.batch_pass import BatchPass
+from lit_prune.measure.head import Compute
+from lit_prune.measure.trace import Trace
+from lit_prune.models import skeleton
+from lit_prune.plan import Candidate, PruneStep, Scores, SublayerId
+from lit_prune.pruner import Pruner
+from lit_prune.searches import Budget
+
+MODES: Mapping[str, tuple[str, bool]] = {
+    "progressive": ("progressive", False),
+    "lazy": ("lazy", False),
+    "one_shot": ("one_shot", False),
+    "progressive, stream": ("progressive", True),
+    "one_shot, stream": ("one_shot", True),
+}
+"""The search, and whether one pass scores all candidates (block_influence, cosine, angular, relative_norm)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a search runs.
+
+    Attributes:
+        mode: Of `MODES`.
+        num_removed: Candidates that it takes out.
+        block_evaluations: Decoder blocks, times batches.
+        head_evaluations: Passes through final norm and head, times batches.
+        dense_passes: The block evaluations in full passes over the calibration set.
+    """
+
+    mode: str
+    num_removed: int
+    block_evaluations: int
+    head_evaluations: int
+    dense_passes: float
+
+
+def require_mode(name: str) -> None:
+    """Refuse what is none of `MODES`.
+
+    Raises:
+        LitPruneError: It is none.
+    """
+    if name not in MODES:
+        raise LitPruneError(f"unknown mode {name!r}; expected one of {', '.join(MODES)}")
+
+
+def shape_names() -> tuple[str, ...]:
+    """Shapes that have a name here."""
+    return tuple(_shapes())
+
+
+def shaped(name: str) -> PreTrainedModel:
+    """A model on the meta device, in bfloat16.
+
+    Args:
+        name: Of `shape_names`, or a model as for `skeleton`.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    settings = _shapes().get(name)
+    if settings is None:
+        network: Any = skeleton(name)
+        return cast(PreTrainedModel, network.to(torch.bfloat16))
+    return unfilled(AutoConfig.for_model(**settings))
+
+
+def unfilled(config: Any) -> PreTrainedModel:
+    """A config's model on the meta device, in bfloat16."""
+    factory: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return cast(PreTrainedModel, factory.from_config(config, dtype=torch.bfloat16).eval())
+
+
+def simulate(
+    make_model: Callable[[], nn.Module],
+    batches: Sequence[Mapping[str, Tensor]],
+    mode: str,
+    *,
+    amount: float,
+    seed: int = 0,
+    max_state_bytes: int | None = None,
+) -> Work:
+    """Run a search whose every loss is drawn, and count.
+
+    Args:
+        make_model: Makes the model, on the meta device or another; nothing in it runs.
+        batches: What would be measured on; only their sizes matter.
+        mode: Of `MODES`.
+        amount: Share of the parameters to remove.
+        seed: Of the draw.
+        max_state_bytes: As for `WhatIf`.
+
+    Raises:
+        LitPruneError: The mode is unknown, or the amount cannot be reached.
+    """
+    require_mode(mode)
+    search, in_one_pass = MODES[mode]
+    model = make_model()
+    losses = DrawnLosses(len(find_sublayers(model).blocks), len(batches), seed=seed)
+    pruner = Pruner(model, scorer=_InOnePass(losses) if in_one_pass else "nri", search=search)
+    budget = Budget(amount, pruner.num_parameters)
+    pruner.require_reachable(budget)
+    what_if = CountingWhatIf(model, batches, losses, max_state_bytes=max_state_bytes)
+    while budget.remaining(pruner.reached):
+        pruner.step(what_if, budget)
+    evaluations, heads = what_if.counts
+    length = len(find_sublayers(make_model()).blocks)
+    return Work(mode, len(pruner.plan.steps), evaluations, heads, evaluations / length / len(batches))
+
+
+class DrawnLosses:
+    """Mean losses of a made-up model by what is out of it and by batch.
+
+    A sublayer costs 0.14 nats in the middle of the model and more at its ends; two that are both gone cost 0.035 nats
+    more or less than their sum within two blocks, 0.008 farther off; batches differ by 0.09 nats, and by 0.02 in how
+    the costs change (standard deviations; docs/performance.md has where these come from).
+
+    Args:
+        num_blocks: Of the model.
+        num_batches: Of the calibration set.
+        seed: Of the draw.
+    """
+
+    def __init__(self, num_blocks: int, num_batches: int, *, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        block = torch.arange(num_blocks).repeat_interleave(2)
+        to_end = torch.minimum(block, num_blocks - 1 - block)
+        self.costs = 0.14 * (0.6 * draw(2 * num_blocks)).exp() * (1 + 8 * torch.exp(-to_end / 1.5))
+        self.costs_by_batch = 0.09 * draw(num_batches, 2 * num_blocks)
+        near = (block[:, None] - block[None]).abs() <= 2
+        together = draw(2 * num_blocks, 2 * num_blocks) * torch.where(near, 0.035, 0.008)
+        self.together = together.triu(1)
+        self.together_by_batch = 0.02 / math.sqrt(num_blocks) * draw(num_batches, 2 * num_blocks)
+
+    def __call__(self, gone: frozenset[SublayerId], batch: int) -> float:
+        """Nats a token."""
+        index = torch.tensor(sorted(2 * each.block + (each.kind == "mlp") for each in gone), dtype=torch.long)
+        own = (self.costs + self.costs_by_batch[batch])[index].sum()
+        changed = len(index) * self.together_by_batch[batch][index].sum()
+        return float(2 + own + self.together[index][:, index].sum() + changed)
+
+
+class CountingWhatIf(WhatIf):
+    """The measure with its bookkeeping, states and counts, whose every pass is a number from a table.
+
+    Args:
+        model: On any device.
+        batches: See `WhatIf`.
+        losses: By what is gone and by batch.
+        max_state_bytes: See `WhatIf`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        losses: Callable[[frozenset[SublayerId], int], float],
+        *,
+        max_state_bytes: int | None = None,
+    ) -> None:
+        super().__init__(model, batches, max_state_bytes=max_state_bytes)
+        self._losses = losses
+        self._asked: WeakKeyDictionary[BatchPass, int] = WeakKeyDictionary()
+        hidden = find_sublayers(self.model).facts().hidden_size
+        shape = (*self.batches[0]["input_ids"].shape, hidden)
+        self._state = torch.empty(shape, dtype=self.model.dtype, device="meta")
+
+    def new_trace(self) -> Trace:
+        """One that takes no memory."""
+        return _CountingTrace(self._state)
+
+    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
+        """Drawn; the blocks that would run are marked as known."""
+        number = self._asked.get(batch, 0)
+        self._asked[batch] = number + 1
+        candidate, (gone, _) = batch.missing[number]
+        if candidate is None:
+            compute(lambda: self._state)
+        rows, length = batch.num_sequences, self._state.shape[1]
+        return torch.full((rows,), (length - 1) * self._losses(gone, batch.index), dtype=torch.float64)
+
+    def _rows(self, keys: Sequence[Any]) -> Tensor:
+        return torch.tensor([self._journal[key] for key in keys], dtype=torch.float64)
+
+
+class _CountingTrace(Trace):
+    """Knows which states are there, all of them the same one on the meta device."""
+
+    def __init__(self, state: Tensor) -> None:
+        super().__init__()
+        self._state = state
+
+    def extend(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
+        self.states |= dict.fromkeys(range(first, length), self._state)
+
+    @contextmanager
+    def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
+        yield
+
+
+@dataclass(frozen=True)
+class _InOnePass:
+    """Scores all candidates by one pass over the batches, as scorers of the residual stream do."""
+
+    losses: DrawnLosses
+    together: bool = True
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        for _ in what_if.passes():
+            pass  # what would be seen is drawn
+        return Scores({each: self.losses(frozenset(each.sublayers), 0) for each in candidates})
+
+
+def _shapes() -> dict[str, dict[str, Any]]:
+    text = resources.files("lit_prune.evaluation").joinpath("shapes.json").read_text(encoding="utf-8")
+    return cast(dict[str, dict[str, Any]], json.loads(text))

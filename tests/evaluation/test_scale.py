@@ -1,0 +1,60 @@
+"""Counts by simulation are those of the real search, sizes those of the real model."""
+
+import pytest
+import torch
+
+from lit_prune import prune
+from lit_prune.evaluation import scale
+from lit_prune.evaluation.scale_costs import Sizes, measure_block
+from lit_prune.surgery import mute
+from tests.tiny import tiny_model
+
+BATCHES = [
+    {"input_ids": each} for each in torch.randint(3, 128, (2, 3, 16), generator=torch.Generator().manual_seed(0))
+]
+
+
+def make():
+    return tiny_model("llama", num_hidden_layers=8)
+
+
+def losses_of(model):
+    """The real ones, by transformers' own loss of the muted model."""
+
+    def loss(gone, batch):
+        ids = BATCHES[batch]["input_ids"]
+        with torch.no_grad(), mute(model, sorted(gone)):
+            return model(input_ids=ids, labels=ids, use_cache=False).loss.double().item()
+
+    return loss
+
+
+@pytest.mark.parametrize("mode", scale.MODES)
+@pytest.mark.parametrize("max_state_bytes", [0, None, 10**9])
+def test_the_work_of_a_search_is_that_of_the_real_one(monkeypatch, mode, max_state_bytes):
+    monkeypatch.setattr(scale, "DrawnLosses", lambda *_, **__: losses_of(make()))
+    work = scale.simulate(make, BATCHES, mode, amount=0.3, max_state_bytes=max_state_bytes)
+    search, in_one_pass = scale.MODES[mode]
+    if in_one_pass:
+        # Losses are no similarities of states: as many removals of other sublayers.
+        plan = prune(make(), BATCHES, amount=0.3, search=search, scorer="cosine", progress=False)
+        assert work.dense_passes == (1 if search == "one_shot" else work.num_removed)
+        assert plan.cost == (1 if search == "one_shot" else len(plan.steps))
+    else:
+        plan = prune(make(), BATCHES, amount=0.3, search=search, max_state_bytes=max_state_bytes, progress=False)
+        assert (work.num_removed, work.dense_passes) == (len(plan.steps), pytest.approx(plan.cost))
+
+
+@pytest.mark.parametrize(("name", "billions"), [("7b", 6.738), ("8b", 8.030), ("70b", 70.554), ("405b", 405.853)])
+def test_shapes_have_the_sizes_that_were_published(name, billions):
+    sizes = Sizes.of(scale.shaped(name))
+    assert sizes.parameters / 1e9 == pytest.approx(billions, abs=0.001)
+
+
+def test_one_block_is_timed_and_only_where_it_fits(monkeypatch):
+    timing = measure_block(make(), batch_size=2, window=16, device="cpu", dtype=torch.float32, repeats=1)
+    assert timing.block > 0 < timing.head
+    assert timing.tokens == 32
+    monkeypatch.setattr("lit_prune.evaluation.scale_costs.free_memory", lambda: 1000)
+    with pytest.raises(scale.LitPruneError, match="are free"):
+        measure_block(make(), batch_size=2, window=16, device="cpu", dtype=torch.float32)
