@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -60,14 +59,11 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
 
 
 def require_supported(trainer: L.Trainer) -> None:
-    """Refuse strategies and callbacks beside which removal is not known to be right.
+    """Refuse strategies under which removal is not known to be right.
 
     Raises:
         LitPruneError: With what works.
     """
-    averaging = [type(each).__name__ for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
-    if averaging:
-        raise LitPruneError(f"{averaging[0]} keeps a second model of another structure; leave it out while pruning")
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise LitPruneError(
             f"{type(trainer.strategy).__name__} is not supported; use a single device, strategy='ddp', or "

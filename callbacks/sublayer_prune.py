@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import loop, sharding
+from lit_prune.callbacks import averaging, loop, sharding
 from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
@@ -142,8 +142,9 @@ class SublayerPruneCallback(Callback):
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
-        distills = self.mending.distillation is not None
+        distills, made_up = self.mending.distillation is not None, self._pruner.plan.compensation.get("name", "none")
         sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
+        averaging.require_possible(trainer, self, distills=distills, compensation=made_up)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)
@@ -251,6 +252,8 @@ class SublayerPruneCallback(Callback):
         step = pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=agree)
         pruner.record_outcome(budget)
         self._is_full = step is None
+        if step is not None:
+            averaging.remove_from_averages(trainer, step.removed.sublayers, self.model)
         return step is not None
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:

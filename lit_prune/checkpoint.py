@@ -76,16 +76,17 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
         lora: Settings for adapters that the state has and the model lacks.
     """
 
-    def follow(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    # A copy of the model, such as a running average, has a copy of the hook, which is about that copy.
+    def follow(own: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
         names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-        anatomy = find_sublayers(model)
+        anatomy = find_sublayers(own)
         absent = _absent(anatomy, names)
-        if not _is_whole_without(model, anatomy, names, absent):
+        if not _is_whole_without(own, anatomy, names, absent):
             return  # a part of a model, such as adapters alone, says nothing about the rest
         has_lora = any(".lora_" in name for name in names)
-        settings = attached_lora(model) or lora if has_lora else None
+        settings = attached_lora(own) or lora if has_lora else None
         structure = {"removed": [str(each) for each in absent], "lora": asdict(settings) if settings else None}
-        restore_structure(model, structure)
+        restore_structure(own, structure)
 
     handle: RemovableHandle = model.register_load_state_dict_pre_hook(follow)
     return handle

@@ -118,7 +118,7 @@ def _predicted(
             _table(("shape", "mode", "removed", "block evaluations", "heads", "dense passes"), counts),
             f"Measured: one block and the head on {measured_tokens} tokens, bfloat16, {device}{threads}. Arithmetic: "
             "hours, by the counts above, linear in tokens.",
-            _table(("shape", "mode", "block, s", "head, s", "hours"), seconds),
+            _table(("shape", "mode", "block, ms", "head, ms", "hours"), seconds),
             f"Arithmetic: hours at so many FLOP/s achieved ({bandwidth:.0e} bytes/s with the first, in proportion for "
             "the others).",
             _table(("shape", "mode", "FLOPs", "bytes read", *(f"{each:.1e}" for each in rates)), loads),
@@ -140,7 +140,8 @@ def _timing(model: PreTrainedModel, batch_size: int, window: int, device: str) -
 def _timed(timing: Timing | None, work: Work, tokens: int) -> tuple[str, ...]:
     if timing is None:
         return ("no room", "", "")
-    return f"{timing.block:.3f}", f"{timing.head:.3f}", f"{timing.seconds(work, tokens) / 3600:,.1f}"
+    hours = timing.seconds(work, tokens) / 3600
+    return f"{1000 * timing.block:,.2f}", f"{1000 * timing.head:,.2f}", f"{hours:,.2f}"
 
 
 def _memories(name: str, size: Sizes, sizes: tuple[int, int, int]) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,7 @@ import math
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM, LoraHealing, load
@@ -147,8 +147,6 @@ def test_lora_targets_that_do_not_exist_are_refused():
 
 def test_what_does_not_go_together_is_refused_at_once(tmp_path):
     losses = Losses()
-    with pytest.raises(LitPruneError, match="EMAWeightAveraging keeps a second model"):
-        trainer(tmp_path, pruning(), EMAWeightAveraging(), losses).fit(module(), *loaders())
     with pytest.raises(LitPruneError, match="add that one before it"):
         trainer(tmp_path, BeforeAfterCallback(repeats=0), pruning(), losses).fit(module(), *loaders())
     with pytest.raises(LitPruneError, match="unknown lr_schedule 'cosin'"):

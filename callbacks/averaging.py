@@ -1,0 +1,60 @@
+"""The averaged models that Lightning's callbacks keep beside the one that is trained: they lose what it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+
+from lit_prune.callbacks import sharding
+from lit_prune.callbacks.loop import model_in
+from lit_prune.errors import LitPruneError
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import remove
+
+
+def require_possible(trainer: L.Trainer, pruning: Callback, *, distills: bool, compensation: str) -> None:
+    """Refuse what an averaged model could not follow.
+
+    Args:
+        trainer: With its callbacks.
+        pruning: The callback that removes.
+        distills: Whether the dense model teaches.
+        compensation: Its name, or `none`.
+
+    Raises:
+        LitPruneError: With what to change.
+    """
+    for each in _averaging(trainer):
+        name, callbacks = type(each).__name__, trainer.callbacks  # type: ignore[attr-defined]
+        if callbacks.index(each) < callbacks.index(pruning):
+            raise LitPruneError(
+                f"{name} copies the model before {type(pruning).__name__} has prepared it; add it behind that one"
+            )
+        if distills or compensation != "none":
+            what = "distill" if distills else f"compensate={compensation!r}"
+            raise LitPruneError(f"{name} averages weights from before and after {what} changes them; leave one out")
+        sharding.require_whole_model(trainer, name)
+
+
+def remove_from_averages(trainer: L.Trainer, sublayers: Iterable[SublayerId], name: str | None) -> None:
+    """Take sublayers out of every averaged model.
+
+    Args:
+        trainer: With its callbacks.
+        sublayers: That the trained model has lost.
+        name: Attribute path of the language model in the module, where there are several.
+    """
+    gone = list(sublayers)
+    for each in _averaging(trainer):
+        average = each._average_model
+        module = average.module if isinstance(each, WeightAveraging) else average
+        remove(model_in(module, name), gone)
+
+
+def _averaging(trainer: L.Trainer) -> Iterator[Any]:
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, WeightAveraging | StochasticWeightAveraging):
+            yield each

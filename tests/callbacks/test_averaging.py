@@ -1,0 +1,99 @@
+"""Running averages beside pruning, against averages made by hand, by name, from the weights of the same run."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+
+from lit_prune import load
+from lit_prune.errors import LitPruneError
+from lit_prune.healing import attached_lora
+from lit_prune.surgery import removed_sublayers
+from tests.callbacks.test_sublayer_prune import loaders, module, pruning, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+DECAY = 0.8
+
+
+class ByHand(L.Callback):
+    """Both averages; `parameters` alone, since tied or constant tensors average to themselves."""
+
+    def __init__(self):
+        self.moving, self.sum, self.number = {}, {}, 0
+
+    def on_fit_start(self, trainer, pl_module):
+        self.moving = self.weights(pl_module)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch >= 1:
+            now = self.weights(pl_module)
+            self.sum = {name: self.sum.get(name, 0) + each for name, each in now.items()}
+            self.number += 1
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        now = self.weights(pl_module)
+        if trainer.global_step == 1:
+            self.moving = now  # torch's average begins with the first weights that it is given
+        else:
+            self.moving = {name: DECAY * self.moving[name] + (1 - DECAY) * each for name, each in now.items()}
+
+    @staticmethod
+    def weights(module):
+        return {name: each.detach().double() for name, each in module.named_parameters()}
+
+
+class AtTheEnd(L.Callback):
+    """Weights behind the averaging callback's last word, ahead of merging."""
+
+    def on_train_end(self, trainer, pl_module):
+        self.weights = ByHand.weights(pl_module)
+
+
+def averaging(name):
+    if name == "moving":
+        return EMAWeightAveraging(decay=DECAY)
+    return StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2, annealing_epochs=1)
+
+
+@pytest.mark.parametrize("healing", [False, True])
+@pytest.mark.parametrize("name", ["moving", "stochastic"])
+def test_what_is_saved_is_the_average_of_what_was_left(tmp_path, name, healing):
+    callback, by_hand, end = pruning(healing=healing, save_to="pruned"), ByHand(), AtTheEnd()
+    model = module()
+    trainer(tmp_path, callback, averaging(name), by_hand, end).fit(model, *loaders())
+    assert len({step.epoch for step in callback.plan.steps}) == 3
+    wanted = by_hand.moving if name == "moving" else {key: each / by_hand.number for key, each in by_hand.sum.items()}
+    assert end.weights.keys() <= wanted.keys()
+    for key, each in end.weights.items():
+        assert torch.allclose(each, wanted[key], atol=1e-6), key
+    assert set(removed_sublayers(model.model)) == set(callback.plan.removed)
+    assert attached_lora(model.model) is None
+    saved = load(tmp_path / "pruned").state_dict()
+    assert all(torch.equal(each, saved[key]) for key, each in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["moving", "stochastic"])
+@pytest.mark.parametrize("healing", [False, True])
+def test_a_training_goes_on_from_a_checkpoint(tmp_path, name, healing):
+    def run(folder, **options):
+        callback, model = pruning(healing=healing), module()
+        keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
+        trainer(tmp_path, callback, averaging(name), keep).fit(model, *loaders(), **options)
+        return callback.plan.removed, model.model.state_dict()
+
+    removed, whole = run("whole")
+    again, resumed = run("again", ckpt_path=tmp_path / "whole/epoch=1.ckpt", weights_only=False)
+    assert again == removed
+    assert all(torch.equal(each, resumed[key]) for key, each in whole.items())
+
+
+def test_what_averages_cannot_follow_is_refused_at_once(tmp_path):
+    def fit(*callbacks):
+        trainer(tmp_path, *callbacks).fit(module(), *loaders())
+
+    with pytest.raises(LitPruneError, match="EMAWeightAveraging copies the model before SublayerPruneCallback"):
+        fit(EMAWeightAveraging(), pruning())
+    with pytest.raises(LitPruneError, match="from before and after compensate='scale'"):
+        fit(pruning(compensate="scale"), averaging("stochastic"))
+    with pytest.raises(LitPruneError, match="from before and after distill"):
+        fit(pruning(healing=True, distill=True), EMAWeightAveraging())
