@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_prune.commands.processes import fair_threads, part
+from lit_prune.commands.processes import fair_threads, launcher, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.guards import read_settings, require_plain_metadata
@@ -22,16 +25,20 @@ from lit_prune.module import LitCausalLM
 def run(verb: str, arguments: Sequence[str]) -> None:
     """The verbs' entry; `verb` is the subcommand."""
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
-    PruneCLI(
-        LitCausalLM,
-        TextDataModule,
-        # Lightning warns of arguments that are given twice.
-        args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
-        # A second run into one folder describes itself, not the first.
-        save_config_kwargs={"overwrite": True},
-    )
+    try:
+        PruneCLI(
+            LitCausalLM,
+            TextDataModule,
+            # Lightning warns of arguments that are given twice.
+            args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
+            trainer_defaults={"callbacks": EndTogether()},
+            # A second run into one folder describes itself, not the first.
+            save_config_kwargs={"overwrite": True},
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning's own exit code says success
     part()
 
 
@@ -65,9 +72,33 @@ class PruneCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless the launched processes would each train on their own."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            launched = "".join(f" --trainer.{name}={value}" for name, value in launcher(os.environ).items())
+            advice = f" These processes were launched for{launched}." if launched else ""
+            raise LitPruneError(f"the trainer cannot be made: {error}{advice}") from error
         require_world(os.environ, trainer.world_size)
         return trainer
+
+
+class EndTogether(Callback):
+    """Lets SIGTERM end all processes of several: Lightning's handler makes them wait for one another, often for ever.
+
+    One process alone ends after its batch, as Lightning has it.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handler, which it takes away itself at the end."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, lambda number, frame: self._end(trainer, number))
+
+    @staticmethod
+    def _end(trainer: Trainer, number: int) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)  # those that this process has started
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
