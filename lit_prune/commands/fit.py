@@ -13,13 +13,15 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_prune.commands.processes import fair_threads, launcher, part
+from lit_prune.commands.processes import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.guards import read_settings, require_plain_metadata
 from lit_prune.module import LitCausalLM
+from lit_prune.sums import require_intact_checkpoint
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -75,10 +77,9 @@ class PruneCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
-            launched = "".join(f" --trainer.{name}={value}" for name, value in launcher(os.environ).items())
-            advice = f" These processes were launched for{launched}." if launched else ""
-            raise LitPruneError(f"the trainer cannot be made: {error}{advice}") from error
-        require_world(os.environ, trainer.world_size)
+            raise LitPruneError(f"the trainer cannot be made: {error}") from error
+        require_world(os.environ, trainer.num_devices * trainer.num_nodes)
+        require_checkpoint(self.config[self.config.subcommand].ckpt_path, trainer.strategy)
         return trainer
 
 
@@ -113,6 +114,29 @@ def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
     names = ("accelerator", "devices", "num_nodes", "precision", "strategy")
     given = {name: environment[f"LT_{name.upper()}"] for name in names if f"LT_{name.upper()}" in environment}
     return {name: int(value) if value.isdecimal() and name != "precision" else value for name, value in given.items()}
+
+
+def require_checkpoint(path: str | None, strategy: Strategy) -> None:
+    """Refuse, before any process is started, a checkpoint that is not there, or in a form that is not read.
+
+    Args:
+        path: As `--ckpt_path`; Lightning's keywords and what lies elsewhere are let through.
+        strategy: Of the trainer.
+
+    Raises:
+        LitPruneError: With what to give.
+    """
+    if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
+        return
+    if not Path(path).exists():
+        raise LitPruneError(f"there is no checkpoint {path}")
+    if Path(path).is_dir():
+        require_intact_checkpoint(path)
+        if isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise LitPruneError(
+                f"{path} is a distributed checkpoint, which {type(strategy).__name__} does not read; give "
+                "ModelParallelStrategy, with any number of devices"
+            )
 
 
 def require_world(environment: Mapping[str, str], world_size: int) -> None:
