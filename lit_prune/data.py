@@ -197,7 +197,9 @@ class TextDataModule(L.LightningDataModule):
         shares = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         windows = TensorDataset(self._windows["train"])
         # Lightning, left to share them out, would shuffle once more.
-        sampler = DistributedSampler(windows, **(shares or {"num_replicas": 1, "rank": 0}), seed=self.seed)
+        sampler: Sampler[int] = DistributedSampler(
+            windows, **(shares or {"num_replicas": 1, "rank": 0}), seed=self.seed
+        )
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
