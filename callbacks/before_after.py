@@ -60,7 +60,7 @@ class BeforeAfterCallback(Callback):
         max_new_tokens: Length of the answers.
         prompt_tokens: Length of the prompt whose prefill is timed.
         new_tokens: Decoding steps that are timed.
-        repeats: Timings of each, of which the median counts; 0 leaves speed out.
+        repeats: Timings of each, of which the median counts; 0 leaves speed out, as a sharded model wants it.
         model: Attribute path of the model in your module, where there are several.
     """
 
@@ -90,8 +90,9 @@ class BeforeAfterCallback(Callback):
         if stage != "fit":
             return
         self._before = {}  # a checkpoint's come later, with load_state_dict
-        sharding.require_whole_model(trainer, type(self).__name__)
         self._require_order(trainer)
+        if self.timing["repeats"]:
+            sharding.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
         config = loop.model_in(pl_module, self.model).config.get_text_config(decoder=True)
         context = getattr(config, "max_position_embeddings", None)
         timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
@@ -110,12 +111,14 @@ class BeforeAfterCallback(Callback):
             self._before = {"parameters": plan.model.num_parameters, "ppl": None, "answer": "(not measured)"}
             return
         batches = self._held_out(trainer)
-        loop.on_first_process(trainer, lambda: self._before.update(self._measure(trainer, pl_module, batches)))
+        loop.on_holders(trainer, lambda: self._before.update(self._measure(trainer, pl_module, batches)))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the pruned model, write and show the summary."""
         folder, batches = loop.run_folder(trainer), self._held_out(trainer)
-        loop.on_first_process(trainer, lambda: self._report(trainer, pl_module, folder, batches))
+        after: dict[str, Any] = {}
+        loop.on_holders(trainer, lambda: after.update(self._measure(trainer, pl_module, batches)))
+        loop.on_first_process(trainer, lambda: self._report(trainer, pl_module, folder, batches, after))
 
     def state_dict(self) -> dict[str, Any]:
         """The dense model's figures."""
@@ -125,12 +128,12 @@ class BeforeAfterCallback(Callback):
         """A resumed run has no dense model any more; its figures come from the checkpoint."""
         self._before = dict(state_dict)
 
-    def _report(self, trainer: L.Trainer, module: L.LightningModule, folder: Path, batches: HeldOut) -> None:
+    def _report(
+        self, trainer: L.Trainer, module: L.LightningModule, folder: Path, batches: HeldOut, after: dict[str, Any]
+    ) -> None:
         plan = self._pruning(trainer).plan
         assert plan is not None
-        model = loop.model_in(module, self.model)
-        after = self._measure(trainer, module, batches)
-        speeds = self._speeds(model)
+        speeds = self._speeds(loop.model_in(module, self.model))
         rows = _rows(self._before, after, batches) + _speed_rows(speeds)
         answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
         notes = [f"Perplexity: {batches.name}, {after['windows']}."]

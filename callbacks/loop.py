@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from lit_prune.callbacks import sharding
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.measure import input_ids_of, labels_of, model_inputs
+from lit_prune.writing import reserved
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -140,6 +142,40 @@ def on_first_process(trainer: L.Trainer, work: Callable[[], object]) -> None:
         raise error
     if failed:
         raise LitPruneError("process 0 failed; its error says why")
+
+
+def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
+    """Run a model on process 0 while the others wait, or on all at once where each holds a shard of it.
+
+    Raises:
+        LitPruneError: As `on_first_process`.
+    """
+    if sharding.shards(trainer):
+        work()
+    else:
+        on_first_process(trainer, work)
+
+
+def reserve(trainer: L.Trainer, folder: Path) -> ExitStack:
+    """Keep other fits from a folder that this one will save into, until what is returned is closed.
+
+    Raises:
+        LitPruneError: Another fit has it, or nothing can be written there.
+    """
+    held = ExitStack()
+
+    def work() -> None:
+        try:
+            held.enter_context(reserved(folder))
+        except BlockingIOError as error:
+            raise LitPruneError(
+                f"another fit is about to save its model as {folder}; start this one again, or name another folder"
+            ) from error
+        except OSError as error:
+            raise LitPruneError(f"cannot save a model as {folder}: {error.strerror}") from error
+
+    on_first_process(trainer, work)
+    return held
 
 
 def renew_ddp(trainer: L.Trainer) -> None:

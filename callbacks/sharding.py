@@ -59,16 +59,21 @@ def require_whole_layers(trainer: L.Trainer) -> None:
         )
 
 
-def require_whole_model(trainer: L.Trainer, what: str) -> None:
+def require_whole_model(trainer: L.Trainer, what: str, remedy: str) -> None:
     """Refuse, for what runs the model on one process alone.
+
+    Args:
+        trainer: With its strategy.
+        what: Runs it.
+        remedy: What to change in its settings.
 
     Raises:
         LitPruneError: The strategy shards it.
     """
     if shards(trainer):
         raise LitPruneError(
-            f"{what} wants the whole model in one process, and {type(trainer.strategy).__name__} shards it; leave it "
-            "out, or use a single device or strategy='ddp'"
+            f"{what} wants the whole model in one process, and {type(trainer.strategy).__name__} shards it; {remedy}, "
+            "or use a single device or strategy='ddp'"
         )
 
 

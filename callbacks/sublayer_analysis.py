@@ -71,7 +71,7 @@ class SublayerAnalysisCallback(Callback):
         """Refuse what cannot be analysed, and forget an earlier fit."""
         if stage == "fit":
             loop.require_supported(trainer)
-            sharding.require_whole_model(trainer, type(self).__name__)
+            sharding.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
             loop.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -123,6 +124,7 @@ class SublayerPruneCallback(Callback):
         self._costs: Costs | None = None  # of the model when the fit began
         self._random_state: dict[str, Any] | None = None
         self._unfollow: Callable[[], None] = lambda: None
+        self._reserved = ExitStack()  # the folder that is saved
         self._tokenizer: Any = None
 
     @property
@@ -134,6 +136,7 @@ class SublayerPruneCallback(Callback):
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
         self._unfollow()
+        self._reserved.close()
         model = loop.model_in(pl_module, self.model)
         self._unfollow = sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key)
         if stage != "fit":
@@ -196,6 +199,7 @@ class SublayerPruneCallback(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
         self._unfollow()
+        self._reserved.close()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -275,12 +279,13 @@ class SublayerPruneCallback(Callback):
     def _prepare_saving(self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel) -> None:
         if not self.save_to:
             return
-        require_empty(loop.run_folder(trainer) / self.save_to)
+        target = require_empty(loop.run_folder(trainer) / self.save_to)
         self.mending.require_none_of_others(model)
         try:
             self._tokenizer = getattr(module, "tokenizer", None)
         except ModelError as error:
             rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
+        self._reserved = loop.reserve(trainer, target)
 
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()

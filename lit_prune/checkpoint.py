@@ -18,10 +18,8 @@ from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import LoraHealing, attach_lora, attached_lora
 from lit_prune.plan import SublayerId
 from lit_prune.reading import checked, require_kinds
+from lit_prune.sums import LAST_FILE, require_intact_checkpoint
 from lit_prune.surgery import is_sharded, remove, removed_sublayers
-
-METADATA_FILE = "meta.pt"
-"""Of Lightning, in the folder of a distributed checkpoint: all but weights and the optimizers' states."""
 
 
 def structure_of(model: nn.Module) -> dict[str, Any]:
@@ -122,7 +120,9 @@ def follow_strategy(
 
 def _facts(path: Path) -> Mapping[str, Any]:
     require_plain_metadata(path)
-    file = path / METADATA_FILE if path.is_dir() else path
+    if path.is_dir():
+        require_intact_checkpoint(path)
+    file = path / LAST_FILE if path.is_dir() else path
     facts: Mapping[str, Any] = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
     return facts
 

@@ -7,14 +7,14 @@ over is dropped. The random state of the process is never drawn from, so a resum
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.errors import DataError
@@ -22,7 +22,6 @@ from lit_prune.names import load_tokenizer
 from lit_prune.texts import BUILTIN, read_parts, read_texts
 
 __all__ = [
-    "EpochShuffle",
     "TextDataModule",
     "calibration_batches",
     "fingerprint",
@@ -127,30 +126,6 @@ def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
     return {"num_sequences": num_sequences, "num_tokens": num_tokens, "sha256": digest.hexdigest()}
 
 
-class EpochShuffle(Sampler[int]):
-    """A new order every epoch, decided by the seed and the epoch alone.
-
-    Args:
-        source: What is shuffled; only its length matters.
-        seed: Of the first epoch's order.
-    """
-
-    def __init__(self, source: Sized, seed: int = 0) -> None:
-        self.length = len(source)
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch, after a resume too."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(torch.randperm(self.length, generator=_generator(self.seed + self.epoch)).tolist())
-
-
 class TextDataModule(L.LightningDataModule):
     """Windows of text for training, validation (which also scores what is pruned) and test, none in two of them.
 
@@ -215,8 +190,17 @@ class TextDataModule(L.LightningDataModule):
         return self._windows[part]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled anew every epoch."""
-        return self._loader("train", EpochShuffle(self._windows["train"], self.seed))
+        """Shuffled anew every epoch, by seed and epoch alone; a step of several processes takes what it does in one.
+
+        Processes share the windows out; each takes `batch_size` of them a step.
+        """
+        shares = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        windows = TensorDataset(self._windows["train"])
+        # Lightning, left to share them out, would shuffle once more.
+        sampler: Sampler[int] = DistributedSampler(
+            windows, **(shares or {"num_replicas": 1, "rank": 0}), seed=self.seed
+        )
+        return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In a fixed order."""

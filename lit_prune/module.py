@@ -206,5 +206,5 @@ class LitCausalLM(L.LightningModule):
     def _log_perplexity(self, stage: str, metric: MeanMetric) -> None:
         loss = metric.compute()
         metric.reset()
-        self.log(f"{stage}_loss", loss, sync_dist=False)
-        self.log(f"{stage}_ppl", math.exp(min(float(loss), 700.0)), prog_bar=True, sync_dist=False)
+        self.log(f"{stage}_loss", loss, sync_dist=True)
+        self.log(f"{stage}_ppl", math.exp(min(float(loss), 700.0)), prog_bar=True, sync_dist=True)

@@ -17,6 +17,8 @@ from lit_prune.errors import ModelError
 SUMS_FILE = "weights.sha256"
 SUMMED = ("*.safetensors", "*.safetensors.index.json", "config.json")
 """What makes the model what it is; tokenizer, plan and card may be edited."""
+LAST_FILE = "meta.pt"
+"""That Lightning writes into the folder of a distributed checkpoint: all but weights and the optimizers' states."""
 
 
 def write_sums(folder: Path) -> None:
@@ -57,11 +59,16 @@ def require_intact_checkpoint(path: str | os.PathLike[str] | None) -> None:
     """Compare a checkpoint with the checksums that torch writes into it, and does not read.
 
     Args:
-        path: A file of `torch.save`; what is none, or elsewhere, is left to who loads it.
+        path: A file of `torch.save`, or a distributed checkpoint's folder, of which `LAST_FILE` is compared; what is
+            none, or elsewhere, is left to who loads it.
 
     Raises:
-        ModelError: Its content has changed.
+        ModelError: Its content has changed, or it was not written to its end.
     """
+    if path is not None and os.path.isdir(path):
+        folder, path = path, os.path.join(path, LAST_FILE)
+        if not os.path.isfile(path):
+            raise ModelError(f"the checkpoint {folder} was not written to its end (no {LAST_FILE}); take another one")
     if path is None or not os.path.isfile(path):
         return
     try:

@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def to_json(value: Any) -> Any:
     """JSON has no infinity; it is written as the text that `float` reads."""
@@ -63,6 +68,49 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True  # somebody else's
     return True
+
+
+def open_alone(path: Path) -> int:
+    """Open a file to read and append for this process alone, until it is closed; it is made where it does not exist.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        BlockingIOError: Another process has it open so.
+        OSError: It cannot be opened or locked.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have moved it away meanwhile.
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Keep a path, which is written later, from other processes that ask so, in a `with` block or until death.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        OSError: The file that stands for it cannot be made beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sign = path.with_name(f".{path.name}.lock")
+    descriptor = open_alone(sign)
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # elsewhere, an open file cannot be removed
+            sign.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextmanager

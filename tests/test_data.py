@@ -16,7 +16,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
-from lit_prune.data import EpochShuffle, TextDataModule, calibration_batches, fingerprint, read_texts, token_windows
+from lit_prune.data import TextDataModule, calibration_batches, fingerprint, read_texts, token_windows
 from lit_prune.errors import DataError
 from lit_prune.texts import share_out
 from tests.tiny import character_tokenizer
@@ -236,13 +236,25 @@ class TestTextDataModule:
             list(loader)
         assert torch.equal(before, torch.random.get_rng_state())
 
-    def test_order_of_training_depends_on_seed_and_epoch_alone(self) -> None:
-        sampler, again = EpochShuffle(range(50), seed=7), EpochShuffle(range(50), seed=7)
+    def test_order_of_training_depends_on_seed_and_epoch_alone(self, source: Path, tokenizer: Any) -> None:
+        data = TextDataModule(source, tokenizer=tokenizer, window=32, seed=7)
+        data.setup("fit")
+        sampler, again = (data.train_dataloader().sampler for _ in range(2))
         first = list(sampler)
-        assert sorted(first) == list(range(50))
+        assert sorted(first) == list(range(len(data.windows("train"))))
         sampler.set_epoch(3)
         again.set_epoch(3)
         assert list(sampler) == list(again) != first
+
+    def test_processes_share_a_step_of_one(self, source: Path, tokenizer: Any) -> None:
+        data = TextDataModule(source, tokenizer=tokenizer, window=32, seed=7)
+        data.setup("fit")
+        whole = list(data.train_dataloader().sampler)
+        orders = []
+        for rank in range(2):
+            data.trainer = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
+            orders.append(list(data.train_dataloader().sampler))
+        assert [index for pair in zip(*orders, strict=True) for index in pair][: len(whole)] == whole
 
     def test_no_tokenizer(self, source: Path) -> None:
         with pytest.raises(DataError, match="no tokenizer"):

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_prune.commands.processes import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.guards import read_settings, require_plain_metadata
 from lit_prune.module import LitCausalLM
+from lit_prune.sums import require_intact_checkpoint
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """The verbs' entry; `verb` is the subcommand."""
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
-    PruneCLI(
-        LitCausalLM,
-        TextDataModule,
-        # Lightning warns of arguments that are given twice.
-        args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
-        # A second run into one folder describes itself, not the first.
-        save_config_kwargs={"overwrite": True},
-    )
+    try:
+        PruneCLI(
+            LitCausalLM,
+            TextDataModule,
+            # Lightning warns of arguments that are given twice.
+            args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
+            trainer_defaults={"callbacks": EndTogether()},
+            # A second run into one folder describes itself, not the first.
+            save_config_kwargs={"overwrite": True},
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning's own exit code says success
     part()
 
 
@@ -65,9 +74,32 @@ class PruneCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless the launched processes would each train on their own."""
-        trainer = super().instantiate_trainer(**kwargs)
-        require_world(os.environ, trainer.world_size)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise LitPruneError(f"the trainer cannot be made: {error}") from error
+        require_world(os.environ, trainer.num_devices * trainer.num_nodes)
+        require_checkpoint(self.config[self.config.subcommand].ckpt_path, trainer.strategy)
         return trainer
+
+
+class EndTogether(Callback):
+    """Lets SIGTERM end all processes of several: Lightning's handler makes them wait for one another, often for ever.
+
+    One process alone ends after its batch, as Lightning has it.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handler, which it takes away itself at the end."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, lambda number, frame: self._end(trainer, number))
+
+    @staticmethod
+    def _end(trainer: Trainer, number: int) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)  # those that this process has started
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
@@ -82,6 +114,29 @@ def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
     names = ("accelerator", "devices", "num_nodes", "precision", "strategy")
     given = {name: environment[f"LT_{name.upper()}"] for name in names if f"LT_{name.upper()}" in environment}
     return {name: int(value) if value.isdecimal() and name != "precision" else value for name, value in given.items()}
+
+
+def require_checkpoint(path: str | None, strategy: Strategy) -> None:
+    """Refuse, before any process is started, a checkpoint that is not there, or in a form that is not read.
+
+    Args:
+        path: As `--ckpt_path`; Lightning's keywords and what lies elsewhere are let through.
+        strategy: Of the trainer.
+
+    Raises:
+        LitPruneError: With what to give.
+    """
+    if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
+        return
+    if not Path(path).exists():
+        raise LitPruneError(f"there is no checkpoint {path}")
+    if Path(path).is_dir():
+        require_intact_checkpoint(path)
+        if isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise LitPruneError(
+                f"{path} is a distributed checkpoint, which {type(strategy).__name__} does not read; give "
+                "ModelParallelStrategy, with any number of devices"
+            )
 
 
 def require_world(environment: Mapping[str, str], world_size: int) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.evaluation.prompts import Prompt
 from lit_prune.measure import evaluating, on_device
 from lit_prune.names import in_chat
+from lit_prune.surgery import is_sharded
 
 SEPARATOR = "\n\n"
 """Between turns, where there is no chat template."""
@@ -113,6 +114,8 @@ def _written(
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         options = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    # Processes that hold shards run every step together.
+    options["synced_gpus"] = is_sharded(model)
     inputs = on_device({"input_ids": ids, "attention_mask": mask}, model.device)
     found: Tensor = network.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)
     eos = network.generation_config.eos_token_id

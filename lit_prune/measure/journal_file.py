@@ -7,11 +7,7 @@ import weakref
 from pathlib import Path
 
 from lit_prune.errors import MeasureError
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+from lit_prune.writing import open_alone
 
 
 class JournalFile:
@@ -59,23 +55,8 @@ class JournalFile:
             ) from error
 
     def _open(self) -> int:
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                self._lock(descriptor)
-                # Whoever held it may have moved it away meanwhile.
-                if os.path.exists(self.path) and os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return open_alone(self.path)
         except BlockingIOError as error:
             raise MeasureError(
                 f"another process is searching with the journal {self.path}: wait for it, or name another output"

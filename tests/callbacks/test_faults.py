@@ -14,6 +14,7 @@ from lit_prune.checkpoint import follow_state_dict
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing import attach_lora, merge_lora
 from lit_prune.surgery import removed_sublayers
+from lit_prune.writing import reserved
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
 from tests.tiny import tiny_model
 
@@ -35,6 +36,15 @@ def test_no_hook_outlives_a_fit_that_failed(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         trainer(tmp_path, pruning(), Fail()).fit(model, *loaders())
     assert not model.model._load_state_dict_pre_hooks
+
+
+def test_two_fits_do_not_save_into_one_folder(tmp_path):
+    with reserved(tmp_path / "pruned"), pytest.raises(LitPruneError, match="another fit is about to save"):
+        trainer(tmp_path, pruning(save_to="pruned")).fit(module(), *loaders())
+    assert not list(tmp_path.iterdir())
+    trainer(tmp_path, pruning(save_to="pruned"), max_epochs=1).fit(module(), *loaders())
+    assert removed_sublayers(load(tmp_path / "pruned"))
+    assert not list(tmp_path.glob(".*")), "it was given up"
 
 
 def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):

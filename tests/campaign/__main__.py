@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[str, Case, int]] = {
     "kill-heal-file": ("the same, before each access to its files in turn", kills.at_an_access("heal"), 23),
     "kill-fit": ("a fit that drops, heals, writes checkpoints, killed", kills.at_random_moments("fit"), 15),
     "kill-fit-file": ("the same, before each access to its files in turn", kills.at_an_access("fit"), 31),
+    "kill-fit-command": ("`lit-prune fit` killed, and its `--ckpt_path`", kills.at_random_moments("fit_command"), 15),
     "sigterm": ("`lit-prune prune` sent SIGTERM", kills.at_random_moments("prune", signal.SIGTERM), 10),
     "ctrl-c": ("`lit-prune prune` stopped by Ctrl-C", kills.at_random_moments("prune", signal.SIGINT), 15),
     "ctrl-c-heal": ("`lit-prune heal` stopped by Ctrl-C", kills.at_random_moments("heal", signal.SIGINT), 5),
@@ -49,11 +50,14 @@ ROWS: dict[str, tuple[str, Case, int]] = {
     "memory": ("out of memory in the search", resources.little_memory, 6),
     "rank-0": ("the first of two processes killed", ranks.killed(0), 2),
     "rank-1": ("the second of two processes killed", ranks.killed(1), 2),
+    "fit-rank-0": ("the first process of a sharded `lit-prune fit` killed", ranks.killed(0, "fit_command"), 2),
+    "fit-rank-1": ("the second of them killed", ranks.killed(1, "fit_command"), 2),
     "clock-prune": ("a clock that jumps, `lit-prune prune`", resources.jumping_clock("prune"), 6),
     "clock-heal": ("a clock that jumps, `lit-prune heal`", resources.jumping_clock("heal"), 3),
     "clock-fit": ("a clock that jumps, a fit", resources.jumping_clock("fit"), 3),
     "rivals-prune": ("two `lit-prune prune` with one output at once", resources.rivals("prune"), 12),
     "rivals-heal": ("two `lit-prune heal` with one output at once", resources.rivals("heal"), 6),
+    "rivals-fit": ("two `lit-prune fit` with one `save_to` at once", resources.rivals("fit_command"), 8),
 }
 """By name: the fault, what injects it, and how often."""
 

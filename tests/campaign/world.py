@@ -15,6 +15,8 @@ from typing import Any
 from tests.campaign import children
 from tests.campaign.children import Child, Wrong
 
+LEFT = ("out", "pruned", "kept", "config.yaml")
+"""What a program leaves that ended well."""
 Case = Callable[["World", Random], str]
 """Injects one fault; its outcome in words. Raises `Wrong`."""
 
@@ -34,6 +36,8 @@ class World:
         self.log = self.base / "log.txt"
         self._number = 0
         self.text.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
+        self.paragraphs = self.base / "paragraphs.txt"
+        self.paragraphs.write_text("\n\n".join([self.text.read_text()] * 10))
         self.require(children.fork(partial(_make_model, self.dense), self.log).wait() == 0, "no model")
 
     def case(self) -> Path:
@@ -63,6 +67,35 @@ class World:
             "false",
         ]
 
+    def fit_command(self, folder: Path) -> list[str]:
+        """The arguments of `lit-prune fit`, with the last whole checkpoint in `folder/kept` to go on from."""
+        from tests.campaign.programs import NUM_EPOCHS, last_whole
+
+        pruning = {"amount": 0.3, "healing": {"rank": 2}, "save_to": str(folder / "pruned"), "progress": False}
+        keeping = {"dirpath": str(folder / "kept"), "save_top_k": -1, "filename": "{epoch}"}
+        callbacks = [
+            {"class_path": "lit_prune.callbacks.SublayerPruneCallback", "init_args": pruning},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keeping},
+        ]
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": NUM_EPOCHS,
+            "default_root_dir": str(folder),
+            **quiet,
+        }
+        data = {"source": str(self.paragraphs), "window": 32, "batch_size": 4, "train_windows": 12, "val_windows": 6}
+        settings = {
+            "seed_everything": 3,
+            "trainer": {**trainer, "callbacks": callbacks},
+            "model": {"model": str(self.dense), "learning_rate": 1e-3},
+            "data": data,
+        }
+        last = last_whole(folder / "kept", tell=lambda _: None)
+        given = [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+        return ["fit", *given, *([f"--ckpt_path={last}"] if last else [])]
+
     def work(self, program: str, folder: Path, before: Callable[[], object] = lambda: None) -> Callable[[], object]:
         """A program's work, for a child."""
         if program == "fit":
@@ -81,7 +114,7 @@ class World:
 
     def result(self, program: str, folder: Path) -> Path:
         """The folder that a program ends with."""
-        return folder / ("pruned" if program == "fit" else "out")
+        return folder / ("pruned" if program.startswith("fit") else "out")
 
     @cached_property
     def undisturbed(self) -> dict[str, Path]:
@@ -113,9 +146,9 @@ class World:
                     self.require(False, f"{path} is half-written: {line[-80:]!r}")
         return result.exists()
 
-    def require_same(self, program: str, folder: Path) -> None:
-        """The result is that of an undisturbed run, file by file."""
-        expected = contents(self.result(program, self.undisturbed[program]))
+    def require_same(self, program: str, folder: Path, undisturbed: Path | None = None) -> None:
+        """The result is that of an undisturbed run, file by file: of this program's, or the given one."""
+        expected = contents(self.result(program, undisturbed or self.undisturbed[program]))
         found = contents(self.result(program, folder))
         if (journal := folder / "out.search.jsonl").exists():
             found.setdefault("search.jsonl", _content(journal))  # killed when all but its last move was done
@@ -128,7 +161,7 @@ class World:
             code = self.fork(program, folder).wait()
             self.require(code == 0, f"the same command given again ends with {code}")
             self.require_same(program, folder)
-            left = sorted(each.name for each in folder.iterdir() if each.name not in ("out", "pruned", "kept"))
+            left = sorted(each.name for each in folder.iterdir() if each.name not in LEFT)
             self.require(not left, f"{left} lies about")
         shutil.rmtree(folder)
 

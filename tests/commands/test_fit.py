@@ -16,34 +16,14 @@ from lit_prune import PrunePlan, TextDataModule, load
 from lit_prune.commands.fit import launcher_settings, require_world
 from lit_prune.errors import LitPruneError
 from tests import naive
-from tests.tiny import tiny_model
 
 BIN = Path(sys.executable).parent
-VAL_WINDOWS = 5
-
-
-@pytest.fixture
-def config(tmp_path, tokenizer):
-    """The quickstart's YAML, brought down to a tiny model and text."""
-    folder = tmp_path / "tiny"
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"paragraph {i}: the quick brown fox jumps over the lazy dog. " * 6 for i in range(30)))
-    settings = yaml.safe_load((Path(__file__).parents[2] / "configs/quickstart.yaml").read_text())
-    settings["trainer"].update(accelerator="cpu", enable_progress_bar=False)
-    settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
-    timing = {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1, "max_new_tokens": 8, "question": "how?"}
-    settings["trainer"]["callbacks"][1]["init_args"].update(timing)
-    settings["model"]["model"] = str(folder)
-    settings["data"].update(source=str(text), window=32, train_windows=16, val_windows=VAL_WINDOWS, test_windows=4)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(*command, **environment):
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    variables = {**ENVIRONMENT, **environment}
     return subprocess.run([str(each) for each in command], env=variables, capture_output=True, text=True, timeout=300)
 
 
@@ -99,7 +79,8 @@ def test_fabric_run_gives_two_processes_one_result(config, healing):
     extra = config.parent / "extra.yaml"
     extra.write_text(yaml.safe_dump(settings))
     launch = ["run", "--devices=2", "--accelerator=cpu", "--strategy=ddp", free_port(), BIN / "lit-prune"]
-    result = run(BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=str(config.parent))
+    path = os.pathsep.join([str(ROOT), str(config.parent)])
+    result = run(BIN / "fabric", *launch, "fit", "--config", config, "--config", extra, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((config.parent / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
