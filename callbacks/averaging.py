@@ -36,7 +36,7 @@ def require_possible(trainer: L.Trainer, pruning: Callback, *, distills: bool, c
         if distills or compensation != "none":
             what = "distill" if distills else f"compensate={compensation!r}"
             raise LitPruneError(f"{name} averages weights from before and after {what} changes them; leave one out")
-        sharding.require_whole_model(trainer, name)
+        sharding.require_whole_model(trainer, name, "take it out of trainer.callbacks")
 
 
 def remove_from_averages(trainer: L.Trainer, sublayers: Iterable[SublayerId], name: str | None) -> None:
