@@ -12,17 +12,18 @@ from lit_prune.callbacks import sharding
 from lit_prune.callbacks.loop import model_in
 from lit_prune.errors import LitPruneError
 from lit_prune.plan import SublayerId
+from lit_prune.pruner import Pruner
 from lit_prune.surgery import remove
 
 
-def require_possible(trainer: L.Trainer, pruning: Callback, *, distills: bool, compensation: str) -> None:
+def require_possible(trainer: L.Trainer, pruning: Callback, pruner: Pruner, *, distill: bool) -> None:
     """Refuse what an averaged model could not follow.
 
     Args:
         trainer: With its callbacks.
         pruning: The callback that removes.
-        distills: Whether the dense model teaches.
-        compensation: Its name, or `none`.
+        pruner: Its own, before its first step.
+        distill: Whether the dense model teaches.
 
     Raises:
         LitPruneError: With what to change.
@@ -33,8 +34,9 @@ def require_possible(trainer: L.Trainer, pruning: Callback, *, distills: bool, c
             raise LitPruneError(
                 f"{name} copies the model before {type(pruning).__name__} has prepared it; add it behind that one"
             )
-        if distills or compensation != "none":
-            what = "distill" if distills else f"compensate={compensation!r}"
+        compensation = pruner.plan.compensation.get("name", "none")
+        if distill or compensation != "none":
+            what = "distill" if distill else f"compensate={compensation!r}"
             raise LitPruneError(f"{name} averages weights from before and after {what} changes them; leave one out")
         sharding.require_whole_model(trainer, name, "take it out of trainer.callbacks")
 

@@ -145,9 +145,9 @@ class SublayerPruneCallback(Callback):
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
-        distills, made_up = self.mending.distillation is not None, self._pruner.plan.compensation.get("name", "none")
+        distills = self.mending.distillation is not None
         sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
-        averaging.require_possible(trainer, self, distills=distills, compensation=made_up)
+        averaging.require_possible(trainer, self, self._pruner, distill=distills)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
         self._prepare_saving(trainer, pl_module, model)
@@ -245,6 +245,7 @@ class SublayerPruneCallback(Callback):
             while pruner.candidates() and quota.allows(pruner.reached, num_steps):
                 if not self._step(trainer, what_if, budget):
                     break
+                averaging.remove_from_averages(trainer, pruner.plan.steps[-1].removed.sublayers, self.model)
                 num_steps += 1
                 drawn.removed(quota.goal(pruner.reached, num_steps)[1])
                 log_removal(trainer, pruner.plan, self._costs)
@@ -256,8 +257,6 @@ class SublayerPruneCallback(Callback):
         step = pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=agree)
         pruner.record_outcome(budget)
         self._is_full = step is None
-        if step is not None:
-            averaging.remove_from_averages(trainer, step.removed.sublayers, self.model)
         return step is not None
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
