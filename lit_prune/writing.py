@@ -126,9 +126,30 @@ def folder_aside(path: Path) -> Iterator[Path]:
         yield aside
         if path.exists():
             path.rmdir()  # fails where somebody has filled it meanwhile
-        aside.replace(path)
+        put_in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give what was written aside its name, once the disk has it: whole or absent after a power failure too."""
+    for each in (*aside.rglob("*"), aside):
+        _flush(each)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere, what was opened to be read cannot be flushed
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems flush files alone
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -138,7 +159,7 @@ def write_text(path: str | Path, text: str) -> Path:
     aside = name_aside(path)
     try:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        put_in_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     return path

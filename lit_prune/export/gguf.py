@@ -7,7 +7,6 @@ of zeros.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NA
 from lit_prune.export.vllm import head_size, require_served
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
-from lit_prune.writing import name_aside
+from lit_prune.writing import name_aside, put_in_place
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
@@ -72,7 +71,7 @@ def save_gguf(
             if verify:
                 _require_same(model, aside, weights)
                 require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32")
-        os.replace(aside, path)
+        put_in_place(aside, path)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
     finally:
