@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -60,8 +61,12 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
     return model
 
 
-def require_supported(trainer: L.Trainer) -> None:
-    """Refuse strategies under which removal is not known to be right.
+def require_supported(trainer: L.Trainer, *, folds: bool = False) -> None:
+    """Refuse strategies and callbacks under which removal or healing is not known to be right.
+
+    Args:
+        trainer: With its strategy and callbacks.
+        folds: Whether adapters or a compensation are to be folded into the weights.
 
     Raises:
         LitPruneError: With what works.
@@ -72,6 +77,11 @@ def require_supported(trainer: L.Trainer) -> None:
             "ModelParallelStrategy, which shards the model (FSDP2)"
         )
     sharding.require_whole_layers(trainer)
+    if folds and any(isinstance(each, ModelPruning) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        raise LitPruneError(
+            "ModelPruning computes every weight anew from its masks, which undoes what healing and compensate fold in; "
+            "leave one out"
+        )
 
 
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:

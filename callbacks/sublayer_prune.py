@@ -141,7 +141,7 @@ class SublayerPruneCallback(Callback):
         self._unfollow = sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key)
         if stage != "fit":
             return
-        loop.require_supported(trainer)
+        loop.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)

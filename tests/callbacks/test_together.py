@@ -3,11 +3,13 @@
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.tuner import Tuner
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune import LitCausalLM, load
+from lit_prune.errors import LitPruneError
 from lit_prune.surgery import removed_sublayers
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
 from tests.tiny import tiny_model
@@ -99,6 +101,12 @@ WITHOUT_EFFECT = {
         "data": [DataLoader(Stream(each), batch_size=4) for each in (TRAIN, VAL)],
         "val_check_interval": 2,
     },
+    "overfit_batches": lambda: {"overfit_batches": 3, "data": (DataLoader(TRAIN, batch_size=4), loaders()[1])},
+    "barebones": lambda: {"barebones": True},
+    "inference_mode=False": lambda: {"inference_mode": False},
+    "detect_anomaly": lambda: {"detect_anomaly": True},
+    "reload_dataloaders_every_n_epochs=1": lambda: {"reload_dataloaders_every_n_epochs": 1},
+    "num_sanity_val_steps=-1": lambda: {"num_sanity_val_steps": -1},
     "max_steps": lambda: {"max_steps": 9, "max_epochs": -1, "options": {"num_epochs": 3}},
 }
 
@@ -172,3 +180,20 @@ def test_adapters_of_the_user_are_trained_and_go_with_their_sublayers(tmp_path):
         assert (name in left) == (not taken) or "layernorm" in name
         if name in left:
             assert torch.equal(left[name], value) == ("lora_" not in name), name
+
+
+def test_weights_that_lightning_prunes_are_zero_in_what_is_saved(tmp_path):
+    callback, masks, model = pruning(save_to="pruned"), ModelPruning("l1_unstructured", amount=0.3), module()
+    trainer(tmp_path, callback, masks, max_epochs=2).fit(model, *loaders())
+    weights = load(tmp_path / "pruned").state_dict()
+    assert callback.plan.removed
+    assert sum((each == 0).sum().item() for each in weights.values()) > 0.2 * sum(map(torch.numel, weights.values()))
+    assert all(torch.equal(each, weights[name]) for name, each in model.model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"healing": True}, {"compensate": "scale"}])
+def test_masks_and_what_is_folded_into_weights_do_not_go_together(tmp_path, options):
+    model = module()
+    with pytest.raises(LitPruneError, match="ModelPruning computes every weight anew"):
+        trainer(tmp_path, ModelPruning("l1_unstructured", amount=0.3), pruning(**options)).fit(model, *loaders())
+    assert not removed_sublayers(model.model)
