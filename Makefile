@@ -26,7 +26,7 @@ test-slow: .venv/.model
 architectures: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
 
-# Faults in the real programs, and the soak: the figures of docs/reliability.md. About half an hour, on Linux.
+# Faults in the real programs, and the soak: the figures of docs/reliability.md. About 50 minutes, on Linux.
 campaign: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign.soak

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from lit_prune.errors import LitPruneError
 from lit_prune.markup import clean
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if verb in ("-h", "--help"):
         print(_overview())
+        return 0
+    if verb == "--version":
+        print(f"lit-prune {version('lit-prune')}")
         return 0
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{_suggestion(verb)}; see lit-prune --help")

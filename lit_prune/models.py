@@ -26,7 +26,7 @@ from lit_prune.autoload import pruned_class
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.guards import require_harmless
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
-from lit_prune.placement import DeviceMap, device_map_of
+from lit_prune.placement import DeviceMap, device_map_of, require_device
 from lit_prune.plan import SublayerId
 from lit_prune.sums import require_intact
 from lit_prune.surgery import describe
@@ -62,13 +62,15 @@ def load(
         A stock transformers model. A pruned one has its sublayers removed and recorded in `config.lit_prune`.
 
     Raises:
-        ModelError: It cannot be found or read, is no causal language model, its weights do not fit its config, or its
-            files are not those that lit-prune wrote.
+        ModelError: It cannot be found or read, is no causal language model, its weights do not fit its config, its
+            files are not those that lit-prune wrote, or there is no such device.
         AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
     require_gguf(source)
     described = read_layout(layout)
+    if device is not None:
+        require_device(device)
     placed = device_map_of(device, device_map)
     if device_map is not None and source.gguf_file:
         raise ModelError(f"{source.label} is a GGUF file, which is read on the CPU; a device_map is for other files")

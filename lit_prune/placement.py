@@ -14,6 +14,27 @@ DeviceMap = str | Mapping[str, int | str]
 """As transformers takes it: `auto`, or a device, `cpu` or `disk` by module."""
 
 
+def require_device(device: str | torch.device) -> None:
+    """Refuse a device that PyTorch does not know or does not find here, before anything is read.
+
+    Args:
+        device: Such as `cuda:0`, `cpu` or `meta`.
+
+    Raises:
+        ModelError: It is none, with what there is.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    names = ["cpu"] if there is None else ["cpu", *(f"{there.type}:{i}" for i in range(torch.accelerator.device_count()))]
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"{device!r} is no device of PyTorch; here there are {', '.join(names)}") from None
+    if asked.type in ("cpu", "meta") or (there is not None and asked.type == there.type and asked.index is None):
+        return
+    if str(asked) not in names:
+        raise ModelError(f"PyTorch finds no device {asked} here, only {', '.join(names)}")
+
+
 def device_map_of(device: str | torch.device | None, device_map: DeviceMap | None) -> dict[str, Any]:
     """What `from_pretrained` is told, so that weights go from disk straight to where they belong.
 

@@ -8,7 +8,7 @@ from lit_prune import load, prune
 from lit_prune.errors import ModelError
 from lit_prune.export import save
 from lit_prune.measure import weights_fingerprint
-from lit_prune.placement import is_spread
+from lit_prune.placement import is_spread, require_device
 from tests.tiny import tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))} for _ in range(2)]
@@ -53,6 +53,38 @@ def test_what_is_written_wrong_of_a_spread_model_is_noticed(tmp_path, folder, mo
         save(spread, tmp_path / "out")
 
 
+def pretend_gpus(monkeypatch, number):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda") if number else None)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: number)
+
+
+@pytest.mark.parametrize(
+    ("number", "device"),
+    [(0, "cpu"), (0, "meta"), (0, torch.device("cpu")), (1, "cuda"), (2, "cuda:1"), (2, torch.device("cuda", 0))],
+)
+def test_a_device_that_is_there(monkeypatch, number, device):
+    pretend_gpus(monkeypatch, number)
+    require_device(device)
+
+
+@pytest.mark.parametrize(
+    ("number", "device", "told"),
+    [
+        (0, "cuda", "finds no device cuda here, only cpu"),
+        (2, "cuda:2", "finds no device cuda:2 here, only cpu, cuda:0, cuda:1"),
+        (1, "xpu", "finds no device xpu here, only cpu, cuda:0"),
+        (0, "gpu", "'gpu' is no device of PyTorch; here there are cpu"),
+        (0, "cuda:", "'cuda:' is no device of PyTorch"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypatch, folder, number, device, told):
+    pretend_gpus(monkeypatch, number)
+    (folder / "config.json").write_text("not read")
+    with pytest.raises(ModelError, match=told):
+        load(folder, device=device)
+
+
 def test_weights_go_straight_to_a_device(folder, monkeypatch):
     told = {}
     original = PreTrainedModel.from_pretrained.__func__
@@ -62,6 +94,7 @@ def test_weights_go_straight_to_a_device(folder, monkeypatch):
         return original(cls, *arguments, **{**options, "device_map": {"": "cpu"}})
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(spy))
+    pretend_gpus(monkeypatch, 2)
     load(folder, device="cuda:1", dtype="bfloat16")
     assert told["device_map"] == {"": torch.device("cuda:1")}
     assert told["dtype"] is torch.bfloat16

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lit_prune.errors import DataError, LitPruneError
+from lit_prune.placement import require_device
 
 
 def call(
@@ -74,7 +75,13 @@ def text_labels(texts: Sequence[str]) -> list[str]:
 
 
 def default_device(device: str | None) -> str:
-    """The device that was named, else a GPU where there is one."""
+    """The device that was named, else a GPU where there is one.
+
+    Raises:
+        ModelError: PyTorch does not find what was named.
+    """
+    if device is not None:
+        require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

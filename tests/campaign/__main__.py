@@ -19,12 +19,12 @@ from tests.campaign.world import Case, World
 
 ROWS: dict[str, tuple[str, Case, int]] = {
     "kill-prune": ("`lit-prune prune` killed, up to 3 times in a row", kills.at_random_moments("prune"), 40),
-    "kill-prune-file": ("the same, before each access to its files in turn", kills.at_an_access("prune"), 45),
+    "kill-prune-file": ("the same, before each access to its files in turn", kills.at_an_access("prune"), 75),
     "kill-prune-real": ("the same, started as users do", kills.as_started_by_users, 3),
     "kill-heal": ("`lit-prune heal` killed, up to 3 times", kills.at_random_moments("heal"), 12),
-    "kill-heal-file": ("the same, before each access to its files in turn", kills.at_an_access("heal"), 23),
+    "kill-heal-file": ("the same, before each access to its files in turn", kills.at_an_access("heal"), 38),
     "kill-fit": ("a fit that drops, heals, writes checkpoints, killed", kills.at_random_moments("fit"), 15),
-    "kill-fit-file": ("the same, before each access to its files in turn", kills.at_an_access("fit"), 31),
+    "kill-fit-file": ("the same, before each access to its files in turn", kills.at_an_access("fit"), 55),
     "kill-fit-command": ("`lit-prune fit` killed, and its `--ckpt_path`", kills.at_random_moments("fit_command"), 15),
     "sigterm": ("`lit-prune prune` sent SIGTERM", kills.at_random_moments("prune", signal.SIGTERM), 10),
     "ctrl-c": ("`lit-prune prune` stopped by Ctrl-C", kills.at_random_moments("prune", signal.SIGINT), 15),

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,12 @@ from tests.tiny import tiny_model
 
 def options(text):
     return ["--data", str(text), "--window", "32", "--num_windows", "4"]
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lit-prune {declared}\n"
 
 
 def test_help_lists_every_verb_and_each_verb_has_help(capsys, monkeypatch):
@@ -123,6 +131,24 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, model_folder
     assert "did you mean 'apply'" in failing(capsys, "aply")
     assert not out.exists()
     assert [each.name for each in full.iterdir()] == ["keep.txt"]
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path, model_folder, text, capsys):
+    out = tmp_path / "out"
+    main(["prune", str(model_folder), "--amount", "0.1", "--output", str(tmp_path / "pruned"), *options(text)])
+    for line in (
+        ["prune", model_folder, "--output", out],
+        ["heal", tmp_path / "pruned", "--output", out],
+        ["apply", tmp_path / "pruned", model_folder, "--output", out],
+        ["compare", model_folder, "--output", out],
+        ["analyse", model_folder, "--output", out],
+        ["evaluate", model_folder],
+        ["bench", "search", model_folder],
+        ["bench", "speed", f"{model_folder},{model_folder}"],
+        ["bench", "scale", "300m"],
+    ):
+        assert "finds no device cuda:99 here, only cpu" in failing(capsys, *line, "--device", "cuda:99"), line
+    assert not out.exists()
 
 
 def test_plans_that_do_not_fit_are_refused(tmp_path, model_folder, text, tokenizer, capsys):
