@@ -24,7 +24,8 @@ def require_device(device: str | torch.device) -> None:
         ModelError: It is none, with what there is.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    names = ["cpu"] if there is None else ["cpu", *(f"{there.type}:{i}" for i in range(torch.accelerator.device_count()))]
+    number = 0 if there is None else torch.accelerator.device_count()
+    names = ["cpu", *(f"{there}:{index}" for index in range(number))]
     try:
         asked = torch.device(device)
     except RuntimeError:
