@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
@@ -290,6 +291,8 @@ def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
 
 
 def _versions() -> dict[str, str]:
-    installed = importlib.metadata.packages_distributions()
-    names = {"lit_prune": "lit-prune", **{each: each for each in ("torch", "transformers", "lightning", "peft")}}
-    return {name: importlib.metadata.version(name) for module, name in names.items() if module in installed}
+    found = {}
+    for name in ("lit-prune", "torch", "transformers", "lightning", "peft"):
+        with suppress(PackageNotFoundError):  # lit-prune itself may run from its sources
+            found[name] = version(name)
+    return found

@@ -38,6 +38,8 @@ LARGER = [
     ALL,
 ]
 SETS = [*SINGLES, *PAIRS, *LARGER]
+# For what is slow: the cache's first and last layers without attention, a whole block, several and all.
+FEWER = [*SINGLES[:2], SINGLES[-2], *PAIRS[:2], *LARGER[:2], ATTENTION, ALL]
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones_like(TOKENS)
 PADDED[0, :7] = 0
@@ -100,7 +102,7 @@ def test_removed_equals_the_output_zeroed_and_frees_what_is_its_own(architecture
 @capability("generate")
 def test_generation_is_the_same_with_and_without_cache(architecture, finds):
     dense = tiny_model(architecture)
-    for gone in SETS:
+    for gone in FEWER:
         model = copy.deepcopy(dense)
         remove(model, ids(gone))
         assert torch.equal(generate(model), generate(model, use_cache=False)), gone
@@ -119,7 +121,7 @@ def test_generation_is_the_same_with_a_static_cache(architecture, finds):
         assert found is None or not torch.equal(found, expected), "repaired: let it be tested"
         finds("no: the dense model's own fails")
         return
-    for gone in [each for each in SETS if not set(ATTENTION) <= set(each)]:
+    for gone in [each for each in FEWER if not set(ATTENTION) <= set(each)]:
         model = copy.deepcopy(dense)
         remove(model, ids(gone))
         found = generate(model, cache_implementation="static")
@@ -130,7 +132,7 @@ def test_generation_is_the_same_with_a_static_cache(architecture, finds):
 @capability("save, load")
 def test_saved_and_loaded_it_is_the_same_model(architecture, tmp_path, finds):
     dense = tiny_model(architecture)
-    for number, gone in enumerate([SINGLES[0], SINGLES[3], PAIRS[0], *LARGER[:2], ATTENTION, ALL]):
+    for number, gone in enumerate([SINGLES[3], PAIRS[0], LARGER[1], ATTENTION, ALL]):
         model = copy.deepcopy(dense)
         remove(model, ids(gone))
         loaded = load(save(model, tmp_path / str(number)))

@@ -66,7 +66,7 @@ def free_port():
         return f"--main-port={probe.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("healing", [True, False])
+@pytest.mark.parametrize("healing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fabric_run_gives_two_processes_one_result(config, healing):
     """The same drops, losses and weights on both; the first loss is that of one process on the same windows."""
     checker = config.parent / "agree.py"

@@ -87,7 +87,7 @@ def assert_same_run(found, expected, *, first_epoch=0):
         assert curves[name] == [(step, pytest.approx(value, rel=1e-4)) for step, value in its[name][-last:]]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["shards", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_do_what_one_does_and_go_on_from_its_checkpoints(shared, strategy, monkeypatch):
     # LightningCLI warns where arguments are given and the process has some too.
     monkeypatch.setattr("sys.argv", ["lit-prune"])

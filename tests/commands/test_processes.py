@@ -18,7 +18,15 @@ from tests.commands.test_verbs import options
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("how", ["--devices", "--shard", "fabric run", "torchrun"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("--devices", marks=pytest.mark.slow),
+        "--shard",
+        pytest.param("fabric run", marks=pytest.mark.slow),
+        "torchrun",
+    ],
+)
 def test_two_processes_write_what_one_writes(tmp_path, model_folder, text, how):
     def command(name):
         output = ["--output", str(tmp_path / name), "--search", "lazy", "--batch_size", "2", "--device", "cpu"]
