@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import json
 import os
 import socket
@@ -14,7 +16,11 @@ import torch
 
 
 def in_torchrun(folder: Path, number: int, work: Callable[[], Any]) -> list[Any]:
-    """What `work` returned in each of several processes, by rank and through JSON; the error of one is the test's."""
+    """What `work` returned in each of several processes, by rank and through JSON.
+
+    Raises:
+        AssertionError: One of them failed: with its traceback, also where a library ended the process by a signal.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -22,14 +28,21 @@ def in_torchrun(folder: Path, number: int, work: Callable[[], Any]) -> list[Any]
         each.unlink()
     context = torch.multiprocessing.get_context("fork")
     processes = [context.Process(target=_run, args=(folder, rank, number, port, work)) for rank in range(number)]
-    for each in processes:
-        each.start()
+    # No process may finalise what it inherits: threads that this belongs to are not there.
+    gc.freeze()
+    try:
+        for each in processes:
+            each.start()
+    finally:
+        gc.unfreeze()
     for each in processes:
         each.join(timeout=120)
     if any(each.is_alive() for each in processes):
         for each in processes:
             each.kill()
         raise AssertionError("the processes wait for one another")
+    for rank, each in enumerate(processes):
+        assert each.exitcode == 0, f"process {rank}: {each.exitcode}\n{_stack_file(folder, rank).read_text()}"
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(number)]
     errors = [each["error"] for each in found if "error" in each]
     assert not errors, errors[0]
@@ -41,6 +54,9 @@ def _run(folder: Path, rank: int, number: int, port: int, work: Callable[[], Any
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in {**world, **there}.items()})
     torch.set_num_threads(1)
+    # Kept open: the stack of a crash goes there.
+    stack = _stack_file(folder, rank).open("w")
+    faulthandler.enable(stack)
     try:
         found = json.dumps({"found": work()})
     except BaseException:
@@ -48,3 +64,7 @@ def _run(folder: Path, rank: int, number: int, port: int, work: Callable[[], Any
     (folder / f"rank{rank}.json").write_text(found)
     # No clean-up of what was inherited, and gloo's threads need not end.
     os._exit(0)
+
+
+def _stack_file(folder: Path, rank: int) -> Path:
+    return folder / f"stack{rank}.txt"
