@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -15,7 +17,7 @@ from lit_prune.callbacks import loop, sharding
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import KINDS, SublayerId
-from lit_prune.report import analysis_figures, log_figure, log_scalars, write_analysis
+from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers
 
 
@@ -113,22 +115,19 @@ class SublayerAnalysisCallback(Callback):
         self._removed = tuple(removed_sublayers(model))
         folder = loop.run_folder(trainer) / self.folder
         settings = {"source": loop.calibration_source(trainer), "num_batches": self.num_batches}
-        loop.on_first_process(trainer, lambda: write_analysis(folder, self.analyses, settings, shown=self._shown))
-        self._log(trainer)
+        side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]
 
-    @property
-    def _shown(self) -> list[Analysis]:
-        """The first and the last, which stand side by side."""
-        return [self.analyses[0], *self.analyses[1:][-1:]]
+        def report() -> None:
+            self._log(trainer, write_analysis(folder, self.analyses, settings, shown=side_by_side))
 
-    def _log(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero or not trainer.loggers:
-            return
-        figures = analysis_figures(self._shown)
+        loop.on_first_process(trainer, report)
+
+    def _log(self, trainer: L.Trainer, files: Iterable[Path]) -> None:
+        pictures = [each for each in files if each.suffix == ".png"]
         for logger in trainer.loggers:
             log_scalars(logger, _scalars(self.analyses[-1]), trainer.global_step)
-            for name, figure in figures.items():
-                log_figure(logger, f"analysis/{name}", figure, trainer.global_step)
+            for each in pictures:
+                log_figure(logger, f"analysis/{each.stem}", each, trainer.global_step)
 
 
 def _scalars(found: Analysis) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,17 +47,17 @@ def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str
 
 
 @rank_zero_only
-def log_figure(logger: Any, tag: str, figure: Figure, step: int) -> None:
-    """Log a figure to TensorBoard, or as an image to loggers with wandb's `log_image`.
+def log_figure(logger: Any, tag: str, figure: Figure | Path, step: int) -> None:
+    """Log a figure as an image to TensorBoard, or to loggers with wandb's `log_image`.
 
     Args:
         logger: A Lightning logger.
         tag: The figure's name.
-        figure: What to show.
+        figure: What to show, or the PNG that it was saved to.
         step: Where it stands on the logger's axis.
     """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(tag, figure, global_step=step)
+        logger.experiment.add_image(tag, _pixels(figure), global_step=step, dataformats="HWC")
     elif _takes(logger, "log_image", "key", "images", "step"):
         logger.log_image(key=tag, images=[_pixels(figure)], step=step)
 
@@ -83,8 +84,13 @@ def _takes(logger: Any, method: str, *names: str) -> bool:
     return callable(function) and set(names) <= inspect.signature(function).parameters.keys()
 
 
-def _pixels(figure: Figure) -> Any:
+def _pixels(figure: Figure | Path) -> Any:
     """The figure as an image: [height, width, 3], 0 to 255."""
+    if isinstance(figure, Path):
+        from PIL import Image
+
+        with Image.open(figure) as image:
+            return np.asarray(image.convert("RGB"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)

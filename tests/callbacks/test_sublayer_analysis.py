@@ -58,6 +58,13 @@ def test_without_a_change_there_is_the_first_alone(tmp_path):
     close(found, analyse(WhatIf(tiny_model("llama"), BATCHES[:1]), impact=False))
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They are drawn in half a second each, and this test is not of them."""
+    monkeypatch.setattr("lit_prune.report.analysis_page.analysis_figures", lambda analyses: {})
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_training_goes_on_as_it_was(tmp_path):
     seen = []
     for callbacks in ([], [looking(every_n_epochs=1, impact=True)]):
@@ -84,6 +91,7 @@ def test_pictures_and_numbers_are_logged(tmp_path):
     assert (tmp_path / "lightning_logs/version_0/analysis/norms.png").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resumed_run_keeps_what_was_found_of_the_dense_model(tmp_path):
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=True)
@@ -96,6 +104,7 @@ def test_a_resumed_run_keeps_what_was_found_of_the_dense_model(tmp_path):
     close(resumed.analyses[-1], first.analyses[-1])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_in_mixed_precision_and_with_adapters(tmp_path):
     callback = looking()
     trainer(tmp_path, callback, pruning(healing=True), precision="bf16-mixed").fit(module(), *loaders())

@@ -13,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_prune import PrunePlan, TextDataModule, load
+from lit_prune.__main__ import main
 from lit_prune.commands.fit import launcher_settings, require_world
 from lit_prune.errors import LitPruneError
 from tests import naive
@@ -126,36 +127,47 @@ class Agree(L.Callback):
 '''
 
 
-def test_an_unknown_key_in_yaml_is_one_error(config):
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["callbacks"][0]["init_args"]["amout"] = 0.1
-    config.write_text(yaml.safe_dump(settings))
-    result = run(BIN / "lit-prune", "fit", "--config", config)
-    assert result.returncode == 2
-    assert "amout" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.fixture
+def fit_with(config, monkeypatch):
+    """Fits in this process with one setting of a callback changed: the exit code."""
+    # LightningCLI warns where arguments are given and the process has some too.
+    monkeypatch.setattr("sys.argv", ["lit-prune"])
+
+    def fit(callback, **changed):
+        settings = yaml.safe_load(config.read_text())
+        settings["trainer"]["callbacks"][callback]["init_args"] |= changed
+        config.write_text(yaml.safe_dump(settings))
+        return main(["fit", "--config", str(config)])
+
+    return fit
 
 
-def test_what_cannot_work_is_one_line_before_training(config):
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["callbacks"][1]["init_args"]["prompt_tokens"] = 500
-    config.write_text(yaml.safe_dump(settings))
-    result = run(BIN / "lit-prune", "fit", "--config", config)
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("lit-prune: error:")]
-    assert len(errors) == 1
-    assert "times 504 tokens, the model's context holds 128" in errors[0]
+@pytest.mark.filterwarnings("ignore::Warning")  # of LightningCLI, about its own libraries
+def test_an_unknown_key_in_yaml_is_one_error(fit_with, capsys):
+    with pytest.raises(SystemExit) as ended:
+        fit_with(0, amout=0.1)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("error:") == 1
+    assert "Option 'amout' is not accepted" in printed
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize(
+    ("callback", "changed", "message"),
+    [
+        (0, {"amount": 1.5}, "amount is the share"),
+        (1, {"prompt_tokens": 500}, "times 504 tokens, the model's context holds 128"),
+    ],
+    ids=["amount", "prompt_tokens"],
+)
+def test_what_cannot_work_is_one_line_before_training(config, fit_with, capsys, callback, changed, message):
+    assert fit_with(callback, **changed) == 2
+    printed = capsys.readouterr().err
+    (error,) = [line for line in printed.splitlines() if line.startswith("lit-prune: error:")]
+    assert message in error
+    assert "Traceback" not in printed
     assert not list((config.parent / "runs").rglob("*.ckpt"))
-
-
-def test_an_amount_that_cannot_be_is_one_line(config):
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["callbacks"][0]["init_args"]["amount"] = 1.5
-    config.write_text(yaml.safe_dump(settings))
-    result = run(BIN / "lit-prune", "fit", "--config", config)
-    assert result.returncode == 2
-    assert "lit-prune: error: amount is the share" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_settings_of_fabric_run_reach_the_trainer_and_nothing_else_does():

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_prune.report import log_figure, log_scalars, log_text, score_map
+from lit_prune.report import log_figure, log_scalars, log_text, save_figure, score_map
 
 
 @pytest.fixture
@@ -99,6 +99,17 @@ def test_a_logger_with_other_arguments_gets_only_the_numbers(figure):
     log_everything(logger, figure)
     assert logger.metrics == [({"score/mlp.0": 1.0}, 3)]
     assert not logger.others
+
+
+def test_a_figure_in_a_file_is_shown_as_it_is(tmp_path, figure):
+    logger = TensorBoardLogger(tmp_path)
+    log_figure(logger, "map", save_figure(figure, tmp_path / "map.png"), 3)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    (image,) = events.Images("map")
+    found = matplotlib.image.imread(io.BytesIO(image.encoded_image_string), format="png")
+    assert np.array_equal(found[..., :3], matplotlib.image.imread(tmp_path / "map.png")[..., :3])
 
 
 def test_a_dummy_logger_is_no_trouble(figure):
