@@ -33,8 +33,10 @@ def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
         log_settings(logger, settings, names)
 
 
-def counted_costs(pruner: Pruner, num_positions: int) -> Costs | None:
-    """What a token costs now, None where the model's arithmetic cannot be counted."""
+def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Costs | None:
+    """What a token costs now, None where no logger would show it or the model's arithmetic cannot be counted."""
+    if not _is_shown(trainer):
+        return None
     try:
         return count_costs(pruner.model, num_positions)
     except MeasureError:
@@ -49,7 +51,7 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
         plan: The removals so far.
         costs: Of the model when this fit began; its speed is foretold by the FLOPs and cache that are left of them.
     """
-    if not trainer.is_global_zero or not trainer.loggers:
+    if not _is_shown(trainer):
         return
     step, round_number = plan.steps[-1], len(plan.steps)
     left = _parameters_left(plan)
@@ -79,6 +81,10 @@ def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
     for logger in trainer.loggers:
         log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
         log_scalars(logger, figures, trainer.global_step)
+
+
+def _is_shown(trainer: L.Trainer) -> bool:
+    return trainer.is_global_zero and bool(trainer.loggers)
 
 
 def _parameters_left(plan: PrunePlan) -> float:

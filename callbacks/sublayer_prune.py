@@ -121,7 +121,7 @@ class SublayerPruneCallback(Callback):
         self._stage = ""
         self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
-        self._costs: Costs | None = None  # of the model when the fit began
+        self._costs: Costs | None = None  # of the model when the fit began, for the loggers
         self._random_state: dict[str, Any] | None = None
         self._unfollow: Callable[[], None] = lambda: None
         self._reserved = ExitStack()  # the folder that is saved
@@ -170,7 +170,7 @@ class SublayerPruneCallback(Callback):
             batches = loop.validation_batches(trainer, self.num_batches)
             what_if = WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
             self.allowance.price(trainer, pruner, what_if.num_positions)
-            self._costs = counted_costs(pruner, what_if.num_positions)
+            self._costs = counted_costs(trainer, pruner, what_if.num_positions)
         source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
         schedule = self.allowance.schedule.per_epoch
         pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)

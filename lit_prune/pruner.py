@@ -103,7 +103,9 @@ class Pruner:
 
     def candidates(self) -> dict[Candidate, float]:
         """What may go now, with what each would save by `prices`; what would save nothing is left alone."""
-        anatomy = find_sublayers(self.model)
+        return self._candidates(find_sublayers(self.model))
+
+    def _candidates(self, anatomy: Anatomy) -> dict[Candidate, float]:
         sizes = {each: self.prices.freed(anatomy, each.sublayers) for each in self._permitted(anatomy)}
         return {each: size for each, size in sizes.items() if size > 0}
 
@@ -118,8 +120,8 @@ class Pruner:
     @property
     def available(self) -> float:
         """What all candidates together would save."""
-        together = [each for one in self.candidates() for each in one.sublayers]
-        return self.prices.freed(find_sublayers(self.model), together)
+        anatomy = find_sublayers(self.model)
+        return self.prices.freed(anatomy, [each for one in self._candidates(anatomy) for each in one.sublayers])
 
     @property
     def reached(self) -> float:

@@ -17,6 +17,11 @@ from tests.tiny import character_tokenizer, tiny_model
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # In pyproject.toml it would have pytest import Lightning, and huggingface_hub with it, ahead of this file.
+    config.addinivalue_line("filterwarnings", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of 100 tokens that fits the tiny models."""

@@ -174,8 +174,7 @@ def _part(block: nn.Module, path: str, name: str, stub: Callable[[], nn.Module] 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module norms: by its class's name, and that it has vectors at most."""
-    parameters = list(module.parameters())
-    return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in parameters)
+    return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in module.parameters())
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:

@@ -5,8 +5,9 @@ Hugging Face's own decoder layer goes on calling it, so nothing of it has to be 
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +31,19 @@ class ResidualArgument:
     @classmethod
     def of(cls, module: nn.Module, name: str) -> ResidualArgument | None:
         """Find it in the signature of a module's `forward`; None where the block does the addition."""
-        names = list(inspect.signature(type(module).forward).parameters)[2:]
+        names = _further_arguments(type(module).forward)
         return cls(name, names.index(name)) if name in names else None
 
     def pick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The residual among the arguments after the hidden states."""
         residual: Tensor = kwargs[self.name] if self.name in kwargs else args[self.position]
         return residual
+
+
+@functools.cache
+def _further_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what it takes after the hidden states: the same for every block, and slow to read."""
+    return tuple(inspect.signature(forward).parameters)[2:]
 
 
 class SublayerStub(nn.Module):
