@@ -38,8 +38,8 @@ LARGER = [
     ALL,
 ]
 SETS = [*SINGLES, *PAIRS, *LARGER]
-# For what is slow: the cache's first and last layers without attention, a whole block, several and all.
-FEWER = [*SINGLES[:2], SINGLES[-2], *PAIRS[:2], *LARGER[:2], ATTENTION, ALL]
+# For what is slow: the cache's first and last layers without attention, whole blocks, a mixture and all.
+FEWER = [SINGLES[0], SINGLES[-2], *LARGER[:2], ATTENTION, ALL]
 TOKENS = torch.randint(3, 128, (2, 24), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones_like(TOKENS)
 PADDED[0, :7] = 0
@@ -132,7 +132,7 @@ def test_generation_is_the_same_with_a_static_cache(architecture, finds):
 @capability("save, load")
 def test_saved_and_loaded_it_is_the_same_model(architecture, tmp_path, finds):
     dense = tiny_model(architecture)
-    for number, gone in enumerate([SINGLES[3], PAIRS[0], LARGER[1], ATTENTION, ALL]):
+    for number, gone in enumerate([LARGER[1], ATTENTION, ALL]):
         model = copy.deepcopy(dense)
         remove(model, ids(gone))
         loaded = load(save(model, tmp_path / str(number)))

@@ -83,16 +83,36 @@ def assert_same_weights(folder, expected):
         assert torch.allclose(found[name], value, atol=1e-5), name
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Folder and steps of a training in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, fit(folder, 1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The same of two processes with a shard each."""
+    folder = tmp_path_factory.mktemp("shards")
+    first, second = in_torchrun(folder, 2, lambda: fit(folder, 2))
+    assert first == second
+    return folder, first
+
+
+def test_two_processes_with_a_shard_each_do_what_one_does(alone, shards):
+    assert_same_plan(shards[1], alone[1])
+    assert_same_weights(shards[0] / "pruned", alone[0] / "pruned")
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"pruning": {"healing": True, "search": "lazy"}},
         {"pruning": {"granularity": "mlp"}, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
     ],
-    ids=["plain", "healed, lazy", "mlps, accumulated, clipped"],
+    ids=["healed, lazy", "mlps, accumulated, clipped"],
 )
-def test_two_processes_with_a_shard_each_do_what_one_does(tmp_path, options):
+def test_they_do_so_however_they_train(tmp_path, options):
     alone = fit(tmp_path / "alone", 1, **options)
     first, second = in_torchrun(tmp_path, 2, lambda: fit(tmp_path / "shards", 2, **options))
     assert first == second
@@ -136,34 +156,40 @@ def test_the_memory_of_what_went_is_free_and_the_optimizer_knows(tmp_path):
         assert all(found["agrees"])
 
 
-@pytest.mark.parametrize(("saved", "number"), [("shards", 1), ("shards", 3), ("one file", 1), ("one file", 2)])
-def test_checkpoints_go_on_with_another_number_of_processes(tmp_path, saved, number):
-    strategy = None if saved == "shards" else sharding(2, save_distributed_checkpoint=False)
-    whole, _ = in_torchrun(tmp_path, 2, lambda: fit(tmp_path / "whole", 2, strategy=strategy))
-    path = tmp_path / "whole/ck/epoch=0.ckpt"
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory):
+    """What `shards` is, with checkpoints of one file each."""
+    folder = tmp_path_factory.mktemp("one_file")
+    strategy = sharding(2, save_distributed_checkpoint=False)
+    return folder, in_torchrun(folder, 2, lambda: fit(folder, 2, strategy=strategy))[0]
+
+
+@pytest.mark.parametrize(("saved", "number"), [("shards", 1), ("shards", 3), ("one_file", 1), ("one_file", 2)])
+def test_checkpoints_go_on_with_another_number_of_processes(tmp_path, request, saved, number):
+    folder, whole = request.getfixturevalue(saved)
+    path = folder / "ck/epoch=0.ckpt"
     assert path.is_dir() == (saved == "shards")
 
     def go_on():
         # A single device reads one file; shards are for a strategy that shards.
-        strategy = "auto" if number == 1 and saved == "one file" else sharding(number)
+        strategy = "auto" if number == 1 and saved == "one_file" else sharding(number)
         return fit(tmp_path / "on", number, strategy=strategy, ckpt_path=path)
 
     first, *others = in_torchrun(tmp_path, number, go_on)
     assert all(each == first for each in others)
     if number < 3:
         assert_same_plan(first, whole)
-        assert_same_weights(tmp_path / "on/pruned", tmp_path / "whole/pruned")
+        assert_same_weights(tmp_path / "on/pruned", folder / "pruned")
     else:  # other batches from here on
         assert_same_plan(first[:3], whole[:3])
         assert {str(each) for each in removed_sublayers(load(tmp_path / "on/pruned"))} == {each[0] for each in first}
 
 
-def test_a_checkpoint_of_one_process_goes_on_in_shards(tmp_path):
-    whole = fit(tmp_path / "whole", 1)
-    path = tmp_path / "whole/ck/epoch=1.ckpt"
-    first, _ = in_torchrun(tmp_path, 2, lambda: fit(tmp_path / "on", 2, ckpt_path=path))
+def test_a_checkpoint_of_one_process_goes_on_in_shards(tmp_path, alone):
+    folder, whole = alone
+    first, _ = in_torchrun(tmp_path, 2, lambda: fit(tmp_path / "on", 2, ckpt_path=folder / "ck/epoch=1.ckpt"))
     assert_same_plan(first, whole)
-    assert_same_weights(tmp_path / "on/pruned", tmp_path / "whole/pruned")
+    assert_same_weights(tmp_path / "on/pruned", folder / "pruned")
 
 
 def test_a_module_of_the_user_shards_and_resumes_itself(tmp_path):
@@ -176,18 +202,19 @@ def test_a_module_of_the_user_shards_and_resumes_itself(tmp_path):
     assert_same_weights(tmp_path / "on/pruned", tmp_path / "whole/pruned")
 
 
-def test_a_sharded_checkpoint_is_validated_by_a_module_that_was_never_pruned(tmp_path):
+def test_a_sharded_checkpoint_is_validated_by_a_module_that_was_never_pruned(tmp_path, shards):
+    folder, _ = shards
+
     def run():
-        fit(tmp_path, 2)
         model = Module(tiny_model("llama"))
         run = trainer(tmp_path, devices=2, strategy=sharding(2))
         (found,) = run.validate(
-            model, DataLoader(VAL, batch_size=3), ckpt_path=tmp_path / "ck/epoch=2.ckpt", verbose=False
+            model, DataLoader(VAL, batch_size=3), ckpt_path=folder / "ck/epoch=2.ckpt", verbose=False
         )
         return found["val_loss"], [str(each) for each in removed_sublayers(model.model)]
 
     (loss, removed), _ = in_torchrun(tmp_path, 2, run)
-    pruned = load(tmp_path / "pruned")
+    pruned = load(folder / "pruned")
     assert removed == [str(each) for each in removed_sublayers(pruned)]
     ids = torch.stack([each["input_ids"] for each in VAL])
     assert loss == pytest.approx(pruned(ids, labels=ids).loss.item(), abs=1e-5)

@@ -148,9 +148,8 @@ class OwnModule(L.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("make", [module, OwnModule], ids=["LitCausalLM", "own module"])
+@pytest.mark.parametrize(("make", "stop_after"), [(module, 1), (module, 2), (module, 3), (OwnModule, 2)])
 @pytest.mark.parametrize("mending", [{}, {"healing": True}, {"healing": True, "distill": True}], ids=", ".join)
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_resume_gives_the_same_drops_and_losses_to_the_last_bit(tmp_path, make, mending, stop_after):
     def run(folder, *extra, ckpt_path=None):
         L.seed_everything(1, verbose=False)

@@ -75,18 +75,7 @@ def assert_same(found, expected):
     assert [loss for _, loss, _ in losses] == pytest.approx([loss for _, loss, _ in wanted], abs=1e-4)
 
 
-def compiled_in_place():
-    model = module()
-    model.model.compile(backend="eager")
-    return model
-
-
 WITHOUT_EFFECT = {
-    "model.compile()": lambda: {"model": compiled_in_place()},
-    "torch.compile(module)": lambda: {"model": torch.compile(module(), backend="eager")},
-    "self.net = torch.compile(model)": lambda: {
-        "model": OwnModule(torch.compile(tiny_model("llama").train(), backend="eager"))
-    },
     "gradient checkpointing": lambda: {"model": module(gradient_checkpointing=True)},
     "val_check_interval=0.34": lambda: {"val_check_interval": 0.34},
     "check_val_every_n_epoch=2": lambda: {"check_val_every_n_epoch": 2},
@@ -116,15 +105,35 @@ def plain(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("plain"))
 
 
-SLOW = ("torch.compile(module)", "self.net = torch.compile(model)")
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_what_changes_no_number_changes_no_drop(tmp_path, plain, name):
+    assert_same(fit(tmp_path, **WITHOUT_EFFECT[name]()), plain)
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return LitCausalLM(model, learning_rate=1e-3)
+
+
+COMPILED = {
+    "model.compile()": compiled_in_place,
+    "torch.compile(module)": lambda model: torch.compile(LitCausalLM(model, learning_rate=1e-3), backend="eager"),
+    "self.net = torch.compile(model)": lambda model: OwnModule(torch.compile(model.train(), backend="eager")),
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in WITHOUT_EFFECT]
+    "name", [each if each == "model.compile()" else pytest.param(each, marks=pytest.mark.slow) for each in COMPILED]
 )
-def test_what_changes_no_number_changes_no_drop(tmp_path, plain, name):
+def test_compiled_it_drops_the_same(tmp_path, name):
+    """Two blocks and a drop between them: tracing takes its time for every block and structure."""
     torch._dynamo.reset()
-    assert_same(fit(tmp_path, **WITHOUT_EFFECT[name]()), plain)
+    settings = {"max_epochs": 2, "options": {"schedule": 1}}
+    small = {"num_hidden_layers": 2}
+    expected = fit(tmp_path, LitCausalLM(tiny_model("llama", **small), learning_rate=1e-3), **settings)
+    found = fit(tmp_path, COMPILED[name](tiny_model("llama", **small)), **settings)
+    assert len(found[0].plan.steps) == 2
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])

@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
         pytest.param("--devices", marks=pytest.mark.slow),
         "--shard",
         pytest.param("fabric run", marks=pytest.mark.slow),
-        "torchrun",
+        pytest.param("torchrun", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_write_what_one_writes(tmp_path, model_folder, text, how):

@@ -19,7 +19,7 @@ from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import apply_plan, compensate_plan, prune
 from lit_prune.surgery import mute, remove
 from tests import naive
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tiny import tiny_model
 from tests.zoo import ZOO
 
 TOKENS = torch.randint(3, 128, (48, 20), generator=torch.Generator().manual_seed(1))
@@ -151,7 +151,7 @@ def test_a_map_that_does_not_hold_on_other_sequences_is_left_out():
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("name", ["scale", "linear", "bias"])
 def test_rounds_score_the_compensated_model_and_the_folder_loads(architecture, name, tmp_path):
     model = tiny_model(architecture)

@@ -82,11 +82,11 @@ def by_hand(model, tokenizer, rows, metric):
     return losses / tokens if metric == "loss" else wrong / len(rows)
 
 
-@pytest.mark.parametrize(("rows", "metric"), [
-    (COMPLETIONS, "loss"), (COMPLETIONS, "accuracy"), (CHOICES, "loss"), (LETTERS, "accuracy"),
-    (CHOICES, "accuracy"), (CHOICES, "accuracy_norm"),
+@pytest.mark.parametrize(("architecture", "rows", "metric"), [
+    ("llama", COMPLETIONS, "loss"), ("llama", COMPLETIONS, "accuracy"), ("llama", LETTERS, "accuracy"),
+    ("llama", CHOICES, "loss"), ("llama", CHOICES, "accuracy"), ("llama", CHOICES, "accuracy_norm"),
+    ("gpt_neox", COMPLETIONS, "loss"), ("gpt_neox", CHOICES, "accuracy_norm"),
 ])  # fmt: skip
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_equals_one_naive_forward_for_each_choice(task, tokenizer, rows, metric, architecture):
     model = tiny_model(architecture)
     if metric == "accuracy" and rows is COMPLETIONS:
