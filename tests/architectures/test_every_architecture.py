@@ -56,7 +56,7 @@ def logits(model):
 
 def generate(model, **options):
     model.generation_config.eos_token_id = None
-    options = {"attention_mask": PADDED, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **options}
+    options = {"attention_mask": PADDED, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, **options}
     return model.generate(TOKENS, **options)
 
 

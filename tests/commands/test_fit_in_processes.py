@@ -178,7 +178,7 @@ def children(process):
 @pytest.mark.parametrize(
     ("strategy", "rank", "number"),
     [
-        (None, 0, signal.SIGTERM),
+        pytest.param(None, 0, signal.SIGTERM, marks=pytest.mark.slow),
         ("shards", 0, signal.SIGTERM),
         pytest.param("shards", 1, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("ddp", 0, signal.SIGTERM, marks=pytest.mark.slow),

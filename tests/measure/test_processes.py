@@ -112,10 +112,12 @@ def test_two_processes_with_a_shard_each_make_the_plan_and_weights_of_one(tmp_pa
 
 def test_a_search_goes_on_with_shards_of_the_model(tmp_path):
     journal = tmp_path / "journal.jsonl"
-    alone = search(journal=journal)
-    kept = journal.read_text().splitlines(keepends=True)[:70]
+    small = {"journal": journal, "num_blocks": 4}
+    alone = search(**small)
+    lines = journal.read_text().splitlines(keepends=True)
+    kept = lines[: len(lines) // 2]
     journal.write_text("".join(kept))
-    again = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, journal=journal))[0]["found"]
+    again = in_processes(tmp_path, 2, lambda fabric: search(fabric, shards=True, **small))[0]["found"]
     assert_same(again["plan"], alone["plan"])
     assert journal.read_text().startswith("".join(kept))
 
@@ -144,7 +146,7 @@ def measured(path):
     return found
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
 def test_a_search_goes_on_with_another_number_of_processes(tmp_path, before, after):
     journal, whole = tmp_path / "journal.jsonl", tmp_path / "whole.jsonl"
 
