@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from inspect import getdoc
+from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,27 @@ def call(
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
     parser.add_function_arguments(function, skip={*positionals, *flags}, sub_configs=True)
-    settings: dict[str, Any] = parser.instantiate(parser.parse_args(list(arguments))).as_dict()
+    settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments))).as_dict()
     settings.pop("config")
     function(**settings)
+
+
+def _with_lists(function: Callable[..., None], arguments: Sequence[str]) -> list[str]:
+    """The arguments with brackets around what should be a list: `--tasks piqa,arc` is `--tasks '[piqa, arc]'`."""
+    parameters = signature(function).parameters.values()
+    lists = {f"--{each.name}" for each in parameters if str(each.annotation).startswith("list[")}
+    found: list[str] = []
+    for each in arguments:
+        name, equals, value = each.partition("=")
+        if found and found[-1] in lists:
+            found.append(_bracketed(each))
+        else:
+            found.append(f"{name}={_bracketed(value)}" if equals and name in lists else each)
+    return found
+
+
+def _bracketed(value: str) -> str:
+    return value if value.startswith("[") or value == "null" else f"[{value}]"
 
 
 def model_names(models: str) -> list[str]:

@@ -281,7 +281,7 @@ def test_an_adapter_loads_with_plain_peft(pruned_folder, text, tmp_path):
 
 
 def test_healing_on_what_the_dense_model_writes(pruned_folder, text, tmp_path):
-    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(text), "--data", "[self]"]
+    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(text), "--data", "self"]
     assert main(command) == 0
     assert PrunePlan.load(tmp_path / "healed").healing["data"] == ["self"]
 

@@ -1,0 +1,56 @@
+"""A function's signature as a command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_prune.__main__ import main
+from lit_prune.commands.arguments import call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--names", "a"], ["a"]),
+        (["--names=a"], ["a"]),
+        (["--names", "a,b/c.txt"], ["a", "b/c.txt"]),
+        (["--names=[a, b]"], ["a", "b"]),
+        (["--names", "[a, b]"], ["a", "b"]),
+        (["--names", "a, {method: b}"], ["a", {"method": "b"}]),
+        (["--names", "null"], None),
+        (["--names+", "a", "--names+", "b"], ["a", "b"]),
+        (["--text", "a,b"], None),
+        (["--config", "CONFIG"], ["x", "y"]),
+        (["--config", "CONFIG", "--names", "a"], ["a"]),
+    ],
+)
+def test_a_list_needs_no_brackets(tmp_path, arguments, expected):
+    config = tmp_path / "config.yaml"
+    config.write_text("names: [x, y]\n")
+    seen = []
+
+    def verb(model: str, names: list[str | dict[str, Any]] | None = None, text: str = "") -> None:
+        seen.append((model, names, text))
+
+    call(verb, "verb", ["m", *(str(config) if each == "CONFIG" else each for each in arguments)], ["model"])
+    assert seen == [("m", expected, "a,b" if "--text" in arguments else "")]
+
+
+def test_numbers_without_brackets_are_numbers():
+    seen = []
+
+    def verb(amounts: list[float] | None = None) -> None:
+        seen.append(amounts)
+
+    call(verb, "verb", ["--amounts", "0.1,0.2"], [])
+    assert seen == [[0.1, 0.2]]
+
+
+def test_what_is_wrong_in_a_list_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "x", "--output", str(tmp_path / "out"), "--amounts", "0.1,much"])
+    assert ended.value.code == 2
+    assert "Expected a <class 'float'>. Got value: much" in capsys.readouterr().err
