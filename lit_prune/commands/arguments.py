@@ -61,7 +61,8 @@ def _with_lists(function: Callable[..., None], arguments: Sequence[str]) -> list
 
 
 def _bracketed(value: str) -> str:
-    return value if value.startswith("[") or value == "null" else f"[{value}]"
+    # An option in the place of the value is for the parser to tell.
+    return value if value.startswith(("[", "--")) or value == "null" else f"[{value}]"
 
 
 def model_names(models: str) -> list[str]:

@@ -54,3 +54,10 @@ def test_what_is_wrong_in_a_list_is_told(tmp_path, capsys):
         main(["compare", "x", "--output", str(tmp_path / "out"), "--amounts", "0.1,much"])
     assert ended.value.code == 2
     assert "Expected a <class 'float'>. Got value: much" in capsys.readouterr().err
+
+
+def test_the_next_option_is_no_value_of_a_list(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "x", "--output", str(tmp_path / "out"), "--tasks", "--dtype", "bfloat16"])
+    assert ended.value.code == 2
+    assert "expected one argument" in capsys.readouterr().err
