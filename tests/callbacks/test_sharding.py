@@ -83,6 +83,13 @@ def assert_same_weights(folder, expected):
         assert torch.allclose(found[name], value, atol=1e-5), name
 
 
+def fit_in_shards(folder, **options):
+    """The training of `fit` in two processes with a shard each."""
+    first, second = in_torchrun(folder, 2, lambda: fit(folder, 2, **options))
+    assert first == second
+    return first
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Folder and steps of a training in one process."""
@@ -94,9 +101,7 @@ def alone(tmp_path_factory):
 def shards(tmp_path_factory):
     """The same of two processes with a shard each."""
     folder = tmp_path_factory.mktemp("shards")
-    first, second = in_torchrun(folder, 2, lambda: fit(folder, 2))
-    assert first == second
-    return folder, first
+    return folder, fit_in_shards(folder)
 
 
 def test_two_processes_with_a_shard_each_do_what_one_does(alone, shards):
@@ -113,11 +118,9 @@ def test_two_processes_with_a_shard_each_do_what_one_does(alone, shards):
     ids=["healed, lazy", "mlps, accumulated, clipped"],
 )
 def test_they_do_so_however_they_train(tmp_path, options):
-    alone = fit(tmp_path / "alone", 1, **options)
-    first, second = in_torchrun(tmp_path, 2, lambda: fit(tmp_path / "shards", 2, **options))
-    assert first == second
-    assert_same_plan(first, alone)
-    assert_same_weights(tmp_path / "shards/pruned", tmp_path / "alone/pruned")
+    expected = fit(tmp_path / "alone", 1, **options)
+    assert_same_plan(fit_in_shards(tmp_path, **options), expected)
+    assert_same_weights(tmp_path / "pruned", tmp_path / "alone/pruned")
 
 
 class Held(L.Callback):
@@ -160,8 +163,7 @@ def test_the_memory_of_what_went_is_free_and_the_optimizer_knows(tmp_path):
 def one_file(tmp_path_factory):
     """What `shards` is, with checkpoints of one file each."""
     folder = tmp_path_factory.mktemp("one_file")
-    strategy = sharding(2, save_distributed_checkpoint=False)
-    return folder, in_torchrun(folder, 2, lambda: fit(folder, 2, strategy=strategy))[0]
+    return folder, fit_in_shards(folder, strategy=sharding(2, save_distributed_checkpoint=False))
 
 
 @pytest.mark.parametrize(("saved", "number"), [("shards", 1), ("shards", 3), ("one_file", 1), ("one_file", 2)])

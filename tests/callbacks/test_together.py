@@ -110,28 +110,33 @@ def test_what_changes_no_number_changes_no_drop(tmp_path, plain, name):
     assert_same(fit(tmp_path, **WITHOUT_EFFECT[name]()), plain)
 
 
-def compiled_in_place(model):
-    model.compile(backend="eager")
-    return LitCausalLM(model, learning_rate=1e-3)
+def small_model():
+    """Two blocks: tracing takes its time for every block and structure."""
+    return tiny_model("llama", num_hidden_layers=2).train()
 
 
-COMPILED = {
-    "model.compile()": compiled_in_place,
-    "torch.compile(module)": lambda model: torch.compile(LitCausalLM(model, learning_rate=1e-3), backend="eager"),
-    "self.net = torch.compile(model)": lambda model: OwnModule(torch.compile(model.train(), backend="eager")),
-}
+def small_module():
+    return LitCausalLM(small_model(), learning_rate=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", [each if each == "model.compile()" else pytest.param(each, marks=pytest.mark.slow) for each in COMPILED]
-)
-def test_compiled_it_drops_the_same(tmp_path, name):
-    """Two blocks and a drop between them: tracing takes its time for every block and structure."""
+def compiled_in_place():
+    module = small_module()
+    module.model.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize("compiled", [
+    pytest.param(compiled_in_place, id="model.compile()"),
+    pytest.param(lambda: torch.compile(small_module(), backend="eager"),
+                 id="torch.compile(module)", marks=pytest.mark.slow),
+    pytest.param(lambda: OwnModule(torch.compile(small_model(), backend="eager")),
+                 id="self.net = torch.compile(model)", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_compiled_it_drops_the_same(tmp_path, compiled):
     torch._dynamo.reset()
     settings = {"max_epochs": 2, "options": {"schedule": 1}}
-    small = {"num_hidden_layers": 2}
-    expected = fit(tmp_path, LitCausalLM(tiny_model("llama", **small), learning_rate=1e-3), **settings)
-    found = fit(tmp_path, COMPILED[name](tiny_model("llama", **small)), **settings)
+    expected = fit(tmp_path, small_module(), **settings)
+    found = fit(tmp_path, compiled(), **settings)
     assert len(found[0].plan.steps) == 2
     assert_same(found, expected)
 

@@ -34,19 +34,22 @@ def real_losses(monkeypatch):
     monkeypatch.setattr(scale, "DrawnLosses", lambda *_, **__: losses_of(make()))
 
 
-@pytest.mark.parametrize("mode", [name for name, (_, in_one_pass) in scale.MODES.items() if not in_one_pass])
+def modes(*, in_one_pass):
+    found = [(mode, search) for mode, (search, one_pass) in scale.MODES.items() if one_pass == in_one_pass]
+    return pytest.mark.parametrize(("mode", "search"), found, ids=[mode for mode, _ in found])
+
+
+@modes(in_one_pass=False)
 @pytest.mark.parametrize("max_state_bytes", [0, None, 10**9])
-def test_the_work_of_a_search_is_that_of_the_real_one(real_losses, mode, max_state_bytes):
+def test_the_work_of_a_search_is_that_of_the_real_one(real_losses, mode, search, max_state_bytes):
     work = scale.simulate(make, BATCHES, mode, amount=0.3, max_state_bytes=max_state_bytes)
-    search, _ = scale.MODES[mode]
     plan = prune(make(), BATCHES, amount=0.3, search=search, max_state_bytes=max_state_bytes, progress=False)
     assert (work.num_removed, work.dense_passes) == (len(plan.steps), pytest.approx(plan.cost))
 
 
-@pytest.mark.parametrize("mode", [name for name, (_, in_one_pass) in scale.MODES.items() if in_one_pass])
-def test_the_work_in_one_pass_is_that_of_the_real_search(real_losses, mode):
+@modes(in_one_pass=True)
+def test_the_work_in_one_pass_is_that_of_the_real_search(real_losses, mode, search):
     work = scale.simulate(make, BATCHES, mode, amount=0.3)
-    search, _ = scale.MODES[mode]
     # Losses are no similarities of states: as many removals of other sublayers.
     plan = prune(make(), BATCHES, amount=0.3, search=search, scorer="cosine", progress=False)
     assert work.dense_passes == (1 if search == "one_shot" else work.num_removed)
