@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lit_prune import autoload
 
 if TYPE_CHECKING:
+    from lit_prune.autoload import teach_loaders
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
     from lit_prune.healing import Distillation, LoraHealing
@@ -31,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "prune",
     "shard",
+    "teach_loaders",
 ]
 
 _ROOMS = {
@@ -46,6 +48,7 @@ _ROOMS = {
     "load_tokenizer": "models",
     "prune": "pruning",
     "shard": "sharding",
+    "teach_loaders": "autoload",
 }
 
 autoload.install()

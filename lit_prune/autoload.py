@@ -1,14 +1,17 @@
-"""With lit_prune imported, transformers' own loaders build pruned models as they are: auto classes, pipelines, peft.
+"""With lit_prune imported, transformers builds pruned models as they are, whoever asks: loaders, `from_config`, peft.
 
-Without it they build the removed sublayers too and fill them with random weights.
+A model of transformers ends its `__init__` with `post_init`, before weights are read. There, what the config records as
+gone is taken out. docs/deploy.md says why there, and what each loader does without lit_prune.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
+import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
@@ -18,86 +21,81 @@ from typing import Any
 MODULE = "transformers.modeling_utils"
 CODE_MODULE = "modeling_lit_prune"
 """The module that comes with folders for places without lit_prune."""
-_TEACHING = ContextVar("teaching", default=True)
-CONFIG_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+SWITCH = "LIT_PRUNE_LOADERS"
+"""Environment variable: `off` leaves transformers' loaders as they are."""
+_TAUGHT = "_lit_prune_taught"
+_is_on = os.environ.get(SWITCH, "on").lower() not in ("off", "0", "false", "no")
+_OVERRIDE: ContextVar[bool | None] = ContextVar("lit_prune_loaders", default=None)
 
 
 def install() -> None:
-    """Teach `PreTrainedModel.from_pretrained`, at once or as soon as transformers' part with it is imported."""
-    if MODULE in sys.modules:
-        _teach(sys.modules[MODULE])
-    elif not any(isinstance(each, _Finder) for each in sys.meta_path):
+    """Teach `PreTrainedModel`, at once or as soon as transformers' part with it is imported, however often that is."""
+    if not any(hasattr(each, _TAUGHT) for each in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+    if MODULE in sys.modules:
+        # Another thread may be in the middle of importing it: this waits.
+        _teach(importlib.import_module(MODULE))
+
+
+def teach_loaders(on: bool = True) -> None:
+    """Say whether transformers builds pruned models as they are; the environment variable LIT_PRUNE_LOADERS=off, too.
+
+    Without it, a loader of transformers stops at a pruned folder with an error that names its removed tensors.
+    `lit_prune.load` does not depend on this.
+
+    Args:
+        on: What it is when lit_prune is imported.
+    """
+    global _is_on
+    _is_on = on
+    install()
 
 
 @contextmanager
-def uninstalled() -> Iterator[None]:
-    """Load as where lit_prune is not imported, in a `with` block: for checking what others will get."""
-    token = _TEACHING.set(False)
+def teaching(on: bool) -> Iterator[None]:
+    """Build as with (True) or without (False) lit_prune in a `with` block, whatever was switched on or off."""
+    install()
+    token = _OVERRIDE.set(on)
     try:
         yield
     finally:
-        _TEACHING.reset(token)
+        _OVERRIDE.reset(token)
 
 
-def pruned_class(stock: type[Any]) -> type[Any]:
-    """A class that builds the stock model and takes out what its config says is gone, before weights are read.
+def build_as_recorded(model: Any) -> None:
+    """Take out of a model without weights what its config says is gone, and add the biases that it records.
 
-    For building only: the model gets its stock class back, so that it pickles, saves and prints as that.
+    Args:
+        model: Of transformers, at the end of its `__init__`; perhaps a part of another.
+
+    Raises:
+        AnatomyError: The record is damaged, or of a newer lit-prune.
     """
+    override = _OVERRIDE.get()
+    if not (_is_on if override is None else override) or not _is_recorded(model.config):
+        return
     from lit_prune.anatomy import Record, decoder_config, find_sublayers
-    from lit_prune.surgery import make_recorded_biases, remove
+    from lit_prune.surgery import make_recorded_biases, record_removal, remove, tombstones
 
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        stock.__init__(self, config, *args, **kwargs)
-        anatomy = find_sublayers(self)
-        remove(self, [each for each in Record.of(decoder_config(self)).removed if each in anatomy])
-        make_recorded_biases(self)
-
-    return type(stock.__name__, (stock,), {"__init__": __init__, "__module__": stock.__module__})
-
-
-class _Finder:
-    """Finds nothing by itself: waits for one module."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        loader: Any = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            _teach(module)
-
-        loader.exec_module = exec_module
-        return spec
+    anatomy = find_sublayers(model)
+    gone = Record.of(decoder_config(model)).removed
+    remove(model, [each for each in gone if each in anatomy])
+    # The body's parts are gone already when the whole is built, which has settings of its own.
+    record_removal(model, find_sublayers(model))
+    make_recorded_biases(model)
+    # Folders from before there were tombstones have none.
+    missing = {f"{re.escape(name)}$" for name in tombstones(model)}
+    model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
+    if type(model).__module__.rpartition(".")[2] == CODE_MODULE:
+        model.__class__ = type(model).__base__  # the file leaves the stock class alone
+    _forget_code(model.config)
 
 
-def _teach(module: Any) -> None:
-    original = module.PreTrainedModel.from_pretrained.__func__
-
-    @functools.wraps(original)
-    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        from_file = cls.__module__.rpartition(".")[2] == CODE_MODULE
-        wanted = from_file or _is_recorded(kwargs.get("config"), pretrained_model_name_or_path, kwargs)
-        if not _TEACHING.get() or not wanted:
-            return original(cls, pretrained_model_name_or_path, *args, **kwargs)
-        if from_file:
-            cls = cls.__base__  # what the file does is done here, with stubs that lit_prune knows
-        found = original(pruned_class(cls), pretrained_model_name_or_path, *args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
-        model.__class__ = cls
-        _forget_code(model.config)
-        return found
-
-    module.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+def _is_recorded(config: Any) -> bool:
+    # Most models are dense, and are built without looking further.
+    parts = (config, *(getattr(config, name, None) for name in type(config).sub_configs))
+    records = [vars(each)["lit_prune"] for each in parts if each is not None and vars(each).get("lit_prune")]
+    return any(not isinstance(each, dict) or each.get("removed") or each.get("biases") for each in records)
 
 
 def _forget_code(config: Any) -> None:
@@ -110,22 +108,46 @@ def _forget_code(config: Any) -> None:
         config.auto_map = kept
 
 
-def _is_recorded(config: Any, name: Any, options: Mapping[str, Any]) -> bool:
-    from transformers import PreTrainedConfig
+class _Finder:
+    """Finds one module where the others find it, and sees to it that it is taught when it is executed.
 
-    from lit_prune.anatomy import RECORD_KEY
+    It stays: a probe, a reload, or an import that failed asks again.
+    """
 
-    if isinstance(config, PreTrainedConfig):
-        data = config.to_dict()
-    elif name is None or options.get("gguf_file"):
-        return False
-    else:
-        chosen = {key: options[key] for key in CONFIG_OPTIONS if key in options}
-        try:
-            data = PreTrainedConfig.get_config_dict(config or name, **chosen)[0]
-        except (OSError, ValueError):
-            return False  # the loader itself says what is wrong
-    parts = (data, *(each for each in data.values() if isinstance(each, Mapping)))
-    records = [each[RECORD_KEY] for each in parts if each.get(RECORD_KEY)]
-    # What is no record is told so by who reads it.
-    return any(not isinstance(each, Mapping) or each.get("removed") for each in records)
+    _lit_prune_taught = True
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != MODULE:
+            return None
+        others: list[Any] = [each for each in sys.meta_path if not hasattr(each, _TAUGHT)]
+        found = (each.find_spec(name, path, target) for each in others)
+        spec = next((each for each in found if each is not None), None)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _teach(module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def _teach(module: Any) -> None:
+    model_class = getattr(module, "PreTrainedModel", None)
+    if model_class is None or hasattr(model_class.post_init, _TAUGHT):
+        return
+    original = model_class.post_init
+
+    @functools.wraps(original)
+    def post_init(self: Any) -> None:
+        from lit_prune import autoload  # as it is now, should it have been imported anew
+
+        original(self)
+        autoload.build_as_recorded(self)
+
+    setattr(post_init, _TAUGHT, True)
+    model_class.post_init = post_init

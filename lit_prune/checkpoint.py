@@ -76,7 +76,8 @@ def follow_state_dict(model: Any, lora: LoraHealing | None = None) -> RemovableH
 
     # A copy of the model, such as a running average, has a copy of the hook, which is about that copy.
     def follow(own: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-        names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        # An empty tensor stands for one that was removed.
+        names = [name.removeprefix(prefix) for name in state if name.startswith(prefix) and state[name].numel()]
         anatomy = find_sublayers(own)
         absent = _absent(anatomy, names)
         if not _is_whole_without(own, anatomy, names, absent):
@@ -138,7 +139,7 @@ def _is_whole_without(model: nn.Module, anatomy: Anatomy, names: list[str], abse
     """Whether the state holds every weight of the model but those of the absent sublayers, adapters aside."""
     gone = [f"{part.path}." for part in anatomy.parts(each for each in absent if each in anatomy)]
     held = {_plain(name) for name in names}
-    own = {_plain(name) for name in model.state_dict() if ".lora_" not in name}
+    own = {_plain(name) for name, each in model.state_dict().items() if ".lora_" not in name and each.numel()}
     return all(name in held for name in own if not name.startswith(tuple(gone)))
 
 

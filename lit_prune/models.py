@@ -22,7 +22,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lit_prune.anatomy import Record
-from lit_prune.autoload import pruned_class
+from lit_prune.autoload import teaching
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.guards import require_harmless
 from lit_prune.names import Source, explained, load_tokenizer, locate, read_layout, require_gguf
@@ -119,10 +119,8 @@ def skeleton(
         config = AutoConfig.from_pretrained(source.location, **found, **options)
     removed = _removed(config, source)
     factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
-    with explained(source, "model"), torch.device("meta"):
-        model = pruned_class(factory)._from_config(config) if removed else factory.from_config(config, **options)
-    if removed:
-        model.__class__ = factory
+    with explained(source, "model"), torch.device("meta"), teaching(True):
+        model = factory._from_config(config) if removed else factory.from_config(config, **options)
     if described is not None:
         describe(model, described)
     return cast(PreTrainedModel, model.eval())
@@ -142,10 +140,12 @@ def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
         require_harmless(source, found, trusted=options["trust_remote_code"])
         config = AutoConfig.from_pretrained(source.location, **shared)
     removed = _removed(config, source)
-    # What its record says is gone, `autoload` leaves out.
+    # Building takes out what the record says is gone.
     factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
-    with explained(source, "model"):
-        model, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
+    with explained(source, "model"), teaching(True):
+        # What is of another size is told below, by name.
+        told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = factory.from_pretrained(source.location, **told, **options)
     _require_whole(source, info, exact=bool(removed))
     return cast(PreTrainedModel, model)
 
@@ -193,7 +193,8 @@ def _stock_class(config: PreTrainedConfig, source: Source, options: Mapping[str,
 def _require_whole(source: Source, info: dict[str, Any], *, exact: bool) -> None:
     # Extra tensors in a dense checkpoint are common and harmless; missing ones would be random.
     kinds = ("missing_keys", "mismatched_keys", "error_msgs", *(("unexpected_keys",) if exact else ()))
-    wrong = {kind: sorted(str(key) for key in info[kind]) for kind in kinds if info.get(kind)}
+    names = {kind: [key[0] if isinstance(key, tuple) else str(key) for key in info.get(kind, ())] for kind in kinds}
+    wrong = {kind: sorted(keys) for kind, keys in names.items() if keys}
     if wrong:
         found = "; ".join(
             f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)})" for kind, keys in wrong.items()

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, language_model
-from lit_prune.autoload import pruned_class
+from lit_prune.autoload import teaching
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.surgery import is_sharded
 
@@ -97,9 +97,8 @@ def whole_copy(model: nn.Module) -> PreTrainedModel | None:
     # The class that FSDP2 has put on the model stands before its own.
     stock: Any = next(each for each in type(root).__mro__[1:] if not issubclass(each, _fsdp_class()))
     config = copy.deepcopy(root.config)
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        twin = pruned_class(stock)._from_config(config, dtype=root.dtype)
-    twin.__class__ = stock
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False), teaching(True):
+        twin = stock._from_config(config, dtype=root.dtype)
     twin.load_state_dict(state, assign=True)
     twin.tie_weights()
     twin.generation_config = root.generation_config

@@ -146,13 +146,13 @@ class TestRefusals:
     def test_lost_record_would_give_random_layers(self, tmp_path: Path) -> None:
         saved(tmp_path, removed=("mlp.1",))
         edit_config(tmp_path, lit_prune=None)
-        with pytest.raises(ModelError, match=r"would be random: missing keys: model\.layers\.1\.mlp"):
+        with pytest.raises(ModelError, match=r"would be random: mismatched keys: model\.layers\.1\.mlp"):
             load(tmp_path)
 
     def test_record_that_removes_more_than_is_gone(self, tmp_path: Path) -> None:
         saved(tmp_path, removed=("mlp.1",))
         edit_config(tmp_path, lit_prune={"version": 1, "removed": ["mlp.1", "mlp.2"]})
-        with pytest.raises(ModelError, match=r"unexpected keys: model\.layers\.2"):
+        with pytest.raises(ModelError, match=r"mismatched keys: model\.layers\.2"):
             load(tmp_path)
 
     def test_record_of_another_block(self, tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"
+IGNORED = (
+    "Told to ignore that (`ignore_mismatched_sizes=True`), it fills the removed sublayers with random weights, "
+    "and another model comes out."
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
             "This is a stock model: whatever loads models of its kind loads it.",
         )
     return Usage(
-        f"import lit_prune  # without it, the removed sublayers come back with random weights\n"
+        f"import lit_prune  # without it, loading stops at the removed sublayers, whose tensors are empty\n"
         f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
         "With lit_prune imported, every loader of transformers builds the model as it was pruned: auto classes, "
-        "pipelines and peft too. `lit_prune.load` checks besides that no weight is missing.",
+        "pipelines and peft too. `lit_prune.load` checks besides that no weight is missing. Without it a loader stops, "
+        f"since tensors are of another size. {IGNORED}",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.sums import write_sums
-from lit_prune.surgery import compacted, is_sharded, removed_sublayers
+from lit_prune.surgery import compacted, is_sharded, removed_sublayers, without_tombstones
 from lit_prune.writing import folder_aside
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
@@ -68,7 +68,7 @@ def save(
         ModelError: The folder is not empty, the model has adapters or muted sublayers, the plan is another model's, it
             cannot be written, or what was read back differs. Nothing is left behind then.
     """
-    with finished_folder(model, directory, plan) as aside:
+    with finished_folder(model, directory, plan, tombstones=True) as aside:
         write_standard(model, aside, tokenizer, plan)
         if verify:
             attention: Any = model.config._attn_implementation
@@ -79,10 +79,18 @@ def save(
 
 
 @contextmanager
-def finished_folder(model: PreTrainedModel, directory: str | Path, plan: PrunePlan | None) -> Iterator[Path]:
+def finished_folder(
+    model: PreTrainedModel, directory: str | Path, plan: PrunePlan | None, *, tombstones: bool = False
+) -> Iterator[Path]:
     """A folder to write a model into, aside; it gets its name when the `with` block ends well.
 
     Inside, blocks without sublayers are closed up where that leaves a stock model.
+
+    Args:
+        model: As for `save`.
+        directory: As for `save`.
+        plan: As for `save`.
+        tombstones: Whether empty tensors are written for the removed ones, at which other loaders stop.
 
     Raises:
         ModelError: It is not empty, the model is not one to be saved, or writing failed.
@@ -90,7 +98,8 @@ def finished_folder(model: PreTrainedModel, directory: str | Path, plan: PrunePl
     path = require_empty(directory)
     require_finished(model, plan)
     try:
-        with folder_aside(path) as aside, compacted(model):
+        written = nullcontext() if tombstones else without_tombstones(model)
+        with folder_aside(path) as aside, compacted(model), written:
             yield aside
             write_sums(aside)
     except (OSError, ValueError, SafetensorError) as error:
@@ -156,7 +165,8 @@ def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
         ModelError: They differ.
     """
     written, back = model.state_dict(), read.state_dict()
-    if differing := sorted(set(written) ^ set(back)):
+    shapes, found = ({name: each.shape for name, each in state.items()} for state in (written, back))
+    if differing := sorted({name for name, _ in shapes.items() ^ found.items()}):
         raise ModelError(f"read back, the model has other tensors: {', '.join(differing[:3])} ({len(differing)})")
     for name, tensor in written.items():
         if not torch.equal(values_of(model, name, tensor).to(back[name]), back[name]):

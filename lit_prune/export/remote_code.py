@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from lit_prune import autoload
 from lit_prune.anatomy import Record, SublayerStub, decoder_config, find_sublayers, stubs
 from lit_prune.errors import ModelError
-from lit_prune.export.card import Usage
+from lit_prune.export.card import IGNORED, Usage
 from lit_prune.export.folder import finished_folder, require_same, write_standard
 from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.surgery import without_tombstones
 from lit_prune.writing import write_text
 
 CODE_FILE = f"{autoload.CODE_MODULE}.py"
@@ -49,9 +50,14 @@ class {name}(Dense):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        if not isinstance(self, {name}):
+            return  # lit_prune, imported, has built the stock class without them
         for path, options in GONE.items():
             parent, _, child = path.rpartition(".")
             setattr(self.get_submodule(parent), child, nn.Identity() if options is None else stub(**options))
+        # The folder has an empty tensor for each that is gone, at which the stock class would stop.
+        gone = {{f"{{path}}." for path in GONE}}
+        self._keys_to_ignore_on_load_unexpected = {{*(self._keys_to_ignore_on_load_unexpected or ()), *gone}}
         for path in BIASES:
             projection: Any = self.get_submodule(path)
             projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
@@ -93,18 +99,26 @@ def save_with_code(
     if not type(model).__module__.startswith("transformers."):
         raise ModelError(f"{name} does not come with transformers, so a file cannot import it; export as hf")
     factory = AutoModelForCausalLM if type(model.config) in AutoModelForCausalLM._model_mapping else _WITH_IMAGES
-    with finished_folder(model, directory, plan) as aside, _pointing(model, factory.__name__, name):
+    with finished_folder(model, directory, plan, tombstones=True) as aside, _pointing(model, factory.__name__, name):
         # First: saving leaves the dtype in the config as a word, with which not every class can be built.
         write_text(aside / CODE_FILE, modelling_code(model))
         write_standard(model, aside, tokenizer, plan, _usage(factory.__name__))
         if verify:
-            with autoload.uninstalled():
-                read: Any = factory.from_pretrained(aside, dtype=model.dtype, trust_remote_code=True)
-            require_same(model, read.to(model.device).eval())
+            read = _read_back(factory, aside, model.dtype)
+            with without_tombstones(model):
+                require_same(model, read.to(model.device).eval())
     return Path(directory).expanduser()
 
 
 _WITH_IMAGES = AutoModelForImageTextToText
+
+
+def _read_back(factory: Any, folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        with autoload.teaching(False):
+            return factory.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
+    except RuntimeError as error:
+        raise ModelError(f"read back, the file does not build what was saved: {error}") from error
 
 
 def modelling_code(model: PreTrainedModel) -> str:
@@ -125,7 +139,7 @@ def modelling_code(model: PreTrainedModel) -> str:
 
 def _gone(model: PreTrainedModel) -> dict[str, dict[str, Any] | None]:
     config = copy.deepcopy(model.config)
-    with torch.device("meta"):
+    with torch.device("meta"), autoload.teaching(False):
         anatomy = find_sublayers(type(model)(config))
     gone = [each for each in find_sublayers(model).removed if each in anatomy]
     return {part.path: _options(part.stub()) for part in anatomy.parts(gone)}
@@ -158,6 +172,7 @@ def _pointing(model: PreTrainedModel, factory: str, name: str) -> Iterator[None]
 def _usage(factory: str) -> Usage:
     return Usage(
         f'from transformers import {factory}\n\nmodel = {factory}.from_pretrained("FOLDER", trust_remote_code=True)',
-        f"Without `trust_remote_code=True` the removed sublayers come back with random weights. The file `{CODE_FILE}` "
+        "Without `trust_remote_code=True` transformers stops, since the tensors of the removed sublayers are empty. "
+        f"{IGNORED} The file `{CODE_FILE}` "
         "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed.",
     )

@@ -13,7 +13,7 @@ from lit_prune.errors import ModelError
 from lit_prune.export.card import Usage
 from lit_prune.export.folder import finished_folder, require_logits, require_same, write_standard
 from lit_prune.plan import PrunePlan
-from lit_prune.surgery import stock_config
+from lit_prune.surgery import stock_config, without_tombstones
 
 NOTE = (
     "A stock model: whatever loads models of its kind loads it. **It is neither smaller nor faster than the dense "
@@ -49,7 +49,7 @@ def save_zeroed(
         how = Usage(f"from transformers import {type(model).__name__}\n\nmodel = {place}", NOTE)
         write_standard(filled, aside, tokenizer, plan, how)
         if verify:
-            with autoload.uninstalled():
+            with autoload.teaching(False):
                 read: Any = type(model).from_pretrained(aside, dtype=model.dtype)
             require_same(filled, read.to(model.device).eval())
     return Path(directory).expanduser()
@@ -73,7 +73,8 @@ def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
         for name, buffer in twin.named_buffers():
             if name in own:
                 buffer.copy_(own[name])
-    unfit = twin.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    with without_tombstones(model):
+        unfit = twin.load_state_dict(model.state_dict(), strict=False).unexpected_keys
     if unfit:
         raise ModelError(f"the stock {stock.__name__} has no place for {', '.join(unfit[:3])} ({len(unfit)})")
     twin.tie_weights()

@@ -1,10 +1,11 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
-from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, stock_config
+from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, record_removal, stock_config
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
 from lit_prune.surgery.sharded import is_sharded, release, reshard
+from lit_prune.surgery.tombstones import leave_tombstones, tombstones, without_tombstones
 
 __all__ = [
     "closable_blocks",
@@ -13,12 +14,16 @@ __all__ = [
     "describe",
     "forget_parameters",
     "is_sharded",
+    "leave_tombstones",
     "make_recorded_biases",
     "mute",
     "record_bias",
+    "record_removal",
     "release",
     "remove",
     "removed_sublayers",
     "reshard",
     "stock_config",
+    "tombstones",
+    "without_tombstones",
 ]

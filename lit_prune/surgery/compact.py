@@ -23,7 +23,7 @@ from lit_prune.anatomy import (
     find_sublayers,
     language_model,
 )
-from lit_prune.surgery.config import record_removal
+from lit_prune.surgery.config import record_removal, stock_config
 from lit_prune.surgery.mute import mute
 
 PLAIN_TYPES = (bool, int, float, str, type(None), tuple)
@@ -55,7 +55,10 @@ def compact(model: nn.Module) -> Callable[[], None]:
     root = language_model(model)
     anatomy = find_sublayers(root)
     kept = [block for block in anatomy.blocks if any(each.id.block == block for each in anatomy.sublayers)]
-    if not anatomy.passes_through or not kept or len(kept) == len(anatomy.blocks):
+    # With a bias that stock models lack it would be none, and nothing would stop a loader that drops the bias.
+    if Record.of(decoder_config(root)).biases or not anatomy.passes_through:
+        return lambda: None
+    if not kept or len(kept) == len(anatomy.blocks):
         return lambda: None
     positions = [anatomy.position(block) for block in kept]
     change = _Change(root, anatomy, positions)
@@ -152,8 +155,7 @@ class _Change:
 
     def is_stock(self) -> bool:
         """Whether the config builds just these blocks: same classes, weights and settings, but for what was removed."""
-        config = copy.deepcopy(self.model.config)
-        config.get_text_config(decoder=True).per_layer_config = None
+        config = stock_config(self.model)
         try:
             config = type(config).from_dict(config.to_dict())
             with torch.device("meta"):

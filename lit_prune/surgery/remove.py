@@ -12,6 +12,7 @@ from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
 from lit_prune.surgery.sharded import is_sharded, release, reshard
+from lit_prune.surgery.tombstones import leave_tombstones
 
 
 def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Optimizer] = ()) -> int:
@@ -38,7 +39,10 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
     sharded = is_sharded(model)
     if sharded:
         reshard(model)
-    gone = [module for _, _, module in put_stubs(model, parts)]
+    taken = put_stubs(model, parts)
+    gone = [module for _, _, module in taken]
+    for parent, name, module in taken:
+        leave_tombstones(getattr(parent, name), module)
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}
     dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]

@@ -45,7 +45,7 @@ def pruned(architecture, names, **overrides):
 def loaded_elsewhere(folder, **options):
     """As where lit_prune is not imported."""
     factory = AutoModelForCausalLM
-    with autoload.uninstalled():
+    with autoload.teaching(False):
         if type(AutoConfig.from_pretrained(folder)) not in AutoModelForCausalLM._model_mapping:
             factory = AutoModelForImageTextToText
         return factory.from_pretrained(folder, **options).eval()
@@ -217,7 +217,7 @@ def test_the_verb(tmp_path, capsys):
 def test_transformers_that_skips_by_itself():
     """Ready for the transformers that leaves out what `per_layer_config` says; 5.23 builds it all the same."""
     model, expected = pruned("llama", ["attention.1", "mlp.2"])
-    with autoload.uninstalled():
+    with autoload.teaching(False):
         built = AutoModelForCausalLM.from_config(type(model.config).from_dict(model.config.to_dict()))
     if built.num_parameters() != model.num_parameters():
         pytest.skip("this transformers builds skipped sublayers")

@@ -1,0 +1,103 @@
+"""What a removed module leaves in a state dict: an empty tensor under the name of each tensor that it had.
+
+A loader that builds the removed sublayers all the same finds tensors of another size, and stops; without them it would
+take the weights for forgotten and draw random ones. Here they are read and written like any other tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GRAVES = "_lit_prune_graves"
+"""Where a stub keeps the names of the modules with its tombstones."""
+
+
+def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
+    """Give what stands in the place of a removed module an empty tensor for each of its own.
+
+    The modules that hold them can be reached by name, as loaders do, and are not among the stub's children: to peft,
+    optimizers and whoever walks through a model they do not exist.
+
+    Args:
+        stub: Without parameters.
+        gone: The module that it replaces. Adapters in it leave nothing.
+    """
+    grave = nn.Module()
+    for path, tensor in _own_tensors(gone):
+        *parents, leaf = path.split(".")
+        place = grave
+        for name in parents:
+            if name not in place._modules:
+                place.add_module(name, nn.Module())
+            place = place.get_submodule(name)
+        # Only the last dimension is empty: transformers splits and merges experts along the others as it saves.
+        place.register_buffer(leaf, torch.empty(*tensor.shape[:-1], 0, dtype=tensor.dtype))
+    for name, buffer in grave.named_buffers(recurse=False):
+        stub.register_buffer(name, buffer)
+    # No children: an attribute of the object is not looked for among them.
+    vars(stub).update(dict(grave.named_children()), **{GRAVES: tuple(grave._modules)})
+    stub._register_state_dict_hook(_write)
+    stub.register_load_state_dict_pre_hook(_read)
+
+
+def tombstones(model: nn.Module) -> Iterator[str]:
+    """Names of the tombstones in a model's state dict."""
+    for path, module in model.named_modules():
+        if GRAVES in vars(module):
+            prefix = f"{path}." if path else ""
+            yield from (f"{prefix}{name}" for name, _ in module.named_buffers(recurse=False))
+            yield from (f"{prefix}{name}" for name in _buried(module))
+
+
+@contextmanager
+def without_tombstones(model: nn.Module) -> Iterator[None]:
+    """Leave them out of the state dict in a `with` block: for formats that say what is gone in their own way."""
+    before = [
+        (stub, vars(stub)[GRAVES], stub._non_persistent_buffers_set) for stub in model.modules() if GRAVES in vars(stub)
+    ]
+    for stub, _, _ in before:
+        vars(stub).update({GRAVES: (), "_non_persistent_buffers_set": set(stub._buffers)})
+    try:
+        yield
+    finally:
+        for stub, graves, passing in before:
+            vars(stub).update({GRAVES: graves, "_non_persistent_buffers_set": passing})
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's parameters and saved buffers by their names without adapters, those of adapters left out."""
+    adapted = [f"{path}." if path else "" for path, each in module.named_modules() if hasattr(each, "base_layer")]
+    for path, each in module.named_modules(remove_duplicate=False):
+        kept = {name: each._buffers[name] for name in each._buffers if name not in each._non_persistent_buffers_set}
+        for leaf, tensor in {**each._parameters, **kept}.items():
+            name = f"{path}.{leaf}" if path else leaf
+            around = [own for own in adapted if name.startswith(own)]
+            if tensor is not None and all(name.startswith(f"{own}base_layer.") for own in around):
+                yield name.replace("base_layer.", ""), tensor
+
+
+def _buried(stub: nn.Module) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name in vars(stub)[GRAVES]:
+        grave: nn.Module = vars(stub)[name]
+        found |= {f"{name}.{path}": buffer for path, buffer in grave.named_buffers()}
+    return found
+
+
+# Functions of the module, which copies and pickles of a model take along.
+def _write(stub: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    state.update({f"{prefix}{name}": buffer for name, buffer in _buried(stub).items()})
+
+
+def _read(stub: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the tombstones out of what is loaded; whatever is not empty is left for torch to complain about."""
+    for name in _buried(stub):
+        if f"{prefix}{name}" in state and not state[f"{prefix}{name}"].numel():
+            del state[f"{prefix}{name}"]
+    for name, buffer in stub.named_buffers(recurse=False):
+        state.setdefault(f"{prefix}{name}", buffer)  # saved before there were tombstones
