@@ -93,6 +93,22 @@ class Allowance:
         if epochs is not None and not self.schedule.num_drops(epochs):
             raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
 
+    def last_drop(self, trainer: L.Trainer) -> int | None:
+        """The last epoch that may drop, 0-based; None where nobody knows the number of epochs.
+
+        Args:
+            trainer: That is about to fit.
+        """
+        epochs, given = loop.num_epochs(trainer, self.num_epochs), self.schedule.per_epoch
+        if epochs is None:
+            return None
+        last, gone, most = 0, 0.0, 1.0 if self.amount is None else self.amount
+        for epoch in filter(self.schedule.is_due, range(epochs)):
+            value = given(epoch) if callable(given) else given
+            if value != 0 and gone < most:
+                last, gone = epoch, gone + (value if isinstance(value, float) else 0)
+        return last
+
     def price(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> None:
         """Give the pruner its prices, those of process 0 on all, unless an earlier fit or a checkpoint has given them.
 

@@ -137,9 +137,6 @@ class BeforeAfterCallback(Callback):
         rows = _rows(self._before, after, batches) + _speed_rows(speeds)
         answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
         notes = [f"Perplexity: {batches.name}, {after['windows']}."]
-        write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
-        save_summary(folder, rows, plan=plan, answers=answers, notes=notes)
-        save_figure(_map_of(plan), folder / "score_map.png")
         figures = {"ppl_before": self._before["ppl"], "ppl": after["ppl"], **_ratios(speeds)}
         for logger in trainer.loggers:
             log_scalars(
@@ -150,6 +147,11 @@ class BeforeAfterCallback(Callback):
             for each in answers:
                 log_text(logger, "answers", answer_markdown(each), trainer.global_step)
         print_summary(rows, plan=plan, answers=answers, notes=notes)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it tries everything and leaves nothing
+        write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
+        save_summary(folder, rows, plan=plan, answers=answers, notes=notes)
+        save_figure(_map_of(plan), folder / "score_map.png")
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:

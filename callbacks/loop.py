@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelPruning
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
@@ -20,7 +18,6 @@ from transformers import PreTrainedModel
 from lit_prune.callbacks import sharding
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.measure import input_ids_of, labels_of, model_inputs
-from lit_prune.writing import reserved
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -59,29 +56,6 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{name!r} is a {type(model).__name__}, not a Hugging Face model")
     return model
-
-
-def require_supported(trainer: L.Trainer, *, folds: bool = False) -> None:
-    """Refuse strategies and callbacks under which removal or healing is not known to be right.
-
-    Args:
-        trainer: With its strategy and callbacks.
-        folds: Whether adapters or a compensation are to be folded into the weights.
-
-    Raises:
-        LitPruneError: With what works.
-    """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
-        raise LitPruneError(
-            f"{type(trainer.strategy).__name__} is not supported; use a single device, strategy='ddp', or "
-            "ModelParallelStrategy, which shards the model (FSDP2)"
-        )
-    sharding.require_whole_layers(trainer)
-    if folds and any(isinstance(each, ModelPruning) for each in trainer.callbacks):  # type: ignore[attr-defined]
-        raise LitPruneError(
-            "ModelPruning computes every weight anew from its masks, which undoes what healing and compensate fold in; "
-            "leave one out"
-        )
 
 
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:
@@ -164,28 +138,6 @@ def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
         work()
     else:
         on_first_process(trainer, work)
-
-
-def reserve(trainer: L.Trainer, folder: Path) -> ExitStack:
-    """Keep other fits from a folder that this one will save into, until what is returned is closed.
-
-    Raises:
-        LitPruneError: Another fit has it, or nothing can be written there.
-    """
-    held = ExitStack()
-
-    def work() -> None:
-        try:
-            held.enter_context(reserved(folder))
-        except BlockingIOError as error:
-            raise LitPruneError(
-                f"another fit is about to save its model as {folder}; start this one again, or name another folder"
-            ) from error
-        except OSError as error:
-            raise LitPruneError(f"cannot save a model as {folder}: {error.strerror}") from error
-
-    on_first_process(trainer, work)
-    return held
 
 
 def renew_ddp(trainer: L.Trainer) -> None:

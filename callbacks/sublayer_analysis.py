@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.analysis import EMBEDDING, Analysis, analyse
-from lit_prune.callbacks import loop, sharding
+from lit_prune.callbacks import loop, sharding, surroundings
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import KINDS, SublayerId
@@ -72,7 +72,7 @@ class SublayerAnalysisCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be analysed, and forget an earlier fit."""
         if stage == "fit":
-            loop.require_supported(trainer)
+            surroundings.require_supported(trainer)
             sharding.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
             loop.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
@@ -113,6 +113,8 @@ class SublayerAnalysisCallback(Callback):
             )
             self.analyses.append(analyse(what_if, impact=self.impact, name=name))
         self._removed = tuple(removed_sublayers(model))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it tries everything and leaves nothing
         folder = loop.run_folder(trainer) / self.folder
         settings = {"source": loop.calibration_source(trainer), "num_batches": self.num_batches}
         side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import averaging, loop, sharding
+from lit_prune.callbacks import averaging, loop, sharding, surroundings
 from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
+from lit_prune.callbacks.saving import Saving
 from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal
 from lit_prune.data import fingerprint
-from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.export import require_empty, save
+from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.measure import Costs, Prices, WhatIf, progress_bar, require_understood
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
-from lit_prune.sharding import whole_copy
 from lit_prune.sums import require_intact_checkpoint
 
 
@@ -116,6 +116,7 @@ class SublayerPruneCallback(Callback):
         self.model = model
         self.num_batches = num_batches
         self.save_to = save_to
+        self._saving = Saving()
         self.progress = progress
         self._pruner: Pruner | None = None
         self._stage = ""
@@ -123,9 +124,7 @@ class SublayerPruneCallback(Callback):
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
         self._random_state: dict[str, Any] | None = None
-        self._unfollow: Callable[[], None] = lambda: None
-        self._reserved = ExitStack()  # the folder that is saved
-        self._tokenizer: Any = None
+        self._held = ExitStack()  # hooks
 
     @property
     def plan(self) -> PrunePlan | None:
@@ -135,13 +134,13 @@ class SublayerPruneCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
-        self._unfollow()
-        self._reserved.close()
+        self._let_go()
         model = loop.model_in(pl_module, self.model)
-        self._unfollow = sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key)
+        self._held.callback(sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key))
         if stage != "fit":
             return
-        loop.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
+        surroundings.require_own_process(trainer)
+        surroundings.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
@@ -150,7 +149,10 @@ class SublayerPruneCallback(Callback):
         averaging.require_possible(trainer, self, self._pruner, distill=distills)
         self._num_earlier = len(self._pruner.plan.steps)
         self.allowance.require_possible(trainer, self._pruner)
-        self._prepare_saving(trainer, pl_module, model)
+        surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
+        if self.save_to:
+            self.mending.require_none_of_others(model)
+        self._saving.prepare(trainer, pl_module, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         log_beginning(trainer, {**pl_module.hparams_initial, **self._settings()})
@@ -192,19 +194,18 @@ class SublayerPruneCallback(Callback):
             rank_zero_warn(trouble)
         log_end(trainer, pruner.plan)
         self.mending.merge()
-        if self.save_to:
-            target: Any = (whole_copy(pruner.model), loop.run_folder(trainer) / self.save_to)
-            loop.on_first_process(trainer, lambda: save(*target, tokenizer=self._tokenizer, plan=pruner.plan))
+        self._saving.save(trainer, pruner.model, pruner.plan)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
-        self._unfollow()
-        self._reserved.close()
+        self._let_go()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same, since Lightning tears nothing down after an exception."""
+        """The same, since Lightning tears nothing down after an exception; what a worker refused is said here too."""
         self.teardown(trainer, pl_module, self._stage)
+        if isinstance(exception, ProcessRaisedException) and trainer.state.fn == TrainerFn.FITTING:
+            surroundings.require_own_process(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
@@ -275,16 +276,9 @@ class SublayerPruneCallback(Callback):
             raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
         return self._pruner
 
-    def _prepare_saving(self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel) -> None:
-        if not self.save_to:
-            return
-        target = require_empty(loop.run_folder(trainer) / self.save_to)
-        self.mending.require_none_of_others(model)
-        try:
-            self._tokenizer = getattr(module, "tokenizer", None)
-        except ModelError as error:
-            rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
-        self._reserved = loop.reserve(trainer, target)
+    def _let_go(self) -> None:
+        self._held.close()
+        self._saving.close()
 
     def _settings(self) -> dict[str, Any]:
         pruner = self._require_pruner()

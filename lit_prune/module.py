@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, Self
 
@@ -89,7 +90,7 @@ class LitCausalLM(L.LightningModule):
         self.model = model.train()
         if gradient_checkpointing:
             checkpoint_activations(self.model)
-        self._unfollow: Callable[[], None] = lambda: None
+        self._following = ExitStack()  # of what the strategy loads
         # By default, batches whose loss is NaN are left out of the mean.
         self.val_loss = MeanMetric(nan_strategy=math.inf)
         self.test_loss = MeanMetric(nan_strategy=math.inf)
@@ -140,11 +141,13 @@ class LitCausalLM(L.LightningModule):
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
             strategy = self.trainer.strategy
-            self._unfollow = follow_strategy(strategy, self.model, lambda checkpoint: checkpoint.get(STRUCTURE_KEY))
+            self._following.callback(
+                follow_strategy(strategy, self.model, lambda checkpoint: checkpoint.get(STRUCTURE_KEY))
+            )
 
     def teardown(self, stage: str) -> None:
         """Leave the strategy as it was."""
-        self._unfollow()
+        self._following.close()
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""

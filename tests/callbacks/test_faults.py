@@ -1,6 +1,7 @@
 """What must not go wrong around the callback: partial states, exceptions, resumes in odd places."""
 
 import math
+import pickle
 
 import lightning as L
 import pytest
@@ -8,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
 
-from lit_prune import LitCausalLM, LoraHealing, load
-from lit_prune.callbacks import BeforeAfterCallback
+from lit_prune import LitCausalLM, LoraHealing, TextDataModule, load
+from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
 from lit_prune.checkpoint import follow_state_dict
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing import attach_lora, merge_lora
@@ -36,6 +37,29 @@ def test_no_hook_outlives_a_fit_that_failed(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         trainer(tmp_path, pruning(), Fail()).fit(model, *loaders())
     assert not model.model._load_state_dict_pre_hooks
+
+
+def test_what_launchers_and_sweeps_pickle_goes_on_as_it_was(tmp_path):
+    made = pruning(healing=True, distill=True), module()
+    copied = pickle.loads(pickle.dumps(made))
+    for callback, model in (made, copied):
+        torch.manual_seed(0)
+        trainer(tmp_path, callback, max_epochs=2).fit(model, *loaders())
+    again, fitted = pickle.loads(pickle.dumps(copied))
+    assert again.plan == copied[0].plan
+    assert again.plan.steps == made[0].plan.steps != ()
+    expected = made[1].state_dict()
+    assert fitted.state_dict().keys() == expected.keys()
+    assert all(torch.equal(each, expected[name]) for name, each in fitted.state_dict().items())
+    pickle.dumps([BeforeAfterCallback(), SublayerAnalysisCallback(), TextDataModule("builtin")])
+
+
+def test_a_trial_run_leaves_nothing(tmp_path):
+    callback = pruning(save_to="pruned")
+    others = BeforeAfterCallback(repeats=0), SublayerAnalysisCallback(impact=False, progress=False)
+    trainer(tmp_path, callback, *others, fast_dev_run=True).fit(module(), *loaders())
+    assert callback.plan.steps
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_fits_do_not_save_into_one_folder(tmp_path):

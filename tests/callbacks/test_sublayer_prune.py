@@ -233,6 +233,7 @@ def test_a_checkpoint_with_more_than_the_model_is_refused(tmp_path):
         fitted.validate(model, loaders()[1], ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*will compare models of different sizes")
 @pytest.mark.parametrize(
     "options",
     [

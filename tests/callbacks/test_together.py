@@ -1,9 +1,11 @@
 """The callback beside what users combine it with: what only changes how a training is run changes no drop, no loss."""
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning
 from lightning.pytorch.tuner import Tuner
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, IterableDataset
@@ -203,6 +205,44 @@ def test_weights_that_lightning_prunes_are_zero_in_what_is_saved(tmp_path):
     assert callback.plan.removed
     assert sum((each == 0).sum().item() for each in weights.values()) > 0.2 * sum(map(torch.numel, weights.values()))
     assert all(torch.equal(each, weights[name]) for name, each in model.model.state_dict().items())
+
+
+def stopping():
+    return EarlyStopping("val_ppl")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "settings", "warns"),
+    [
+        (lambda: ModelCheckpoint(monitor="val_loss"), {}, {}, True),
+        (stopping, {}, {}, True),
+        (stopping, {"amount": None, "schedule": 1}, {"max_epochs": -1, "max_steps": 9}, True),
+        (ModelCheckpoint, {}, {}, False),
+        (lambda: ModelCheckpoint(monitor="val_loss", save_top_k=-1), {}, {}, False),
+        (lambda: ModelCheckpoint(monitor="step", mode="max"), {}, {}, False),
+        (stopping, {"schedule": 0.2}, {}, False),
+        (stopping, {"schedule": lambda epoch: 2 * (epoch == 0)}, {}, False),
+        (stopping, {"every_n_epochs": 9}, {}, False),
+        (stopping, {}, {"check_val_every_n_epoch": 3}, False),
+    ],
+)
+def test_monitors_that_compare_models_of_different_sizes_are_named_once(tmp_path, make, options, settings, warns):
+    prune, model = pruning(**options), module()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        prune.setup(trainer(tmp_path, prune, make(), **settings), model, "fit")
+    found = [str(each.message) for each in seen if "models of different sizes" in str(each.message)]
+    assert [each.partition("(monitor='val_")[0] for each in found] == [type(make()).__name__] * warns
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_processes_that_would_keep_the_pruned_model_are_refused(tmp_path, strategy):
+    run, model = trainer(tmp_path, pruning(), strategy=strategy, devices=1), module()
+    model.on_train_start = (tmp_path / "trained").touch
+    with pytest.raises(LitPruneError, match="your own model would stay as it is.*use strategy='ddp'"):
+        # A process that is spawned takes seconds to import everything.
+        run.fit(model, *loaders()) if strategy == "ddp_fork" else run.callbacks[0].setup(run, model, "fit")
+    assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.parametrize("options", [{"healing": True}, {"compensate": "scale"}])

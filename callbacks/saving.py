@@ -1,0 +1,70 @@
+"""The folder that a fit saves its pruned model into: reserved at set-up, written at the end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+from transformers import PreTrainedModel
+
+from lit_prune.callbacks import loop
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.export import require_empty, save
+from lit_prune.plan import PrunePlan
+from lit_prune.sharding import whole_copy
+from lit_prune.writing import reserved
+
+
+class Saving:
+    """Where a pruned model goes, from set-up to the end of a fit."""
+
+    def __init__(self) -> None:
+        self._target: Path | None = None
+        self._tokenizer: Any = None
+        self._held = ExitStack()
+
+    def prepare(self, trainer: L.Trainer, module: L.LightningModule, folder: str | None) -> None:
+        """Find the tokenizer, and keep other fits from the folder until `close`.
+
+        Args:
+            trainer: `fast_dev_run` tries everything and leaves nothing.
+            module: Perhaps with a tokenizer.
+            folder: In the run's folder unless absolute; None saves nothing.
+
+        Raises:
+            LitPruneError: Another fit has the folder, it is not empty, or nothing can be written there.
+        """
+        self.close()
+        if not folder or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        target = require_empty(loop.run_folder(trainer) / folder)
+        try:
+            self._tokenizer = getattr(module, "tokenizer", None)
+        except ModelError as error:
+            rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
+        loop.on_first_process(trainer, lambda: self._reserve(target))
+        self._target = target
+
+    def save(self, trainer: L.Trainer, model: PreTrainedModel, plan: PrunePlan) -> None:
+        """Write the model from process 0, where a folder was prepared; call it on every process."""
+        if (target := self._target) is not None:
+            whole = whole_copy(model)
+            loop.on_first_process(trainer, lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._target = None
+        self._held.close()
+
+    def _reserve(self, target: Path) -> None:
+        try:
+            self._held.enter_context(reserved(target))
+        except BlockingIOError as error:
+            raise LitPruneError(
+                f"another fit is about to save its model as {target}; start this one again, or name another folder"
+            ) from error
+        except OSError as error:
+            raise LitPruneError(f"cannot save a model as {target}: {error.strerror}") from error
