@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +84,39 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     model.requires_grad_(False)
     for name, parameter in blocks.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            # Small updates would be lost to rounding in half precision.
-            parameter.data = parameter.data.float()
+    for module in blocks.modules():
+        if isinstance(module, BaseTunerLayer):
+            _keep_in_float32(module)
     model.__dict__["peft_config"] = blocks.__dict__.pop("peft_config")
     model.__dict__[FROZEN] = frozen
+
+
+class _Wide:
+    """Modules by name whose weights no cast of a model around them makes narrower, such as that of `bf16-true`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def wide(tensor: Tensor) -> Tensor:
+            cast = fn(tensor)
+            return cast if cast.element_size() >= tensor.element_size() else tensor.to(cast.device)
+
+        return super()._apply(wide, recurse)  # type: ignore[misc]
+
+
+class WideModules(_Wide, nn.ModuleDict):
+    """See `_Wide`."""
+
+
+class WideParameters(_Wide, nn.ParameterDict):
+    """See `_Wide`."""
+
+
+def _keep_in_float32(adapted: BaseTunerLayer) -> None:
+    # Small updates would be lost to rounding in half precision.
+    for name in adapted.adapter_layer_names:
+        weights = getattr(adapted, name)
+        if isinstance(weights, nn.ModuleDict | nn.ParameterDict):
+            weights.float()
+            weights.__class__ = WideModules if isinstance(weights, nn.ModuleDict) else WideParameters
 
 
 def attached_lora(model: nn.Module) -> LoraHealing | None:

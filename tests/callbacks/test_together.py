@@ -10,7 +10,7 @@ from lightning.pytorch.tuner import Tuner
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_prune import LitCausalLM, load
+from lit_prune import LitCausalLM, LoraHealing, load
 from lit_prune.errors import LitPruneError
 from lit_prune.surgery import removed_sublayers
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
@@ -152,6 +152,39 @@ def test_mixed_precision_scores_in_it(tmp_path, plain, precision):
     assert callback.plan.steps[0].nll_before == pytest.approx(other.plan.steps[0].nll_before, abs=0.05)
     assert callback.plan.steps[0].nll_before != other.plan.steps[0].nll_before
     assert losses[0][1] == pytest.approx(wanted[0][1], abs=0.05)
+
+
+class Adapters(L.Callback):
+    """What the adapters' A hold before the first step, and after every epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.seen.append({name: each.clone() for name, each in pl_module.named_parameters() if "lora_A" in name})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.on_train_start(trainer, pl_module)
+
+
+def test_half_precision_trains_adapters_in_float32_and_a_checkpoint_keeps_them_so(tmp_path):
+    def run(keep, **options):
+        torch.manual_seed(0)
+        adapters, model = Adapters(), LitCausalLM(tiny_model("llama"), learning_rate=1e-4)
+        callbacks = (
+            pruning(schedule=1, healing=LoraHealing(rank=4)),
+            adapters,
+            ModelCheckpoint(keep, "{epoch}", save_top_k=-1),
+        )
+        trainer(tmp_path, *callbacks, precision="bf16-true", max_epochs=2).fit(model, *loaders(), **options)
+        return adapters.seen
+
+    first, middle, last = run(tmp_path / "whole")
+    for before, after in ((first, middle), (middle, last)):
+        assert all(each.dtype == torch.float32 and (each != before[name]).all() for name, each in after.items())
+    begun, ended = run(tmp_path / "again", ckpt_path=tmp_path / "whole/epoch=0.ckpt")
+    for found, expected in ((begun, middle), (ended, last)):
+        assert all(torch.equal(each, found[name]) for name, each in expected.items())
 
 
 def test_tuners_prune_nothing_and_the_fit_behind_them_is_as_before(tmp_path, plain):
