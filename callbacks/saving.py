@@ -51,7 +51,7 @@ class Saving:
     def save(self, trainer: L.Trainer, model: PreTrainedModel, plan: PrunePlan) -> None:
         """Write the model from process 0, where a folder was prepared; call it on every process."""
         if (target := self._target) is not None:
-            whole = whole_copy(model)
+            whole: Any = whole_copy(model)
             loop.on_first_process(trainer, lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lit_prune.callbacks.allowance import Allowance
+from lit_prune.callbacks.mending import Mending
 from lit_prune.errors import MeasureError
 from lit_prune.measure import Costs, count_costs
 from lit_prune.plan import PrunePlan
@@ -33,6 +35,20 @@ def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
         log_settings(logger, settings, names)
 
 
+def settings_of(pruner: Pruner, allowance: Allowance, mending: Mending) -> dict[str, Any]:
+    """What was asked of a pruning, under the names that tables of runs show."""
+    return {
+        "prune/amount": allowance.amount,
+        "prune/of": allowance.unit,
+        "prune/max_rise": allowance.max_rise,
+        "prune/granularity": pruner.granularity,
+        "prune/scorer": pruner.plan.scorer["name"],
+        "prune/search": pruner.plan.search["name"],
+        "prune/lora_rank": mending.lora.rank if mending.lora else 0,
+        "prune/distill": mending.distillation is not None,
+    }
+
+
 def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Costs | None:
     """What a token costs now, None where no logger would show it or the model's arithmetic cannot be counted."""
     if not _is_shown(trainer):
@@ -44,7 +60,7 @@ def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Cos
 
 
 def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> None:
-    """Log the last removal of a plan: what is left by optimizer steps, scores and their picture by rounds.
+    """Log the last removal of a plan, its number, what is left, scores and their picture, by optimizer steps.
 
     Args:
         trainer: With the loggers.
@@ -53,10 +69,10 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
     """
     if not _is_shown(trainer):
         return
-    step, round_number = plan.steps[-1], len(plan.steps)
-    left = _parameters_left(plan)
-    shares = {"prune/parameters_left": left, **(_costs_left(plan, costs) if costs else {})}
-    metrics = {f"score/{name}": score for name, score in step.scores.items()}
+    step, left = plan.steps[-1], _parameters_left(plan)
+    metrics = {"prune/removals": len(plan.steps), "prune/parameters_left": left}
+    metrics |= _costs_left(plan, costs) if costs else {}
+    metrics |= {f"score/{name}": score for name, score in step.scores.items()}
     for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
         metrics |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
     figure = score_map(
@@ -66,9 +82,8 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
         title=f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left",
     )
     for logger in trainer.loggers:
-        log_scalars(logger, shares, trainer.global_step)
-        log_scalars(logger, metrics, round_number)
-        log_figure(logger, "score_map", figure, round_number)
+        log_scalars(logger, metrics, trainer.global_step)
+        log_figure(logger, "score_map", figure, trainer.global_step)
 
 
 def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 from transformers import PreTrainedModel
 
 from lit_prune.callbacks import averaging, loop, sharding, surroundings
@@ -19,7 +19,7 @@ from lit_prune.callbacks.allowance import Allowance
 from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.saving import Saving
-from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal
+from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal, settings_of
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
@@ -29,6 +29,7 @@ from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
 from lit_prune.sums import require_intact_checkpoint
+from lit_prune.surgery import require_forgetful
 
 
 class SublayerPruneCallback(Callback):
@@ -120,6 +121,7 @@ class SublayerPruneCallback(Callback):
         self.progress = progress
         self._pruner: Pruner | None = None
         self._stage = ""
+        self._last_epoch = -1  # whose drop is done
         self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
@@ -147,7 +149,7 @@ class SublayerPruneCallback(Callback):
         distills = self.mending.distillation is not None
         sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
         averaging.require_possible(trainer, self, self._pruner, distill=distills)
-        self._num_earlier = len(self._pruner.plan.steps)
+        self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1
         self.allowance.require_possible(trainer, self._pruner)
         surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
         if self.save_to:
@@ -155,7 +157,8 @@ class SublayerPruneCallback(Callback):
         self._saving.prepare(trainer, pl_module, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
-        log_beginning(trainer, {**pl_module.hparams_initial, **self._settings()})
+        settings = settings_of(self._pruner, self.allowance, self.mending)
+        log_beginning(trainer, {**pl_module.hparams_initial, **settings})
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random state of the checkpoint, ahead of the first draw of a shuffled loader."""
@@ -167,6 +170,8 @@ class SublayerPruneCallback(Callback):
         """Refuse unusable validation batches before any work is done."""
         pruner = self._require_pruner()
         self.mending.to(pl_module.device)
+        for optimizer in trainer.optimizers:
+            require_forgetful(optimizer)
         with isolate_rng():
             require_understood(pruner.model)
             batches = loop.validation_batches(trainer, self.num_batches)
@@ -179,12 +184,19 @@ class SublayerPruneCallback(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
-        if not self.allowance.schedule.is_due(trainer.current_epoch):
-            return
-        pruner = self._require_pruner()
-        quota, num_done = self.allowance.quota(trainer, pruner, self._num_earlier)
-        if quota.allows(pruner.reached, num_done):
-            self._drop(trainer, quota, num_done)
+        pruner, epoch = self._require_pruner(), trainer.current_epoch
+        if self.allowance.schedule.is_due(epoch):
+            quota, num_done = self.allowance.quota(trainer, pruner, self._num_earlier)
+            if quota.allows(pruner.reached, num_done):
+                self._drop(trainer, quota, num_done)
+        self._last_epoch = epoch
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The same, where Lightning has gone on at an epoch's start and told nobody that it begins."""
+        if self._last_epoch < trainer.current_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge the adapters, save the pruned model, say what was reached."""
@@ -215,7 +227,8 @@ class SublayerPruneCallback(Callback):
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
         plan = self.plan.to_dict() if self.plan else None
         prices = self._pruner.prices.to_dict() if self._pruner else None
-        return {"plan": plan, "prices": prices, "num_earlier": self._num_earlier, "random_state": random_state()}
+        done = {"num_earlier": self._num_earlier, "last_epoch": self._last_epoch}
+        return {"plan": plan, "prices": prices, **done, "random_state": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """When fitting, go on with the plan of a checkpoint; its model's structure comes with its weights."""
@@ -227,6 +240,9 @@ class SublayerPruneCallback(Callback):
         if state_dict.get("prices") is not None:
             self._pruner.prices = Prices.from_dict(state_dict["prices"])
         self._num_earlier = state_dict["num_earlier"]
+        # Checkpoints from before this was written down tell of epochs that dropped something.
+        dropped = (step.epoch for step in plan.steps[self._num_earlier :] if step.epoch is not None)
+        self._last_epoch = state_dict.get("last_epoch", max(dropped, default=-1))
         self._random_state = state_dict["random_state"]
 
     def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
@@ -247,6 +263,7 @@ class SublayerPruneCallback(Callback):
                 if not self._step(trainer, what_if, budget):
                     break
                 averaging.remove_from_averages(trainer, pruner.plan.steps[-1].removed.sublayers, self.model)
+                surroundings.forget_names(trainer, trainer.lightning_module)
                 num_steps += 1
                 drawn.removed(quota.goal(pruner.reached, num_steps)[1])
                 log_removal(trainer, pruner.plan, self._costs)
@@ -279,16 +296,3 @@ class SublayerPruneCallback(Callback):
     def _let_go(self) -> None:
         self._held.close()
         self._saving.close()
-
-    def _settings(self) -> dict[str, Any]:
-        pruner = self._require_pruner()
-        return {
-            "prune/amount": self.allowance.amount,
-            "prune/of": self.allowance.unit,
-            "prune/max_rise": self.allowance.max_rise,
-            "prune/granularity": self.granularity,
-            "prune/scorer": pruner.plan.scorer["name"],
-            "prune/search": pruner.plan.search["name"],
-            "prune/lora_rank": self.mending.lora.rank if self.mending.lora else 0,
-            "prune/distill": self.mending.distillation is not None,
-        }

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_prune.callbacks import sharding
 from lit_prune.errors import LitPruneError
+from lit_prune.surgery import cut_groups
 
 SAME_AT_ANY_SIZE = ("epoch", "step")
 """What can be monitored to keep the latest."""
@@ -75,7 +76,7 @@ def warn_of_monitors(trainer: L.Trainer, last_drop: int | None) -> None:
         and each.monitor not in (None, *SAME_AT_ANY_SIZE)
         and getattr(each, "save_top_k", 1) > 0  # who keeps all compares nothing
     ]
-    if names and not trainer.fast_dev_run:
+    if names and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         rank_zero_warn(
             f"{' and '.join(names)} will compare models of different sizes, and a loss or perplexity is best where "
             "least was removed: let ModelCheckpoint keep the latest (no monitor) and leave EarlyStopping out, or drop "
@@ -89,8 +90,7 @@ def forget_names(trainer: L.Trainer, module: L.LightningModule) -> None:
     for each in _callbacks(trainer):
         if isinstance(each, BaseFinetuning):
             for groups in each._internal_optimizer_metadata.values():
-                for group in groups:
-                    group["params"] = [name for name in group["params"] if name in left]
+                cut_groups(groups, left.__contains__)
 
 
 def _callbacks(trainer: L.Trainer) -> Iterator[Any]:

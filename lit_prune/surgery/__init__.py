@@ -3,7 +3,8 @@
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
 from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, record_removal, stock_config
 from lit_prune.surgery.mute import mute
-from lit_prune.surgery.remove import forget_parameters, remove, removed_sublayers
+from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
+from lit_prune.surgery.remove import remove, removed_sublayers
 from lit_prune.surgery.sharded import is_sharded, release, reshard
 from lit_prune.surgery.tombstones import leave_tombstones, tombstones, without_tombstones
 
@@ -11,6 +12,7 @@ __all__ = [
     "closable_blocks",
     "compact",
     "compacted",
+    "cut_groups",
     "describe",
     "forget_parameters",
     "is_sharded",
@@ -22,6 +24,7 @@ __all__ = [
     "release",
     "remove",
     "removed_sublayers",
+    "require_forgetful",
     "reshard",
     "stock_config",
     "tombstones",

@@ -11,6 +11,7 @@ from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
+from lit_prune.surgery.optimizers import forget_parameters
 from lit_prune.surgery.sharded import is_sharded, release, reshard
 from lit_prune.surgery.tombstones import leave_tombstones
 
@@ -56,13 +57,3 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
 def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:
     """The sublayers that a model has lost, by block."""
     return find_sublayers(model).removed
-
-
-def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Drop parameters and their state from an optimizer, which stays the same object (schedulers hold it)."""
-    dropped = {id(parameter): parameter for parameter in parameters}
-    for group in optimizer.param_groups:
-        group["params"][:] = [each for each in group["params"] if id(each) not in dropped]
-    for parameter in dropped.values():
-        optimizer.state.pop(parameter, None)
-        parameter.grad = None

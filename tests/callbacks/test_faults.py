@@ -110,6 +110,22 @@ def test_shuffled_loaders_and_dropout_resume_to_the_last_bit(tmp_path):
     assert run("halted", ckpt_path=tmp_path / "halted/epoch=1.ckpt") == [each for each in whole if each[0] >= 2]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning on the second folder of checkpoints
+@pytest.mark.parametrize("options", [{"schedule": 1, "amount": None}, {"amount": None, "max_rise": 0.2}], ids=str)
+def test_a_checkpoint_of_any_step_goes_on_with_the_same_drops(tmp_path, options):
+    def run(folder, **settings):
+        callback, keep = pruning(**options), ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+        model, data = LitCausalLM(tiny_model("llama"), learning_rate=1e-2), DataLoader(VAL, batch_size=2)
+        trainer(tmp_path, callback, keep).fit(model, data, data, **settings)
+        return [(step.removed.name, step.epoch) for step in callback.plan.steps]
+
+    whole = run(tmp_path / "whole")
+    assert len({epoch for _, epoch in whole}) > 1
+    # Three batches an epoch: in the middle of the first and the second, and at the end of both.
+    for step in (1, 3, 4, 6):
+        assert run(tmp_path / "again", ckpt_path=tmp_path / f"whole/step={step}.ckpt") == whole, step
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning on its own exception checkpoint
 def test_a_drop_that_failed_is_made_up_for_after_a_resume(tmp_path):
     class Break(L.Callback):

@@ -61,7 +61,13 @@ def test_each_removal_tells_what_is_left_of_every_cost(tmp_path):
     flops = [each.value for each in events.Scalars("prune/flops_left")]
     assert flops == sorted(flops, reverse=True)
     assert 0 < flops[-1] < 1
-    assert len(events.Images("score_map")) == num_removed
+    steps = [3 * each.epoch for each in callback.plan.steps]  # three batches an epoch
+    assert [each.step for each in events.Images("score_map")] == steps
+    for name in ("prune/removals", "prune/ppl_after", "prune/parameters_left"):
+        assert [each.step for each in events.Scalars(name)] == steps
+    assert [each.value for each in events.Scalars("prune/removals")] == list(range(1, num_removed + 1))
+    last = callback.plan.steps[-1].removed.name
+    assert [each.step for each in events.Scalars(f"score/{last}")] == steps
 
 
 def test_other_loggers_get_settings_and_figures(tmp_path):

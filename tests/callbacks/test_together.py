@@ -5,7 +5,7 @@ import warnings
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, ModelPruning
 from lightning.pytorch.tuner import Tuner
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader, IterableDataset
@@ -185,6 +185,51 @@ def test_half_precision_trains_adapters_in_float32_and_a_checkpoint_keeps_them_s
     begun, ended = run(tmp_path / "again", ckpt_path=tmp_path / "whole/epoch=0.ckpt")
     for found, expected in ((begun, middle), (ended, last)):
         assert all(torch.equal(each, found[name]) for name, each in expected.items())
+
+
+class Thaw(BaseFinetuning):
+    """Trains the embedding from the second epoch on."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net.model.embed_tokens)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch > 1:  # Lightning freezes it anew when a run is resumed
+            self.make_trainable(pl_module.net.model.embed_tokens)
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.model.embed_tokens, optimizer)
+
+
+class Named(OwnModule):
+    """With names in its optimizer."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(
+            [(name, each) for name, each in self.named_parameters() if each.requires_grad], lr=1e-3
+        )
+
+
+class OfAll(OwnModule):
+    """With an optimizer that keeps one history of all parameters, or them in a place of its own."""
+
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["thawing first", "pruning first"])
+@pytest.mark.parametrize("make", [OwnModule, OfAll], ids=["adamw", "lbfgs"])
+def test_who_keeps_parameters_or_their_names_resumes_as_without_pruning(tmp_path, make, order):
+    def run(folder, **options):
+        model, callback = make(tiny_model("llama").train()), pruning(schedule=1)
+        callbacks = [*([Thaw()] if make is OwnModule else []), callback][::order]
+        keep = ModelCheckpoint(tmp_path / folder, "{epoch}", save_top_k=-1)
+        trainer(tmp_path, *callbacks, keep).fit(model, *loaders(), **options)
+        return callback.plan.removed, model.state_dict()
+
+    (removed, whole), (again, resumed) = run("whole"), run("again", ckpt_path=tmp_path / "whole/epoch=1.ckpt")
+    assert again == removed
+    assert len(removed) == 3
+    assert all(torch.equal(each, resumed[name]) for name, each in whole.items())
 
 
 def test_tuners_prune_nothing_and_the_fit_behind_them_is_as_before(tmp_path, plain):

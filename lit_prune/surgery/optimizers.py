@@ -1,0 +1,96 @@
+"""What optimizers keep of parameters, while some of these go: the optimizer stays the same object (schedulers hold it).
+
+Groups stay too, though they may be empty: schedulers keep one learning rate for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from lit_prune.errors import LitPruneError
+
+OWN = ("param_groups", "state", "defaults")
+"""Where every optimizer of torch keeps its parameters."""
+
+
+def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Drop parameters from an optimizer, with their state, names and gradients; the rest keep theirs.
+
+    L-BFGS keeps one history of all parameters together, and begins it anew.
+
+    Args:
+        optimizer: Perhaps around others.
+        parameters: Those that go; what the optimizer does not hold is left out.
+    """
+    dropped = {id(parameter): parameter for parameter in parameters}
+    held = cut_groups(optimizer.param_groups, lambda each: id(each) not in dropped)
+    for parameter in dropped.values():
+        optimizer.state.pop(parameter, None)
+        parameter.grad = None
+    if held and isinstance(optimizer, LBFGS):
+        optimizer.state.clear()
+        optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
+    for other in _inner(optimizer):
+        forget_parameters(other, dropped.values())
+
+
+def cut_groups(groups: Sequence[Mapping[str, Any]], keeps: Callable[[Any], bool]) -> bool:
+    """Drop entries of `params` from an optimizer's groups, with the names that go by them, in place.
+
+    Args:
+        groups: With parameters, or with what stands for them.
+        keeps: Whether an entry stays.
+
+    Returns:
+        Whether any has gone.
+    """
+    flags = [[keeps(each) for each in group["params"]] for group in groups]
+    for group, kept in zip(groups, flags, strict=True):
+        for each in [group["params"], *_names(group)]:
+            each[:] = compress(each, kept)
+    return not all(map(all, flags))
+
+
+def require_forgetful(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that keeps parameters where nobody knows how to drop some of them.
+
+    Raises:
+        LitPruneError: With the attribute that holds them.
+    """
+    shared = [group["params"] for group in optimizer.param_groups]
+    for name, value in vars(optimizer).items():
+        if name in OWN or any(value is each for each in shared) or isinstance(value, Optimizer):
+            continue
+        if _holds_parameters(value) and not (isinstance(optimizer, LBFGS) and name == "_params"):
+            raise LitPruneError(
+                f"{type(optimizer).__name__} keeps parameters of its own in `{name}`, from which those that are pruned "
+                "cannot be dropped; use an optimizer that keeps them in its groups and state alone, as torch's do"
+            )
+    for other in _inner(optimizer):
+        require_forgetful(other)
+
+
+def _names(group: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Lists of a group with one name for each parameter, such as those of an optimizer over `named_parameters`."""
+    for name, value in group.items():
+        is_list = name != "params" and isinstance(value, list) and len(value) == len(group["params"])
+        if is_list and all(isinstance(each, str) for each in value):
+            yield value
+
+
+def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """Optimizers that one is around, such as that of SAM, which may share its groups with it."""
+    yield from (each for each in vars(optimizer).values() if isinstance(each, Optimizer))
+
+
+def _holds_parameters(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_parameters, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_parameters, value))
+    return isinstance(value, nn.Parameter)
