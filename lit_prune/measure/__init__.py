@@ -9,7 +9,7 @@ from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.head import Compute, logits_of
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
-from lit_prune.measure.journal import Journal, weights_fingerprint
+from lit_prune.measure.journal import Journal
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
     IGNORED,
@@ -32,6 +32,7 @@ from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
+from lit_prune.measure.weights import weights_fingerprint
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -11,12 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-
 from lit_prune.errors import MeasureError, PlanError
 from lit_prune.measure.journal_file import JournalFile
-from lit_prune.placement import values_of
 from lit_prune.plan import SublayerId
 from lit_prune.reading import require_kinds
 
@@ -111,10 +106,6 @@ class Journal:
         """Of several processes' journals: the same for batches that every process measures whole."""
         return self
 
-    def forget(self) -> None:
-        """Measurements of a model whose weights have changed are of no use."""
-        self._known.clear()
-
     @staticmethod
     def header(path: str | Path | None) -> dict[str, Any]:
         """What the measurements in a file are valid for; nothing where it is not there, or is no journal."""
@@ -195,16 +186,3 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of every parameter's name, shape, dtype and first 1,024 numbers; training moves almost all of them."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        values = values_of(model, name, parameter)
-        if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            values = values.dequantize()  # torchao's, which is no plain tensor
-        first = values.flatten()[:1024].contiguous().cpu()
-        digest.update(bytes(first.view(torch.uint8).tolist()))
-    return digest.hexdigest()[:16]

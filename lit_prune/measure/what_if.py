@@ -31,6 +31,7 @@ from lit_prune.measure.losses import (
     require_tokens,
 )
 from lit_prune.measure.trace import Trace
+from lit_prune.measure.weights import Weights
 from lit_prune.placement import bytes_held
 from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import is_sharded
@@ -100,7 +101,7 @@ class WhatIf:
         self._offload = offload
         self._traces: dict[Place, Trace] = {}
         self._anatomy: Anatomy | None = None
-        self._versions: dict[int, int] = {}
+        self._weights = Weights()
         self._num_corrections = 0
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
@@ -198,7 +199,7 @@ class WhatIf:
     def key(self, gone: frozenset[SublayerId], index: int) -> Key:
         """Of a measurement in the journal."""
         corrected = f"{self._num_corrections}c" if self._num_corrections else ""
-        place = "/".join(filter(None, (self._name, corrected, str(index))))
+        place = "/".join(filter(None, (self._name, corrected, self._weights.mark, str(index))))
         return gone, place if "/" in place else index
 
     def corrected(self) -> None:
@@ -208,7 +209,7 @@ class WhatIf:
         """
         self._num_corrections += 1
         self._traces.clear()
-        self._versions.clear()
+        self._weights.rebase()
         for each in self._beside.values():
             each.corrected()
 
@@ -254,17 +255,15 @@ class WhatIf:
     def _follow_model(self) -> Anatomy:
         """Cut the traces at the first block that has changed since the last measurement."""
         anatomy = find_sublayers(self.model)
-        versions = {id(each): each._version for each in self.model.parameters()}
-        if any(self._versions.get(name, version) != version for name, version in versions.items()):
+        if self._weights.have_changed(self.model, self._reduce):
             self._traces.clear()
-            self._journal.forget()
         elif self._anatomy is not None and anatomy.blocks == self._anatomy.blocks:
             changed = set(anatomy.removed) ^ set(self._anatomy.removed)
             for trace in self._traces.values():
                 trace.cut(min((anatomy.position(each.block) for each in changed), default=len(anatomy.blocks)))
         else:
             self._traces.clear()
-        self._anatomy, self._versions = anatomy, versions
+        self._anatomy = anatomy
         return anatomy
 
     def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from lit_prune.errors import MeasureError
 from lit_prune.measure import Journal, WhatIf, weights_fingerprint
 from lit_prune.plan import Candidate
 from lit_prune.surgery import remove
+from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -206,17 +207,49 @@ def test_a_full_disk_is_told_and_what_was_written_is_kept(tmp_path, monkeypatch)
     assert figures(path) == figures(tmp_path / "whole.jsonl")
 
 
-def test_a_model_that_was_trained_is_measured_again():
+def fused_step(layer):
+    weight = layer.mlp.up_proj.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+
+
+TRAININGS = {
+    "in place": lambda layer: layer.mlp.up_proj.weight.detach().add_(0.1),
+    "behind autograd's back": lambda layer: layer.mlp.up_proj.weight.data.add_(0.1),
+    "other data": lambda layer: setattr(layer.mlp.up_proj.weight, "data", layer.mlp.up_proj.weight.data + 0.1),
+    "another parameter": lambda layer: setattr(
+        layer.mlp.up_proj, "weight", torch.nn.Parameter(layer.mlp.up_proj.weight + 0.1)
+    ),
+    "fused optimizer": fused_step,
+}
+
+
+@pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)
+def test_a_model_that_was_trained_is_measured_again(train):
     model = tiny_model("llama")
     what_if = WhatIf(model, BATCHES)
     first = what_if.losses(CANDIDATES)
     count = what_if.num_block_evaluations
     assert what_if.losses(CANDIDATES).without == first.without
     assert what_if.num_block_evaluations == count, "nothing changed, nothing ran"
-    with torch.no_grad():
-        model.model.layers[3].mlp.up_proj.weight += 0.1
+    train(model.model.layers[3])
     trained = what_if.losses(CANDIDATES)
+    assert trained.base == pytest.approx(naive.mean_loss(model, BATCHES), abs=1e-5)
     assert trained.without == WhatIf(model, BATCHES).losses(CANDIDATES).without != first.without
+
+
+def test_a_search_whose_model_is_trained_in_between_goes_on_with_its_own_measurements_alone(tmp_path):
+    def trained(factor):
+        model = tiny_model("llama")
+        train = lambda plan: [each.data.mul_(factor) for each in model.parameters()]  # noqa: E731
+        return prune(model, BATCHES, amount=0.3, journal=tmp_path / "j", progress=False, on_step=train)
+
+    first, before = trained(1.02), (tmp_path / "j").read_bytes()
+    assert trained(1.02) == first
+    assert (tmp_path / "j").read_bytes() == before, "nothing is measured twice"
+    other = trained(0.9)
+    (tmp_path / "j").unlink()
+    assert [step.scores for step in other.steps] == [step.scores for step in trained(0.9).steps]
 
 
 STATE_BYTES = 2 * 20 * 32 * 4  # one block's output for one batch
