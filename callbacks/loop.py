@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.callbacks import sharding
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.measure import input_ids_of, labels_of, model_inputs
+from lit_prune.measure import labels_of, tensors_of
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -96,8 +96,8 @@ def _first_batches(
 
 
 def _scored_part(batch: Any) -> dict[str, Tensor]:
-    input_ids_of(batch)
-    return {**model_inputs(batch), "labels": labels_of(batch)}
+    labels = labels_of(batch)
+    return {**tensors_of(batch), "labels": labels}
 
 
 def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:

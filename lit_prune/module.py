@@ -151,7 +151,7 @@ class LitCausalLM(L.LightningModule):
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""
-        logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
+        logits: Tensor = self.model(**model_inputs(self.model, batch), use_cache=False).logits
         return logits
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

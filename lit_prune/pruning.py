@@ -21,6 +21,7 @@ from lit_prune.measure import (
     input_ids_of,
     price,
     progress_bar,
+    read_batches,
     require_understood,
     unit_options,
     weights_fingerprint,
@@ -105,7 +106,10 @@ def prune(
     if is_sharded(pruner.model):
         require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
     batches, processes = list(batches), Processes(fabric)
-    shares, positions = processes.shares(batches), WhatIf(pruner.model, batches).num_positions
+    shares, positions = (
+        processes.shares(read_batches(pruner.model, batches)),
+        WhatIf(pruner.model, batches).num_positions,
+    )
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))

@@ -60,7 +60,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         for batch in batches:
             here = on_device(batch, model.device)
             labels = labels_of(here)
-            sums, tokens = sequence_losses(model(**model_inputs(here), use_cache=False).logits, labels)
+            sums, tokens = sequence_losses(model(**model_inputs(model, here), use_cache=False).logits, labels)
             nll += float(sums.sum())
             num_tokens += int(tokens.sum())
             means += (sums / tokens)[tokens > 0].tolist()

@@ -47,7 +47,7 @@ def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
         warnings.simplefilter("ignore")  # of torch.ao, about its own future
         sparsifier.prepare(model, [{"tensor_fqn": name} for name in names])
         for batch in batches:
-            model(**model_inputs(on_device(batch, model.device)), use_cache=False)
+            model(**model_inputs(model, on_device(batch, model.device)), use_cache=False)
         for group in sparsifier.groups:
             # torchao 0.18 sums squares over tokens and leaves them so; Wanda's norm is their root.
             group["module"].activation_post_process.norm.sqrt_()

@@ -195,7 +195,7 @@ def _watched(
     seen: dict[str, Tensor] = {}
     with what_if.running(), _hooked(what_if.model, own, block, path, seen):
         for batch in what_if.passes():
-            what_if.model(**model_inputs(batch), use_cache=False)
+            what_if.model(**model_inputs(what_if.model, batch), use_cache=False)
             mask = counted_positions(batch)
             added = seen["added"].reshape(*mask.shape, -1)
             behind = seen["stream"].reshape(*mask.shape, -1).float() + added.float()

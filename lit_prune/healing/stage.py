@@ -58,7 +58,7 @@ class HealingStage(L.LightningModule):
         wanted = own.hidden > 0 and self.teacher is not None
         # First, since it changes weights for a moment that the student's backward pass needs as they are.
         taught = None if self.teacher is None else self.teacher.outputs(batch, hidden_states=wanted)
-        out = self.model(**model_inputs(batch), use_cache=False, output_hidden_states=wanted)
+        out = self.model(**model_inputs(self.model, batch), use_cache=False, output_hidden_states=wanted)
         if taught is None:
             loss = mean_loss(out.logits, labels)[0]
         else:
@@ -69,7 +69,7 @@ class HealingStage(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Accumulate the token loss."""
-        logits = self.model(**model_inputs(batch), use_cache=False).logits
+        logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
         self._metric.update(*mean_loss(logits, labels_of(batch)))
 
     def on_validation_epoch_end(self) -> None:

@@ -104,7 +104,7 @@ class DenseTeacher:
     def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
         """What the dense model puts out for a batch; call it before the student runs, not between that and backward."""
         with self.restored() as dense:
-            return dense(**model_inputs(batch), use_cache=False, output_hidden_states=hidden_states)
+            return dense(**model_inputs(dense, batch), use_cache=False, output_hidden_states=hidden_states)
 
     def to(self, device: torch.device) -> None:
         """Move what is kept beside the student to a device."""

@@ -4,6 +4,15 @@ Removes nothing and decides nothing.
 """
 
 from lit_prune.measure.batch_pass import BatchPass
+from lit_prune.measure.batches import (
+    IGNORED,
+    input_ids_of,
+    labels_of,
+    model_inputs,
+    on_device,
+    read_batches,
+    tensors_of,
+)
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.gradients import loss_gradients, weights_of
@@ -12,15 +21,10 @@ from lit_prune.measure.inventory import Inventory, SublayerFigures, take_invento
 from lit_prune.measure.journal import Journal
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
-    IGNORED,
     Losses,
     evaluating,
     hint_if_implausible,
-    input_ids_of,
-    labels_of,
     mean_loss,
-    model_inputs,
-    on_device,
     perplexity_of,
     sequence_losses,
 )
@@ -79,10 +83,12 @@ __all__ = [
     "perplexity_of",
     "price",
     "progress_bar",
+    "read_batches",
     "require_understood",
     "sequence_losses",
     "stream_means",
     "take_inventory",
+    "tensors_of",
     "unit_options",
     "weights_fingerprint",
     "weights_of",

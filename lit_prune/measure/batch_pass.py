@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
+from lit_prune.measure.batches import input_ids_of, is_divisible, on_device, repeated, rows_of
 from lit_prune.measure.head import logits_of
 from lit_prune.measure.journal import Key
-from lit_prune.measure.losses import input_ids_of, on_device, repeated, rows_of
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import is_sharded, mute
@@ -71,13 +71,18 @@ class BatchPass:
         return int(self.rows.stop - self.rows.start)
 
     @property
+    def divisible(self) -> bool:
+        """Whether its sequences can be told apart in all that the model is given."""
+        return is_divisible(self.owner.batches[self.index])
+
+    @property
     def leaves(self) -> list[BatchPass]:
         """The parts of its parts, down to those that are measured; itself where it has none."""
         return [leaf for each in self.parts for leaf in each.leaves] or [self]
 
     def fit(self) -> None:
         """Split it into two parts, with the states that are known, where memory has no room for all of it."""
-        if self.parts or self.num_sequences <= self.owner.most_sequences:
+        if self.parts or self.num_sequences <= self.owner.most_sequences or not self.divisible:
             return
         start, middle, stop = self.rows.start, self.rows.start + -(-self.num_sequences // 2), self.rows.stop
         self.owner._traces.pop(self.place, None)
@@ -101,6 +106,7 @@ class BatchPass:
 
     def groups(self, number: int) -> Iterator[tuple[list[Candidate], list[Key]]]:
         """What is missing, `number` candidates at a time; the model as it is alone, as no candidates."""
+        number = number if self.divisible else 1
         candidates = [(each, key) for each, key in self.missing if each is not None]
         yield from (([], [key]) for each, key in self.missing if each is None)
         for first in range(0, len(candidates), number):

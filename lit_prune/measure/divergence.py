@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
 from lit_prune.measure.batch_pass import BatchPass, Place
+from lit_prune.measure.batches import IGNORED, labels_of
 from lit_prune.measure.halves import fitting
 from lit_prune.measure.head import Compute
-from lit_prune.measure.losses import IGNORED, labels_of
 from lit_prune.measure.trace import Trace, state_part
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate

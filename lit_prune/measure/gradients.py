@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import MeasureError
-from lit_prune.measure.losses import labels_of, model_inputs, sequence_losses
+from lit_prune.measure.batches import labels_of
+from lit_prune.measure.head import logits_of
+from lit_prune.measure.losses import sequence_losses
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
 
@@ -50,7 +52,7 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
     with what_if.running(), _requiring_only(what_if.model, wanted), torch.enable_grad():
         for batch in what_if.passes(COST_OF_GRADIENTS):
             labels = labels_of(batch)
-            nll, counted = sequence_losses(what_if.model(**model_inputs(batch), use_cache=False).logits, labels)
+            nll, counted = sequence_losses(logits_of(what_if.model, batch), labels)
             # Not `backward`: that would add to gradients of a training, and wake DDP's hooks.
             found = torch.autograd.grad(nll.sum(), wanted, allow_unused=True)
             for parameter, gradient in zip(wanted, found, strict=True):

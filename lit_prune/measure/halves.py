@@ -101,6 +101,12 @@ def _require_divisible(batch: BatchPass, error: RuntimeError) -> None:
             f"a batch of {batch.num_sequences} sequences of {length} tokens does not fit into memory, and where "
             f"processes share weights none can split its own: use smaller batches. {error}"
         ) from error
+    if not batch.divisible:
+        raise MeasureError(
+            f"a batch of {batch.num_sequences} sequences of {length} tokens does not fit into memory, and among its "
+            f"inputs ({', '.join(sorted(batch.inputs))}) are some of which lit-prune cannot tell what belongs to which "
+            f"sequence: use smaller batches. {error}"
+        ) from error
     if batch.num_sequences == 1:
         raise MeasureError(
             f"one sequence of {length} tokens does not fit into memory beside the model: use a shorter window, "

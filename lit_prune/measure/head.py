@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_prune.measure.losses import IGNORED, labels_of, model_inputs, sequence_losses, target_losses
+from lit_prune.measure.batches import IGNORED, labels_of, model_inputs
+from lit_prune.measure.losses import sequence_losses, target_losses
 from lit_prune.measure.trace import Trace
 
 Compute = Callable[[Callable[[], Tensor]], Tensor]
@@ -22,7 +23,7 @@ POSITIONS_AT_A_TIME = 64
 def logits_of(model: nn.Module, batch: Mapping[str, Any], positions: Tensor | None = None) -> Tensor:
     """Logits [batch, positions, vocab], of all positions when None are named."""
     options = {} if positions is None else {"logits_to_keep": positions}
-    logits: Tensor = model(**model_inputs(batch), use_cache=False, **options).logits
+    logits: Tensor = model(**model_inputs(model, batch), use_cache=False, **options).logits
     return logits
 
 

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.measure.batches import IGNORED, labels_of
 from lit_prune.plan import Candidate
 
-IGNORED = -100
 TOKENS_AT_A_TIME = 64
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -93,50 +92,6 @@ def perplexity_of(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """The labels to score, [batch, seq]: the batch's own, else its tokens with padding masked.
-
-    Raises:
-        DataError: The batch has no `input_ids`.
-    """
-    ids = input_ids_of(batch)
-    labels = batch.get("labels")
-    labels = ids if labels is None else labels
-    mask = batch.get("attention_mask")
-    return labels if mask is None or mask.shape != labels.shape else labels.masked_fill(mask == 0, IGNORED)
-
-
-def input_ids_of(batch: Any) -> Tensor:
-    """The `input_ids` of a batch, [batch, seq].
-
-    Raises:
-        DataError: It is no mapping with `input_ids`; the message says what it is.
-    """
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        found = f"keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise DataError(f"a batch must be a dict with `input_ids` [batch, seq]; found {found}")
-    ids = batch["input_ids"]
-    if not isinstance(ids, Tensor) or ids.ndim != 2:
-        found = str(list(ids.shape)) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-        raise DataError(f"`input_ids` must be a tensor [batch, seq]; found {found}")
-    return ids
-
-
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model is called with: the batch without labels and without what only the user's code knows."""
-    return {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}
-
-
-def on_device(batch: Any, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch on the model's device.
-
-    Raises:
-        DataError: It is no mapping with `input_ids` [batch, seq].
-    """
-    input_ids_of(batch)
-    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-
-
 def require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Callable[[Tensor], Tensor]) -> None:
     """Refuse batches in which no process has anything to predict.
 
@@ -194,26 +149,6 @@ def hint_if_implausible(mean: float, model: Any) -> None:
             f"{size:,} tokens: is it the right tokenizer, and text that the model can read? What is decided by such "
             "losses is decided by chance"
         )
-
-
-def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """The sequences of a batch, all of them `number` times, one copy below the other."""
-    num_sequences = len(batch["input_ids"])
-    return {
-        name: torch.cat([each] * number) if each.ndim and len(each) == num_sequences else each
-        for name, each in batch.items()
-    }
-
-
-def rows_of(batch: Mapping[str, Any], rows: slice) -> Mapping[str, Any]:
-    """Some of a batch's sequences."""
-    num = len(input_ids_of(batch))
-    if rows == slice(0, num):
-        return batch
-    return {
-        name: each[rows] if isinstance(each, Tensor) and each.ndim and len(each) == num else each
-        for name, each in batch.items()
-    }
 
 
 @contextmanager

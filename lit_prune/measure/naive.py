@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
-from lit_prune.measure.losses import labels_of, model_inputs, on_device, sequence_losses
+from lit_prune.measure.batches import labels_of, model_inputs, on_device
+from lit_prune.measure.losses import sequence_losses
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
@@ -26,7 +27,7 @@ class NaiveWhatIf(WhatIf):
             for number, sublayers in enumerate(asked):
                 self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
                 with mute(self.model, sublayers, anatomy=anatomy):
-                    logits = self.model(**model_inputs(batch), use_cache=False).logits
+                    logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
                 sums.append(sequence_losses(logits, labels_of(batch))[0])
                 self.num_block_evaluations += len(anatomy.blocks)
                 self.num_head_evaluations += 1

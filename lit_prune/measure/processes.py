@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lit_prune.errors import DataError, LitPruneError, MeasureError
+from lit_prune.measure.batches import IGNORED, input_ids_of, is_divisible, labels_of, rows_of
 from lit_prune.measure.journal import Journal, Key, batch_of
-from lit_prune.measure.losses import IGNORED, input_ids_of, labels_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -96,8 +96,11 @@ class Processes:
         Where a batch has fewer sequences than there are processes, some run one of them for nothing: they must take
         part, and its labels are masked.
 
+        Args:
+            batches: As `read_batches` gives them.
+
         Raises:
-            DataError: That is so of every batch.
+            DataError: That is so of every batch; or one has images, which are of no known sequence.
         """
         largest = max((len(input_ids_of(batch)) for batch in batches), default=self.size)
         if largest < self.size:
@@ -112,7 +115,12 @@ class Processes:
         rows = self.rows(num)
         idle = rows.start == rows.stop
         taken = slice(0, 1) if idle else rows
-        share = {name: value[taken] if _is_by_sequence(value, num) else value for name, value in batch.items()}
+        if not is_divisible(batch):
+            raise DataError(
+                f"processes share the sequences of a batch, and among its inputs ({', '.join(sorted(batch))}) are some "
+                "of which lit-prune cannot tell what belongs to which sequence: use one process"
+            )
+        share = rows_of(batch, taken)
         return {**share, "labels": torch.full_like(labels_of(share), IGNORED)} if idle else share
 
     def require_same(self, settings: object) -> None:
@@ -184,10 +192,6 @@ class SharedJournal(Journal):
 
     def _num(self, key: Key) -> int:
         return self._num_sequences[batch_of(key)]
-
-
-def _is_by_sequence(value: Any, num: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == num
 
 
 def _require_supported(fabric: Fabric) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
 from lit_prune.errors import MeasureError
-from lit_prune.measure.losses import IGNORED, input_ids_of, labels_of, model_inputs
+from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs
 from lit_prune.measure.outputs import first_tensor
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate, SublayerId
@@ -70,7 +70,7 @@ def stream_means(
             mask = counted_positions(batch)
             count += int(mask.any(dim=1).sum() if last_token else mask.sum())
             recorder.begin(mask)
-            what_if.model(**model_inputs(batch), use_cache=False)
+            what_if.model(**model_inputs(what_if.model, batch), use_cache=False)
     sums = torch.stack([*recorder.sums.values(), torch.tensor(count).to(next(iter(recorder.sums.values())))])
     *totals, number = what_if.summed(sums).tolist()
     means = {each: total / number for each, total in zip(recorder.sums, totals, strict=True)}

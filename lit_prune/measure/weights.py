@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +83,7 @@ def _samples(parameters: Sequence[nn.Parameter]) -> list[bytes]:
 
 
 def _bytes(parts: Sequence[Tensor], joined: Tensor) -> list[bytes]:
-    return [bytes(each.tolist()) for each in joined.cpu().split([len(part) for part in parts])]
+    return [bytes(each.tolist()) for each in torch.split(joined.cpu(), [len(part) for part in parts])]
 
 
 def _sample(parameter: Tensor) -> Tensor:
@@ -108,6 +107,7 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         values = values_of(model, name, parameter)
         values = values.dequantize() if _is_packed(values) else values
-        for part in values.contiguous().flatten().view(torch.uint8).split(BYTES_AT_A_TIME):
-            digest.update(part.cpu().numpy())
+        for part in torch.split(values.contiguous().flatten().view(torch.uint8), BYTES_AT_A_TIME):
+            # A copy, as FSDP2 could no longer free what numpy has seen.
+            digest.update(part.to("cpu", copy=True).numpy().data)
     return digest.hexdigest()[:16]

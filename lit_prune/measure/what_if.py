@@ -17,19 +17,11 @@ from torch import Tensor, nn
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
 from lit_prune.measure.batch_pass import BatchPass, Place, Wanted
+from lit_prune.measure.batches import input_ids_of, labels_of, on_device, read_batches
 from lit_prune.measure.halves import measured
 from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import (
-    Losses,
-    evaluating,
-    finite_mean,
-    input_ids_of,
-    labels_of,
-    on_device,
-    require_context,
-    require_tokens,
-)
+from lit_prune.measure.losses import Losses, evaluating, finite_mean, require_context, require_tokens
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weights import Weights
 from lit_prune.placement import bytes_held
@@ -85,7 +77,7 @@ class WhatIf:
         offload: bool = False,
     ) -> None:
         self.model = language_model(model)
-        self.batches = list(batches)
+        self.batches = read_batches(self.model, batches)
         self._share = 1.0
         self.num_block_evaluations = 0
         self.num_head_evaluations = 0

@@ -138,7 +138,12 @@ def test_bfloat16_losses_are_summed_in_float32():
         ([torch.zeros(1, 4)], "a Tensor"),
         ([{"input_ids": torch.zeros(4, dtype=torch.long)}], r"must be a tensor \[batch, seq\]; found \[4\]"),
         ([{"input_ids": [[1, 2]]}], "found a list"),
+        ([{"input_ids": torch.ones(1, 4)}], "whole numbers; found torch.float32"),
+        ([({"input_ids": torch.ones(1, 4)}, "name")], "a tuple"),
+        ([{"inputs": {"input_ids": torch.ones(1, 4, dtype=torch.long)}}], r"keys \['inputs'\]"),
+        ([{"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.ones(2)}], r"\[2, 4\]; found \[2\]"),
         ([{"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.full((1, 4), -100)}], "masked"),
+        ([{"input_ids": torch.ones(1, 4, dtype=torch.long), "inputs_embeds": torch.ones(1, 4, 32)}], "stand for"),
         ([{"input_ids": torch.ones(1, 200, dtype=torch.long)}], "200 tokens.* 128"),
     ],
 )
