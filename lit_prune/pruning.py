@@ -19,12 +19,13 @@ from lit_prune.measure import (
     SharedJournal,
     WhatIf,
     input_ids_of,
+    inputs_fingerprint,
+    model_fingerprints,
     price,
     progress_bar,
     read_batches,
     require_understood,
     unit_options,
-    weights_fingerprint,
 )
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruner import Pruner, describe_run
@@ -119,8 +120,10 @@ def prune(
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     sizes = [len(input_ids_of(batch)) for batch in batches]
+    # For one process without a file, nobody reads what takes a while to hash.
+    header = _journal_header(pruner, asked, batches) if journal is not None or processes.size > 1 else {}
     with (
-        SharedJournal(journal, _journal_header(pruner, asked, batches), processes, sizes) as kept,
+        SharedJournal(journal, header, processes, sizes) as kept,
         progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
     ):
         memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
@@ -148,7 +151,9 @@ def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[
         "granularity": pruner.granularity,
         "protect": sorted(map(str, pruner.protected)),
         "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},
-        "weights": weights_fingerprint(pruner.model),
+        **model_fingerprints(pruner.model),
+        "inputs": inputs_fingerprint(pruner.model, batches),
+        "scorer_data": getattr(pruner.scorer, "fingerprint", lambda model: "")(pruner.model),
         "batches": [list(input_ids_of(batch).shape) for batch in batches],
     }
 

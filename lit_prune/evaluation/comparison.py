@@ -17,7 +17,7 @@ from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import compare_speed, dense_twin
 from lit_prune.evaluation.tasks import TaskScore
-from lit_prune.measure import Journal, WhatIf, progress_bar, weights_fingerprint
+from lit_prune.measure import Journal, WhatIf, model_fingerprints, progress_bar
 from lit_prune.methods import Method
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner, describe_run
@@ -254,7 +254,7 @@ class Comparison:
         pruner.plan = describe_run(pruner.plan, budget, entry.source)
         stem = f"{file_name(name)}/{file_name(entry.label)}"
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
-        header = {**entry.settings, "weights": weights_fingerprint(model)}
+        header = {**entry.settings, **model_fingerprints(model)}
         with (
             Journal(self._made(f"journals/{stem}.jsonl"), header) as journal,
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,

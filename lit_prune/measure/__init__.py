@@ -15,6 +15,7 @@ from lit_prune.measure.batches import (
 )
 from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
+from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.head import Compute, logits_of
 from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
@@ -36,7 +37,6 @@ from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
-from lit_prune.measure.weights import weights_fingerprint
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "hint_if_implausible",
     "inference_options",
     "input_ids_of",
+    "inputs_fingerprint",
     "is_linear",
     "is_run_of_blocks",
     "kl_divergence",
@@ -76,6 +77,7 @@ __all__ = [
     "loss_gradients",
     "mean_loss",
     "measure_latency",
+    "model_fingerprints",
     "model_inputs",
     "now",
     "on_device",
@@ -90,6 +92,5 @@ __all__ = [
     "take_inventory",
     "tensors_of",
     "unit_options",
-    "weights_fingerprint",
     "weights_of",
 ]

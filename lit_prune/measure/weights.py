@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lit_prune.placement import values_of
 from lit_prune.surgery import is_sharded, reshard
 
 SAMPLED = 64
 """Numbers of each weight that are looked at; a step of training moves almost all of them."""
-BYTES_AT_A_TIME = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,3 @@ def _sample(parameter: Tensor) -> Tensor:
 def _is_packed(tensor: Tensor) -> bool:
     """Whether it is torchao's, which is no plain tensor."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of every parameter's name, shape, dtype and all of its numbers."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        values = values_of(model, name, parameter)
-        values = values.dequantize() if _is_packed(values) else values
-        for part in torch.split(values.contiguous().flatten().view(torch.uint8), BYTES_AT_A_TIME):
-            # A copy, as FSDP2 could no longer free what numpy has seen.
-            digest.update(part.to("cpu", copy=True).numpy().data)
-    return digest.hexdigest()[:16]

@@ -15,12 +15,13 @@ SCORERS = Registry("scorer")
 class Scorer(Protocol):
     """Scores candidates on the model as it is now.
 
-    Three attributes are looked for, and may be absent:
+    Four attributes are looked for, and may be absent:
 
     - `together = True`: one call for all candidates costs what a call for one does, or means something else. A round
       then makes one call, whatever the search asks for.
     - `gradients = True`: it wants gradients of weights, which a model that is sharded over processes does not give.
     - `protected_blocks(num_blocks)`: blocks of the original model that the method never removes, 0-based.
+    - `fingerprint(model)`: text that differs where data of its own decides other scores, for a search that goes on.
     """
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lit_prune.errors import LitPruneError
 from lit_prune.examples import Example, example_batches, read_examples
-from lit_prune.measure import BatchPass, Compute, WhatIf, labels_of
+from lit_prune.measure import BatchPass, Compute, WhatIf, inputs_fingerprint, labels_of
 from lit_prune.names import load_tokenizer
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS
@@ -66,11 +66,11 @@ class Task:
             DataError: An example is longer than the model's context.
             ModelError: There is no tokenizer.
         """
-        examples = read_examples(self.data)
+        examples, model = read_examples(self.data), what_if.model
         completions = len(examples[0].choices) == 1
         kind = ExactMatch if completions and self.metric == "accuracy" else WhatIf
         name = f"{kind.__name__} {self.data}"
-        measured = what_if.beside(name, kind, lambda: self._batches(what_if, examples)).losses(candidates)
+        measured = what_if.beside(name, kind, lambda: self._batches(model, examples)).losses(candidates)
 
         def score(figures: Tensor) -> float:
             return self._score(examples, figures.tolist(), measured.tokens.tolist())
@@ -78,8 +78,12 @@ class Task:
         importance = {each: score(figures) for each, figures in measured.sequences.items()}
         return Scores(importance, zero=score(measured.base_sequences))
 
-    def _batches(self, what_if: WhatIf, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
-        name = self.tokenizer or what_if.model.config.name_or_path
+    def fingerprint(self, model: Any) -> str:
+        """See `Scorer`: of the examples' tokens."""
+        return inputs_fingerprint(model, self._batches(model, read_examples(self.data)))
+
+    def _batches(self, model: Any, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
+        name = self.tokenizer or model.config.name_or_path
         if not name:
             raise LitPruneError("the model has no name to find a tokenizer by; say tokenizer=NAME")
         return example_batches(examples, load_tokenizer(name), self.batch_size)

@@ -1,4 +1,4 @@
-"""All that a model is given in training reaches the scoring, whole and in parts; held against transformers' own loss."""
+"""All that a model is given in training reaches the scoring, whole and in parts: held against transformers' loss."""
 
 from collections import UserDict
 

@@ -14,7 +14,7 @@ import torch
 
 from lit_prune import prune
 from lit_prune.errors import MeasureError
-from lit_prune.measure import Journal, WhatIf, weights_fingerprint
+from lit_prune.measure import Journal, WhatIf
 from lit_prune.plan import Candidate
 from lit_prune.surgery import remove
 from tests import naive
@@ -102,9 +102,49 @@ def test_other_weights_and_other_text_are_refused(tmp_path):
         prune(tiny_model("llama", seed=1), BATCHES, amount=0.1, journal=path, progress=False)
     with pytest.raises(MeasureError, match="calibration"):
         prune(tiny_model("llama"), BATCHES[1:], amount=0.1, journal=path, progress=False)
+
+
+def changed(parts):
+    """A model with another value where the first numbers of its weights are what they were."""
+    model = tiny_model("mixtral")
     with torch.no_grad():
-        (trained := tiny_model("llama")).model.layers[2].mlp.up_proj.weight += 1e-3
-    assert weights_fingerprint(trained) != weights_fingerprint(tiny_model("llama"))
+        for each in parts(model):
+            each += 1e-3
+    return model
+
+
+DECIDING = {
+    "weights": [
+        (lambda: changed(lambda model: [model.model.embed_tokens.weight[100:]]), {}),
+        (lambda: changed(lambda model: [each[1:] for each in model.model.layers[2].mlp.experts.parameters()]), {}),
+    ],
+    "network": [
+        (lambda: tiny_model("mixtral", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0}), {}),
+        (lambda: exchanged(tiny_model("mixtral")), {}),
+    ],
+    "inputs": [
+        (lambda: tiny_model("mixtral"), {"attention_mask": torch.ones(2, 20).long().tril(12)}),
+        (lambda: tiny_model("mixtral"), {"position_ids": torch.arange(20).expand(2, 20) % 12}),
+    ],
+}
+
+
+def exchanged(model):
+    model.model.layers[1].mlp.experts.act_fn = torch.nn.GELU()
+    return model
+
+
+@pytest.mark.parametrize(("name", "make", "inputs"), [(name, *each) for name, all in DECIDING.items() for each in all])
+def test_everything_that_decides_a_loss_is_in_the_journal(tmp_path, name, make, inputs):
+    path = tmp_path / "journal.jsonl"
+    ids = BATCHES[0]["input_ids"]
+    asked = {"amount": 0.2, "search": "one_shot", "journal": path, "progress": False}
+    prune(tiny_model("mixtral"), [{"input_ids": ids}], **asked)
+    prune(tiny_model("mixtral"), [{"input_ids": ids, "name": ["a", "b"]}], **asked)
+    before = path.read_bytes()
+    with pytest.raises(MeasureError, match=f"another search: {name} "):
+        prune(make(), [{"input_ids": ids, **inputs}], **asked)
+    assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path):

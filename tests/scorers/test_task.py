@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lit_prune.errors import DataError, LitPruneError
+from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Candidate
 from lit_prune.pruner import Pruner
@@ -150,6 +150,9 @@ def test_a_search_that_was_killed_goes_on(task, tmp_path):
     # The second time, nothing was measured that had been.
     assert found[0] == found[1]
     assert found[0][2].count("\n") > len(CANDIDATES)
+    task([{**each, "answer": 1 - each["answer"]} for each in CHOICES])
+    with pytest.raises(MeasureError, match="another search: scorer_data "):
+        prune(tiny_model("llama"), BATCHES, journal=journal, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What decides a loss, in short: weights, the network around them, and what it is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lit_prune.anatomy import language_model
+from lit_prune.measure.batches import read_batches
+from lit_prune.placement import values_of
+
+BYTES_AT_A_TIME = 1 << 26
+NAMES = ("_name_or_path", "_commit_hash", "transformers_version")
+"""Entries of a config that say where a model is from."""
+NO_SETTINGS = ("training", "gradient_checkpointing", "name_or_path")
+
+
+def model_fingerprints(model: nn.Module) -> dict[str, str]:
+    """Of the `weights`, every number of them, and of the `network`: its config, classes and their settings.
+
+    Args:
+        model: A causal language model. Of one that is sharded over processes, all must ask.
+    """
+    root = language_model(model)
+    return {"weights": _weights(root), "network": _network(root)}
+
+
+def inputs_fingerprint(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> str:
+    """Of all that the model takes of some batches, and of their labels."""
+    digest = hashlib.sha256()
+    for batch in read_batches(model, batches):
+        for name, value in sorted(batch.items()):
+            leaves, form = tree_flatten(value)
+            digest.update(f"{name}{form}".encode())
+            for each in leaves:
+                _add(digest, each if isinstance(each, Tensor) else torch.tensor([]))
+    return digest.hexdigest()[:16]
+
+
+def _weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    kept = set(model.state_dict(keep_vars=True))
+    buffers = [(name, each) for name, each in model.named_buffers() if name in kept]
+    for name, each in [*model.named_parameters(), *buffers]:
+        digest.update(name.encode())
+        values = values_of(model, name, each)
+        # torchao's are no plain tensors.
+        packed = type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        _add(digest, values.dequantize() if packed else values)
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, values: Tensor) -> None:
+    digest.update(f"{tuple(values.shape)}{values.dtype}".encode())
+    for part in torch.split(values.detach().contiguous().flatten().view(torch.uint8), BYTES_AT_A_TIME):
+        # A copy, as FSDP2 could no longer free what numpy has seen.
+        digest.update(part.to("cpu", copy=True).numpy().data)
+
+
+def _network(model: Any) -> str:
+    modules = [[name, _named(type(module)), _settings(module)] for name, module in model.named_modules()]
+    found = json.dumps([_without_names(model.config.to_dict()), modules], sort_keys=True, default=str)
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Numbers, words and functions that a module holds."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+    own = {name: each for name, each in vars(module).items() if not name.startswith("_") and name not in NO_SETTINGS}
+    settings = {name: repr(each) for name, each in own.items() if isinstance(each, plain)}
+    functions = {name: _named(each) for name, each in own.items() if callable(each)}
+    return {**settings, **functions}
+
+
+def _named(function: Callable[..., Any]) -> str:
+    # FSDP2 makes classes of its own of those that it shards.
+    return str(getattr(function, "__qualname__", type(function).__qualname__)).removeprefix("FSDP")
+
+
+def _without_names(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {str(name): _without_names(each) for name, each in config.items() if name not in NAMES}
+    return [_without_names(each) for each in config] if isinstance(config, list | tuple) else config
