@@ -20,8 +20,9 @@ from lit_prune.errors import ModelError
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.llama_cpp import require_same_in_llama_cpp
-from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, GGUF_POSITIONS
-from lit_prune.export.vllm import head_size, require_served
+from lit_prune.export.served import require_served
+from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
+from lit_prune.export.vllm import head_size
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
 from lit_prune.writing import name_aside, put_in_place
@@ -60,8 +61,7 @@ def save_gguf(
         raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
-    require_served(model, "llama.cpp's deci")
-    _require_plain_rope(model)
+    require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
     aside = name_aside(path)
     try:
@@ -70,21 +70,14 @@ def save_gguf(
             _write(model, aside, tokenizer, plan, weights, tokenizer_from)
             if verify:
                 _require_same(model, aside, weights)
-                require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32")
+                lent = tokenizer_from is not None
+                require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32", lent=lent)
         put_in_place(aside, path)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
     return path
-
-
-def _require_plain_rope(model: PreTrainedModel) -> None:
-    kind = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind not in GGUF_POSITIONS:
-        raise ModelError(
-            f"rotary positions of the type {kind} are not written to GGUF; {', '.join(GGUF_POSITIONS)} are"
-        )
 
 
 def _write(
@@ -160,7 +153,7 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield "output_norm.weight", network.model.norm.weight
     if not config.tie_word_embeddings:
         yield "output.weight", network.lm_head.weight
-    if config.rope_parameters.get("rope_type") == GGUF_POSITIONS[-1]:
+    if config.rope_parameters.get("rope_type") == [*POSITIONS][-1]:
         # llama.cpp divides the frequencies by these.
         plain = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_size(model), 2) / head_size(model))
         yield "rope_freqs.weight", plain / network.model.rotary_emb.inv_freq.cpu()

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.errors import ModelError
+from lit_prune.export.llama_cpp import LENT
 from lit_prune.export.targets import BYTE_LEVEL, PRE_TOKENIZERS, SENTENCE_PIECE
 
 
@@ -32,10 +33,10 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         return
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
-        raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json; {HINT}")
+        raise ModelError(f"{type(tokenizer).__name__} has no tokenizer.json; {LENT}")
     data = json.loads(core.to_str())
     if data["model"]["type"] != "BPE":
-        raise ModelError(f"the tokenizer is a {data['model']['type']}, only byte-pair encodings are written; {HINT}")
+        raise ModelError(f"the tokenizer is a {data['model']['type']}, only byte-pair encodings are written; {LENT}")
     pieces = bool(data["model"].get("byte_fallback"))
     tokens, types = _tokens(tokenizer, data, vocab_size)
     merges = [each if isinstance(each, str) else " ".join(each) for each in data["model"]["merges"]]
@@ -51,12 +52,13 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         writer.add_add_space_prefix(_adds_space(data))
     else:
         writer.add_tokenizer_pre(pre_tokenizer(data))
-        writer.add_token_merges(merges)
+        writer.add_token_merges(merges or [NO_MERGE])
         writer.add_add_space_prefix(False)
     _add_special(writer, tokenizer)
 
 
-HINT = "a GGUF file of the dense model has one that llama.cpp reads: give it as --tokenizer_from"
+NO_MERGE = "no merge"
+"""llama.cpp wants one at least. No text is made of these two: merges begin with single characters."""
 _NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 
 
@@ -73,7 +75,7 @@ def pre_tokenizer(data: Mapping[str, Any]) -> str:
         key.append(pattern or step.get("type", "nothing"))
     found = PRE_TOKENIZERS.get(tuple(key))
     if found is None or data.get("normalizer") not in (None, {"type": "NFC"}):
-        raise ModelError(f"llama.cpp is not known to cut text like this tokenizer ({', '.join(key)}); {HINT}")
+        raise ModelError(f"llama.cpp is not known to cut text like this tokenizer ({', '.join(key)}); {LENT}")
     return found
 
 
@@ -82,9 +84,13 @@ def _tokens(
 ) -> tuple[list[str], list[int]]:
     names: dict[int, str] = {number: name for name, number in tokenizer.get_vocab().items()}
     added = {each["id"]: each for each in data["added_tokens"]}
-    size = max(vocab_size, max(names) + 1)
+    if max(names, default=-1) >= vocab_size:
+        raise ModelError(
+            f"the tokenizer has the token {names[max(names)]!r} with the number {max(names)}, and the model has "
+            f"{vocab_size} rows of embeddings: it is another model's, or model.resize_token_embeddings was forgotten"
+        )
     tokens, types = [], []
-    for number in range(size):
+    for number in range(vocab_size):
         name = names.get(number, f"[PAD{number}]")
         tokens.append(name)
         if number in added:
@@ -114,8 +120,11 @@ def _add_special(writer: Any, tokenizer: Any) -> None:
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):  # several, by their names
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
 
 
 def _copy(writer: Any, file: str) -> None:

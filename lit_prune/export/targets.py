@@ -4,10 +4,9 @@ from __future__ import annotations
 
 SERVED_TYPES = ("llama", "mistral")
 """Model types with the tensors and the arithmetic of Llama, the only ones whose blocks runtimes let differ."""
-
-DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
-"""What vLLM calls a model whose blocks lack attention or FFN."""
-DECILM_CONFIG = (
+SERVED_ACTIVATIONS = ("silu", "swish")
+"""What their FFNs compute, by transformers' names for it; any other is not written as this one."""
+SERVED_READ = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -19,14 +18,32 @@ DECILM_CONFIG = (
     "rms_norm_eps",
     "rope_parameters",
     "max_position_embeddings",
-    "initializer_range",
     "tie_word_embeddings",
     "attention_bias",
     "mlp_bias",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
 )
+"""Settings of a config that the graphs of all runtimes read."""
+SERVED_INERT = (
+    *("architectures", "transformers_version", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
+    *("id2label", "label2id", "problem_type", "return_dict", "output_hidden_states", "output_attentions"),
+    *("initializer_range", "use_cache", "pretraining_tp", "attention_dropout"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sliding_window"),
+)
+"""Settings that change nothing of what a trained model computes; a sliding window is looked at by itself."""
+POSITIONS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of rotary positions, with the settings that the runtimes read; the last goes to GGUF by its frequencies."""
+VLLM_POSITIONS = {
+    **POSITIONS,
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
+}
+
+DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
+"""What vLLM calls a model whose blocks lack attention or FFN."""
+DECILM_CONFIG = (*SERVED_READ, "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 """Settings of a config that are taken over."""
 DECILM_CODE = '''"""The config of a model whose blocks differ, for vLLM's DeciLMForCausalLM. Written by lit-prune."""
 
@@ -65,8 +82,6 @@ GGUF_NAMES = {
     "mlp": {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
 }
 GGUF_NORMS = {"attention": ("input_layernorm", "attn_norm"), "mlp": ("post_attention_layernorm", "ffn_norm")}
-GGUF_POSITIONS = ("default", "linear", "llama3")
-"""Kinds of rotary positions that are written to GGUF; the last by factors of its frequencies."""
 
 CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

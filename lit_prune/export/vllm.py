@@ -15,11 +15,12 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune.anatomy import Anatomy, Record, find_sublayers
+from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
 from lit_prune.export.folder import finished_folder, open_weights
-from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_TYPES
+from lit_prune.export.served import require_served
+from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_ACTIVATIONS, VLLM_POSITIONS
 from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
 from lit_prune.writing import write_text
 
@@ -50,7 +51,7 @@ def save_for_vllm(
     Raises:
         ModelError: As for `save`; or vLLM cannot serve it, with the reason.
     """
-    require_served(model, "vLLM's DeciLM")
+    require_served(model, "vLLM's DeciLM", VLLM_POSITIONS)
     with finished_folder(model, directory, plan) as aside:
         anatomy = find_sublayers(model)
         stub = _needs_stub(anatomy)
@@ -69,26 +70,6 @@ def save_for_vllm(
         if verify:
             _require_same(model, aside)
     return Path(directory).expanduser()
-
-
-def require_served(model: PreTrainedModel, target: str) -> None:
-    """Refuse what computes otherwise than the runtimes do.
-
-    Raises:
-        ModelError: It does; the message says in what.
-    """
-    config = model.config
-    if config.model_type not in SERVED_TYPES:
-        raise ModelError(
-            f"{target} computes as {' and '.join(SERVED_TYPES)} do, not as {config.model_type}; export as "
-            "hf-zeroed, which the usual converters and servers take, at the price of the dense model"
-        )
-    if getattr(config, "sliding_window", None):
-        raise ModelError(f"{target} knows no sliding window, and this model has one of {config.sliding_window}")
-    if Record.of(config).biases:
-        raise ModelError(
-            f"{target} has no place for the biases that a compensation folded in; export as hf-remote-code"
-        )
 
 
 def _needs_stub(anatomy: Anatomy) -> SublayerId | None:
@@ -127,12 +108,14 @@ def head_size(model: PreTrainedModel) -> int:
 def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -> dict[str, Any]:
     config = model.config
     data = {name: getattr(config, name) for name in DECILM_CONFIG if hasattr(config, name)}
+    data["hidden_act"] = SERVED_ACTIVATIONS[0]  # under the one name that vLLM knows
     group = config.num_attention_heads // config.num_key_value_heads
     blocks = []
     for block in anatomy.blocks:
         attention, mlp = (SublayerId(block, kind) for kind in ("attention", "mlp"))
         serves = attention in anatomy or attention == stub
-        ffn = {"no_op": False, "intermediate_size": config.intermediate_size, "hidden_act": config.hidden_act}
+        ffn: dict[str, Any] = {"no_op": False, "intermediate_size": config.intermediate_size}
+        ffn["hidden_act"] = data["hidden_act"]
         blocks.append(
             {
                 "attention": {"no_op": not serves, "n_heads_in_group": group if serves else None},

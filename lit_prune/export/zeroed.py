@@ -65,14 +65,14 @@ def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
     device = model.device
     # Built for real, since some classes keep tables that are no buffers.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
-        twin = stock(stock_config(model)).to(device, model.dtype)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-        own = dict(model.named_buffers())
-        for name, buffer in twin.named_buffers():
-            if name in own:
-                buffer.copy_(own[name])
+        twin = stock(stock_config(model)).to(device)
+    for parameter in twin.parameters():
+        parameter.data = torch.zeros_like(parameter, dtype=model.dtype)
+    # Each in its own dtype: rotary tables are float32 beside weights of any.
+    own = dict(model.named_buffers())
+    for name, buffer in twin.named_buffers():
+        if name in own:
+            buffer.data = own[name].clone()
     with without_tombstones(model):
         unfit = twin.load_state_dict(model.state_dict(), strict=False).unexpected_keys
     if unfit:

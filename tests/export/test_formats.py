@@ -1,12 +1,13 @@
 """Every export format against the muted dense model, through loaders that know nothing of lit_prune."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig
 
 from lit_prune import autoload
 from lit_prune.__main__ import main
@@ -124,6 +125,17 @@ def test_a_zeroed_model_is_as_large_as_the_dense_one(tmp_path):
     assert "neither smaller nor faster" in card
 
 
+def test_a_zeroed_model_keeps_each_dtype(tmp_path):
+    model, _ = pruned("llama", SETS[0])
+    for parameter in model.parameters():  # as loaded in bfloat16: rotary tables stay in float32
+        parameter.data = parameter.data.bfloat16()
+    found = loaded_elsewhere(export(model, tmp_path / "out", format="hf-zeroed"), dtype="bfloat16")
+    assert {name: each.dtype for name, each in found.named_buffers()} == {
+        name: each.dtype for name, each in model.named_buffers()
+    }
+    assert torch.equal(logits(found), logits(model))
+
+
 def test_zeros_that_do_not_hold_are_refused(tmp_path, monkeypatch):
     model, _ = pruned("llama", SETS[0])
     filled = zeroed.with_zeros(model)
@@ -183,12 +195,42 @@ def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("architecture", "overrides", "reason"),
-    [("gpt2", {}, "not as gpt2; export as hf-zeroed"), ("mistral", {"sliding_window": 8}, "sliding window")],
+    [
+        ("gpt2", {}, "not as gpt2; export as hf-zeroed"),
+        ("mistral", {"sliding_window": 8}, "sliding window"),
+        ("llama", {"hidden_act": "gelu"}, "computes silu, not gelu"),
+        ("llama", {"hidden_act": "relu"}, "computes silu, not relu"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type dynamic are"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "attention_factor": 3.0}},
+            "does not read attention_factor = 3.0 of rotary",
+        ),
+    ],
 )
 @pytest.mark.parametrize("format", ["vllm", "gguf"])
 def test_what_cannot_be_served_is_refused(format, architecture, overrides, reason, tmp_path):
     model, _ = pruned(architecture, ["mlp.1"], **overrides)
     with pytest.raises(ModelError, match=reason):
+        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("format", ["vllm", "gguf"])
+def test_what_no_runtime_is_known_to_read_is_refused(format, tmp_path):
+    @dataclasses.dataclass
+    class Newer(LlamaConfig):
+        """Of a transformers to come, say."""
+
+        residual_multiplier: float = 1.0
+
+    model, _ = pruned("llama", ["mlp.1"])
+    model.config = Newer(**model.config.to_dict(), residual_multiplier=0.2)
+    with pytest.raises(ModelError, match="does not read residual_multiplier = 0.2 of the config"):
+        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+    own = type("Own", (type(model),), {"__module__": "a_module_that_came_with_it"})
+    model.config.residual_multiplier, model.__class__ = 1.0, own
+    with pytest.raises(ModelError, match="what Own of a_module_that_came_with_it does otherwise is not known"):
         export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
     assert not [*tmp_path.iterdir()]
 

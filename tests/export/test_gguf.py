@@ -1,14 +1,16 @@
 """The GGUF file, as llama.cpp itself reads it: probabilities after a text, and tokens one after another."""
 
+from contextlib import nullcontext
+
 import gguf
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lit_prune.__main__ import main
 from lit_prune.errors import ModelError
-from lit_prune.export import export, llama_cpp
+from lit_prune.export import export, gguf_tokenizer, llama_cpp
 from lit_prune.export import gguf as gguf_module
 from lit_prune.export.gguf_tokenizer import pre_tokenizer
 from lit_prune.export.targets import CASES, PRE_TOKENIZERS, REST
@@ -44,15 +46,14 @@ def byte_tokenizer(kind="gpt-2"):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(STEPS[kind]) if len(STEPS[kind]) > 1 else STEPS[kind][0]
     core.decoder = decoders.ByteLevel()
-    # No bytes but these: llama.cpp keeps back what is no whole character, and its probabilities too.
-    core.train_from_iterator(
-        [TEXT * 3, llama_cpp.QUESTION], trainers.BpeTrainer(vocab_size=120, special_tokens=["<s>", "</s>"])
-    )
+    options = {"special_tokens": ["<s>", "</s>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    core.train_from_iterator([TEXT * 3, llama_cpp.QUESTION], trainers.BpeTrainer(vocab_size=380, **options))
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", chat_template="{{ 1 }}")
 
 
 def model_of(names, **overrides):
-    options = {"vocab_size": 128, "hidden_size": 64, "head_dim": 16, "intermediate_size": 96, **overrides}
+    # Of this seed, no two tokens are likeliest by less than what rounding moves.
+    options = {"seed": 2, "vocab_size": 384, "hidden_size": 64, "head_dim": 16, "intermediate_size": 96, **overrides}
     model = tiny_model("llama", **options)
     remove(model, [SublayerId.parse(each) for each in names])
     return model
@@ -68,10 +69,11 @@ def test_llama_cpp_writes_the_same_tokens(names, weights, tmp_path):
     tokens = tokenizer(TEXT)["input_ids"]
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     expected = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()
-    request = {"prompt": TEXT, "n_predict": 12, "temperature": 0.0, "n_probs": 1, "ignore_eos": True}
+    request = {"prompt": TEXT, "n_predict": 12, "temperature": 0.0, "ignore_eos": True}
+    request |= {"verbose": True, "return_tokens": True}  # half a character has no place in the answer's text
     with llama_cpp.server(file) as llama:
         answer = llama.handle_completions(request)
-    found = [each["id"] for each in answer["choices"][0]["logprobs"]["content"]]
+    found = answer["__verbose"]["tokens"]
     assert answer["usage"]["prompt_tokens"] == len(tokens)
     assert found[0] == expected[0]
     if weights == "f32":
@@ -94,6 +96,7 @@ def test_llama_cpp_cuts_text_alike(kind, tmp_path):
     ("overrides", "name"),
     [
         ({"tie_word_embeddings": True}, "tied"),
+        ({"attention_bias": True, "mlp_bias": True, "head_dim": 24, "rms_norm_eps": 0.1, "hidden_act": "swish"}, "all"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}, "linear"),
         (
             {
@@ -114,6 +117,66 @@ def test_positions_and_tied_embeddings(overrides, name, tmp_path):
     tokenizer = byte_tokenizer()
     model = model_of(["attention.1"], **overrides)
     assert export(model, tmp_path / name, format="gguf", tokenizer=tokenizer, weights="f32").is_file()
+
+
+@needs_llama_cpp
+def test_half_a_character_may_be_likeliest(tmp_path):
+    tokenizer, model = byte_tokenizer(), model_of(["mlp.1"])
+    tokens = torch.tensor([tokenizer(llama_cpp.QUESTION)["input_ids"]])
+    half = tokenizer.convert_tokens_to_ids("\u00ab")  # how the byte 0xAB is written, which is within a character
+    with torch.no_grad():
+        model.lm_head.weight[half] = model.model(tokens).last_hidden_state[0, -1]
+    assert model(tokens).logits[0, -1].argmax() == half
+    assert export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32").is_file()
+
+
+@needs_llama_cpp
+def test_what_llama_cpp_says_of_a_file_is_passed_on(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_merges", lambda *_: None)
+    with pytest.raises(ModelError, match="does not read this file: .*cannot find tokenizer merges"):
+        export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=byte_tokenizer())
+    assert "merges" not in capfd.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@needs_llama_cpp
+def test_a_tokenizer_without_merges(tmp_path):
+    alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = STEPS["gpt-2"][0], decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    assert export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer).is_file()
+
+
+@needs_llama_cpp
+def test_text_that_llama_cpp_cuts_otherwise_is_refused_unless_the_tokenizer_is_lent(tmp_path, monkeypatch):
+    model, tokenizer = model_of([]), byte_tokenizer("llama-bpe")
+    tokenizer.add_tokens(["<one>", " two "])
+    lender = export(model, tmp_path / "sound.gguf", format="gguf", tokenizer=tokenizer)
+    monkeypatch.setattr(gguf_tokenizer, "pre_tokenizer", lambda data: "qwen2")  # which cuts single digits
+    with pytest.raises(ModelError, match=r"cuts 'The 3 .* otherwise: into \['2', .*--tokenizer_from"):
+        export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+    other = export(model, tmp_path / "other.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"))
+    with pytest.warns(UserWarning, match="cuts 'The 3 .* otherwise"):
+        export(model, tmp_path / "warned.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(other))
+    export(model, tmp_path / "lent.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(lender))
+
+
+def test_more_tokens_than_rows_are_refused(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), 388)])
+    with pytest.raises(ModelError, match="'<387>' with the number 387, and the model has 384 rows"):
+        export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_chat_templates_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    fields = gguf.GGUFReader(export(model_of([]), tmp_path / "o.gguf", format="gguf", tokenizer=tokenizer)).fields
+    found = {name: fields[f"tokenizer.chat_template{name}"].contents() for name in ("", ".tool_use")}
+    assert found == {"": "{{ 1 }}", ".tool_use": "{{ 2 }}"}
 
 
 @needs_llama_cpp
@@ -144,8 +207,8 @@ def test_without_llama_cpp_tensors_are_compared(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["out.gguf"]
 
 
-def sentence_pieces():
-    """Merges over marked words with bytes to fall back on, as in Llama 2."""
+def sentence_pieces(scheme="legacy"):
+    """Merges over marked words with bytes to fall back on, as in Llama 2, marked in one of transformers' ways."""
     characters = sorted(set(TEXT.replace(" ", "\u2581")) - {"q"})
     vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters]
     merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("c", "o"), ("\u2581", "l"), ("a", "r"), ("ar", "g")]
@@ -159,16 +222,28 @@ def sentence_pieces():
             fuse_unk=True,
         )
     )
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    if scheme == "legacy":
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @needs_llama_cpp
-def test_sentence_pieces(tmp_path):
-    tokenizer = sentence_pieces()
-    model = model_of(["mlp.1"], vocab_size=384)
-    file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+@pytest.mark.parametrize("scheme", ["legacy", "always", "first"])
+def test_sentence_pieces(scheme, tmp_path):
+    tokenizer = sentence_pieces(scheme)
+    model = model_of(["mlp.1"])
+    options = {"format": "gguf", "tokenizer": tokenizer}
+    if scheme == "first":  # no space after a special token, where llama.cpp has one
+        with pytest.raises(ModelError, match="llama.cpp cuts 'a<unk>a.* otherwise: into .*--tokenizer_from"):
+            export(model, tmp_path / "out.gguf", **options)
+        return
+    # One space more is no other space to transformers, as it is to SentencePiece and llama.cpp.
+    told = pytest.warns(UserWarning, match="cuts ' .* otherwise") if scheme == "always" else nullcontext()
+    with told:
+        file = export(model, tmp_path / "out.gguf", **options)
     with llama_cpp.server(file) as llama:
         answer = llama.handle_completions({"prompt": TEXT + " q", "n_predict": 1})
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(TEXT + " q")["input_ids"])
