@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import count_parameters
+from lit_prune.anatomy import context_length, count_parameters
 from lit_prune.callbacks import loop, sharding
 from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
@@ -93,8 +93,7 @@ class BeforeAfterCallback(Callback):
         self._require_order(trainer)
         if self.timing["repeats"]:
             sharding.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
-        config = loop.model_in(pl_module, self.model).config.get_text_config(decoder=True)
-        context = getattr(config, "max_position_embeddings", None)
+        context = context_length(loop.model_in(pl_module, self.model).config)
         timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
         if self.timing["repeats"] and context is not None and timed > context:
             raise LitPruneError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
+from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError
 from lit_prune.names import load_tokenizer
 from lit_prune.texts import BUILTIN, read_parts, read_texts
@@ -240,8 +241,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _require_context(self) -> None:
         config: Any = getattr(getattr(self._module(), "model", None), "config", None)
-        text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
-        context = getattr(text_config, "max_position_embeddings", None)
+        context = context_length(config)
         if context is not None and self.window > context:
             raise DataError(
                 f"a window of {self.window} tokens exceeds the model's context of {context}; make it shorter"

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Classes of characters that turn the direction in which others are shown."""
+
+
+class Markdown(str):
+    """What is Markdown already."""
+
+    __slots__ = ()
 
 
 def clean(text: str) -> str:
@@ -34,5 +45,44 @@ def markdown_line(text: str) -> str:
     return re.sub(r"^(\d*)([#+\-=.)])", r"\1\\\2", markdown_inline(text))
 
 
+def bold(text: str) -> Markdown:
+    """The text in bold, as it is."""
+    return Markdown(f"**{markdown_inline(text)}**")
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[str] | None = None
+) -> Markdown:
+    """A table in Markdown whose cells are shown as they are, those that are `Markdown` apart.
+
+    Args:
+        heads: What stands above.
+        rows: Cells of each line.
+        left: Heads of words, above cells that stand at the left; the first alone when None.
+    """
+    words = heads[:1] if left is None else left
+    rule = [Markdown("---" if head in words else "---:") for head in heads]
+    lines = [
+        [each if isinstance(each, Markdown) else markdown_inline(each) for each in row] for row in (heads, rule, *rows)
+    ]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def figure_text(text: str) -> str:
+    r"""The text as one line that matplotlib draws as it is, never as a formula.
+
+    Example:
+        >>> print(figure_text(r"m$\frac{1}$x"))
+        m\$\frac{1}\$x
+    """
+    return " ".join(clean(text).split()).replace("$", r"\$")
+
+
+def say(text: str, **options: Any) -> None:
+    """Print what others may have written: nothing in it moves a cursor."""
+    print(clean(text), **options)
+
+
 def _harmless(character: str) -> str:
-    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cs") and character != "\t" else character
+    moves = unicodedata.category(character) in ("Cc", "Cs") and character != "\t"
+    return "\ufffd" if moves or unicodedata.bidirectional(character) in TURNS else character

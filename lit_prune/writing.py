@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -47,9 +49,48 @@ def file_name(name: str) -> str:
     return f"-{plain[1:]}" if plain.startswith(".") else plain
 
 
+LONGEST = 255
+"""Bytes in a name, on nearly all file systems."""
+ROOM = len(".prune_plan.json")
+"""For the longest ending of what is written beside a folder."""
+
+
+class NotPlacedError(OSError):
+    """What was written could not get its name; it is kept beside it, and the message says where."""
+
+
+def destination(path: str | Path) -> Path:
+    """Where something of this name is written: where a link leads to, which need not be there yet."""
+    found = Path(path).expanduser()
+    return Path(os.path.realpath(found)) if os.path.islink(found) or found.name in ("", "..") else found
+
+
+def obstacle(path: Path, *, inside: bool = False) -> str | None:
+    """Why nothing can be written under a name, in words; None where nothing is in the way. For asking before long work.
+
+    Args:
+        path: A `destination`, of a file or a new folder.
+        inside: Whether it is a folder that may be there already, into which files are written.
+    """
+    if len(os.fsencode(path.name)) > LONGEST - ROOM or any(len(os.fsencode(each)) > LONGEST for each in path.parts):
+        return f"a name of more than {LONGEST - ROOM} bytes leaves no room for what is written beside it"
+    if path.is_symlink():
+        return "it is a link that leads to itself"
+    if inside and path.exists() and not path.is_dir():
+        return "it is no folder"
+    if not inside and os.path.ismount(path):
+        return f"it is a mount point, onto which nothing can be renamed; name something inside, like {path / 'model'}"
+    nearest = next(each for each in ((path / "_") if inside else path).absolute().parents if os.path.lexists(each))
+    if not nearest.is_dir():
+        return f"{nearest} is no folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"nothing may be written in {nearest}"
+
+
 def name_aside(path: Path) -> Path:
     """A name beside `path` that nobody else writes to; what processes left there that were killed is removed."""
     start = f".{path.name}.{socket.gethostname()}."
+    if len(os.fsencode(start)) > LONGEST - len("4194304.part"):
+        start = f".{hashlib.sha256(os.fsencode(start)).hexdigest()}."
     for left in path.parent.glob(f"{glob.escape(start)}*.part"):
         process = left.name.removeprefix(start).removesuffix(".part")
         # A process of this number is this one, or dead: in containers, the number is often the same again.
@@ -117,26 +158,53 @@ def reserved(path: Path) -> Iterator[None]:
 def folder_aside(path: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
 
+    Args:
+        path: Its name; of a link, where that leads to.
+
     Raises:
-        OSError: Something is in the way, an empty folder apart.
+        NotPlacedError: Something is in the way, an empty folder apart; what was written is kept beside it.
+        OSError: It cannot be written.
     """
+    path = destination(path)
     aside = name_aside(path)
     try:
         aside.mkdir(parents=True)
         yield aside
-        if path.exists():
-            path.rmdir()  # fails where somebody has filled it meanwhile
         put_in_place(aside, path)
-    finally:
+    except NotPlacedError:
+        raise
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Give what was written aside its name, once the disk has it: whole or absent after a power failure too."""
+    """Give what was written aside its name, once the disk has it: whole or absent after a power failure too.
+
+    Raises:
+        NotPlacedError: The name cannot be given; what was written has another one now, which the message tells.
+        OSError: The disk does not take it.
+    """
     for each in (*aside.rglob("*"), aside):
         _flush(each)
-    os.replace(aside, path)
+    try:
+        if path.is_dir() and aside.is_dir():
+            path.rmdir()  # fails where somebody has filled it meanwhile
+        os.replace(aside, path)
+    except OSError as error:
+        reason = f"{error.strerror}; what was written is kept as {_kept(aside, path)}"
+        raise NotPlacedError(error.errno, reason) from error
     _flush(path.parent)
+
+
+def _kept(aside: Path, path: Path) -> Path:
+    """Give what was written aside a name beside the wanted one, under which nothing removes it."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    free = next(each for each in names if not os.path.lexists(each))
+    try:
+        return aside.rename(free)
+    except OSError:
+        return aside
 
 
 def _flush(path: Path) -> None:
@@ -153,8 +221,11 @@ def _flush(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file aside and rename it into place; parent folders are made."""
-    path = Path(path)
+    """Write a text file aside and rename it into place, through links; parent folders are made."""
+    if (path := Path(path)).exists() and not (path.is_file() or path.is_dir()):
+        path.write_text(text, encoding="utf-8")  # a pipe, a terminal, /dev/null
+        return path
+    path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = name_aside(path)
     try:

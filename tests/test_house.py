@@ -67,6 +67,11 @@ def test_files_stay_small(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_the_context_length_is_looked_up_in_one_place():
+    named = {path.name for path in FILES if "max_position_embeddings" in path.read_text()}
+    assert named == {"layouts.py", "targets.py", "gguf.py"}  # the last two know what it is called
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_table_names_an_architecture(path):
     if path.name in ("layouts.py", "targets.py"):

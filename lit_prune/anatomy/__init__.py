@@ -4,7 +4,6 @@ from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_paramete
 from lit_prune.anatomy.layouts import (
     BLOCK_LISTS,
     BLOCK_NUMBERS,
-    CONTEXT_LENGTHS,
     CORRECTIONS,
     LINEAR,
     PARALLEL_FORMS,
@@ -14,14 +13,13 @@ from lit_prune.anatomy.layouts import (
     Layout,
 )
 from lit_prune.anatomy.record import RECORD_KEY, Record
-from lit_prune.anatomy.structure import decoder_config, find_sublayers, language_model
+from lit_prune.anatomy.structure import context_length, decoder_config, find_sublayers, language_model
 from lit_prune.anatomy.stubs import SublayerStub
 from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameters
 
 __all__ = [
     "BLOCK_LISTS",
     "BLOCK_NUMBERS",
-    "CONTEXT_LENGTHS",
     "CORRECTIONS",
     "LINEAR",
     "PARALLEL_FORMS",
@@ -35,6 +33,7 @@ __all__ = [
     "Record",
     "Sublayer",
     "SublayerStub",
+    "context_length",
     "count_parameters",
     "decoder_config",
     "experts_per_token",

@@ -195,7 +195,10 @@ LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
 """Names under which configs say how many experts a token goes through."""
 
-CONTEXT_LENGTHS = ("max_position_embeddings", "max_seq_len")
+CONTEXT_LENGTHS = (
+    *("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "seq_length", "max_seq_length"),
+    *("max_sequence_length", "model_max_length", "context_length"),
+)
 """Names under which configs say how many tokens a model is made for."""
 
 BLOCK_NUMBERS = ("layer_idx", "layer_id", "layer_number")

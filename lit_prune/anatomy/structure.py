@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lit_prune.anatomy.blocks import Block, BlockReader
-from lit_prune.anatomy.layouts import LAYER_TYPES, Layout
+from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.sublayers import Anatomy, count_parameters
 from lit_prune.errors import AnatomyError
@@ -77,6 +77,20 @@ def decoder_config(model: nn.Module) -> Any:
     if not getattr(config, "num_hidden_layers", 0):
         raise AnatomyError(f"{type(model).__name__} has no decoder blocks: its config states no num_hidden_layers")
     return config
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens a model is made for, by whatever name its config says so.
+
+    Args:
+        config: Of the model, whose text part counts; None where there is none.
+
+    Returns:
+        The number; None where the config states none.
+    """
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    found = (getattr(text, name, None) for name in CONTEXT_LENGTHS)
+    return next((each for each in found if isinstance(each, int) and each > 0), None)
 
 
 def _require_plain_cache(config: Any) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from lit_prune.analysis import Analysis
 from lit_prune.analysis import analyse as measure
-from lit_prune.commands.arguments import call, default_device, model_names
+from lit_prune.commands.arguments import call, default_device, model_names, require_writable
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.markup import clean, say
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import write_analysis
@@ -52,6 +53,7 @@ def analyse(
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
+    require_writable(output, inside=True)
     names, device = model_names(models), default_device(device)
     require_positive(num_windows=num_windows, batch_size=batch_size)
     settings = {"data": data, "window": window, "num_windows": num_windows, "dtype": dtype, "device": device}
@@ -62,13 +64,13 @@ def analyse(
         windows = drawn_windows(data, tokenizer, window=window, wanted=num_windows, seed=seed)[:num_windows]
         model = load(name, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
         require_understood(model)
-        with progress_bar(f"analysing {name}") as bar:
+        with progress_bar(f"analysing {clean(name)}") as bar:
             what_if = WhatIf(model, calibration_batches(windows, batch_size), progress=bar)
             found.append(measure(what_if, impact=impact, name=name))
         del model, what_if
-        print(_said(found[-1]), flush=True)
+        say(_said(found[-1]), flush=True)
         files = write_analysis(output, found, settings)
-    print("written: " + ", ".join(map(str, files)))
+    say("written: " + ", ".join(map(str, files)))
 
 
 def _said(found: Analysis) -> str:

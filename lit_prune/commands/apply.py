@@ -9,6 +9,7 @@ from lit_prune.commands.arguments import call, default_device
 from lit_prune.data import calibration_batches, drawn_windows
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
+from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
@@ -72,4 +73,4 @@ def apply_to_model(
         batches = calibration_batches(windows[:num_windows], batch_size)
         steps = compensate_plan(network, steps, batches, compensate, calibration={"source": data, "window": window})
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
-    print(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")
+    say(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")

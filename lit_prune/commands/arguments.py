@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from inspect import getdoc, signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.placement import require_device
+from lit_prune.writing import destination, obstacle
 
 
 def call(
@@ -91,6 +93,25 @@ def text_labels(texts: Sequence[str]) -> list[str]:
     if len(set(labels)) < len(labels):
         raise DataError(f"two texts to measure on would have one name: {', '.join(labels)}")
     return labels
+
+
+def require_writable(output: str | None, *, inside: bool = False) -> None:
+    """Check, before long work, that a file can be written, or files into a folder.
+
+    Args:
+        output: Its name; nothing is checked where None.
+        inside: Whether it is a folder, which may be there already.
+
+    Raises:
+        LitPruneError: Something is in the way.
+    """
+    if output is None:
+        return
+    reason = obstacle(destination(output), inside=inside)
+    if reason is None and not inside and os.path.isdir(output):
+        reason = f"it is a folder; name a file, such as {Path(output) / 'page.md'}"
+    if reason is not None:
+        raise LitPruneError(f"cannot write {output}: {reason}")
 
 
 def default_device(device: str | None) -> str:

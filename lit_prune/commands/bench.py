@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lit_prune.commands.arguments import call, default_device
+from lit_prune.commands.arguments import call, default_device, require_writable
 from lit_prune.commands.bench_scale import bench_scale
 from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
+from lit_prune.markup import markdown_line, markdown_table, say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
@@ -86,6 +87,7 @@ def bench(
     """
     if what not in ("search", "memory"):
         raise LitPruneError(f"bench knows search, memory, speed and scale; found {what!r}")
+    require_writable(output)
     require_share(amount)
     require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -101,16 +103,16 @@ def bench(
         report = _memory(load_it(), batches, amount=amount, search=name, scorer=scorer, offload=offload)
         if output is not None:
             write_text(output, report)
-        print(report)
+        say(report)
         return
     costs: list[SearchCost] = []
     options: dict[str, Any] = {"searches": searches or ["naive", "progressive", "lazy", "one_shot"], "scorer": scorer}
     for cost in compare_searches(load_it, batches, unseen, amount=amount, **options):
         costs.append(cost)
-        print(f"{cost.name}: {', '.join(cost.removed)}")
+        say(f"{cost.name}: {', '.join(cost.removed)}")
         if output is not None:
             write_text(output, table(costs))
-    print(table(costs))
+    say(table(costs))
 
 
 def _memory(network: Any, batches: Any, **options: Any) -> str:
@@ -138,6 +140,5 @@ def table(costs: Sequence[SearchCost]) -> str:
         )
         for each in costs
     ]
-    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), *rows]
-    orders = [f"- {each.name}: {', '.join(each.removed)}" for each in costs]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", "Order of removal:", "", *orders, ""])
+    orders = [f"- {markdown_line(each.name)}: {', '.join(each.removed)}" for each in costs]
+    return "\n".join([markdown_table(HEADS, rows), "", "Order of removal:", "", *orders, ""])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import default_device, model_names
+from lit_prune.commands.arguments import default_device, model_names, require_writable
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import MeasureError
 from lit_prune.evaluation.memory import measure_search_memory
@@ -24,6 +24,7 @@ from lit_prune.evaluation.scale_costs import (
     measure_block,
     memory_of,
 )
+from lit_prune.markup import markdown_table, say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
@@ -31,6 +32,8 @@ from lit_prune.writing import write_text
 
 DEVICES = (1, 8, 64)
 GB = 1e9
+LEFT = ("shape", "mode", "of")
+"""Heads of words."""
 
 
 def bench_scale(
@@ -67,6 +70,7 @@ def bench_scale(
         seed: Of the losses that are drawn.
         output: Markdown file for the tables.
     """
+    require_writable(output)
     require_share(amount)
     require_positive(window=window, num_windows=num_windows, batch_size=batch_size, measured_tokens=measured_tokens)
     for each in modes or ():
@@ -82,7 +86,7 @@ def bench_scale(
         page = _predicted(models, sizes, wanted, default_device(device), measured_tokens, rates, bandwidth, settings)
     if output is not None:
         write_text(output, page)
-    print(page)
+    say(page)
 
 
 def _predicted(
@@ -115,15 +119,17 @@ def _predicted(
     return "\n\n".join(
         [
             f"Simulated: {setting}",
-            _table(("shape", "mode", "removed", "block evaluations", "heads", "dense passes"), counts),
+            markdown_table(("shape", "mode", "removed", "block evaluations", "heads", "dense passes"), counts, LEFT),
             f"Measured: one block and the head on {measured_tokens} tokens, bfloat16, {device}{threads}. Arithmetic: "
             "hours, by the counts above, linear in tokens.",
-            _table(("shape", "mode", "block, ms", "head, ms", "hours"), seconds),
+            markdown_table(("shape", "mode", "block, ms", "head, ms", "hours"), seconds, LEFT),
             f"Arithmetic: hours at so many FLOP/s achieved ({bandwidth:.0e} bytes/s with the first, in proportion for "
             "the others).",
-            _table(("shape", "mode", "FLOPs", "bytes read", *(f"{each:.1e}" for each in rates)), loads),
+            markdown_table(("shape", "mode", "FLOPs", "bytes read", *(f"{each:.1e}" for each in rates)), loads, LEFT),
             "Arithmetic: GB on each device.",
-            _table(("shape", "devices", "weights", "states", "kept", "logits", "in all", "one copy"), memories),
+            markdown_table(
+                ("shape", "devices", "weights", "states", "kept", "logits", "in all", "one copy"), memories, LEFT
+            ),
             "",
         ]
     )
@@ -133,7 +139,7 @@ def _timing(model: PreTrainedModel, batch_size: int, window: int, device: str) -
     try:
         return measure_block(model, batch_size=batch_size, window=window, device=device, dtype=torch.bfloat16)
     except MeasureError as error:
-        print(error)
+        say(str(error))
         return None
 
 
@@ -164,10 +170,10 @@ def _checked(
     for name, model in models.items():
         for mode in modes:
             found = list(_check(name, model, mode, sizes, device, settings))
-            print("\n".join(": ".join(each) for each in found), flush=True)  # the next one may take hours
+            say("\n".join(": ".join(each) for each in found), flush=True)  # the next one may take hours
             lines += found
     heads = ("shape", "mode", "of", "predicted", "measured", "measured / predicted")
-    return _table(heads, lines) + "\n"
+    return markdown_table(heads, lines, LEFT) + "\n"
 
 
 def _check(
@@ -220,8 +226,3 @@ def _text(name: str, sizes: tuple[int, int, int], seed: int) -> Sequence[Mapping
         )
         windows = drawn[: num_batches * batch_size]
     return calibration_batches(windows, batch_size)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---" if each in ("shape", "mode", "of") else "---:" for each in heads]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *rows))

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.commands.arguments import default_device, model_names
+from lit_prune.commands.arguments import default_device, model_names, require_writable
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
+from lit_prune.markup import markdown_table, say
 from lit_prune.models import load
 from lit_prune.writing import write_text
 
@@ -64,6 +65,7 @@ def bench_speed(
         output: Markdown file for the tables.
         trust_remote_code: Run code that comes with the model.
     """
+    require_writable(output)
     names = model_names(models)
     if len(names) < 2:
         raise LitPruneError("bench speed compares: name two models or more, separated by commas, the reference first")
@@ -93,7 +95,7 @@ def bench_speed(
             pages.append(ideal_table(speeds))
         if output is not None:
             write_text(output, "\n".join(pages))
-    print("\n".join(pages))
+    say("\n".join(pages))
 
 
 def _listed(numbers: int | list[int]) -> list[int]:
@@ -117,7 +119,7 @@ def speed_table(speeds: Mapping[str, Speed]) -> str:
     """Seconds, ratios to the first model and bytes as a Markdown table, one model a row."""
     own = {name: each for name, each in speeds.items() if not name.startswith(IDEAL)}
     first = next(iter(own.values()))
-    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1))]
+    lines = []
     for name, each in own.items():
         prefill = "" if each is first else _ratio(first.prefill_readings, each.prefill_readings)
         decode = "" if each is first else _ratio(first.decode_readings, each.decode_readings)
@@ -126,8 +128,8 @@ def speed_table(speeds: Mapping[str, Speed]) -> str:
         found = each.footprint
         sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
         megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
-        lines.append((_cell(name), read, prefill, write, decode, tokens, _files(name), *megabytes))
-    return f"{_rows(lines)}\n{_conditions(first)}\n"
+        lines.append((name, read, prefill, write, decode, tokens, _files(name), *megabytes))
+    return f"{markdown_table(HEADS, lines)}\n\n{_conditions(first)}\n"
 
 
 def _files(name: str) -> str:
@@ -139,22 +141,15 @@ def _files(name: str) -> str:
 
 def ideal_table(speeds: Mapping[str, Speed]) -> str:
     """Every pruned model beside the dense one's time less that of what was removed."""
-    lines = [IDEAL_HEADS, ("---", *["---:"] * (len(IDEAL_HEADS) - 1))]
+    lines = []
     for name, each in speeds.items():
         if ideal := speeds.get(IDEAL + name):
             read, write = (f"{1e3 * value:.2f}" for value in (ideal.prefill_seconds, ideal.decode_seconds_per_token))
             prefill = _ratio(each.prefill_readings, ideal.prefill_readings)
             decode = _ratio(each.decode_readings, ideal.decode_readings)
-            lines.append((_cell(name), read, prefill, write, decode))
-    return f"{_rows(lines)}\nIdeal: the first model less what the removed sublayers take in it, in the same run.\n"
-
-
-def _rows(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(name: str) -> str:
-    return name.replace("|", "\\|")
+            lines.append((name, read, prefill, write, decode))
+    note = "Ideal: the first model less what the removed sublayers take in it, in the same run."
+    return f"{markdown_table(IDEAL_HEADS, lines)}\n\n{note}\n"
 
 
 def _conditions(speed: Speed) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import call, default_device, model_names, text_labels
+from lit_prune.commands.arguments import call, default_device, model_names, require_writable, text_labels
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
@@ -26,6 +26,7 @@ from lit_prune.evaluation import (
     task_scores,
     wanda_sparsifier,
 )
+from lit_prune.markup import say
 from lit_prune.methods import Method, method_names, read_method
 from lit_prune.models import load, load_tokenizer
 from lit_prune.pruner import Pruner
@@ -91,6 +92,7 @@ def compare(
         seed: Decides which windows are drawn.
         trust_remote_code: Run code that comes with the model.
     """
+    require_writable(output, inside=True)
     names = model_names(models)
     lines = read_lines(method_names() if methods is None else methods)
     shares = sorted(amounts or [0.1, 0.2])
@@ -136,11 +138,11 @@ def compare(
             folder=folder,
         )
         for row in comparison.rows(name, make_model, entries, shares, kept):
-            print(_said(row), flush=True)
+            say(_said(row), flush=True)
             _write(folder, kept.found, notes)
         notes += comparison.impossible
         _write(folder, kept.found, notes)
-    print(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
+    say(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
 
 
 def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:

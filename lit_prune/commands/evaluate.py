@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_prune.commands.arguments import call, default_device, model_names, text_labels
+from lit_prune.commands.arguments import call, default_device, model_names, require_writable, text_labels
 from lit_prune.commands.conversation import Conversation
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
@@ -22,6 +22,7 @@ from lit_prune.evaluation import (
     read_prompts,
     task_scores,
 )
+from lit_prune.markup import say
 from lit_prune.measure import IGNORED, hint_if_implausible
 from lit_prune.models import load, load_tokenizer
 from lit_prune.report import evaluation_markdown, signs_markdown
@@ -89,6 +90,7 @@ def evaluate(
         seed: Decides which windows are drawn.
         trust_remote_code: Run code that comes with the model.
     """
+    require_writable(output, inside=True)
     names = model_names(models)
     names = [*([] if against is None else [against]), *(each for each in names if each != against)]
     questions = _questions(prompts, num_prompts, output)
@@ -119,13 +121,13 @@ def evaluate(
         num_parameters = sum(each.numel() for each in model.parameters())
         rows.append(Measured(name, num_parameters, found, scores))
         said = ", ".join(f"{label} {each.ppl:.2f}" for label, each in found.items())
-        print(f"{name}: perplexity {said}", flush=True)
+        say(f"{name}: perplexity {said}", flush=True)
     steps = "" if stride is None else f" of which the last {stride} count"
     protocol = f"Perplexity: windows of {window} tokens{steps}, at most {num_windows} of a text, {dtype}, {device}."
     page = f"{evaluation_markdown(rows, compared=against is not None)}\n{' '.join([protocol, *left_out])}\n"
     if questions:
         page += f"\n{signs_markdown(conversation.signs)}\n{conversation.protocol}\n"
-    print(f"\n{page}")
+    say(f"\n{page}")
     if output is not None:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def evaluate(
             conversation.write(folder)
         write_text(folder / "evaluation.json", json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
         write_text(folder / "evaluation.md", page)
-        print(f"written: {folder / 'evaluation.md'}")
+        say(f"written: {folder / 'evaluation.md'}")
 
 
 def _counted(windows: Tensor, batch_size: int, stride: int | None) -> list[dict[str, Tensor]]:

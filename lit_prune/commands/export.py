@@ -10,6 +10,7 @@ from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
 from lit_prune.export import FORMATS, export
 from lit_prune.export.llama_cpp import is_installed
+from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
 
@@ -52,5 +53,5 @@ def export_model(
     plan = PrunePlan.load(model) if (Path(model) / PLAN_FILE).is_file() else None
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":
-        print("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
-    print(f"written: {written}")
+        say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
+    say(f"written: {written}")

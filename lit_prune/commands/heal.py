@@ -23,6 +23,7 @@ from lit_prune.healing import (
     save_adapter,
     written_windows,
 )
+from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 
@@ -98,7 +99,7 @@ def heal_model(
     if distill or SELF in texts:
         origin = _dense_model(dense, plan.model.name, options)
         if SELF in texts:
-            print(f"the dense model writes {wanted} windows of {window} tokens")
+            say(f"the dense model writes {wanted} windows of {window} tokens")
             windows[SELF] = written_windows(origin, wanted, window, tokenizer=tokenizer, batch_size=64, seed=seed)
         if distill:
             teacher = DenseTeacher.of_pruned(origin, network)
@@ -125,7 +126,7 @@ def heal_model(
         # Beside the number of tokens in the data, that of training.
         healed["tokens"] = report.tokens
         save(network, output, tokenizer=tokenizer, plan=replace(plan, healing=healed))
-    print(f"{outcome(report)}\nwritten: {target}")
+    say(f"{outcome(report)}\nwritten: {target}")
 
 
 def outcome(report: HealingReport) -> str:

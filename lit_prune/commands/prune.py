@@ -13,6 +13,7 @@ from lit_prune.commands.arguments import call
 from lit_prune.commands.processes import part, require_shared, shard_over, start
 from lit_prune.data import calibration_batches, read_texts, token_windows
 from lit_prune.export import require_empty, save
+from lit_prune.markup import say
 from lit_prune.measure import Processes
 from lit_prune.methods import read_method
 from lit_prune.models import load, load_tokenizer
@@ -119,13 +120,13 @@ def prune_model(
     require_shared(fabric, shard=shard)
     processes = Processes(fabric)
     if journal.exists() and processes.rank == 0:
-        print(f"going on with the measurements in {journal}")
+        say(f"going on with the measurements in {journal}")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = token_windows(texts, tokenizer, window)
     drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
     if len(windows) < num_windows and processes.rank == 0:
-        print(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
+        say(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
     placed: Any = {"device": None if shard else device, "device_map": device_map}
     network = load(model, dtype=dtype, **placed, layout=layout, trust_remote_code=trust_remote_code)
     if fabric is not None and shard:
@@ -153,12 +154,12 @@ def prune_model(
     except KeyboardInterrupt:
         decided = f", what was decided so far is in {sketch}" if sketch.exists() else ""
         if processes.rank == 0:
-            print(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
+            say(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     whole: Any = whole_copy(network)
     processes.first(lambda: _finish(save(whole, output, tokenizer=tokenizer, plan=plan), journal, sketch))
     if processes.rank == 0:
-        print(f"{_outcome(plan)}\nwritten: {target}")
+        say(f"{_outcome(plan)}\nwritten: {target}")
     part()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_prune.commands.arguments import call
-from lit_prune.errors import LitPruneError
+from lit_prune.commands.arguments import call, require_writable
+from lit_prune.markup import say
 from lit_prune.report.page import report_page
 from lit_prune.writing import write_text
 
@@ -25,7 +25,6 @@ def report(runs: list[str], *, output: str = "report.html", trust_remote_code: b
         output: The page.
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
     """
-    target = Path(output).expanduser()
-    if target.is_dir():
-        raise LitPruneError(f"--output {output} is a folder; name a file, such as {Path(output) / 'report.html'}")
-    print(f"written: {write_text(target, report_page(runs, trust_remote_code=trust_remote_code))}")
+    require_writable(output)
+    page = report_page(runs, trust_remote_code=trust_remote_code)
+    say(f"written: {write_text(Path(output).expanduser(), page)}")

@@ -261,8 +261,8 @@ def free_memory() -> int | None:
 def filled_model(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """A whole model of the shape with random weights, drawn as transformers does."""
     factory: Any = type(model)
-    torch.manual_seed(0)
-    with torch.device(device):
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.device(device):
+        torch.manual_seed(0)
         return cast(PreTrainedModel, factory._from_config(copy.deepcopy(model.config), dtype=dtype).eval())
 
 

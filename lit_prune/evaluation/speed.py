@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_prune.anatomy import Record, decoder_config, language_model
+from lit_prune.anatomy import Record, context_length, decoder_config, language_model
 from lit_prune.errors import DataError, ModelError
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.measure import evaluating, inference_options, now
@@ -216,7 +216,7 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, new_tokens: int) -> Tensor:
     config = model.config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length(config)
     if context is not None and prompt_tokens + new_tokens > context:
         raise DataError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {context} of {name}")
     generator = torch.Generator().manual_seed(0)

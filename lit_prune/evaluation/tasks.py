@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import LitPruneError
@@ -72,10 +74,11 @@ def task_scores(
     require_tasks(tasks, include_path)
     harness: Any = importlib.import_module("lm_eval")
     language_model: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the harness would fork a process with a model in it
+    settings = {"DISABLE_MULTIPROC": "1"}  # the harness would fork a process with a model in it
     if run_code:
-        os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the second lock on such tasks
-    with evaluating(model):
+        settings["HF_ALLOW_CODE_EVAL"] = "1"  # the second lock on such tasks
+    # The harness seeds every generator of the process.
+    with evaluating(model), _environment(settings), isolate_rng():
         found = harness.simple_evaluate(
             model=language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
@@ -87,6 +90,18 @@ def task_scores(
         )
     items = found.get("n-samples", {})
     return {name: _score(name, found["results"][name], items.get(name, {}).get("effective", 0)) for name in tasks}
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables that are not set get these values meanwhile."""
+    added = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def chosen_tasks(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
 from lit_prune.measure import evaluating
@@ -20,7 +21,7 @@ from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.sums import write_sums
 from lit_prune.surgery import compacted, is_sharded, removed_sublayers, without_tombstones
-from lit_prune.writing import folder_aside
+from lit_prune.writing import destination, folder_aside, obstacle
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -30,14 +31,23 @@ COARSE_TOLERANCE = 1e-2
 def require_empty(directory: str | Path) -> Path:
     """Check that a folder can be written: it does not exist, or is empty. For asking before long work.
 
+    Returns:
+        The folder, for a link where that leads to.
+
     Raises:
-        ModelError: Something is there already.
+        ModelError: Something is there already, or would be in the way.
     """
-    path = Path(directory).expanduser()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ModelError(
-            f"{directory} exists already and would be overwritten; choose another folder or empty this one"
-        )
+    path = destination(directory)
+    try:
+        reason = obstacle(path)
+        if reason is None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ModelError(
+                f"{directory} exists already and would be overwritten; choose another folder or empty this one"
+            )
+    except OSError as error:
+        raise ModelError(f"cannot save the model as {directory}: {error}") from error
+    if reason is not None:
+        raise ModelError(f"cannot save the model as {directory}: {reason}")
     return path
 
 
@@ -202,7 +212,7 @@ def _lend_buffers(model: PreTrainedModel, read: PreTrainedModel) -> None:
 def _logits(model: PreTrainedModel) -> Tensor:
     """Logits [2, seq, vocab] of fixed random tokens."""
     config = model.config.get_text_config(decoder=True)
-    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    length = min(16, context_length(config) or 16)
     tokens = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     with evaluating(model):
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits

@@ -25,7 +25,7 @@ from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NA
 from lit_prune.export.vllm import head_size
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
-from lit_prune.writing import name_aside, put_in_place
+from lit_prune.writing import destination, name_aside, obstacle, put_in_place
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
@@ -56,9 +56,11 @@ def save_gguf(
     Raises:
         ModelError: The file exists, llama.cpp has no place for the model or its tokenizer, or what it reads differs.
     """
-    path = Path(file).expanduser()
+    path = destination(file)
     if weights not in ROUNDING:
         raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
+    if (reason := obstacle(path)) is not None:
+        raise ModelError(f"cannot write {file}: {reason}")
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     require_served(model, "llama.cpp's deci", POSITIONS)

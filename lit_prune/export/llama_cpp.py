@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
 from lit_prune.measure import evaluating
 
@@ -80,7 +81,7 @@ def require_same_in_llama_cpp(
             warnings.warn(difference, stacklevel=2)
         # As numbers, which llama.cpp does not cut.
         for text in (QUESTION, "".join(HARD_TEXTS)):
-            ids = _ids(tokenizer, text)[: min(CONTEXT, model.config.max_position_embeddings) - 1]
+            ids = _ids(tokenizer, text)[: min(CONTEXT, context_length(model.config) or CONTEXT) - 1]
             _require_likeliest(model, runtime, ids, _plain_token(tokenizer), exact=exact)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import CONTEXT_LENGTHS, CORRECTIONS, LINEAR, Anatomy, Sublayer, decoder_config, find_sublayers
+from lit_prune.anatomy import CORRECTIONS, LINEAR, Anatomy, Sublayer, context_length, decoder_config, find_sublayers
 from lit_prune.errors import MeasureError
 from lit_prune.measure.costs import Costs, count_costs
 from lit_prune.surgery import closable_blocks
@@ -116,8 +116,7 @@ def take_inventory(model: PreTrainedModel, name: str, *, context: int, dtype: to
     if context < 1:
         raise MeasureError(f"costs are counted after at least 1 token of context; found {context}")
     anatomy = find_sublayers(model)
-    lengths = [getattr(decoder_config(model), name, None) for name in CONTEXT_LENGTHS]
-    max_context = next((each for each in lengths if each), None)
+    max_context = context_length(decoder_config(model))
     costs = count_costs(model, min(context, max_context - 1) if max_context else context)
     closable = closable_blocks(model)
     return Inventory(

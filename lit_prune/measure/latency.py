@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, Sublayer, decoder_config, find_sublayers, language_model
+from lit_prune.anatomy import Anatomy, Sublayer, context_length, decoder_config, find_sublayers, language_model
 from lit_prune.errors import MeasureError
 from lit_prune.measure.losses import evaluating
 from lit_prune.plan import SublayerId
@@ -150,7 +150,7 @@ def _require_possible(model: PreTrainedModel, phase: str, batch: int, length: in
             f"a latency needs a batch and repeats of 1 at least and, for {phase}, a length of {least} at least; "
             f"found {batch}, {repeats} and {length}"
         )
-    context = getattr(decoder_config(model), "max_position_embeddings", None)
+    context = context_length(model.config)
     if context is not None and length > context:
         raise MeasureError(f"a latency at {length} tokens was asked for; the model's context holds {context}")
     if model.device.type == "meta":

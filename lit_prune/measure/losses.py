@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.measure.batches import IGNORED, labels_of
 from lit_prune.plan import Candidate
@@ -111,7 +112,7 @@ def require_context(model: Any, num_positions: int) -> None:
     Raises:
         DataError: With both lengths.
     """
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = context_length(model.config)
     if context is not None and num_positions > context:
         raise DataError(
             f"a calibration sequence has {num_positions} tokens, the model's context holds {context}; "

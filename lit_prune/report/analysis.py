@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.analysis import BIASES, EMBEDDING, Analysis
+from lit_prune.markup import figure_text
 from lit_prune.plan import KINDS, SublayerId
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _figure(title: str, rows: Sequence[_Row], analyses: Sequence[Analysis]) -> F
             axis.grid(visible=True, alpha=0.25)
             axis.tick_params(labelsize=9)
             if number == 0:
-                axis.set_title(analysis.model, fontsize=10)
+                axis.set_title(figure_text(analysis.model), fontsize=10)
             if index % num_columns == 0:
                 axis.set_ylabel(row.label, fontsize=10)
             if number + 1 == len(rows):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.analysis import Analysis
+from lit_prune.markup import markdown_inline, markdown_line, markdown_table
 from lit_prune.report.analysis import analysis_figures
 from lit_prune.report.score_map import save_figure
 from lit_prune.writing import to_json, write_text
@@ -51,12 +52,12 @@ def analysis_markdown(analyses: Sequence[Analysis]) -> str:
 
 
 def _lines(analysis: Analysis) -> Iterator[str]:
-    yield f"## {analysis.model}\n"
+    yield f"## {markdown_inline(analysis.model)}\n"
     yield (
         f"{analysis.num_parameters:,} parameters; {len(analysis.sublayers)} of {2 * analysis.num_blocks} sublayers; "
         f"loss {analysis.loss:.4f} nats over {analysis.num_predicted:,} predicted tokens.\n"
     )
-    yield from (f"{note}\n" for note in analysis.notes)
+    yield from (f"{markdown_line(note)}\n" for note in analysis.notes)
     paths = {each.name: each for each in analysis.paths}
     rows = [
         [
@@ -75,13 +76,13 @@ def _lines(analysis: Analysis) -> Iterator[str]:
         [name, *[""] * 5, f"{each.margin:+.3f}", f"{each.share:.2%}"] for name, each in paths.items() if "." not in name
     ]
     heads = ("sublayer", "input norm", "output norm", "cosine", "RI", "NRI", "logit above the mean", "share")
-    yield from _table(heads, rows)
+    yield markdown_table(heads, rows)
     yield ""
     depths = [
         [each.name, f"{each.norm:.4g}", f"{each.loss:.4f}", f"{each.agreement:.1%}", f"{each.kl:.4f}"]
         for each in analysis.depths
     ]
-    yield from _table(("stream behind", "norm", "loss", "same top token", "KL"), depths)
+    yield markdown_table(("stream behind", "norm", "loss", "same top token", "KL"), depths)
     yield ""
 
 
@@ -89,8 +90,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if math.isfinite(value) else "infinite"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows):
-        yield f"| {' | '.join(row)} |"

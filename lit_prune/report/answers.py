@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from lit_prune.evaluation import Prompt, Signs
+from lit_prune.markup import markdown_inline, markdown_line, markdown_table
 from lit_prune.report.markdown import quoted
 
 SIGNS = ("model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats")
@@ -25,18 +26,16 @@ def answers_markdown(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[S
     parts = []
     for number, prompt in enumerate(prompts):
         category = f" ({prompt.category})" if prompt.category else ""
-        parts.append(f"## {prompt.id}{category}")
+        parts.append(f"## {markdown_inline(f'{prompt.id}{category}')}")
         for turn, question in enumerate(prompt.turns):
             parts.append(f"Question:\n\n{quoted(question)}")
-            parts += [f"{name}:\n\n{quoted(said[number][turn])}" for name, said in answers.items()]
+            parts += [f"{markdown_line(name)}:\n\n{quoted(said[number][turn])}" for name, said in answers.items()]
     return "\n\n".join(["# Answers", *parts]) + "\n"
 
 
 def signs_markdown(signs: Mapping[str, Signs]) -> str:
     """Signs of damage as a table, one model a row."""
-    lines = [SIGNS, ["---", *["---:"] * (len(SIGNS) - 1)]]
-    lines += [[name.replace("|", "\\|"), *cells] for name, *cells in sign_rows(signs)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{markdown_table(SIGNS, sign_rows(signs))}\n"
 
 
 def sign_rows(signs: Mapping[str, Signs]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.evaluation import DENSE, Result
+from lit_prune.markup import bold, figure_text, markdown_inline, markdown_line, markdown_table
 from lit_prune.plan import Candidate
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> st
         rows: Of all models and amounts.
         notes: Sentences at the end.
     """
-    return "\n\n".join([*_tables(rows), *notes]) + "\n"
+    return "\n\n".join([*_tables(rows), *map(markdown_line, notes)]) + "\n"
 
 
 def comparison_csv(rows: Sequence[Result]) -> str:
@@ -79,7 +80,7 @@ def comparison_figure(rows: Sequence[Result]) -> Figure:
         own = [row for row in rows if row.model == model]
         for axis, across in zip(line, ACROSS, strict=True):
             draw_quality(axis, own, across, text, styles)
-            axis.set_title(model)
+            axis.set_title(figure_text(model))
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False)
     return figure
@@ -109,7 +110,7 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     for number in range(num_blocks + 1):
         axis.axvline(number, color="white", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set_yticks([2 * number + 1 for number in range(len(rows))], [row.label for row in rows])
+    axis.set_yticks([2 * number + 1 for number in range(len(rows))], [figure_text(row.label) for row in rows])
     axis.set_xticks(
         [number + 0.5 for number in range(0, num_blocks, 5)], [str(each) for each in range(0, num_blocks, 5)]
     )
@@ -167,11 +168,15 @@ def draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, sty
     for label, style in styles.items():
         line = [*dense, *(row for row in rows if row.label == label)]
         axis.plot(
-            [position(row) for row in line], [row.perplexities[text] for row in line], label=label, alpha=0.85, **style
+            [position(row) for row in line],
+            [row.perplexities[text] for row in line],
+            label=figure_text(label),
+            alpha=0.85,
+            **style,
         )
     axis.set_yscale("log")
     axis.set_xlabel(across)
-    axis.set_ylabel(f"perplexity on {text}")
+    axis.set_ylabel(figure_text(f"perplexity on {text}"))
     if across == ACROSS[0]:
         axis.invert_xaxis()
     axis.grid(visible=True, which="both", alpha=0.25)
@@ -183,14 +188,14 @@ def _tables(rows: Sequence[Result]) -> Iterator[str]:
         own = [row for row in rows if row.model == model]
         baselines = [row for row in own if not row.amount]
         for amount in sorted({row.amount for row in own if row.amount}):
-            yield f"## {model}, {amount:.0%} of the parameters to remove"
+            yield f"## {markdown_inline(model)}, {amount:.0%} of the parameters to remove"
             pruned = [row for row in own if row.amount == amount]
             yield _table(baselines, pruned, columns)
             yield from _agreement(pruned)
         if own[0].tasks:
             text = next(iter(own[0].perplexities))
             correlation, number = rank_correlation(own, text)
-            yield (
+            yield markdown_line(
                 f"Rank correlation (Spearman) of perplexity on {text} with mean accuracy, over all {number} rows of "
                 f"{model}: {correlation:.2f}."
             )
@@ -213,12 +218,13 @@ def _agreement(rows: Sequence[Result]) -> Iterator[str]:
 
 
 def _table(baselines: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> str:
-    lines = [["method", *(each.head for each in columns)], ["---", *(["---:"] * len(columns))]]
-    lines += [
-        [row.label, *(f"**{cell}**" if best else cell for cell, best in cells_of(row, pruned, columns))]
-        for row in [*baselines, *pruned]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(
+        ["method", *(each.head for each in columns)],
+        [
+            [row.label, *(bold(cell) if best else cell for cell, best in cells_of(row, pruned, columns))]
+            for row in [*baselines, *pruned]
+        ],
+    )
 
 
 def cells_of(row: Result, pruned: Sequence[Result], columns: Sequence[Column]) -> Iterator[tuple[str, bool]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lit_prune.evaluation import Measured, exceeds_error
+from lit_prune.markup import bold, markdown_table
 
 
 def evaluation_markdown(rows: Sequence[Measured], *, compared: bool) -> str:
@@ -18,13 +19,12 @@ def evaluation_markdown(rows: Sequence[Measured], *, compared: bool) -> str:
     texts, tasks = list(rows[0].perplexities), list(rows[0].tasks)
     heads = ["model", "parameters", *(f"ppl {text}" for text in texts)]
     heads += [f"{task} ({rows[0].tasks[task].metric})" for task in tasks]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [list(_cells(row, rows[0] if compared and row is not rows[0] else None)) for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [list(_cells(row, rows[0] if compared and row is not rows[0] else None)) for row in rows]
+    return f"{markdown_table(heads, lines)}\n"
 
 
 def _cells(row: Measured, other: Measured | None) -> Iterator[str]:
-    yield row.model.replace("|", "\\|")
+    yield row.model
     yield f"{row.num_parameters:,}"
     for text, each in row.perplexities.items():
         shown = f"{each.ppl:.2f}"
@@ -44,4 +44,4 @@ def _cells(row: Measured, other: Measured | None) -> Iterator[str]:
 
 
 def _bold(text: str, yes: bool) -> str:
-    return f"**{text}**" if yes else text
+    return bold(text) if yes else text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lit_prune.markup import clean, markdown_inline, markdown_line
+from lit_prune.markup import clean, markdown_inline, markdown_line, markdown_table
 from lit_prune.plan import PrunePlan
 from lit_prune.report.summary import (
     EMPTY,
@@ -64,9 +64,7 @@ def _sections(rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], n
 
 
 def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    rule = ["---" if head in LEFT_ALIGNED else "---:" for head in heads]
-    lines = [heads, rule, *([markdown_inline(cell) for cell in row] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, cells, LEFT_ALIGNED)
 
 
 def _list(sentences: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_prune.markup import figure_text
 from lit_prune.writing import name_aside
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, lis
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(figure_text(title), fontsize=12)
     return figure, [figure.add_subplot(grid[index, 0]) for index in range(1 + num_panels)]
 
 

@@ -11,8 +11,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lit_prune.anatomy import find_sublayers
-from lit_prune.errors import AnatomyError, PlanError
+from lit_prune.anatomy import context_length, find_sublayers
+from lit_prune.errors import AnatomyError, DataError, PlanError
+from lit_prune.measure import take_inventory
+from lit_prune.measure.losses import require_context
 from lit_prune.plan import SublayerId
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
@@ -42,6 +44,16 @@ def test_works_on_the_meta_device():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert len(find_sublayers(model).sublayers) == 6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "codegen", "mpt", "llava (llama)"])
+def test_the_context_length_by_whatever_name(name):
+    model = tiny_model(name)
+    assert context_length(model.config) == 128
+    require_context(model, 128)
+    with pytest.raises(DataError, match="129 tokens, the model's context holds 128"):
+        require_context(model, 129)
+    assert take_inventory(model, name, context=4096, dtype=torch.float32).max_context == 128
 
 
 def test_norms_of_the_sums_stay_with_a_post_norm_model():

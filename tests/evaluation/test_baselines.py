@@ -2,15 +2,20 @@
 
 import json
 import math
+import os
+import random
 import statistics
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import require_tasks, task_scores, wanda_2_4
+from lit_prune.evaluation.scale_costs import filled_model
 from tests.tiny import character_tokenizer, tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 16), generator=torch.Generator().manual_seed(5))}]
@@ -24,6 +29,29 @@ def test_without_the_libraries_there_is_one_clear_error(monkeypatch):
         require_tasks(["piqa"])
     with pytest.raises(LitPruneError, match=r"pip install 'lit-prune\[sparse\]'"):
         wanda_2_4(tiny_model("llama"), BATCHES)
+
+
+def test_a_harness_that_seeds_everything_leaves_nothing_behind(monkeypatch):
+    states = lambda: (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())  # noqa: E731
+
+    def evaluate(**options):
+        assert (os.environ["HF_ALLOW_CODE_EVAL"], os.environ["DISABLE_MULTIPROC"]) == ("1", "0")
+        random.seed(0), np.random.seed(1234), torch.manual_seed(1234)  # as the harness does
+        return {"results": {"quiz": {"acc,none": 0.5, "acc_stderr,none": 0.1}}}
+
+    harness = SimpleNamespace(simple_evaluate=evaluate)
+    for name, module in {
+        "lm_eval": harness,
+        "lm_eval.models.huggingface": SimpleNamespace(HFLM=dict),
+        "lm_eval.tasks": SimpleNamespace(TaskManager=lambda **_: SimpleNamespace(all_tasks=["quiz"])),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "0")  # the user's own counts
+    before, variables = states(), dict(os.environ)
+    assert task_scores(tiny_model("llama"), character_tokenizer(), ["quiz"], run_code=True)["quiz"].value == 0.5
+    filled_model(tiny_model("llama"), "cpu", torch.float32)
+    assert states() == before
+    assert dict(os.environ) == variables
 
 
 @pytest.mark.slow

@@ -217,7 +217,7 @@ def _shortened(figure: Figure) -> Figure:
     from matplotlib.text import Text
 
     for each in figure.findobj(Text):
-        text = " ".join(clean(each.get_text()).split())
+        text = " ".join(clean(each.get_text()).replace(r"\$", "$").split())
         each.set_text(text if len(text) <= MAX_LETTERS else f"{text[:16]}…{text[17 - MAX_LETTERS :]}")
     return figure
 
