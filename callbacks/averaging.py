@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from transformers import PreTrainedModel
 
 from lit_prune.callbacks import sharding
 from lit_prune.callbacks.loop import model_in
@@ -50,10 +51,21 @@ def remove_from_averages(trainer: L.Trainer, sublayers: Iterable[SublayerId], na
         name: Attribute path of the language model in the module, where there are several.
     """
     gone = list(sublayers)
+    for model in averages(trainer, name):
+        remove(model, gone)
+
+
+def averages(trainer: L.Trainer, name: str | None) -> Iterator[PreTrainedModel]:
+    """The language models in the averaged modules.
+
+    Args:
+        trainer: With its callbacks.
+        name: As for `remove_from_averages`.
+    """
     for each in _averaging(trainer):
         average = each._average_model
-        module = average.module if isinstance(each, WeightAveraging) else average
-        remove(model_in(module, name), gone)
+        if average is not None:  # none in a run that does not fit
+            yield model_in(average.module if isinstance(each, WeightAveraging) else average, name)
 
 
 def _averaging(trainer: L.Trainer) -> Iterator[Any]:

@@ -18,8 +18,8 @@ from lit_prune.healing import (
     Distillation,
     LoraHealing,
     attach_lora,
-    attached_lora,
     cut_states,
+    has_adapters,
     merge_lora,
     taught_loss,
 )
@@ -62,7 +62,7 @@ class Mending:
 
     def is_on(self, model: PreTrainedModel) -> bool:
         """Whether the adapters of a model are this one's."""
-        return self._adapted is model
+        return self._adapted is model and has_adapters(model)
 
     def attach(self, module: L.LightningModule, model: PreTrainedModel) -> None:
         """Adapt the model, and let the module's training steps learn from the model as it is now."""
@@ -100,7 +100,7 @@ class Mending:
         Raises:
             LitPruneError: There are some.
         """
-        if attached_lora(model) is not None and not self.is_on(model):
+        if has_adapters(model) and not self.is_on(model):
             raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
 
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
-
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
-from transformers import PreTrainedModel
 
-from lit_prune.checkpoint import follow_state_dict, follow_strategy
 from lit_prune.errors import LitPruneError
-from lit_prune.healing import LoraHealing, attached_lora
-from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner
 from lit_prune.sharding import TENSOR, require_shardable
-from lit_prune.surgery import removed_sublayers
 
 
 def shards(trainer: L.Trainer) -> bool:
@@ -75,38 +66,3 @@ def require_whole_model(trainer: L.Trainer, what: str, remedy: str) -> None:
             f"{what} wants the whole model in one process, and {type(trainer.strategy).__name__} shards it; {remedy}, "
             "or use a single device or strategy='ddp'"
         )
-
-
-def follow_checkpoint(
-    trainer: L.Trainer, model: PreTrainedModel, lora: LoraHealing | None, state_key: str
-) -> Callable[[], None]:
-    """Bring the model to the structure of the checkpoint that a trainer restores, right before its weights.
-
-    Args:
-        trainer: Whose strategy loads it.
-        model: Sharded, perhaps later.
-        lora: Settings for adapters that the checkpoint has and the model lacks.
-        state_key: Of the callback, in the checkpoint.
-
-    Returns:
-        A function that ends this.
-    """
-    hook = follow_state_dict(model, lora)
-    if not shards(trainer):
-        return hook.remove
-
-    def recorded(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        plan = checkpoint.get("callbacks", {}).get(state_key, {}).get("plan")
-        if plan is None:
-            return None
-        gone = {*PrunePlan.from_dict(plan).removed, *removed_sublayers(model)}
-        lora = attached_lora(model)
-        return {"removed": [str(each) for each in sorted(gone)], "lora": asdict(lora) if lora else None}
-
-    unfollow = follow_strategy(trainer.strategy, model, recorded)
-
-    def end() -> None:
-        hook.remove()
-        unfollow()
-
-    return end

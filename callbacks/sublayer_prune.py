@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -20,6 +19,8 @@ from lit_prune.callbacks.mending import Mending
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.saving import Saving
 from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal, settings_of
+from lit_prune.callbacks.structure import Following
+from lit_prune.checkpoint import STRUCTURE_KEY, structure_of
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
@@ -121,12 +122,13 @@ class SublayerPruneCallback(Callback):
         self.progress = progress
         self._pruner: Pruner | None = None
         self._stage = ""
+        self._is_of_plan = False  # the model at hand is that of the plan
         self._last_epoch = -1  # whose drop is done
         self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
         self._random_state: dict[str, Any] | None = None
-        self._held = ExitStack()  # hooks
+        self._following = Following()
 
     @property
     def plan(self) -> PrunePlan | None:
@@ -138,9 +140,12 @@ class SublayerPruneCallback(Callback):
         self._stage = stage
         self._let_go()
         model = loop.model_in(pl_module, self.model)
-        self._held.callback(sharding.follow_checkpoint(trainer, model, self.mending.lora, self.state_key))
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._prepare(trainer, pl_module, model)
+        self._is_of_plan = self._pruner is not None and self._pruner.model is model
+        self._following.begin(trainer, pl_module, model, self.model)
+
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, model: PreTrainedModel) -> None:
         surroundings.require_own_process(trainer)
         surroundings.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
         self.mending.require_possible(pl_module)
@@ -210,7 +215,7 @@ class SublayerPruneCallback(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
-        self._let_go()
+        self._let_go(keep=stage == "fit")
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -223,6 +228,10 @@ class SublayerPruneCallback(Callback):
         """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
         require_intact_checkpoint(trainer.ckpt_path)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Record the model's structure, whatever module holds it."""
+        checkpoint.setdefault(STRUCTURE_KEY, structure_of(loop.model_in(pl_module, self.model)))
+
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
         plan = self.plan.to_dict() if self.plan else None
@@ -231,8 +240,8 @@ class SublayerPruneCallback(Callback):
         return {"plan": plan, "prices": prices, **done, "random_state": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """When fitting, go on with the plan of a checkpoint; its model's structure comes with its weights."""
-        if self._stage != "fit" or self._pruner is None or state_dict["plan"] is None:
+        """Go on with the plan of a checkpoint; its model's structure comes ahead of its weights."""
+        if self._pruner is None or not self._is_of_plan or state_dict["plan"] is None:
             return
         plan = PrunePlan.from_dict(state_dict["plan"])
         self._pruner.plan.model.require_same(plan.model)
@@ -293,6 +302,6 @@ class SublayerPruneCallback(Callback):
             raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
         return self._pruner
 
-    def _let_go(self) -> None:
-        self._held.close()
+    def _let_go(self, *, keep: bool = True) -> None:
+        self._following.end(keep=keep)
         self._saving.close()

@@ -9,9 +9,10 @@ from lit_prune import autoload
 
 if TYPE_CHECKING:
     from lit_prune.autoload import teach_loaders
+    from lit_prune.checkpoint import restore_structure
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
-    from lit_prune.healing import Distillation, LoraHealing
+    from lit_prune.healing import Distillation, LoraHealing, merge
     from lit_prune.models import load, load_tokenizer
     from lit_prune.module import LitCausalLM
     from lit_prune.plan import PrunePlan
@@ -30,7 +31,9 @@ __all__ = [
     "describe",
     "load",
     "load_tokenizer",
+    "merge",
     "prune",
+    "restore_structure",
     "shard",
     "teach_loaders",
 ]
@@ -46,7 +49,9 @@ _ROOMS = {
     "describe": "surgery",
     "load": "models",
     "load_tokenizer": "models",
+    "merge": "healing",
     "prune": "pruning",
+    "restore_structure": "checkpoint",
     "shard": "sharding",
     "teach_loaders": "autoload",
 }

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
-from lit_prune.checkpoint import follow_strategy, restore_structure, structure_of
+from lit_prune.checkpoint import STRUCTURE_KEY, follow_checkpoints, restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.healing import checkpoint_activations
+from lit_prune.healing import checkpoint_activations, merge
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
 from lit_prune.sharding import shard
 from lit_prune.sums import require_intact_checkpoint
-
-STRUCTURE_KEY = "lit_prune"
 
 
 class LitCausalLM(L.LightningModule):
@@ -90,7 +88,8 @@ class LitCausalLM(L.LightningModule):
         self.model = model.train()
         if gradient_checkpointing:
             checkpoint_activations(self.model)
-        self._following = ExitStack()  # of what the strategy loads
+        self._has_loaded_adapters = False
+        self._following = ExitStack()
         # By default, batches whose loss is NaN are left out of the mean.
         self.val_loss = MeanMetric(nan_strategy=math.inf)
         self.test_loss = MeanMetric(nan_strategy=math.inf)
@@ -105,7 +104,7 @@ class LitCausalLM(L.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Make the module of a checkpoint, as Lightning does, and run no code for it.
+        """Make the module of a checkpoint, as Lightning does, and run no code for it; adapters of healing are merged.
 
         Args:
             checkpoint_path: A file, or a URL.
@@ -123,7 +122,12 @@ class LitCausalLM(L.LightningModule):
         kwargs.setdefault("trust_remote_code", False)
         # The classes that a checkpoint's hyperparameters name are not imported; a subclass may take some.
         kwargs |= {"_instantiator": None} if cls is LitCausalLM else {}
-        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
+        module = super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+        )
+        if module._has_loaded_adapters:
+            module._merge()
+        return module
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -140,14 +144,13 @@ class LitCausalLM(L.LightningModule):
         """
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
-            strategy = self.trainer.strategy
-            self._following.callback(
-                follow_strategy(strategy, self.model, lambda checkpoint: checkpoint.get(STRUCTURE_KEY))
-            )
+            self._following.callback(follow_checkpoints(self, self.trainer.strategy, self._restore))
 
     def teardown(self, stage: str) -> None:
-        """Leave the strategy as it was."""
+        """Merge the adapters of a checkpoint that was looked at, so that a whole model is left."""
         self._following.close()
+        if self._has_loaded_adapters and stage != "fit":
+            self._merge()
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""
@@ -200,8 +203,16 @@ class LitCausalLM(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the model to the checkpoint's structure, before its weights are loaded."""
-        if STRUCTURE_KEY in checkpoint:
-            restore_structure(self.model, checkpoint[STRUCTURE_KEY])
+        if self.device_mesh is None:
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        optimizers = () if self._trainer is None else self.trainer.optimizers
+        self._has_loaded_adapters |= restore_structure(self.model, checkpoint, optimizers)
+
+    def _merge(self) -> None:
+        merge(self.model)
+        self._has_loaded_adapters = False
 
     def _mean_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return mean_loss(self(batch), labels_of(batch))

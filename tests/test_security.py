@@ -8,7 +8,6 @@ import shutil
 import sys
 import zlib
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_prune import LitCausalLM, PrunePlan, load, load_tokenizer
 from lit_prune.__main__ import main
 from lit_prune.candidates import MAX_BLOCKS, Candidate
-from lit_prune.checkpoint import follow_strategy
+from lit_prune.checkpoint import read_facts
 from lit_prune.errors import DataError, LitPruneError, ModelError, PlanError
 from lit_prune.export import save
 from lit_prune.guards import require_plain_metadata
@@ -287,10 +286,8 @@ def test_metadata_of_a_distributed_checkpoint_is_torchs_own(tmp_path, marker, va
         require_plain_metadata(bad)
     assert validate(bad) == 2
     assert "no metadata of a distributed checkpoint" in capsys.readouterr().err
-    strategy = SimpleNamespace(broadcast=lambda path: path, load_checkpoint=pytest.fail)
-    follow_strategy(strategy, load(model_folder), lambda checkpoint: None)
     with pytest.raises(ModelError, match="it names"):
-        strategy.load_checkpoint(bad)
+        read_facts(bad)
     # What torch does with it, without the check.
     with pytest.raises(AttributeError):
         distributed.FileSystemReader(bad).read_metadata()

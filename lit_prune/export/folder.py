@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
+from lit_prune.healing import has_adapters
 from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
@@ -122,8 +123,8 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
     Raises:
         ModelError: It is such a model.
     """
-    if any("lora_" in name for name, _ in model.named_parameters()):
-        raise ModelError("the model still has LoRA adapters; merge them before saving")
+    if has_adapters(model):
+        raise ModelError("the model still has adapters; lit_prune.merge(model) folds them in, before saving")
     if is_sharded(model):
         raise ModelError(
             "the model is sharded over processes; save what lit_prune.sharding.whole_copy(model) gives on process 0"

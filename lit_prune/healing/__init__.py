@@ -1,5 +1,6 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
+from lit_prune.healing.adapters import adapters_of, has_adapters, restore_adapters
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation, create_compensation, fold_factor
 from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
@@ -8,6 +9,7 @@ from lit_prune.healing.lora import (
     adapters_off,
     attach_lora,
     attached_lora,
+    merge,
     merge_lora,
     save_adapter,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
+    "adapters_of",
     "adapters_off",
     "attach_lora",
     "attached_lora",
@@ -31,8 +34,11 @@ __all__ = [
     "cut_states",
     "distillation_loss",
     "fold_factor",
+    "has_adapters",
     "heal",
+    "merge",
     "merge_lora",
+    "restore_adapters",
     "save_adapter",
     "taught_loss",
     "written_windows",

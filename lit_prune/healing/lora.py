@@ -16,14 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.healing.adapters import LOADED, has_adapters
 from lit_prune.sums import write_sums
 from lit_prune.surgery import compacted
 from lit_prune.writing import folder_aside
 
+HEALING = "_lit_prune_healing"
+"""Where the model keeps the settings of its adapters."""
 FROZEN = "_lit_prune_frozen"
 """Where the model keeps the parameters that were frozen before the adapters came."""
+SAVE = "save_pretrained"
+"""An attribute of the object hides the method of its class."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     Raises:
         LitPruneError: The model has adapters already, or none of the targets.
     """
-    if attached_lora(model) is not None:
+    if has_adapters(model):
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     blocks: Any = model.get_submodule(find_sublayers(model).blocks_path)
@@ -88,7 +93,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
         if isinstance(module, BaseTunerLayer):
             _keep_in_float32(module)
     model.__dict__["peft_config"] = blocks.__dict__.pop("peft_config")
-    model.__dict__[FROZEN] = frozen
+    vars(model).update({HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save})
 
 
 class _Wide:
@@ -120,13 +125,17 @@ def _keep_in_float32(adapted: BaseTunerLayer) -> None:
 
 
 def attached_lora(model: nn.Module) -> LoraHealing | None:
-    """The settings of the adapters that are attached, None when there are none."""
-    configs = getattr(model, "peft_config", None) or {}
-    for config in configs.values():
-        targets = config.target_modules
-        names = targets if isinstance(targets, str) else sorted(targets)
-        return LoraHealing(config.r, config.lora_alpha, config.lora_dropout, names)
-    return None
+    """The settings of the adapters that `attach_lora` has put on a model and nobody has merged; None without."""
+    healing: LoraHealing | None = vars(model).get(HEALING)
+    return healing
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    """What `save_pretrained` is while there are adapters: it would write names that load as random layers."""
+    raise ModelError(
+        "the model still has the adapters of its healing; lit_prune.merge(model) folds them into the weights, and then "
+        "it is saved"
+    )
 
 
 @contextmanager
@@ -146,6 +155,20 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def merge(model: nn.Module) -> None:
+    """Fold the adapters of a model into its weights and take them off, in place.
+
+    For a model that a broken-off training has left with adapters, or whose adapters you attached yourself.
+
+    Args:
+        model: A causal language model, perhaps wrapped by peft; the model inside has no adapters then.
+
+    Raises:
+        AnatomyError: It is no Hugging Face model.
+    """
+    merge_lora(language_model(model))
+
+
 def merge_lora(model: nn.Module) -> None:
     """Fold the adapters into the weights and take them off; what was trained before them can be trained again."""
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
@@ -156,8 +179,10 @@ def merge_lora(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
-    for parameter in model.__dict__.pop(FROZEN, ()):
+    for parameter in vars(model).pop(FROZEN, ()):
         parameter.requires_grad_(False)
+    for name in (HEALING, SAVE, LOADED):
+        vars(model).pop(name, None)
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:

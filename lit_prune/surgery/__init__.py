@@ -4,9 +4,10 @@ from lit_prune.surgery.compact import closable_blocks, compact, compacted
 from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, record_removal, stock_config
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
+from lit_prune.surgery.rebuild import put_back
 from lit_prune.surgery.remove import remove, removed_sublayers
 from lit_prune.surgery.sharded import is_sharded, release, reshard
-from lit_prune.surgery.tombstones import leave_tombstones, tombstones, without_tombstones
+from lit_prune.surgery.tombstones import forget_tombstones, leave_tombstones, tombstones, without_tombstones
 
 __all__ = [
     "closable_blocks",
@@ -15,10 +16,12 @@ __all__ = [
     "cut_groups",
     "describe",
     "forget_parameters",
+    "forget_tombstones",
     "is_sharded",
     "leave_tombstones",
     "make_recorded_biases",
     "mute",
+    "put_back",
     "record_bias",
     "record_removal",
     "release",

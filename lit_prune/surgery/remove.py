@@ -42,7 +42,7 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
         reshard(model)
     taken = put_stubs(model, parts)
     gone = [module for _, _, module in taken]
-    for parent, name, module in taken:
+    for parent, name, module in () if sharded else taken:
         leave_tombstones(getattr(parent, name), module)
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}

@@ -55,6 +55,14 @@ def tombstones(model: nn.Module) -> Iterator[str]:
             yield from (f"{prefix}{name}" for name in _buried(module))
 
 
+def forget_tombstones(model: nn.Module) -> None:
+    """Take them out for good: FSDP2 and distributed checkpoints look for a module behind every name."""
+    for stub in model.modules():
+        if GRAVES in vars(stub):
+            vars(stub)[GRAVES] = ()
+            stub._buffers.clear()
+
+
 @contextmanager
 def without_tombstones(model: nn.Module) -> Iterator[None]:
     """Leave them out of the state dict in a `with` block: for formats that say what is gone in their own way."""
@@ -71,15 +79,16 @@ def without_tombstones(model: nn.Module) -> Iterator[None]:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's parameters and saved buffers by their names without adapters, those of adapters left out."""
+    """A module's parameters and saved buffers by the names that they have without adapters and torch's masks."""
     adapted = [f"{path}." if path else "" for path, each in module.named_modules() if hasattr(each, "base_layer")]
     for path, each in module.named_modules(remove_duplicate=False):
         kept = {name: each._buffers[name] for name in each._buffers if name not in each._non_persistent_buffers_set}
         for leaf, tensor in {**each._parameters, **kept}.items():
             name = f"{path}.{leaf}" if path else leaf
             around = [own for own in adapted if name.startswith(own)]
-            if tensor is not None and all(name.startswith(f"{own}base_layer.") for own in around):
-                yield name.replace("base_layer.", ""), tensor
+            masks = leaf.endswith("_mask") and f"{leaf.removesuffix('_mask')}_orig" in each._parameters
+            if tensor is not None and not masks and all(name.startswith(f"{own}base_layer.") for own in around):
+                yield name.replace("base_layer.", "").removesuffix("_orig"), tensor
 
 
 def _buried(stub: nn.Module) -> dict[str, Tensor]:

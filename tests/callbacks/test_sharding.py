@@ -270,4 +270,4 @@ def test_adapters_of_a_checkpoint_must_be_there_before_the_shards(tmp_path):
             return str(error)
 
     for message in in_torchrun(tmp_path, 2, run):
-        assert "adapters, which must be there before a model is sharded" in message
+        assert "must be there before a model is sharded" in message

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from lit_prune import LitCausalLM, LoraHealing
+from lit_prune import LitCausalLM, LoraHealing, load
 from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.errors import BudgetError, DataError, LitPruneError, MeasureError, ModelError
 from lit_prune.surgery import removed_sublayers
@@ -115,7 +115,7 @@ def test_lora_is_attached_trained_and_merged(tmp_path):
     look = Look()
     trainer(tmp_path, pruning(healing=LoraHealing(rank=4)), look).fit(model, *loaders())
     assert set.union(*seen) == {"default"}, "adapters alone are trained"
-    after = model.model.state_dict()
+    after = {name: each for name, each in model.model.state_dict().items() if each.numel()}
     assert not any("lora" in name or "base_layer" in name for name in after)
     assert set(after) < set(before)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
@@ -225,12 +225,25 @@ def test_own_module_checkpoint_validates_with_the_callback(tmp_path):
     assert found[0]["loss"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_checkpoint_with_more_than_the_model_is_refused(tmp_path):
-    checkpoints = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
-    fitted, model = trainer(tmp_path, pruning(), checkpoints, max_epochs=3), module()
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:.*will compare models of different sizes")
+@pytest.mark.parametrize("healing", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_live_model_goes_back_to_a_larger_checkpoint_and_on(tmp_path, own, healing):
+    checkpoints = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", monitor="loss" if own else "val_loss")
+    callback, model = pruning(healing=healing), OwnModule() if own else module()
+    fitted = trainer(tmp_path, callback, checkpoints, max_epochs=3)
     fitted.fit(model, *loaders())
-    with pytest.raises(ModelError, match="load it into a fresh model"):
-        fitted.validate(model, loaders()[1], ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    for epoch in ("0", "2", "1", "best"):
+        path = checkpoints.best_model_path if epoch == "best" else tmp_path / f"epoch={epoch}.ckpt"
+        where = {"ckpt_path": "best" if epoch == "best" else path}
+        found = fitted.validate(model, loaders()[1], **where, verbose=False)[0]
+        assert found["loss" if own else "val_loss"] == pytest.approx(score_in(path), abs=1e-6)
+        language_model = model.net["lm"] if own else model.model
+        assert set(removed_sublayers(language_model)) == set(callback.plan.removed)
+        assert not any("lora" in name for name, _ in language_model.named_parameters())
+        language_model.save_pretrained(tmp_path / f"at-{epoch}")
+        assert torch.equal(load(tmp_path / f"at-{epoch}").lm_head.weight, language_model.lm_head.weight)
 
 
 @pytest.mark.filterwarnings("ignore:.*will compare models of different sizes")
