@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from lit_prune.checkpoint import STRUCTURE_KEY, follow_checkpoints, restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.healing import checkpoint_activations, merge
+from lit_prune.healing import TokenMean, checkpoint_activations, merge
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.models import load, load_tokenizer
 from lit_prune.sharding import shard
@@ -30,7 +30,8 @@ class LitCausalLM(L.LightningModule):
 
     Batches are dicts with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
     `attention_mask`. Logs `train_loss`, `val_loss`, `val_ppl`, `test_loss`, `test_ppl`; losses are mean token losses in
-    nats, exact over batches of any size and over processes.
+    nats, exact over batches of any size and over processes. The gradient of an optimizer step is that of the mean over
+    all its tokens, of batches that are accumulated and of other processes too.
 
     Args:
         model: A hub name, a folder (dense or pruned), a GGUF file, `package:NAME` (the GGUF file inside an installed
@@ -90,6 +91,7 @@ class LitCausalLM(L.LightningModule):
             checkpoint_activations(self.model)
         self._has_loaded_adapters = False
         self._following = ExitStack()
+        self._token_mean = TokenMean()
         # By default, batches whose loss is NaN are left out of the mean.
         self.val_loss = MeanMetric(nan_strategy=math.inf)
         self.test_loss = MeanMetric(nan_strategy=math.inf)
@@ -164,9 +166,14 @@ class LitCausalLM(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean token loss of the batch, in nats."""
-        loss, _ = self._mean_loss(batch)
+        loss, num_tokens = self._mean_loss(batch)
+        self._token_mean.saw(num_tokens, batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Weigh the batches of an optimizer step by their tokens."""
+        self._token_mean.backward(self, loss, *args, **kwargs)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accumulate the loss, over all loaders together."""

@@ -16,6 +16,7 @@ from lit_prune.healing.lora import (
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.stage import checkpoint_activations
 from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.healing.token_mean import TokenMean
 
 __all__ = [
     "COMPENSATIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
+    "TokenMean",
     "adapters_of",
     "adapters_off",
     "attach_lora",

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, get_scheduler
 from lit_prune.healing.distillation import cut_states, taught_loss
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
-from lit_prune.measure import labels_of, mean_loss, model_inputs, perplexity_of
+from lit_prune.healing.token_mean import TokenMean
+from lit_prune.measure import IGNORED, labels_of, mean_loss, model_inputs, perplexity_of
 
 
 class HealingStage(L.LightningModule):
@@ -43,6 +44,7 @@ class HealingStage(L.LightningModule):
             checkpoint_activations(model)
         self.settings, self.steps, self.teacher = settings, steps, teacher
         self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
+        self._token_mean = TokenMean()
         self._best: dict[str, Tensor] = {}
         self._cuts = cut_states(model)
         self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
@@ -64,8 +66,13 @@ class HealingStage(L.LightningModule):
         else:
             text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
             loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
+        self._token_mean.saw((labels[:, 1:] != IGNORED).sum(), batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Weigh accumulated batches by their tokens."""
+        self._token_mean.backward(self, loss, *args, **kwargs)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Accumulate the token loss."""

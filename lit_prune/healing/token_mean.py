@@ -1,0 +1,67 @@
+"""The gradient of an optimizer step as that of the mean over all its tokens, of whatever batches and processes.
+
+Lightning divides the loss of each batch by their number, and DDP averages over processes: the mean of means, in which
+every token of a batch with few labels counts more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+UNIT = 1024
+"""Tokens that a weight of 1 stands for until all are counted; a power of two, so that dividing by it rounds nothing."""
+
+
+class TokenMean:
+    """Weighs the batches of one module's optimizer steps by their tokens, as transformers' Trainer does.
+
+    Batches of one process that are not accumulated are left alone, and so is a module that optimizes by hand.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, int] | None = None
+        self._total: Tensor | None = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def saw(self, num_tokens: Tensor, batch_idx: int) -> None:
+        """Take note, in `training_step`, of the tokens behind its mean loss."""
+        self._seen = num_tokens.detach().float(), batch_idx
+
+    def backward(self, module: L.LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """What a module does in its own `backward`.
+
+        Args:
+            module: Whose gradients are accumulated.
+            loss: As Lightning gives it: of a batch, divided by the number of batches and perhaps scaled.
+            args: As for `Tensor.backward`.
+            kwargs: The same.
+        """
+        trainer, seen, self._seen = module.trainer, self._seen, None
+        number = trainer.accumulate_grad_batches
+        if seen is None or not module.automatic_optimization or (number == 1 and trainer.world_size == 1):
+            loss.backward(*args, **kwargs)
+            return
+        tokens, batch_idx = seen
+        first = batch_idx % number == 0 or self._total is None
+        self._total = tokens.clone() if first or self._total is None else self._total + tokens
+        weight = tokens / UNIT
+        if (batch_idx + 1) % number == 0 or trainer.is_last_batch:
+            total = trainer.strategy.reduce(self._total, reduce_op="mean")
+            total = total.clamp(min=1 / trainer.world_size)  # where nothing is predicted
+            # What came before is in the gradients already, and is scaled before the last backward pass: this is the
+            # one in which DDP averages them, and behind which hooks look at them.
+            for grad in () if first else _gradients(trainer):
+                grad.mul_(UNIT / total.to(grad.device))
+            weight, self._total = tokens / total, None
+        (loss * (number * weight)).backward(*args, **kwargs)
+
+
+def _gradients(trainer: L.Trainer) -> Iterator[Tensor]:
+    """Those that the optimizers know: behind a pass, a module that FSDP2 shards holds other parameters for a while."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    yield from (each.grad for group in groups for each in group["params"] if each.grad is not None)
