@@ -10,8 +10,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
@@ -32,18 +33,29 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
     """
     if name is not None:
         return _named_model(module, name)
-    found = [(path, each) for path, each in module.named_modules() if isinstance(each, PreTrainedModel)]
-    outermost = [
-        (path, each) for path, each in found
-        if each.can_generate() and not any(path.startswith(f"{other}.") for other, _ in found)
-    ]  # fmt: skip
-    if len(outermost) != 1:
-        names = ", ".join(path for path, _ in found) or "none"
+    found = language_models(module)
+    if len(found) != 1:
+        held = [path for path, each in module.named_modules() if isinstance(each, PreTrainedModel)]
         raise ModelError(
-            f"{type(module).__name__} holds {len(outermost)} Hugging Face causal language models (found: {names}); "
-            "create it in __init__, and where there are several say which with model='attribute.path'"
+            f"{type(module).__name__} holds {len(found)} Hugging Face causal language models (found: "
+            f"{', '.join(held) or 'none'}); create it in __init__, and where there are several say which with "
+            "model='attribute.path'"
         )
-    return outermost[0][1]
+    return found[0][1]
+
+
+def language_models(module: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """Hugging Face causal language models that a module holds or is, by path; not those in an `AveragedModel`."""
+    found = [(path, each) for path, each in module.named_modules() if isinstance(each, PreTrainedModel | AveragedModel)]
+    return [
+        (path, each) for path, each in found
+        if isinstance(each, PreTrainedModel) and each.can_generate()
+        and not any(_is_inside(path, other) for other, _ in found)
+    ]  # fmt: skip
+
+
+def _is_inside(path: str, other: str) -> bool:
+    return path != other and (not other or path.startswith(f"{other}."))
 
 
 def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_prune.callbacks.mending import Mending
 from lit_prune.errors import LitPruneError
 from lit_prune.pruner import Pruner
 from lit_prune.sharding import TENSOR, require_shardable
@@ -15,14 +16,14 @@ def shards(trainer: L.Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
-def require_possible(trainer: L.Trainer, pruner: Pruner, unit: str, *, distill: bool) -> None:
+def require_possible(trainer: L.Trainer, pruner: Pruner, unit: str, mending: Mending) -> None:
     """Refuse what cannot be done with a sharded model.
 
     Args:
         trainer: With its strategy.
         pruner: Before its first step.
         unit: Of the amount.
-        distill: Whether the dense model teaches.
+        mending: Of the model.
 
     Raises:
         LitPruneError: With what cannot.
@@ -30,7 +31,7 @@ def require_possible(trainer: L.Trainer, pruner: Pruner, unit: str, *, distill: 
     if not shards(trainer):
         return
     require_shardable(pruner.scorer, unit, pruner.plan.compensation.get("name", "none"))
-    if distill:
+    if mending.distillation is not None:
         raise LitPruneError(
             "distill brings removed sublayers back for the teacher's pass, and FSDP2 gathers their weights no more; "
             "heal without distill, or use a single device or strategy='ddp'"

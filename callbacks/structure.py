@@ -46,7 +46,8 @@ class Following:
         self._lent = None
 
     def _restore(self, trainer: L.Trainer, model: nn.Module, name: str | None, checkpoint: Mapping[str, Any]) -> None:
+        averages = list(averaging.averages(trainer, name))  # as long as they are built alike
         if restore_structure(model, checkpoint, trainer.optimizers):
             self._lent = model
-        for each in averaging.averages(trainer, name):
+        for each in averages:
             restore_structure(each, checkpoint)

@@ -151,9 +151,8 @@ class SublayerPruneCallback(Callback):
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
-        distills = self.mending.distillation is not None
-        sharding.require_possible(trainer, self._pruner, self.allowance.unit, distill=distills)
-        averaging.require_possible(trainer, self, self._pruner, distill=distills)
+        sharding.require_possible(trainer, self._pruner, self.allowance.unit, self.mending)
+        averaging.require_possible(trainer, self, self._pruner, self.mending)
         self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1
         self.allowance.require_possible(trainer, self._pruner)
         surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))

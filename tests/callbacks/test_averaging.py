@@ -4,12 +4,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lit_prune import load
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import attached_lora
 from lit_prune.surgery import removed_sublayers
-from tests.callbacks.test_sublayer_prune import loaders, module, pruning, trainer
+from tests.callbacks.test_sublayer_prune import OwnModule, loaders, module, pruning, trainer
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 DECAY = 0.8
@@ -85,6 +87,55 @@ def test_a_training_goes_on_from_a_checkpoint(tmp_path, name, healing):
     again, resumed = run("again", ckpt_path=tmp_path / "whole/epoch=1.ckpt", weights_only=False)
     assert again == removed
     assert all(torch.equal(each, resumed[key]) for key, each in whole.items())
+
+
+class Averages(OwnModule):
+    """A user's module that averages its own model, and keeps a teacher."""
+
+    def __init__(self):
+        super().__init__("llama")
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        self.teacher = tiny_model("llama")
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=1e-3)
+
+    def on_train_batch_end(self, *_):
+        self.average.update_parameters(self.net)
+
+
+def test_an_average_in_the_module_loses_what_the_model_loses_and_a_teacher_nothing(tmp_path):
+    def run(folder, **options):
+        model, callback, by_hand = Averages(), pruning(model="net.lm"), ByHand()
+        keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
+        with pytest.warns(UserWarning, match="another copy of the model at 'teacher', which stays as it is"):
+            trainer(tmp_path, callback, by_hand, keep).fit(model, *loaders(), **options)
+        return model, callback.plan.removed, by_hand.moving
+
+    model, removed, by_hand = run("whole")
+    assert len(removed) > 1
+    assert set(removed_sublayers(model.average.module["lm"])) == set(removed)
+    for name, each in model.net.named_parameters():
+        found = model.average.module.get_parameter(name)
+        assert torch.allclose(found.double(), by_hand[f"net.{name}"], atol=1e-6), name
+        assert not torch.equal(found, each)
+    dense = tiny_model("llama").state_dict()
+    assert all(torch.equal(each, dense[name]) for name, each in model.teacher.state_dict().items())
+    again, found, _ = run("again", ckpt_path=tmp_path / "whole/epoch=1.ckpt")
+    assert found == removed
+    expected = model.state_dict()
+    assert all(torch.equal(each, expected[name]) for name, each in again.state_dict().items())
+
+
+def test_a_model_and_its_average_are_one_model(tmp_path):
+    model = Averages()
+    del model.teacher
+    trainer(tmp_path, callback := pruning()).fit(model, *loaders())
+    assert set(removed_sublayers(model.average.module["lm"])) == set(callback.plan.removed) != set()
+    with pytest.raises(LitPruneError, match="AveragedModel at 'average.module.lm' has copied the model without"):
+        trainer(tmp_path, pruning(healing=True)).fit(model, *loaders())
+    with pytest.raises(LitPruneError, match="AveragedModel averages weights from before and after compensate='scale'"):
+        trainer(tmp_path, pruning(compensate="scale")).fit(model, *loaders())
 
 
 def test_what_averages_cannot_follow_is_refused_at_once(tmp_path):
