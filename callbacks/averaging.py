@@ -21,11 +21,14 @@ from lit_prune.pruner import Pruner
 from lit_prune.surgery import remove
 
 
-def require_possible(trainer: L.Trainer, pruning: Callback, pruner: Pruner, mending: Mending) -> None:
+def require_possible(
+    trainer: L.Trainer, module: nn.Module, pruning: Callback, pruner: Pruner, mending: Mending
+) -> None:
     """Refuse what an averaged model could not follow, and say of other copies that they stay as they are.
 
     Args:
-        trainer: With its callbacks and module.
+        trainer: With its callbacks.
+        module: That is trained.
         pruning: The callback that removes.
         pruner: Its own, before its first step.
         mending: Of the model that is trained.
@@ -33,7 +36,7 @@ def require_possible(trainer: L.Trainer, pruning: Callback, pruner: Pruner, mend
     Raises:
         LitPruneError: With what to change.
     """
-    callbacks, inside = trainer.callbacks, averages_in(trainer.lightning_module, pruner.model)  # type: ignore[attr-defined]
+    callbacks, inside = trainer.callbacks, averages_in(module, pruner.model)  # type: ignore[attr-defined]
     for each in _averaging(trainer):
         if callbacks.index(each) < callbacks.index(pruning):
             raise LitPruneError(
@@ -51,7 +54,7 @@ def require_possible(trainer: L.Trainer, pruning: Callback, pruner: Pruner, mend
             what = "distill" if mending.distillation is not None else f"compensate={compensation!r}"
             raise LitPruneError(f"{name} averages weights from before and after {what} changes them; leave one out")
         sharding.require_whole_model(trainer, name, "take it out")
-    for name in _other_copies(trainer.lightning_module, pruner.model):
+    for name in _other_copies(module, pruner.model):
         rank_zero_warn(
             f"the module holds another copy of the model at {name!r}, which stays as it is: right for a teacher; an "
             "average made by hand would mix layers, so let torch's AveragedModel or EMAWeightAveraging make it"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import context_length, count_parameters
 from lit_prune.callbacks import loop, sharding
+from lit_prune.callbacks.batches import transferred, validation_batches
 from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
@@ -168,11 +169,11 @@ class BeforeAfterCallback(Callback):
         """The same on every process: fetching validation batches is a collective."""
         data = getattr(trainer, "datamodule", None)
         if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
-            batches = loop.validation_batches(trainer, None)
+            batches = validation_batches(trainer, None)
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
         name = "test batches, used neither for training nor for scoring"
-        return HeldOut("held-out text", name, data.test_dataloader())
+        return HeldOut("held-out text", name, [transferred(trainer, each) for each in data.test_dataloader()])
 
     def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
         if not self.timing["repeats"]:

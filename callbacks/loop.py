@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from lit_prune.callbacks import sharding
-from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.measure import labels_of, tensors_of
+from lit_prune.errors import LitPruneError, ModelError
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -68,48 +64,6 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{name!r} is a {type(model).__name__}, not a Hugging Face model")
     return model
-
-
-def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:
-    """This process's validation batches, as the trainer would validate on them.
-
-    Args:
-        trainer: A trainer that is fitting.
-        limit: The most batches of each loader, besides the trainer's own limit.
-
-    Returns:
-        Dicts of what a causal language model takes, and labels; on the CPU.
-
-    Raises:
-        DataError: There is no validation loader, it is empty, or a batch has no `input_ids`.
-    """
-    batches: list[dict[str, Tensor]] = []
-    if trainer.enable_validation:
-        # The loop sets its loaders up at its first run; before the first epoch there may have been none.
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        limits = trainer.num_val_batches
-        limits = limits if isinstance(limits, list) else [limits]
-        batches = list(_first_batches(tree_leaves(trainer.val_dataloaders), limits, limit))
-    if not batches:
-        raise DataError(
-            "sublayers are scored and analysed on validation batches, and the trainer has none: pass val_dataloaders "
-            "whose batches are dicts with `input_ids`, define validation_step, and keep limit_val_batches above 0"
-        )
-    return batches
-
-
-def _first_batches(
-    loaders: list[Iterable[Any]], limits: list[int | float], limit: int | None
-) -> Iterator[dict[str, Tensor]]:
-    for loader, most in zip(loaders, limits, strict=False):
-        allowed = min(most, float("inf") if limit is None else limit)
-        for batch in islice(loader, None if allowed == float("inf") else int(allowed)):
-            yield _scored_part(batch)
-
-
-def _scored_part(batch: Any) -> dict[str, Tensor]:
-    labels = labels_of(batch)
-    return {**tensors_of(batch), "labels": labels}
 
 
 def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:
@@ -179,7 +133,7 @@ def num_epochs(trainer: L.Trainer, stated: int | None) -> int | None:
     return stated or (planned if planned is not None and planned > 0 else None)
 
 
-def calibration_source(trainer: L.Trainer) -> str:
+def calibration_source(trainer: L.Trainer, loss: str = "tokens") -> str:
     """Where this process's validation batches come from, for a plan's readers."""
     data = getattr(trainer, "datamodule", None)
     if data is None:
@@ -187,5 +141,6 @@ def calibration_source(trainer: L.Trainer) -> str:
     else:
         named = data.hparams.get("source") if isinstance(data.hparams, Mapping) else None
         source = f"{type(data).__name__}{f' of {named}' if named else ''}, validation"
+    source += ", scored by validation_step" if loss == "module" else ""
     shared = trainer.world_size > 1
     return f"{source}, share of process {trainer.global_rank} of {trainer.world_size}" if shared else source

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.analysis import EMBEDDING, Analysis, analyse
 from lit_prune.callbacks import loop, sharding, surroundings
+from lit_prune.callbacks.batches import validation_batches
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.plan import KINDS, SublayerId
@@ -106,7 +107,7 @@ class SublayerAnalysisCallback(Callback):
         with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
             what_if = WhatIf(
                 model,
-                loop.validation_batches(trainer, self.num_batches),
+                validation_batches(trainer, self.num_batches),
                 reduce=lambda tensor: loop.summed(trainer, tensor),
                 autocast=trainer.precision_plugin.forward_context,
                 progress=bar,

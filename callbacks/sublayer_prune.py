@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from lit_prune.callbacks import averaging, loop, sharding, surroundings
 from lit_prune.callbacks.allowance import Allowance
+from lit_prune.callbacks.batches import fed_batches
 from lit_prune.callbacks.mending import Mending
+from lit_prune.callbacks.module_loss import check_loss, known_loss, measure, require_scorable
 from lit_prune.callbacks.randomness import random_state, restore_random_state
 from lit_prune.callbacks.saving import Saving
 from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal, settings_of
@@ -65,6 +67,8 @@ class SublayerPruneCallback(Callback):
         distill: With healing, training steps learn from the model as it was at set-up instead of from the text: True,
             or `Distillation` with its settings. No second copy of the weights; what is removed is freed at the end.
         model: Attribute path of the model in your module, where there are several.
+        loss: What scores: `tokens`, the mean loss of predicting each label from the tokens before it, or `module`, what
+            your `validation_step` returns or logs, at a pass of the whole model for each sublayer.
         num_batches: The most batches of each validation loader to score on; None takes all that the trainer validates.
         save_to: Folder for the pruned model, in the run's folder unless absolute; None saves nothing.
         progress: Whether to show a progress bar while scoring.
@@ -99,6 +103,7 @@ class SublayerPruneCallback(Callback):
         healing: bool | LoraHealing = False,
         distill: bool | Distillation = False,
         model: str | None = None,
+        loss: str = "tokens",
         num_batches: int | None = None,
         save_to: str | None = None,
         progress: bool = True,
@@ -116,14 +121,14 @@ class SublayerPruneCallback(Callback):
             raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
         self.mending = Mending(healing, distill)
         self.model = model
+        self.loss = known_loss(loss)
         self.num_batches = num_batches
         self.save_to = save_to
         self._saving = Saving()
         self.progress = progress
         self._pruner: Pruner | None = None
-        self._stage = ""
+        self._stage, self._last_epoch = "", -1  # the epoch whose drop is done
         self._is_of_plan = False  # the model at hand is that of the plan
-        self._last_epoch = -1  # whose drop is done
         self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
@@ -152,7 +157,8 @@ class SublayerPruneCallback(Callback):
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
         sharding.require_possible(trainer, self._pruner, self.allowance.unit, self.mending)
-        averaging.require_possible(trainer, self, self._pruner, self.mending)
+        averaging.require_possible(trainer, pl_module, self, self._pruner, self.mending)
+        require_scorable(self.loss, self._pruner.scorer)
         self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1
         self.allowance.require_possible(trainer, self._pruner)
         surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
@@ -178,11 +184,12 @@ class SublayerPruneCallback(Callback):
             require_forgetful(optimizer)
         with isolate_rng():
             require_understood(pruner.model)
-            batches = loop.validation_batches(trainer, self.num_batches)
-            what_if = WhatIf(pruner.model, batches, reduce=lambda tensor: loop.summed(trainer, tensor))
+            fed = fed_batches(trainer, self.num_batches)
+            what_if = measure(trainer, pruner.model, fed, self.loss)
+            check_loss(trainer, pruner.model, fed, self.loss)
             self.allowance.price(trainer, pruner, what_if.num_positions)
             self._costs = counted_costs(trainer, pruner, what_if.num_positions)
-        source = {"source": loop.calibration_source(trainer), **fingerprint(batches)}
+        source = {"source": loop.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
         schedule = self.allowance.schedule.per_epoch
         pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)
 
@@ -248,25 +255,18 @@ class SublayerPruneCallback(Callback):
         if state_dict.get("prices") is not None:
             self._pruner.prices = Prices.from_dict(state_dict["prices"])
         self._num_earlier = state_dict["num_earlier"]
-        # Checkpoints from before this was written down tell of epochs that dropped something.
-        dropped = (step.epoch for step in plan.steps[self._num_earlier :] if step.epoch is not None)
-        self._last_epoch = state_dict.get("last_epoch", max(dropped, default=-1))
+        self._last_epoch = state_dict.get("last_epoch", -1)  # older ones lack it
         self._random_state = state_dict["random_state"]
 
     def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
         pruner = self._require_pruner()
         budget = self.allowance.budget(pruner)
         goal, reached = quota.goal(pruner.reached, num_steps)
-        shown = self.progress and trainer.is_global_zero
-        bar = progress_bar(f"epoch {trainer.current_epoch}: scoring", goal=goal, reached=reached, shown=shown)
+        name, shown = f"epoch {trainer.current_epoch}: scoring", self.progress and trainer.is_global_zero
+        bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
         with isolate_rng(), bar as drawn:
-            what_if = WhatIf(
-                pruner.model,
-                loop.validation_batches(trainer, self.num_batches),
-                reduce=lambda tensor: loop.summed(trainer, tensor),
-                autocast=trainer.precision_plugin.forward_context,
-                progress=drawn,
-            )
+            fed = fed_batches(trainer, self.num_batches)
+            what_if = measure(trainer, pruner.model, fed, self.loss, progress=drawn)
             while pruner.candidates() and quota.allows(pruner.reached, num_steps):
                 if not self._step(trainer, what_if, budget):
                     break

@@ -175,9 +175,11 @@ class LitCausalLM(L.LightningModule):
         """Weigh the batches of an optimizer step by their tokens."""
         self._token_mean.backward(self, loss, *args, **kwargs)
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accumulate the loss, over all loaders together."""
-        self.val_loss.update(*self._mean_loss(batch))
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Mean token loss of the batch, in nats; accumulated over all loaders together."""
+        loss, num_tokens = self._mean_loss(batch)
+        self.val_loss.update(loss, num_tokens)
+        return loss
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accumulate the loss, over all loaders together."""

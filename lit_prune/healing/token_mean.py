@@ -44,7 +44,7 @@ class TokenMean:
         trainer, seen, self._seen = module.trainer, self._seen, None
         number = trainer.accumulate_grad_batches
         if seen is None or not module.automatic_optimization or (number == 1 and trainer.world_size == 1):
-            loss.backward(*args, **kwargs)
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
             return
         tokens, batch_idx = seen
         first = batch_idx % number == 0 or self._total is None
@@ -58,7 +58,7 @@ class TokenMean:
             for grad in () if first else _gradients(trainer):
                 grad.mul_(UNIT / total.to(grad.device))
             weight, self._total = tokens / total, None
-        (loss * (number * weight)).backward(*args, **kwargs)
+        (loss * (number * weight)).backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _gradients(trainer: L.Trainer) -> Iterator[Tensor]:

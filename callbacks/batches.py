@@ -1,0 +1,107 @@
+"""This process's validation batches, as the trainer would give them to the module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lit_prune.errors import DataError
+from lit_prune.measure import labels_of, tensors_of
+
+
+@dataclass(frozen=True)
+class Fed:
+    """One batch behind the hooks that transfer it, on the CPU.
+
+    Attributes:
+        whole: All of it, as `validation_step` takes it.
+        number: Its place in its loader.
+        loader: The loader's place.
+    """
+
+    whole: Any
+    number: int
+    loader: int
+
+    @property
+    def scored(self) -> dict[str, Tensor]:
+        """What a causal language model takes of it, and labels.
+
+        Raises:
+            DataError: It has no `input_ids`.
+        """
+        labels = labels_of(self.whole)
+        return {**tensors_of(self.whole), "labels": labels}
+
+
+def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:
+    """What a causal language model takes of `fed_batches`, and labels.
+
+    Raises:
+        DataError: As there; or a batch has no `input_ids`.
+    """
+    return [each.scored for each in fed_batches(trainer, limit)]
+
+
+def fed_batches(trainer: L.Trainer, limit: int | None) -> list[Fed]:
+    """This process's validation batches, as the trainer would validate on them.
+
+    Args:
+        trainer: A trainer that is fitting.
+        limit: The most batches of each loader, besides the trainer's own limit.
+
+    Raises:
+        DataError: There is no validation loader, or it is empty.
+    """
+    batches: list[Fed] = []
+    if trainer.enable_validation:
+        # The loop sets its loaders up at its first run; before the first epoch there may have been none.
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        limits = trainer.num_val_batches
+        limits = limits if isinstance(limits, list) else [limits]
+        with validating(trainer):
+            batches = list(_first_batches(trainer, tree_leaves(trainer.val_dataloaders), limits, limit))
+    if not batches:
+        raise DataError(
+            "sublayers are scored and analysed on validation batches, and the trainer has none: pass val_dataloaders "
+            "whose batches are dicts with `input_ids`, define validation_step, and keep limit_val_batches above 0"
+        )
+    return batches
+
+
+@contextmanager
+def validating(trainer: L.Trainer) -> Iterator[None]:
+    """Let hooks of the user see a trainer that validates, in a `with` block."""
+    stage = trainer.state.stage
+    trainer.state.stage = RunningStage.VALIDATING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+def transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
+    """A batch behind the hooks of module or data module that transfer it to the device, back on the CPU."""
+    module = trainer.lightning_module
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=loader)
+    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
+    return move_data_to_device(batch, torch.device("cpu"))
+
+
+def _first_batches(
+    trainer: L.Trainer, loaders: list[Iterable[Any]], limits: list[int | float], limit: int | None
+) -> Iterator[Fed]:
+    for place, (loader, most) in enumerate(zip(loaders, limits, strict=False)):
+        allowed = min(most, float("inf") if limit is None else limit)
+        for number, batch in enumerate(islice(loader, None if allowed == float("inf") else int(allowed))):
+            yield Fed(transferred(trainer, batch, place), number, place)

@@ -1,0 +1,232 @@
+"""The loss that a module itself finds in a validation batch, without leaving a trace of having been asked."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_prune.anatomy import Anatomy
+from lit_prune.callbacks.batches import Fed, validating
+from lit_prune.callbacks.loop import summed
+from lit_prune.errors import DataError, LitPruneError
+from lit_prune.measure import WhatIf, evaluating, labels_of, mean_loss, model_inputs, on_device
+from lit_prune.plan import Candidate
+from lit_prune.surgery import mute
+
+LOSSES = ("tokens", "module")
+"""What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""
+NAMES = ("val_loss", "loss", "valid_loss", "validation_loss")
+"""Of a loss among what is returned or logged; else the only name that contains `loss`."""
+
+
+class ModuleWhatIf(WhatIf):
+    """Losses by a module's own `validation_step`, one full pass for each; batches count by their labels.
+
+    Args:
+        trainer: That fits the module.
+        model: The language model in it.
+        fed: Its validation batches.
+        options: As for `WhatIf`.
+    """
+
+    def __init__(self, trainer: L.Trainer, model: Any, fed: Sequence[Fed], **options: Any) -> None:
+        super().__init__(model, [each.scored for each in fed], **options)
+        self._trainer, self._fed = trainer, fed
+
+    def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
+        asked = [(), *(each.sublayers for each in ordered)]
+        rows = []
+        with asked_alone(self._trainer):
+            for index in used:
+                tokens = (labels_of(self.batches[index])[:, 1:] != -100).sum(dim=1).double()
+                losses = []
+                for number, sublayers in enumerate(asked):
+                    self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
+                    with mute(self.model, sublayers, anatomy=anatomy):
+                        losses.append(_own_loss(self._trainer, self._fed[index]))
+                    self.num_block_evaluations += len(anatomy.blocks)
+                    self.num_head_evaluations += 1
+                rows.append(torch.tensor(losses, dtype=torch.float64)[:, None] * tokens)
+        return [each.to(self.model.device) for each in rows]
+
+
+def known_loss(name: str) -> str:
+    """The same name.
+
+    Raises:
+        LitPruneError: It is none of `LOSSES`.
+    """
+    if name not in LOSSES:
+        raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {name!r}")
+    return name
+
+
+def require_scorable(loss: str, scorer: object) -> None:
+    """Refuse a scorer that wants more than the figure that a module reports.
+
+    Raises:
+        LitPruneError: It wants gradients.
+    """
+    if loss == "module" and getattr(scorer, "gradients", False):
+        raise LitPruneError(
+            f"{type(scorer).__name__} wants gradients, and loss='module' gives none; choose another scorer, or leave "
+            "loss out"
+        )
+
+
+def measure(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str, **options: Any) -> WhatIf:
+    """A measure of a model in training, over all processes and in the trainer's precision.
+
+    Args:
+        trainer: That fits it.
+        model: The language model.
+        fed: Validation batches of this process.
+        loss: One of `LOSSES`.
+        options: As for `WhatIf`.
+    """
+    options |= {"reduce": partial(summed, trainer), "autocast": trainer.precision_plugin.forward_context}
+    if loss == "module":
+        return ModuleWhatIf(trainer, model, fed, **options)
+    return WhatIf(model, [each.scored for each in fed], **options)
+
+
+def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) -> None:
+    """Say where sublayers would be scored by another loss than the module's own, with both figures of one batch.
+
+    Args:
+        trainer: That fits the module.
+        model: The language model in it.
+        fed: Its validation batches.
+        loss: One of `LOSSES`.
+
+    Raises:
+        DataError: The module's own is wanted, and `validation_step` tells of none.
+    """
+    first, module = fed[0], trainer.lightning_module
+    with asked_alone(trainer):
+        if loss == "module":
+            _own_loss(trainer, first)
+            return
+        try:
+            own = _reported(trainer, first)
+        except Exception as error:  # the training itself may go well
+            rank_zero_warn(f"validation_step of {type(module).__name__} cannot be asked for its loss: {error!r}")
+            return
+    if own is None or not math.isfinite(own):
+        return  # the scoring says so
+    with evaluating(model), trainer.precision_plugin.forward_context():
+        batch = on_device(first.scored, model.device)
+        ours, num_tokens = mean_loss(model(**model_inputs(model, batch), use_cache=False).logits, batch["labels"])
+    if num_tokens and not math.isclose(own, ours, rel_tol=_rounding(trainer, model), abs_tol=1e-6):
+        rank_zero_warn(
+            f"validation_step of {type(module).__name__} finds a loss of {own:.4f} in the first validation batch, and "
+            f"sublayers are scored by another, {ours:.4f}: the mean over `labels` (else `input_ids`), where the logits "
+            "at one position predict the label at the next, padding left out. If labels are shifted already, or the "
+            "loss is another one, pass SublayerPruneCallback(loss='module'), which scores by validation_step"
+        )
+
+
+@contextmanager
+def asked_alone(trainer: L.Trainer) -> Iterator[None]:
+    """Let `validation_step` be called in a `with` block: what the module has counted or collected is as before then."""
+    module = trainer.lightning_module
+    metrics = [each for each in module.modules() if isinstance(each, Metric)]
+    counted = [{name: copy.deepcopy(value) for name, value in _state(each).items()} for each in metrics]
+    internal = vars(L.LightningModule()).keys()
+    own = {name: value for name, value in vars(module).items() if name not in internal}
+    collected = {name: copy.copy(each) for name, each in own.items() if isinstance(each, list | dict | set | deque)}
+    try:
+        with evaluating(module), validating(trainer), trainer.precision_plugin.val_step_context():
+            yield
+    finally:
+        for metric, state in zip(metrics, counted, strict=True):
+            vars(metric).update(state)
+        for name in [each for each in vars(module) if each not in internal and each not in own]:
+            del vars(module)[name]
+        vars(module).update(own)
+        for name, before in collected.items():
+            _refill(own[name], before)
+
+
+def _state(metric: Metric) -> dict[str, Any]:
+    names = (*metric._defaults, "_update_count", "_computed")
+    return {name: vars(metric)[name] for name in names if name in vars(metric)}
+
+
+def _refill(collection: Any, before: Any) -> None:
+    collection.clear()
+    collection.extend(before) if isinstance(collection, list | deque) else collection.update(before)
+
+
+def _own_loss(trainer: L.Trainer, fed: Fed) -> float:
+    loss = _reported(trainer, fed)
+    if loss is None:
+        raise DataError(
+            f"loss='module' scores by validation_step of {type(trainer.lightning_module).__name__}, which tells of no "
+            f"loss: let it return the mean loss of a batch, or log it as one of {', '.join(NAMES)}"
+        )
+    return loss
+
+
+def _reported(trainer: L.Trainer, fed: Fed) -> float | None:
+    module, logged = trainer.lightning_module, {}
+
+    def log(name: str, value: Any, *_: Any, **__: Any) -> None:
+        logged[name] = value
+
+    def log_dict(values: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        logged.update(values)
+
+    for each in module.modules():
+        if isinstance(each, Metric):
+            each.reset()  # what it says then is of this batch alone
+    batch = move_data_to_device(fed.whole, module.device)
+    given = (batch, fed.number, fed.loader)[: _num_arguments(module.validation_step)]
+    # Attributes of the object hide the methods of its class.
+    vars(module).update(log=log, log_dict=log_dict)
+    try:
+        returned = module.validation_step(*given)
+    finally:
+        del vars(module)["log"], vars(module)["log_dict"]
+    return _loss_in(returned, logged)
+
+
+def _num_arguments(method: Any) -> int:
+    kinds = [each.kind for each in inspect.signature(method).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 3
+    return sum(each in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in kinds)
+
+
+def _loss_in(returned: Any, logged: Mapping[str, Any]) -> float | None:
+    if (number := _number(returned)) is not None:
+        return number
+    told = {**logged, **(returned if isinstance(returned, Mapping) else {})}
+    numbers = {name: found for name, each in told.items() if (found := _number(each)) is not None}
+    names = [each for each in NAMES if each in numbers] or [each for each in numbers if "loss" in each]
+    return numbers[names[0]] if names and (names[0] in NAMES or len(names) == 1) else None
+
+
+def _number(value: Any) -> float | None:
+    value = value.compute() if isinstance(value, Metric) else value
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _rounding(trainer: L.Trainer, model: Any) -> float:
+    exact = model.dtype == torch.float32 and str(trainer.precision).startswith("32")
+    return 1e-3 if exact else 3e-2
