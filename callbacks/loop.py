@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
+from lit_prune.anatomy import require_no_prompt
 from lit_prune.callbacks import sharding
 from lit_prune.errors import LitPruneError, ModelError
 
@@ -25,8 +26,10 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
         name: Attribute path such as `net` or `student.lm`; None finds the only one.
 
     Raises:
+        AnatomyError: A trained prompt is put before it.
         ModelError: There is none, there are several, or `name` leads to something else.
     """
+    require_no_prompt(module)
     if name is not None:
         return _named_model(module, name)
     found = language_models(module)

@@ -13,7 +13,13 @@ from lit_prune.anatomy.layouts import (
     Layout,
 )
 from lit_prune.anatomy.record import RECORD_KEY, Record
-from lit_prune.anatomy.structure import context_length, decoder_config, find_sublayers, language_model
+from lit_prune.anatomy.structure import (
+    context_length,
+    decoder_config,
+    find_sublayers,
+    language_model,
+    require_no_prompt,
+)
 from lit_prune.anatomy.stubs import SublayerStub
 from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameters
 
@@ -40,5 +46,6 @@ __all__ = [
     "find_sublayers",
     "is_norm",
     "language_model",
+    "require_no_prompt",
     "routed_parameters",
 ]

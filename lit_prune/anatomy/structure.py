@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -9,15 +10,42 @@ from torch import nn
 from lit_prune.anatomy.blocks import Block, BlockReader
 from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
 from lit_prune.anatomy.record import RECORD_KEY, Record
-from lit_prune.anatomy.sublayers import Anatomy, count_parameters
+from lit_prune.anatomy.sublayers import Anatomy, shared_parameters
 from lit_prune.errors import AnatomyError
 from lit_prune.plan import KINDS, SublayerId
 
 
 def language_model(model: nn.Module) -> Any:
-    """The Hugging Face model itself, without a peft wrapper around it."""
+    """The Hugging Face model itself, without a peft wrapper around it.
+
+    Raises:
+        AnatomyError: The wrapper changes what the model is given.
+    """
     unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
+    if not callable(unwrap):
+        return model
+    require_no_prompt(model)
+    return unwrap()
+
+
+def require_no_prompt(module: nn.Module) -> None:
+    """Refuse trained prompts and prefixes around a model (prompt tuning, prefix tuning, P-tuning of peft).
+
+    Args:
+        module: The model, or what holds it.
+
+    Raises:
+        AnatomyError: It has some; what is scored without them would not be what is trained.
+    """
+    for each in module.modules():
+        configs = getattr(each, "peft_config", None)
+        for config in configs.values() if isinstance(configs, Mapping) else ():
+            if getattr(config, "is_prompt_learning", False):
+                kind = getattr(config.peft_type, "value", config.peft_type)
+                raise AnatomyError(
+                    f"a {type(each).__name__} puts a trained prompt before the model's input ({kind}), which is no part "
+                    "of the model: sublayers would be scored without it. Prune the model first, and train the prompt then"
+                )
 
 
 def find_sublayers(model: nn.Module) -> Anatomy:
@@ -46,6 +74,7 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     present = tuple(sublayer for each in found for sublayer in each.sublayers)
     num_blocks = record.num_blocks or len(blocks)
     here = {each.id for each in present}
+    num_parameters, common = shared_parameters(model)
     removed = [each for number in range(num_blocks) for kind in KINDS if (each := SublayerId(number, kind)) not in here]
     return Anatomy(
         model_type=config.model_type,
@@ -53,12 +82,13 @@ def find_sublayers(model: nn.Module) -> Anatomy:
         num_blocks=num_blocks,
         blocks=numbers,
         hidden_size=config.hidden_size,
-        num_parameters=count_parameters([model]),
+        num_parameters=num_parameters,
         sublayers=present,
         removed=tuple(removed),
         paths={sublayer: path for each in found for sublayer, path in each.paths.items()},
         shared={number: each.shared for number, each in zip(numbers, found, strict=True)},
         passes_through=all(each.passes_through for each in found),
+        common=common,
     )
 
 

@@ -22,7 +22,7 @@ class Part:
 
     Attributes:
         path: Of the module in the model.
-        num_parameters: That it frees; adapters do not count.
+        num_parameters: That it holds, some of them perhaps with others; adapters do not count.
         stub: Makes what takes its place.
     """
 
@@ -60,6 +60,26 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Parameters in several places, such as one FFN of all blocks: they are freed when the last place is gone.
+
+    Attributes:
+        names: All that they have in the model.
+        num_parameters: How many they are.
+    """
+
+    names: tuple[str, ...]
+    num_parameters: int
+
+    def surplus(self, parts: Iterable[Part]) -> int:
+        """How many too many are counted where each part counts them, and those that go free them once or not at all."""
+        inside = [tuple(name for name in self.names if name.startswith(f"{part.path}.")) for part in parts]
+        holding = sum(1 for each in inside if each)
+        freed = len({name for each in inside for name in each}) == len(self.names)
+        return self.num_parameters * (holding - freed) if holding else 0
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The decoder blocks of a model and the sublayers that are still in them.
 
@@ -75,6 +95,7 @@ class Anatomy:
         paths: Module path of every sublayer in the list, present or gone.
         shared: By block, norms that feed both sublayers and go with the last of them.
         passes_through: Whether a block without sublayers returns its input: no norms stay behind.
+        common: Parameters that are in several places.
     """
 
     model_type: str
@@ -88,6 +109,7 @@ class Anatomy:
     paths: Mapping[SublayerId, str]
     shared: Mapping[int, tuple[Part, ...]]
     passes_through: bool
+    common: tuple[Shared, ...] = ()
 
     @cached_property
     def _by_id(self) -> dict[SublayerId, Sublayer]:
@@ -157,7 +179,8 @@ class Anatomy:
         Raises:
             PlanError: One of them is not in the model.
         """
-        return sum(part.num_parameters for part in self.parts(sublayers))
+        parts = self.parts(sublayers)
+        return sum(part.num_parameters for part in parts) - sum(each.surplus(parts) for each in self.common)
 
     @property
     def num_active_parameters(self) -> int:
@@ -172,12 +195,31 @@ class Anatomy:
 def count_parameters(modules: Iterable[nn.Module]) -> int:
     """Parameters of the modules, each tensor once; those of LoRA adapters are not the model's and do not count."""
     found = {
-        id(parameter): _num_numbers(parameter)
+        _place(parameter): _num_numbers(parameter)
         for module in modules
         for name, parameter in module.named_parameters()
         if "lora_" not in name
     }
     return sum(found.values())
+
+
+def shared_parameters(model: nn.Module) -> tuple[int, tuple[Shared, ...]]:
+    """How many parameters a model has, as `count_parameters`, and those of them that have several names."""
+    found: dict[Any, tuple[int, list[str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if "lora_" not in name:
+            place = _place(parameter)
+            if place not in found:
+                found[place] = (_num_numbers(parameter), [])
+            found[place][1].append(name)
+    total = sum(number for number, _ in found.values())
+    return total, tuple(Shared(tuple(names), number) for number, names in found.values() if len(names) > 1)
+
+
+def _place(parameter: nn.Parameter) -> Any:
+    """What tells it from others: where its numbers are, as several parameters may be the same numbers."""
+    plain = type(parameter) is nn.Parameter and not parameter.is_meta  # others are packed or sharded
+    return (parameter.data_ptr() or id(parameter), parameter.shape) if plain else id(parameter)
 
 
 def _num_numbers(parameter: nn.Parameter) -> int:

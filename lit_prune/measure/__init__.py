@@ -23,7 +23,6 @@ from lit_prune.measure.journal import Journal
 from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
     Losses,
-    evaluating,
     hint_if_implausible,
     mean_loss,
     perplexity_of,
@@ -38,6 +37,7 @@ from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
+from lit_prune.surgery import evaluating
 
 __all__ = [
     "IGNORED",

@@ -21,9 +21,8 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, Sublayer, context_length, decoder_config, find_sublayers, language_model
 from lit_prune.errors import MeasureError
-from lit_prune.measure.losses import evaluating
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import mute
+from lit_prune.surgery import evaluating, mute
 
 PHASES = ("prefill", "decode")
 WARMUP = 2

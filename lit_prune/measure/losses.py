@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
@@ -150,18 +148,3 @@ def hint_if_implausible(mean: float, model: Any) -> None:
             f"{size:,} tokens: is it the right tokenizer, and text that the model can read? What is decided by such "
             "losses is decided by chance"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and compilation; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    # A compiled model would be compiled anew for every sublayer that is out.
-    uncompiled = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    try:
-        model.eval()
-        with torch.no_grad(), uncompiled:
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

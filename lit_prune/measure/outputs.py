@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import Sublayer, find_sublayers, language_model
-from lit_prune.measure.losses import evaluating
 from lit_prune.plan import SublayerId
+from lit_prune.surgery import evaluating
 
 NUM_TOKENS = 4
 

@@ -21,12 +21,12 @@ from lit_prune.measure.batches import input_ids_of, labels_of, on_device, read_b
 from lit_prune.measure.halves import measured
 from lit_prune.measure.head import Compute, pass_losses
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.measure.losses import Losses, evaluating, finite_mean, require_context, require_tokens
+from lit_prune.measure.losses import Losses, finite_mean, require_context, require_tokens
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weights import Weights
 from lit_prune.placement import bytes_held
 from lit_prune.plan import Candidate, SublayerId
-from lit_prune.surgery import is_sharded
+from lit_prune.surgery import evaluating, is_sharded
 
 Progress = Callable[[int, int, str], None]
 Reduce = Callable[[Tensor], Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,8 +80,10 @@ class Task:
         return Scores(importance, zero=score(measured.base_sequences))
 
     def fingerprint(self, model: Any) -> str:
-        """See `Scorer`: of the examples' tokens."""
-        return inputs_fingerprint(model, self._batches(model, read_examples(self.data)))
+        """See `Scorer`: of the examples and their tokens."""
+        examples = read_examples(self.data)
+        written = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
+        return f"{written} {inputs_fingerprint(model, self._batches(model, examples))}"
 
     def _batches(self, model: Any, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         name = self.tokenizer or model.config.name_or_path

@@ -4,6 +4,7 @@ from lit_prune.surgery.compact import closable_blocks, compact, compacted
 from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, record_removal, stock_config
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
+from lit_prune.surgery.passing import evaluating
 from lit_prune.surgery.rebuild import put_back
 from lit_prune.surgery.remove import remove, removed_sublayers
 from lit_prune.surgery.sharded import is_sharded, release, reshard
@@ -15,6 +16,7 @@ __all__ = [
     "compacted",
     "cut_groups",
     "describe",
+    "evaluating",
     "forget_parameters",
     "forget_tombstones",
     "is_sharded",

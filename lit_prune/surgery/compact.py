@@ -25,6 +25,7 @@ from lit_prune.anatomy import (
 )
 from lit_prune.surgery.config import record_removal, stock_config
 from lit_prune.surgery.mute import mute
+from lit_prune.surgery.passing import passing
 
 PLAIN_TYPES = (bool, int, float, str, type(None), tuple)
 PASSING = ("training", "gradient_checkpointing")
@@ -43,7 +44,8 @@ def compacted(model: nn.Module) -> Iterator[None]:
 def compact(model: nn.Module) -> Callable[[], None]:
     """Take blocks without sublayers out of the list of blocks, in place, where that gives a stock model.
 
-    Addresses stay those of the original model. Where the config could not build the shorter stack (a pattern that
+    Addresses stay those of the original model. A block that does something of its own to the stream stays, and so does
+    one with parameters beside its sublayers. Where the config could not build the shorter stack (a pattern that
     depends on the position, such as every fourth block with experts), nothing is done, and the blocks pass through.
 
     Args:
@@ -54,13 +56,19 @@ def compact(model: nn.Module) -> Callable[[], None]:
     """
     root = language_model(model)
     anatomy = find_sublayers(root)
-    kept = [block for block in anatomy.blocks if any(each.id.block == block for each in anatomy.sublayers)]
+    full = {each.id.block for each in anatomy.sublayers}
+    empty = [number for number, block in enumerate(anatomy.blocks) if block not in full]
     # With a bias that stock models lack it would be none, and nothing would stop a loader that drops the bias.
     if Record.of(decoder_config(root)).biases or not anatomy.passes_through:
         return lambda: None
-    if not kept or len(kept) == len(anatomy.blocks):
+    if not full or not empty:
         return lambda: None
-    positions = [anatomy.position(block) for block in kept]
+    blocks: Any = root.get_submodule(anatomy.blocks_path)
+    identities = passing(root, [blocks[each] for each in empty])
+    going = {each for each, passes in zip(empty, identities, strict=True) if passes}
+    if not going:
+        return lambda: None
+    positions = [number for number in range(len(blocks)) if number not in going]
     change = _Change(root, anatomy, positions)
     change.make()
     if not change.is_stock():
@@ -80,8 +88,11 @@ def closable_blocks(model: nn.Module) -> tuple[int, ...]:
     """
     root = language_model(model)
     anatomy = find_sublayers(root)
+    blocks: Any = root.get_submodule(anatomy.blocks_path)
+    with mute(root, [each.id for each in anatomy.sublayers], anatomy=anatomy):
+        identities = passing(root, list(blocks)) if anatomy.passes_through else [False] * len(blocks)
     closable, last, answer = [], None, False
-    for block in anatomy.blocks:
+    for block in (each for each, passes in zip(anatomy.blocks, identities, strict=True) if passes):
         signature = _signature(root, anatomy, block)
         if signature != last:
             last, answer = signature, _closes(root, anatomy, block)
@@ -166,13 +177,25 @@ class _Change:
         if any(list(getattr(rebuilt, name)) != value for name, value in self.lists.items()):
             return False  # an entry that the config works out anew from another
         path = self.anatomy.blocks_path
-        own, built = (dict(each.get_submodule(path).named_modules()) for each in (self.model, fresh))
+        own, built = (_unwrapped(each.get_submodule(path)) for each in (self.model, fresh))
         gone = [name for name, module in own.items() if isinstance(module, SublayerStub | nn.Identity)]
         inside = tuple(f"{name}." for name in gone)
         expected = {name: module for name, module in built.items() if not name.startswith(inside)}
         return set(own) == set(expected) and all(
             name in gone or _traits(own[name]) == _traits(expected[name]) for name in own
         )
+
+
+def _unwrapped(blocks: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name, as they are without peft's layers around some of them."""
+    modules = dict(blocks.named_modules())
+    around = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "get_base_layer"))
+    inside = tuple(f"{name}base_layer" for name in around)
+    return {
+        name.replace(".base_layer", ""): module
+        for name, module in modules.items()
+        if name.startswith(inside) or not (name.startswith(around) or f"{name}." in around)
+    }
 
 
 def _number(blocks: nn.ModuleList) -> None:

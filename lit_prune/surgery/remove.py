@@ -34,7 +34,8 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
     """
     model = language_model(model)
     anatomy = find_sublayers(model)
-    parts = anatomy.parts(ids)
+    ids = tuple(ids)
+    parts, freed = anatomy.parts(ids), anatomy.num_freed(ids)
     if not parts:
         return 0
     sharded = is_sharded(model)
@@ -51,7 +52,7 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
         forget_parameters(optimizer, dropped)
     if sharded:
         release(model, gone)
-    return sum(part.num_parameters for part in parts)
+    return freed
 
 
 def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:

@@ -1,5 +1,7 @@
+import lightning as L
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -11,9 +13,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from lit_prune import prune
 from lit_prune.anatomy import context_length, find_sublayers
+from lit_prune.callbacks.loop import model_in
 from lit_prune.errors import AnatomyError, DataError, PlanError
-from lit_prune.measure import take_inventory
+from lit_prune.measure import WhatIf, take_inventory
 from lit_prune.measure.losses import require_context
 from lit_prune.plan import SublayerId
 from tests import naive
@@ -111,3 +115,22 @@ def test_what_keeps_more_than_keys_and_values_is_refused(model_type, settings, m
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(AnatomyError, match=message):
         find_sublayers(model)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_a_trained_prompt_around_the_model_is_refused_at_every_entrance(kind):
+    wrapped = get_peft_model(tiny_model("llama"), kind(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    module = L.LightningModule()
+    module.own = wrapped
+    batches = [{"input_ids": torch.arange(3, 9)[None]}]
+    entrances = (
+        lambda: find_sublayers(wrapped),
+        lambda: prune(wrapped, batches, amount=0.2, progress=False),
+        lambda: WhatIf(wrapped, batches),
+        lambda: model_in(module, None),
+        lambda: model_in(module, "own"),
+    )
+    for enter in entrances:
+        with pytest.raises(AnatomyError, match=r"trained prompt before the model's input .*Prune the model first"):
+            enter()

@@ -9,6 +9,7 @@ from peft import PeftModel
 import lit_prune
 from lit_prune.__main__ import main
 from lit_prune.errors import LitPruneError, MeasureError, ModelError
+from lit_prune.export import save
 from lit_prune.healing import (
     DenseTeacher,
     Distillation,
@@ -18,6 +19,7 @@ from lit_prune.healing import (
     distillation_loss,
     heal,
     merge_lora,
+    save_adapter,
     written_windows,
 )
 from lit_prune.plan import PrunePlan, SublayerId
@@ -278,6 +280,24 @@ def test_an_adapter_loads_with_plain_peft(pruned_folder, text, tmp_path):
     merged = tmp_path / "merged"
     assert main(["heal", str(pruned_folder), "--output", str(merged), "--distill", "false", *options(text)]) == 0
     assert torch.allclose(logits(lit_prune.load(merged)), logits(adapted), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_an_adapter_is_numbered_as_the_folder_it_belongs_to(architecture, tmp_path):
+    folder = save(pruned_model(architecture), tmp_path / "pruned")
+    student = DenseTeacher.of_pruned(tiny_model(architecture), lit_prune.load(folder)).student
+    attach_lora(student, LoraHealing(rank=2))
+    with torch.no_grad():
+        for name, each in student.named_parameters():
+            if "lora_B" in name:
+                each.normal_(std=0.3)
+    expected = logits(student)
+    adapter = save_adapter(student, tmp_path / "adapter", base=str(folder))
+    base = lit_prune.load(folder)
+    assert base.config.num_hidden_layers == 3, "a block has left the list"
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, adapter)), expected)
+    assert torch.equal(logits(student), expected)
 
 
 def test_healing_on_what_the_dense_model_writes(pruned_folder, text, tmp_path):

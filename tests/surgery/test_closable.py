@@ -3,11 +3,14 @@
 import copy
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.plan import SublayerId
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import closable_blocks, compact, remove
 from tests.tiny import tiny_model
+from tests.zoo import SIZES
 
 MODELS = ("llama", "gemma2", "opt", "opt, post-norm", "gpt2", "bloom", "falcon 7B", "qwen2_moe", "llama4", "gpt_oss")
 
@@ -34,3 +37,54 @@ def test_it_is_what_compact_would_do_to_each(architecture, removed):
     assert closable_blocks(model) == by_trying(model)
     assert model.config.to_dict() == config
     assert all(after is modules[name] for name, after in model.named_modules())
+
+
+def with_parameters():
+    """Residual weights of its own, on the stream's way."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", **SIZES, vocab_size=128, pad_token_id=1))
+    for each in model.model.layers:
+        torch.nn.init.constant_(each.input_residual, 0.7)
+    return model.eval()
+
+
+def with_an_operation(change):
+    """Something done to the stream, without any parameter."""
+    model = tiny_model("llama")
+    block = model.model.layers[1]
+    forward = block.forward
+    block.forward = lambda hidden_states, *args, **kwargs: forward(change(hidden_states), *args, **kwargs)
+    return model
+
+
+OWN = {
+    "parameters": with_parameters,
+    "a factor": lambda: with_an_operation(lambda hidden: 0.9 * hidden),
+    "a limit that small states do not meet": lambda: with_an_operation(lambda hidden: hidden.clamp(-7, 7)),
+}
+
+
+@pytest.mark.parametrize("make", OWN.values(), ids=OWN)
+def test_a_block_that_does_something_of_its_own_stays(make):
+    model = make()
+    tokens = torch.arange(3, 15)[None]
+
+    @torch.no_grad()
+    def logits():
+        return model(input_ids=tokens, use_cache=False).logits
+
+    assert 1 not in closable_blocks(model)
+    remove(model, Candidate.parse("block.1").sublayers)
+    expected = logits()
+    compact(model)
+    assert len(model.model.layers) == 4
+    assert torch.equal(logits(), expected)
+    remove(model, Candidate.parse("block.2").sublayers)
+    expected = logits()
+    compact(model)
+    assert (find_sublayers(model).blocks == (0, 1, 3)) == (make is not with_parameters), "others leave the list"
+    assert torch.equal(logits(), expected)
+
+
+def test_without_values_parameters_tell():
+    with torch.device("meta"):
+        assert closable_blocks(with_parameters()) == ()

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import PlanError
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove, removed_sublayers
@@ -114,3 +115,40 @@ def test_images_go_through_a_pruned_model():
     assert torch.equal(seen(), expected)
     image.zero_()
     assert not torch.equal(seen(), expected)
+
+
+def one_ffn(model):
+    for block in model.model.layers:
+        block.mlp = model.model.layers[0].mlp
+
+
+def one_memory(model):
+    for block in model.model.layers:
+        for own, first in zip(block.mlp.parameters(), model.model.layers[0].mlp.parameters(), strict=True):
+            own.data = first.data
+
+
+def two_projections(model):
+    """Of one layer, in two others."""
+    for block in model.model.layers[2:]:
+        block.mlp.down_proj = model.model.layers[1].mlp.down_proj
+
+
+@pytest.mark.parametrize("share", [one_ffn, one_memory, two_projections])
+def test_parameters_that_layers_share_are_freed_when_the_last_place_is_gone(share):
+    model = tiny_model("llama")
+    share(model)
+
+    def held():
+        return sum({each.data_ptr(): each.numel() for each in model.parameters()}.values())
+
+    anatomy = find_sublayers(model)
+    assert anatomy.num_parameters == held()
+    everything = anatomy.num_freed([each.id for each in anatomy.sublayers])
+    total = 0
+    for block in (2, 0, 3, 1):
+        before, said = held(), find_sublayers(model).num_freed([SublayerId(block, "mlp")])
+        assert remove(model, [SublayerId(block, "mlp")]) == said == before - held()
+        total += said
+    attention = [SublayerId(block, "attention") for block in range(4)]
+    assert total + remove(model, attention) == everything
