@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
-from lit_prune.healing import Compensation, create_compensation
+from lit_prune.healing import Compensation, correct, create_compensation, require_possible
 from lit_prune.measure import Prices, WhatIf
 from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
 from lit_prune.registry import Named, create, described
-from lit_prune.rounds import ModelRound
+from lit_prune.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Search
 from lit_prune.surgery import remove
@@ -74,7 +74,7 @@ class Pruner:
         self._search: Search = create(SEARCHES, search)
         self._compensation = create_compensation(compensate)
         if self._compensation is not None:
-            self._compensation.require_possible(self.model)
+            require_possible(self._compensation, self.model)
         self.plan = PrunePlan(
             anatomy.facts(
                 model_name or getattr(self.model.config, "_name_or_path", ""),
@@ -87,14 +87,15 @@ class Pruner:
         )
 
     @staticmethod
-    def require_known(scorer: Named, search: Named) -> None:
+    def require_known(scorer: Named, search: Named, compensate: Named = "none") -> None:
         """Refuse what no pruner could be made with, before a model is loaded.
 
         Raises:
-            LitPruneError: A scorer or search is unknown, or does not take its options.
+            LitPruneError: A scorer, search or compensation is unknown, or does not take its options.
         """
         create(SCORERS, scorer)
         create(SEARCHES, search)
+        create_compensation(compensate)
 
     @property
     def num_parameters(self) -> int:
@@ -194,7 +195,7 @@ class Pruner:
         freed, corrections = 0, {}
         # One by one, so that each is made up for in the model without those before it.
         for each in choice.sublayers:
-            corrections[str(each)] = self._compensation(what_if, each)
+            corrections[str(each)] = correct(self._compensation, what_if, each)
             freed += remove(self.model, [each], optimizers)
             what_if.corrected()
         return freed, corrections
@@ -242,18 +243,17 @@ class Pruner:
         # Training moves all scores: bounds on those of another epoch would say nothing.
         within = getattr(self._search, "within_epoch", False)
         history = [step for step in self.plan.steps if step.epoch == epoch or not within]
-
         score = ModelRound(
             self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
         )
-        scores: Scores = self._search(score, list(sizes), history)
+        scores = require_scores(self._search(score, list(sizes), history), "search", list(sizes))
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
             return scores, choice
         # The budget wants one of a size that a search which spares itself work has not looked at closely.
         among = [each for each in sizes if sizes[each] == sizes[choice]]
-        closer: Scores = self._search(score, among, history)
-        return _merged(scores, closer), min(among, key=lambda each: (closer.importance[each], each))
+        closer = require_scores(self._search(score, among, history), "search", among)
+        return _merged(scores, closer), min(closer.importance, key=lambda each: (closer.importance[each], each))
 
 
 def describe_run(

@@ -12,7 +12,7 @@ from torch import nn
 from lit_prune.anatomy import find_sublayers
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, PlanError
-from lit_prune.healing import Compensation, create_compensation, fold_factor
+from lit_prune.healing import Compensation, correct, create_compensation, fold_factor, require_possible
 from lit_prune.measure import (
     Journal,
     Processes,
@@ -216,18 +216,18 @@ def compensate_plan(
         ModelError: The compensation cannot be folded into this model.
         PlanError: The plan was made for a model of another structure; nothing is removed then.
     """
-    compensation = create_compensation(compensate) if isinstance(compensate, str | Mapping) else compensate
+    compensation = create_compensation(compensate)
     if compensation is None:
         raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
     _require_fit(model, plan)
-    compensation.require_possible(model)
+    require_possible(compensation, model)
     batches = list(batches)
     what_if = WhatIf(model, batches)
     steps = []
     for step in plan.steps:
         corrections = {}
         for each in step.removed.sublayers:
-            corrections[str(each)] = compensation(what_if, each)
+            corrections[str(each)] = correct(compensation, what_if, each)
             remove(model, [each])
             what_if.corrected()
         steps.append(replace(step, compensation=corrections))

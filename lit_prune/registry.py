@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from lit_prune.errors import LitPruneError
 
@@ -52,23 +57,36 @@ class Registry:
     def create(self, name: str, **options: Any) -> Any:
         """Make the object registered as `name`, or found at the import path `name`.
 
+        A function at a path that wants arguments besides the options is no factory, but the object itself.
+
         Raises:
             LitPruneError: The name is unknown, or the options do not fit its factory.
         """
-        factory = self._factories.get(name) or self._imported(name)
+        if not isinstance(name, str):
+            raise LitPruneError(f"the name of a {self.noun} is text; found {name!r}")
+        known = name in self._factories
+        factory = self._factories[name] if known else self._imported(name)
         try:
+            if not known and _is_object(factory, options):
+                return partial(factory, **options) if options else factory
             return factory(**options)
         except TypeError as error:
             raise LitPruneError(f"{self.noun} {name!r} does not take these options: {error}") from error
 
     def _imported(self, path: str) -> Callable[..., Any]:
         module, _, attribute = path.rpartition(".")
+        if not module:
+            self._unknown(path)
         try:
-            return getattr(importlib.import_module(module), attribute) if module else self._unknown(path)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise LitPruneError(f"cannot import the {self.noun} {path!r}: {error}") from error
+            with _beside_the_work():
+                found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        # Whatever the user's own module raises.
+        except Exception as error:
+            why = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
+            raise LitPruneError(f"cannot import the {self.noun} {path!r}: {why}") from error
+        return found
 
-    def _unknown(self, name: str) -> Callable[..., Any]:
+    def _unknown(self, name: str) -> NoReturn:
         close = difflib.get_close_matches(name, self._factories, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         known = ", ".join(sorted(self._factories))
@@ -76,22 +94,63 @@ class Registry:
 
 
 def create(registry: Registry, spec: Any) -> Any:
-    """What a name, or a mapping with `name` and options, stands for; an object that is none of these is itself.
+    """What a name, or a mapping with `name` and options, stands for; an object that can be called is itself.
 
     Raises:
-        LitPruneError: The name is missing or unknown, or the options do not fit.
+        LitPruneError: The name is missing or unknown, the options do not fit, or what it stands for cannot be called.
     """
-    if callable(spec):
-        return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in options:
-        raise LitPruneError(f"a {registry.noun} needs a name; found {options}")
-    return registry.create(options.pop("name"), **options)
+    if isinstance(spec, str | Mapping):
+        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        if "name" not in options:
+            raise LitPruneError(f"a {registry.noun} needs a name; found {options}")
+        made = registry.create(options.pop("name"), **options)
+    else:
+        made = spec() if isinstance(spec, type) else spec
+    if not callable(made):
+        raise LitPruneError(f"a {registry.noun} is called with what it works on; {spec!r} cannot be called")
+    return made
 
 
 def described(spec: Any, made: Any) -> dict[str, Any]:
     """Name and options of what `create` made of a spec, for a plan's readers."""
-    options = asdict(made) if is_dataclass(made) and not isinstance(made, type) else {}
+    options = (
+        asdict(made) if is_dataclass(made) and not isinstance(made, type) else _plain(getattr(made, "__dict__", {}))
+    )
     if isinstance(spec, str):
         return {"name": spec, **options}
-    return {**options, **spec} if isinstance(spec, Mapping) else {"name": type(spec).__qualname__, **options}
+    if isinstance(spec, Mapping):
+        return {**options, **spec}
+    return {"name": getattr(spec, "__qualname__", type(spec).__qualname__), **options}
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an object of the user's own; whatever else it holds is not for a plan."""
+    return {
+        name: each
+        for name, each in attributes.items()
+        if not name.startswith("_") and isinstance(each, bool | int | float | str | None)
+    }
+
+
+def _is_object(found: Any, options: Mapping[str, Any]) -> bool:
+    if isinstance(found, type) or not callable(found):
+        return not callable(found)
+    parameters = inspect.signature(found).parameters.values()
+    return any(
+        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in parameters
+        if each.name not in options
+    )
+
+
+@contextmanager
+def _beside_the_work() -> Iterator[None]:
+    """Modules in the working folder are found too, behind all others: a console script does not look there."""
+    folder = os.getcwd()
+    added = [] if folder in sys.path or "" in sys.path else [folder]
+    sys.path += added
+    try:
+        yield
+    finally:
+        for each in added:
+            sys.path.remove(each)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from lit_prune.anatomy import find_sublayers
+from lit_prune.errors import MeasureError
 from lit_prune.measure import Prices, WhatIf, hint_if_implausible
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers import Scorer
@@ -67,7 +70,7 @@ class ModelRound:
     def _score(self, candidates: Sequence[Candidate], share: float, out: Candidate) -> Scores:
         muted = mute(self.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
         with muted, self.what_if.narrowed(share):
-            scores = self.scorer(self.what_if, candidates, self.history)
+            scores = require_scores(self.scorer(self.what_if, candidates, self.history), "scorer", candidates)
         if self._is_first_score and scores.base_nll is not None and not out.sublayers:
             self._is_first_score = False
             hint_if_implausible(scores.base_nll, self.model)
@@ -80,3 +83,41 @@ class ModelRound:
     def reaches(self, candidates: Iterable[Candidate]) -> bool:
         """See `searches.Round`."""
         return self.saved(Candidate.together(candidates)) >= self.wanted
+
+
+def require_scores(found: object, noun: str, wanted: Sequence[Candidate]) -> Scores:
+    """What a scorer or a search gave, of the wanted candidates alone and in plain numbers.
+
+    Args:
+        found: Perhaps of a user's own.
+        noun: What gave it.
+        wanted: A scorer gives all of these, a search some.
+
+    Raises:
+        MeasureError: It is something else, a score is missing, or no number.
+    """
+    if not isinstance(found, Scores):
+        raise MeasureError(f"a {noun} gives lit_prune.plan.Scores; this one gave a {type(found).__name__}")
+    own = found.importance if isinstance(found.importance, Mapping) else {}
+    missing = [each.name for each in wanted if each not in own]
+    if missing if noun == "scorer" else len(missing) == len(wanted):
+        names = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        raise MeasureError(f"the {noun} gave no score of {names}: {len(missing)} of {len(wanted)} are missing")
+    base = None if found.base_nll is None else _number(found.base_nll, f"the {noun}'s loss of the model as it is")
+    return replace(
+        found,
+        importance={each: _number(own[each], f"the {noun}'s score of {each.name}") for each in wanted if each in own},
+        base_nll=base,
+        nll={each: _number(value, f"the {noun}'s loss without {each.name}") for each, value in found.nll.items()},
+        zero=_number(found.zero, f"the {noun}'s score of what changes nothing"),
+    )
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, str | bytes | bool) else math.nan
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isnan(number):
+        raise MeasureError(f"{what} is {value!r}, which is no number: nothing can be put in order by it")
+    return number

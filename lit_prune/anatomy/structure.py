@@ -43,8 +43,8 @@ def require_no_prompt(module: nn.Module) -> None:
             if getattr(config, "is_prompt_learning", False):
                 kind = getattr(config.peft_type, "value", config.peft_type)
                 raise AnatomyError(
-                    f"a {type(each).__name__} puts a trained prompt before the model's input ({kind}), which is no part "
-                    "of the model: sublayers would be scored without it. Prune the model first, and train the prompt then"
+                    f"a {type(each).__name__} puts a trained prompt before the model's input ({kind}), which is no "
+                    "part of the model: sublayers would be scored without it. Prune the model, then train a prompt"
                 )
 
 

@@ -9,6 +9,7 @@ from lit_prune.commands.arguments import call, default_device
 from lit_prune.data import calibration_batches, drawn_windows
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
+from lit_prune.healing import create_compensation
 from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
@@ -63,6 +64,7 @@ def apply_to_model(
     steps = PrunePlan.load(plan)
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
+    create_compensation("none" if compensate is None else compensate)  # before the model is loaded
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     device = default_device(device) if compensate is not None else device or "cpu"
     network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)

@@ -168,7 +168,7 @@ def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]
             wanda_sparsifier()
         else:
             method = _method(line)
-            Pruner.require_known(method.scorer, method.search)
+            Pruner.require_known(method.scorer, method.search, method.compensate)
     return lines
 
 

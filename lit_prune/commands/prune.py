@@ -18,6 +18,7 @@ from lit_prune.measure import Processes
 from lit_prune.methods import read_method
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.pruner import Pruner
 from lit_prune.pruning import prune
 from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
@@ -113,6 +114,7 @@ def prune_model(
     options = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     options["compensate"] = compensate
     chosen = read_method(method).with_settings({name: value for name, value in options.items() if value is not None})
+    Pruner.require_known(chosen.scorer, chosen.search, chosen.compensate)
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))

@@ -1,7 +1,14 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
 from lit_prune.healing.adapters import adapters_of, has_adapters, restore_adapters
-from lit_prune.healing.compensation import COMPENSATIONS, Compensation, create_compensation, fold_factor
+from lit_prune.healing.compensation import (
+    COMPENSATIONS,
+    Compensation,
+    correct,
+    create_compensation,
+    fold_factor,
+    require_possible,
+)
 from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import (
@@ -32,6 +39,7 @@ __all__ = [
     "attach_lora",
     "attached_lora",
     "checkpoint_activations",
+    "correct",
     "create_compensation",
     "cut_states",
     "distillation_loss",
@@ -40,6 +48,7 @@ __all__ = [
     "heal",
     "merge",
     "merge_lora",
+    "require_possible",
     "restore_adapters",
     "save_adapter",
     "taught_loss",

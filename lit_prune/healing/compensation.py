@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,31 @@ def create_compensation(spec: Any) -> Compensation | None:
         LitPruneError: The name is unknown, or the options do not fit.
     """
     return None if spec == NONE else cast(Compensation, create(COMPENSATIONS, spec))
+
+
+def require_possible(compensation: Compensation, model: nn.Module) -> None:
+    """Ask a compensation whether it can be folded into a model; one of a user's own may have nothing to say to that.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    getattr(compensation, "require_possible", lambda model: None)(model)
+
+
+def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
+    """Let a compensation fold what makes up for a sublayer; returns what it says of that.
+
+    Raises:
+        ModelError: It says something that cannot stand in a plan; a user's own may say nothing.
+    """
+    said: Any = compensation(what_if, sublayer)
+    try:
+        facts = json.loads(json.dumps({} if said is None else said, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"what a compensation returns is for the plan, in plain types: {error}") from error
+    if not isinstance(facts, dict):
+        raise ModelError(f"a compensation returns a mapping of what it did, for the plan; found {said!r}")
+    return facts
 
 
 def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:

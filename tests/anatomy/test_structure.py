@@ -132,5 +132,5 @@ def test_a_trained_prompt_around_the_model_is_refused_at_every_entrance(kind):
         lambda: model_in(module, "own"),
     )
     for enter in entrances:
-        with pytest.raises(AnatomyError, match=r"trained prompt before the model's input .*Prune the model first"):
+        with pytest.raises(AnatomyError, match=r"trained prompt before the model's input .*Prune the model, then"):
             enter()
