@@ -8,30 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_prune.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, SublayerId
+from lit_prune.candidates import KINDS, Candidate, Scores, SublayerId
 from lit_prune.errors import PlanError
-from lit_prune.reading import checked, read_json, require_kinds
+from lit_prune.reading import checked, read_json
+from lit_prune.soundness import outcome_of_steps, require_corrections, require_possible, require_settings
 from lit_prune.writing import to_json, write_text
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
 SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
-SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
-    ("compensation", bool, {"name": str}),
-    ("healing", bool, {"tokens": int, "ppl_before": float, "ppl_after": float}),
-    ("budget", lambda found: found.get("rise") is not None, {"rise": float, "max_rise": float}),
-    (
-        "budget",
-        lambda found: found.get("of", "params") != "params" and "reached" in found,
-        {"unit": str, "total": float, "reached": float, "amount": float | None},
-    ),
-)
-"""What reports and cards show of settings, and when."""
 
 __all__ = [
     "KINDS",
@@ -43,6 +35,7 @@ __all__ = [
     "PruneStep",
     "Scores",
     "SublayerId",
+    "package_versions",
 ]
 
 
@@ -124,7 +117,7 @@ class PruneStep:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a plan must find in a model before it is applied to it; `name` and `revision` are for people.
+    """The model of a plan; `name` and `revision` are for people.
 
     Attributes:
         model_type: transformers' `config.model_type`.
@@ -141,12 +134,12 @@ class ModelFacts:
     revision: str | None = None
 
     def require_same(self, other: ModelFacts) -> None:
-        """Check the structural facts against a model's.
+        """Check the facts against those of a model, whose vocabulary may have another size: a plan is about blocks.
 
         Raises:
             PlanError: They differ; the message names each difference.
         """
-        fields = ("model_type", "num_blocks", "hidden_size", "num_parameters")
+        fields = ("model_type", "num_blocks", "hidden_size")
         differing = [f"{name} {getattr(self, name)} in the plan, {getattr(other, name)} in the model" for name in fields
                      if getattr(self, name) != getattr(other, name)]  # fmt: skip
         if differing:
@@ -216,7 +209,7 @@ class PrunePlan:
 
     @classmethod
     def from_dict(cls, data: Any) -> PrunePlan:
-        """Read the form that `to_dict` writes.
+        """Read the form that `to_dict` writes; what a budget says was reached is that of the steps.
 
         Raises:
             PlanError: The schema is newer than this package's, or the data is damaged.
@@ -230,11 +223,12 @@ class PrunePlan:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
             steps = tuple(PruneStep.from_dict(step) for step in data["steps"])
             plan = checked(cls, {**rest, "model": checked(ModelFacts, data["model"]), "steps": steps})
-            _require_settings(plan)
+            require_settings(plan)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
-        _require_possible(plan)
-        return plan
+        require_possible(plan)
+        require_corrections(plan)
+        return replace(plan, budget=outcome_of_steps(plan))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON beside the target, then rename, so that the file is whole or absent; with a checksum.
@@ -271,30 +265,15 @@ class PrunePlan:
         return cls.from_dict(data)
 
 
+def package_versions() -> dict[str, str]:
+    """Of the packages that make a plan."""
+    found = {}
+    for name in ("lit-prune", "torch", "transformers", "lightning", "peft"):
+        with suppress(PackageNotFoundError):  # lit-prune itself may run from its sources
+            found[name] = version(name)
+    return found
+
+
 def _sum(data: Mapping[str, Any]) -> str:
     """Of what a plan's JSON says, however it is laid out."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _require_settings(plan: PrunePlan) -> None:
-    for name, is_shown, kinds in SHOWN:
-        if is_shown(data := getattr(plan, name)):
-            require_kinds(name, data, kinds)
-    if plan.budget.get("total") == 0:
-        raise TypeError("nothing can be a share of a total of 0")
-
-
-def _require_possible(plan: PrunePlan) -> None:
-    model = plan.model
-    if not 0 < model.num_blocks <= MAX_BLOCKS:
-        raise PlanError(f"the plan is damaged: a model of {model.num_blocks:,} blocks; expected 1 to {MAX_BLOCKS:,}")
-    gone = [step.num_parameters for step in plan.steps]
-    if model.num_parameters <= 0 or any(each < 0 for each in gone) or sum(gone) > model.num_parameters:
-        raise PlanError(f"the plan is damaged: {sum(gone):,} parameters go of {model.num_parameters:,}")
-    seen: set[SublayerId] = set()
-    for sublayer in plan.removed:
-        if sublayer in seen:
-            raise PlanError(f"the plan is damaged: it removes {sublayer} twice")
-        if sublayer.block >= model.num_blocks:
-            raise PlanError(f"the plan is damaged: it removes {sublayer} from a model of {model.num_blocks} blocks")
-        seen.add(sublayer)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
@@ -16,7 +14,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
 from lit_prune.healing import Compensation, correct, create_compensation, require_possible
 from lit_prune.measure import Prices, WhatIf
-from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId
+from lit_prune.plan import KINDS, Candidate, PrunePlan, PruneStep, Scores, SublayerId, package_versions
 from lit_prune.registry import Named, create, described
 from lit_prune.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
@@ -83,7 +81,7 @@ class Pruner:
             scorer=described(scorer, self.scorer),
             search=described(search, self._search),
             compensation=described(compensate, self._compensation) if self._compensation else {},
-            versions=_versions(),
+            versions=package_versions(),
         )
 
     @staticmethod
@@ -209,6 +207,7 @@ class Pruner:
         """
         target = None if budget.amount is None else budget.target
         outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
+        outcome["num_removals"] = len(self.plan.steps)
         if budget.max_rise is not None:
             steps = self.plan.steps
             first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (0.0, 0.0)
@@ -290,11 +289,3 @@ def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
 def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
     blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
     return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("lit-prune", "torch", "transformers", "lightning", "peft"):
-        with suppress(PackageNotFoundError):  # lit-prune itself may run from its sources
-            found[name] = version(name)
-    return found

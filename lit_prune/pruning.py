@@ -27,7 +27,7 @@ from lit_prune.measure import (
     require_understood,
     unit_options,
 )
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.plan import ModelFacts, PrunePlan, SublayerId
 from lit_prune.pruner import Pruner, describe_run
 from lit_prune.registry import Named, described
 from lit_prune.scorers import Scorer
@@ -158,15 +158,18 @@ def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[
     }
 
 
-def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> None:
+def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> PrunePlan:
     """Remove what a plan says from an unpruned copy of its model, in place; factors of `compensate: scale` are folded.
 
-    Structure is compared, not weights: a plan fits every fine-tuned copy of its model.
+    Blocks are compared, not weights nor vocabularies: a plan fits every fine-tuned copy of its model.
 
     Args:
         model: As the plan's was before.
         plan: What to remove.
         uncompensated: Remove alone, and leave the weights that stay as they are.
+
+    Returns:
+        The plan of this copy, which counts its parameters.
 
     Raises:
         PlanError: The plan was made for a model of another structure, or with a compensation whose weights are in the
@@ -178,7 +181,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
             f"the plan was made with the compensation {name!r}, whose weights are in the pruned model and not in the "
             "plan: load that model, or apply the removals alone with uncompensated=True"
         )
-    _require_fit(model, plan)
+    facts = _require_fit(model, plan)
     if name == "none" or uncompensated:
         remove(model, plan.removed)
     else:
@@ -188,6 +191,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
                 fold_factor(model, sublayer, factors[str(sublayer)])
             remove(model, [sublayer])
     compact(model)
+    return replace(plan, model=facts)
 
 
 def compensate_plan(
@@ -219,7 +223,7 @@ def compensate_plan(
     compensation = create_compensation(compensate)
     if compensation is None:
         raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
-    _require_fit(model, plan)
+    model_facts = _require_fit(model, plan)
     require_possible(compensation, model)
     batches = list(batches)
     what_if = WhatIf(model, batches)
@@ -233,17 +237,22 @@ def compensate_plan(
         steps.append(replace(step, compensation=corrections))
     compact(model)
     facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}
-    return replace(plan, steps=tuple(steps), compensation=facts)
+    return replace(plan, model=model_facts, steps=tuple(steps), compensation=facts)
 
 
-def _require_fit(model: nn.Module, plan: PrunePlan) -> None:
-    """Refuse a model of another structure than the plan's.
+def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:
+    """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name.
 
     Raises:
         PlanError: With what differs.
     """
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())
+    if anatomy.removed and anatomy.num_parameters != plan.model.num_parameters:
+        raise PlanError(
+            f"this plan was made for a model of {plan.model.num_parameters:,} parameters; this one has lost "
+            f"{len(anatomy.removed)} sublayers and has {anatomy.num_parameters:,}. Apply it to an unpruned copy"
+        )
     gone: list[SublayerId] = []
     for step in plan.steps:
         # Norms that a block's sublayers share go with the second of them.
@@ -255,3 +264,4 @@ def _require_fit(model: nn.Module, plan: PrunePlan) -> None:
                 f"in the plan, {freed} in the model"
             )
     require_understood(model)
+    return anatomy.facts(plan.model.name, plan.model.revision)

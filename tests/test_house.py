@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing", "markup"},
     {"candidates", "reading", "registry", "placement", "sums"},
+    {"soundness"},
     {"plan", "methods", "presets"},
     {"anatomy"},
     {"surgery", "data", "texts", "names", "examples"},

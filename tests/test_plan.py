@@ -73,6 +73,54 @@ def test_damaged_plans_are_refused(tmp_path, data, message):
         PrunePlan.load(path)
 
 
+def factors(fact):
+    """A plan of `compensate: scale` with this fact."""
+    steps = [{**PLAN.steps[0].to_dict(), "compensation": fact}, PLAN.steps[1].to_dict()]
+    return damaged(compensation={"name": "scale"}, steps=steps)
+
+
+HOSTILE = ["1.0", None, True, [1.0], {}, "nan", "inf", 0, -1.0, 1e-300, 1e300, 10**18]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        *({"attention.2": {"factor": each}} for each in HOSTILE),
+        *({"attention.2": each} for each in ("factor", 1.0, None, [], {}, {"Factor": 1.0})),
+        *({each: {"factor": 1.0}} for each in ("attention.1", "mlp.2", "block.2", "attention.-2", "", "attention.2.x")),
+        "attention.2",
+        ["attention.2"],
+        None,
+    ],
+    ids=repr,
+)
+def test_corrections_that_cannot_be_are_refused_when_read(tmp_path, fact):
+    path = write_text(tmp_path / "plan.json", json.dumps(factors(fact)))
+    with pytest.raises(PlanError, match="the plan is damaged|is not a sublayer"):
+        PrunePlan.load(path)
+
+
+def test_corrections_that_can_be_are_read():
+    assert PrunePlan.from_dict(factors({"attention.2": {"factor": 1.25}})).steps[0].compensation
+    linear = damaged(compensation={"name": "linear"}, steps=factors({"attention.2": {"ridge": 0.1}})["steps"])
+    assert PrunePlan.from_dict(linear).steps[0].compensation == {"attention.2": {"ridge": 0.1}}
+
+
+def test_a_plan_that_was_cut_by_hand_says_what_is_left():
+    budget = {"amount": 0.4, "of": "params", "total": 1000, "target": 400, "reached": 400, "num_removals": 2}
+    ceiling = {"max_rise": 0.5, "rise": 0.4, "stopped_by": "amount"}
+    cut = PLAN.to_dict()["steps"][:1]
+    whole = damaged(budget={**budget, **ceiling})
+    assert PrunePlan.from_dict(whole).budget == {**budget, **ceiling}
+    found = PrunePlan.from_dict({**whole, "steps": cut}).budget
+    assert found.pop("rise") == pytest.approx(2.718281828459045**0.1 - 1)
+    assert found == {**budget, "max_rise": 0.5, "reached": 100, "num_removals": 1}
+    flops = {**budget, "of": "flops", "unit": "FLOP of a token"}
+    with pytest.warns(UserWarning, match="the plan has 1 removals, its budget tells of another number"):
+        found = PrunePlan.from_dict(damaged(budget=flops, steps=cut)).budget
+    assert "reached" not in found
+
+
 def test_truncated_and_missing_files_are_refused(tmp_path):
     path = PLAN.save(tmp_path / "plan.json")
     path.write_text(path.read_text()[:-40])

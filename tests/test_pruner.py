@@ -1,15 +1,18 @@
 import pytest
 import torch
 
+from lit_prune import load
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
+from lit_prune.export import save
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan
 from lit_prune.pruner import Pruner
 from lit_prune.pruning import apply_plan, prune
 from lit_prune.searches import Budget
-from lit_prune.surgery import removed_sublayers
+from lit_prune.surgery import remove, removed_sublayers
 from tests import naive
-from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
+from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (4, 20), generator=torch.Generator().manual_seed(1))}]
 
@@ -121,3 +124,21 @@ def test_pruning_goes_on_from_a_pruned_model():
     assert not set(first.removed) & set(second.removed)
     assert second.model.num_parameters == first.model.num_parameters - first.num_removed_parameters
     assert set(removed_sublayers(model)) == {*first.removed, *second.removed}
+
+
+def test_a_plan_fits_a_copy_with_more_tokens_and_no_copy_that_has_lost_something_else(tmp_path):
+    plan = prune(tiny_model("llama"), BATCHES, amount=0.2, progress=False)
+    copy = tiny_model("llama")
+    copy.resize_token_embeddings(VOCAB_SIZE + 3, mean_resizing=False)
+    tokens, whole = torch.arange(100, VOCAB_SIZE + 3)[None], copy.num_parameters()
+    with torch.no_grad(), naive.zeroed(copy, "llama", [(each.kind, each.block) for each in plan.removed]):
+        expected = copy(input_ids=tokens, use_cache=False).logits
+    own = apply_plan(copy, plan)
+    loaded = load(save(copy, tmp_path / "pruned", plan=own))
+    assert torch.equal(loaded(input_ids=tokens, use_cache=False).logits, expected)
+    assert own.model.num_parameters == whole == copy.num_parameters() + plan.num_removed_parameters
+    smaller = tiny_model("llama")
+    left = next(each.id for each in find_sublayers(smaller).sublayers if each.id not in plan.removed)
+    remove(smaller, [left])
+    with pytest.raises(PlanError, match="has lost 1 sublayers .*Apply it to an unpruned copy"):
+        apply_plan(smaller, plan)

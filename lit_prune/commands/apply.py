@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
@@ -69,10 +70,12 @@ def apply_to_model(
     device = default_device(device) if compensate is not None else device or "cpu"
     network = load(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
     if compensate is None:
-        apply_plan(network, steps, uncompensated=uncompensated)
+        steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
         windows = drawn_windows(data, tokenizer, window=window, wanted=1, seed=seed)
         batches = calibration_batches(windows[:num_windows], batch_size)
         steps = compensate_plan(network, steps, batches, compensate, calibration={"source": data, "window": window})
+    if model != steps.model.name:  # which heal takes for the dense model
+        steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
     say(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")
