@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from lit_prune.anatomy import Record
+from lit_prune.anatomy import NO_TOKENS, Record, gives_no_tokens
 from lit_prune.autoload import teaching
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.guards import require_harmless
@@ -159,6 +159,10 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
     remote = getattr(config, "auto_map", None) or {}
+    own = [AutoModelForCausalLM.__name__, AutoModelForImageTextToText.__name__]
+    other = [each for each in config.architectures or () if gives_no_tokens(each)]
+    if other and not any(name in remote for name in own):
+        raise ModelError(f"{source.label} holds a {other[0]}, which {NO_TOKENS}")
     for factory in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if factory.__name__ in remote or type(config) in factory._model_mapping:
             return factory

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BartConfig, ResNetConfig
+from transformers import AutoModel, AutoModelForCausalLM, BartConfig, ResNetConfig
 
-from lit_prune import names
-from lit_prune.errors import ModelError
-from lit_prune.models import load, load_tokenizer
+from lit_prune import names, prune
+from lit_prune.errors import AnatomyError, MeasureError, ModelError
+from lit_prune.models import load, load_tokenizer, skeleton
 from lit_prune.names import locate
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove, removed_sublayers
@@ -130,6 +131,29 @@ class TestRefusals:
         ResNetConfig().save_pretrained(tmp_path)
         with pytest.raises(ModelError, match="a resnet model, which is no causal language model"):
             load(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", ""])
+    def test_no_language_model_by_its_class(self, kind: str, tmp_path: Path) -> None:
+        # With tied embeddings, all weights of a language model are there.
+        config = tiny_model("qwen2").config
+        factory: Any = {"": AutoModel}.get(kind) or getattr(transformers, f"AutoModelFor{kind}")
+        model = factory.from_config(config)
+        model.save_pretrained(tmp_path)
+        message = f"a {type(model).__name__}, which is no causal language model"
+        for enter in (load, skeleton):
+            with pytest.raises(ModelError, match=message):
+                enter(tmp_path)
+        with pytest.raises(AnatomyError, match=f"{type(model).__name__} is no causal language model"):
+            prune(model, [{"input_ids": TOKENS}], amount=0.2, progress=False)
+
+    def test_a_class_of_ones_own_shows_what_it_is_when_it_runs(self) -> None:
+        class Own(transformers.Qwen2Model):
+            pass
+
+        model = Own(tiny_model("qwen2").config)
+        with pytest.raises(MeasureError, match=r"Own gives no logits; expected .*\[batch, seq, vocab\]"):
+            prune(model, [{"input_ids": TOKENS}], amount=0.2, progress=False)
+        assert not removed_sublayers(model)
 
     def test_newer_record(self, tmp_path: Path) -> None:
         saved(tmp_path, removed=("mlp.1",))

@@ -12,6 +12,7 @@ from lit_prune.anatomy.layouts import (
     SCALE,
     Layout,
 )
+from lit_prune.anatomy.purpose import NO_TOKENS, gives_no_tokens, require_tokens_out
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.structure import (
     context_length,
@@ -28,6 +29,7 @@ __all__ = [
     "BLOCK_NUMBERS",
     "CORRECTIONS",
     "LINEAR",
+    "NO_TOKENS",
     "PARALLEL_FORMS",
     "POST_NORM",
     "RECORD_KEY",
@@ -44,8 +46,10 @@ __all__ = [
     "decoder_config",
     "experts_per_token",
     "find_sublayers",
+    "gives_no_tokens",
     "is_norm",
     "language_model",
     "require_no_prompt",
+    "require_tokens_out",
     "routed_parameters",
 ]

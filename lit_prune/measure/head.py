@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_prune.errors import MeasureError
 from lit_prune.measure.batches import IGNORED, labels_of, model_inputs
 from lit_prune.measure.losses import sequence_losses, target_losses
 from lit_prune.measure.trace import Trace
@@ -21,9 +22,16 @@ POSITIONS_AT_A_TIME = 64
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Any], positions: Tensor | None = None) -> Tensor:
-    """Logits [batch, positions, vocab], of all positions when None are named."""
+    """Logits [batch, positions, vocab], of all positions when None are named.
+
+    Raises:
+        MeasureError: The model gives something else.
+    """
     options = {} if positions is None else {"logits_to_keep": positions}
-    logits: Tensor = model(**model_inputs(model, batch), use_cache=False, **options).logits
+    logits = getattr(model(**model_inputs(model, batch), use_cache=False, **options), "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        found = f"logits of the shape {list(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
+        raise MeasureError(f"{type(model).__name__} gives {found}; expected those of next tokens, [batch, seq, vocab]")
     return logits
 
 

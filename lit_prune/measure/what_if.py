@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import Anatomy, find_sublayers, language_model
+from lit_prune.anatomy import Anatomy, find_sublayers, language_model, require_tokens_out
 from lit_prune.errors import LitPruneError
 from lit_prune.measure.batch_pass import BatchPass, Place, Wanted
 from lit_prune.measure.batches import input_ids_of, labels_of, on_device, read_batches
@@ -59,6 +59,7 @@ class WhatIf:
         most_sequences: That memory was found to have room for at a time; infinite until it was too small.
 
     Raises:
+        AnatomyError: The model is for something else than text.
         DataError: There are no batches, one has no `input_ids`, or all labels are masked.
     """
 
@@ -97,6 +98,7 @@ class WhatIf:
         self._num_corrections = 0
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
+        require_tokens_out(self.model)
         require_tokens(self.batches, self._reduce)
         require_context(self.model, self.num_positions)
 
