@@ -149,6 +149,7 @@ def _is_integer(value: Any) -> bool:
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _taken(model: nn.Module) -> tuple[str, ...]:
     own = vars(model).get("forward")  # accelerate puts one on the object
     names = _names(type(model).forward) if own is None else tuple(inspect.signature(own).parameters)

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchEncoding
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import Processes, WhatIf, read_batches
+from lit_prune.measure import Processes, WhatIf, model_inputs, read_batches
 from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
 from tests import naive
@@ -92,3 +92,12 @@ def test_any_whole_numbers_in_any_mapping_are_tokens(kind, dtype):
     mask = torch.ones(4, 12, dtype=dtype)
     losses = WhatIf(model, [kind({"input_ids": ids, "labels": ids, "attention_mask": mask})]).losses(CANDIDATES[:1])
     assert losses.base == pytest.approx(naive.mean_loss(model, [{"input_ids": IDS}]), abs=1e-5)
+
+
+def test_a_module_that_reads_its_batch_is_compiled_whole():
+    model = tiny_model("llama")
+    read = torch.compile(lambda batch: model_inputs(model, batch), fullgraph=True, backend="eager")
+    found = read({"input_ids": IDS.int(), "position_ids": PACKED, "labels": IDS, "weights": PACKED})
+    assert {name: each.dtype for name, each in found.items()} == dict.fromkeys(
+        ("input_ids", "position_ids"), torch.int64
+    )

@@ -117,6 +117,20 @@ def test_images_go_through_a_pruned_model():
     assert not torch.equal(seen(), expected)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_attention_weights_are_those_of_what_is_left(architecture):
+    model = tiny_model(architecture, attn_implementation="eager")
+    remove(model, ids((("attention", 1), ("mlp", 2))))
+    seen = []
+    for block in (0, 2, 3):
+        module = naive.module_of(model, architecture, ("attention", block))
+        module.register_forward_hook(lambda _, __, output: seen.append(output[1]))
+    with torch.no_grad():
+        found = model(input_ids=TOKENS, output_attentions=True, output_hidden_states=True)
+    assert len(found.hidden_states) == 1 + 4
+    assert [torch.equal(*each) for each in zip(found.attentions, seen, strict=True)] == [True] * 3
+
+
 def one_ffn(model):
     for block in model.model.layers:
         block.mlp = model.model.layers[0].mlp
