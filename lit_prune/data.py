@@ -1,7 +1,6 @@
-"""Text to windows of tokens, and a LightningDataModule over them.
+"""Batches of windows, what identifies them, and a LightningDataModule over them.
 
-Protocol: documents are joined by two newlines, tokenised once, and cut in windows that do not overlap; what is left
-over is dropped. The random state of the process is never drawn from, so a resumed run sees the same batches.
+The random state of the process is never drawn from, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError
 from lit_prune.names import load_tokenizer
 from lit_prune.texts import BUILTIN, read_parts, read_texts
+from lit_prune.windows import draw_windows, leading_bos, token_windows
 
 __all__ = [
     "TextDataModule",
     "calibration_batches",
+    "draw_windows",
     "fingerprint",
     "leading_bos",
     "read_texts",
@@ -33,60 +34,35 @@ __all__ = [
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
 
-def token_windows(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None
-) -> Tensor:
-    """Cut documents into windows of tokens.
-
-    Args:
-        texts: Documents; they are joined by two newlines and tokenised once.
-        tokenizer: Where it begins a text with a BOS token, every window begins with it too: some models need that.
-        window: Tokens in a window, BOS included.
-        stride: Tokens from the beginning of one window to that of the next; windows do not overlap when None.
-
-    Returns:
-        LongTensor [num_windows, window].
-
-    Raises:
-        DataError: The text is shorter than one window, a window has no room for two tokens, or a stride skips some.
-    """
-    if window < 2:
-        raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
-    bos = leading_bos(tokenizer)
-    tokens = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    length = window - len(bos)
-    step = length if stride is None else stride
-    if not 1 <= step <= length:
-        raise DataError(f"a stride must be from 1 to the {length} tokens of a window; found {step}")
-    num_windows = max(0, (len(tokens) - length) // step + 1)
-    if not num_windows:
-        raise DataError(
-            f"the text has {len(tokens)} tokens, shorter than one window of {window}; give more, or cut shorter"
-        )
-    body = torch.tensor(tokens, dtype=torch.long).unfold(0, length, step)
-    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(num_windows, -1), body], dim=1)
-
-
 def drawn_windows(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, window: int, wanted: int, seed: int, stride: int | None = None
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    wanted: int,
+    seed: int,
+    most: int | None = None,
+    stride: int | None = None,
 ) -> Tensor:
-    """All windows of a text, [windows, window], in the order that a seed decides.
+    """Windows of a text, [windows, window], in the order that a seed decides.
 
     Args:
         source: As for `read_texts`.
         tokenizer: Of the model.
         window: Tokens in a window.
         wanted: So many are needed.
-        seed: Decides the order.
+        seed: Decides which ones, and their order.
+        most: So many are taken where the text has them; `wanted` when None.
         stride: As for `token_windows`.
 
     Raises:
         DataError: There are fewer than `wanted`.
     """
-    windows = token_windows(read_texts(source), tokenizer, window, stride)
+    most = wanted if most is None else most
+    windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)
     if len(windows) < wanted:
         raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
-    return windows[torch.randperm(len(windows), generator=_generator(seed))]
+    return windows
 
 
 def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
@@ -224,14 +200,13 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def _draw(self, part: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        limit, options = self.limits[part], {"window": self.window, "seed": self.seed, "in_order": True}
         try:
-            windows = token_windows(texts, tokenizer, self.window)
+            if limit is None:
+                return token_windows(texts, tokenizer, self.window)
+            return draw_windows(texts, tokenizer, most=limit, **options)  # type: ignore[arg-type]
         except DataError as error:
             raise DataError(f"the {part} part of {self.source}: {error}") from error
-        limit = self.limits[part]
-        if limit is None or limit >= len(windows):
-            return windows
-        return windows[torch.randperm(len(windows), generator=_generator(self.seed))[:limit].sort().values]
 
     def _resolved_tokenizer(self) -> PreTrainedTokenizerBase:
         tokenizer = getattr(self._module(), "tokenizer", None) if self.tokenizer is None else self.tokenizer
@@ -256,12 +231,6 @@ def require_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise DataError(f"{name} is 1 or more; found {value}")
-
-
-def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS token that the tokenizer begins a text with; empty where it does not."""
-    ids = list(tokenizer("")["input_ids"])
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def _batch(rows: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_prune.data import leading_bos
 from lit_prune.errors import DataError
+from lit_prune.text_files import parsed, read_text
 
 IGNORED = -100
 FORMS = '{"prompt": …, "completion": …} or {"prompt": …, "choices": […], "answer": …}'
@@ -45,8 +45,8 @@ def read_examples(path: str | Path) -> list[Example]:
         DataError: The file is missing, empty or damaged; the message names the line.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(Path(path).expanduser()).split("\n")
+    except DataError as error:
         raise DataError(f"cannot read the examples {path}: {error}") from error
     examples = [_read(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not examples:
@@ -108,10 +108,7 @@ def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
 
 
 def _read(line: str, place: str) -> Example:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: this is not JSON: {error}") from error
+    row = parsed(line, place)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise DataError(f"{place}: expected {FORMS}; found {line[:80]}")
     if isinstance(row.get("completion"), str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
+from lit_prune.text_files import EXPECTED, SUFFIXES, WHOLE, kind_of, read_documents, text_of
 
 BUILTIN = "builtin"
-SUFFIXES = (".txt", ".jsonl")
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # With fewer documents than this, a share of 10 % can be missed by far; they are cut at paragraphs then.
@@ -27,16 +26,18 @@ def read_texts(
 
     Args:
         source: `builtin` (Python's own help topics, in every installation, varying a little with its version), a `.txt`
-            file (one document), a `.jsonl` file (one a line), a folder of such files, or a data set on the hub.
+            file (one document), a `.jsonl` file (one a line), `.json` (a list, or lines) or `.parquet`, any of them but
+            the last with `.gz` behind it, a folder of such files, or a data set on the hub.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`.
         split: Split of a hub data set; `train` when None.
-        field: Key of the text in JSON lines and hub data sets.
+        field: Key of the text in rows of files and hub data sets.
 
     Returns:
-        One string a document, in a fixed order. Rows of a hub data set come as they are, empty ones too.
+        One string a document, in a fixed order, U+FFFD for what is half a character. Rows come as they are, empty ones
+        too.
 
     Raises:
-        DataError: The source is missing or damaged, lacks the field, or holds nothing but blanks.
+        DataError: The source is missing or damaged, lacks the field, or holds nothing but blanks; with file and line.
     """
     if not is_hub(source):
         if name is not None or split is not None:
@@ -108,11 +109,13 @@ def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:
     pieces: list[str] = []
     for text in texts:
         run: list[str] = []
+        length = 0
         for paragraph in filter(str.strip, re.split(r"\n\s*\n", text)):
             run.append(paragraph)
-            if sum(map(len, run)) >= target:
+            length += len(paragraph)
+            if length >= target:
                 pieces.append("\n\n".join(run))
-                run = []
+                run, length = [], 0
         pieces += ["\n\n".join(run)] if run else []
     return pieces
 
@@ -125,42 +128,18 @@ def _builtin() -> list[str]:
 
 def _read_path(path: Path, field: str) -> list[str]:
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
-        if not files:
-            raise DataError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file")
-        return [text for file in files for text in _read_path(file, field)]
-    if path.suffix not in SUFFIXES:
-        raise DataError(
-            f"cannot read {path}: expected a {' or '.join(SUFFIXES)} file, a folder of them, or a hub data set"
-        )
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    return [content] if path.suffix == ".txt" else _json_lines(path, content, field)
+        return [text for file in _files_of(path) for text in read_documents(file, field)]
+    if kind_of(path) is None:
+        raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
+    return read_documents(path, field)
 
 
-def _json_lines(path: Path, content: str, field: str) -> list[str]:
-    texts = []
-    # Not `splitlines`: that also cuts at line separators which JSON allows inside a string.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: this is not JSON: {error}") from error
-            texts.append(_field_of(row, field, f"{path}, line {number}"))
-    return texts
-
-
-def _field_of(row: Any, field: str, place: str) -> str:
-    value = row.get(field) if isinstance(row, dict) else None
-    if isinstance(value, str):
-        return value
-    found = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
-    raise DataError(f"{place}: expected an object with text in the field {field!r}, found {found}")
+def _files_of(folder: Path) -> list[Path]:
+    """The files of text in a folder; of JSON, which may be anything, only where nothing else is there."""
+    files = [each for each in sorted(folder.iterdir()) if each.is_file() and str(each).endswith(SUFFIXES)]
+    if not files:
+        raise DataError(f"the folder {folder} holds no {EXPECTED}")
+    return [each for each in files if kind_of(each) != WHOLE] or files
 
 
 def _read_hub(source: str, name: str | None, split: str, field: str) -> list[str]:
@@ -169,7 +148,7 @@ def _read_hub(source: str, name: str | None, split: str, field: str) -> list[str
         rows = datasets.load_dataset(source, name, split=split)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot load the data set {source!r} ({name or 'default'}, split {split}): {error}") from error
-    return [_field_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
+    return [text_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
 
 
 def _hub_splits(source: str, name: str | None) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import struct
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -16,7 +17,15 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
-from lit_prune.data import TextDataModule, calibration_batches, fingerprint, read_texts, token_windows
+from lit_prune import windows as windows_module
+from lit_prune.data import (
+    TextDataModule,
+    calibration_batches,
+    draw_windows,
+    fingerprint,
+    read_texts,
+    token_windows,
+)
 from lit_prune.errors import DataError
 from lit_prune.texts import share_out
 from tests.tiny import character_tokenizer
@@ -75,6 +84,67 @@ class TestReadTexts:
         (tmp_path / file).write_text(content)
         with pytest.raises(DataError, match=message):
             read_texts(tmp_path / file)
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two \\ud83d"}\n"three \\ud83d\\ude00"'),
+            ("a.json", b'[{"text": "one"}, {"text": "two \\ud83d", "id": 2}, "three \\ud83d\\ude00"]'),
+            ("a.json", b'\xef\xbb\xbf{"text": "one"}\n{"text": "two \\ud83d"}\n{"text": "three \\ud83d\\ude00"}\n'),
+            ("a.json", b'{"id": [1, 2, 3], "text": ["one", "two \\ud83d", "three \\ud83d\\ude00"]}'),
+            (
+                "a.jsonl.gz",
+                gzip.compress(b'{"text": "one"}\n{"text": "two \\ud83d"}\n{"text": "three \xf0\x9f\x98\x80"}'),
+            ),
+        ],
+    )
+    def test_files_as_people_have_them(self, tmp_path: Path, file: str, content: bytes, tokenizer: Any) -> None:
+        (tmp_path / file).write_bytes(content)
+        texts = read_texts(tmp_path / file)
+        assert texts == ["one", "two \ufffd", "three \U0001f600"]
+        assert tokenizer("".join(texts))["input_ids"]
+        assert read_texts(tmp_path) == texts
+
+    def test_plain_text_with_a_mark_and_packed(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+        (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfone\ntwo"))
+        (tmp_path / "info.json").write_text("{}")  # beside files of text, JSON may be anything
+        assert read_texts(tmp_path) == ["one\ntwo"] * 2
+
+    @pytest.mark.parametrize(
+        ("file", "content", "message"),
+        [
+            (
+                "a.jsonl",
+                b'{"text": "x"}\n\n{"text": null}',
+                "a.jsonl, line 3: the field 'text' holds null.*take the row out",
+            ),
+            ("a.json", b'[{"text": "x"}, {"text": 3}]', "a.json, entry 2: the field 'text' holds a int"),
+            ("a.jsonl", b'{"text": "x"}\n{"text": ' + b"[" * 9000, "a.jsonl, line 2: this JSON is nested too deeply"),
+            ("a.json", b'[{"text": "x"}, ', "a.json: this is not JSON"),
+            ("a.txt", b"one\ntw\xe9", "a.txt: line 2 is no UTF-8.*iconv"),
+            ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz"),
+            ("a.txt.gz", gzip.compress(b"text")[:-9], "cannot read .*a.txt.gz"),
+            ("a.parquet", b"PAR1", r"need pyarrow: pip install 'lit-prune\[hub\]'"),
+        ],
+    )
+    def test_damage_is_told_with_its_line(
+        self, tmp_path: Path, file: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_texts(tmp_path / file)
+
+    def test_parquet(self, tmp_path: Path) -> None:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.table({"id": [1, 2], "text": ["one", "two"], "gap": ["x", None]})
+        parquet.write_table(table, tmp_path / "a.parquet")
+        assert read_texts(tmp_path / "a.parquet") == ["one", "two"]
+        with pytest.raises(DataError, match="row 2: the field 'gap' holds null"):
+            read_texts(tmp_path / "a.parquet", field="gap")
+        with pytest.raises(DataError, match="row 1: .*field 'body', found the fields id, text, gap"):
+            read_texts(tmp_path / "a.parquet", field="body")
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
@@ -168,7 +238,64 @@ class TestTokenWindows:
                 token_windows(["hello world"], tokenizer, 4, stride)
 
 
+class Counting:
+    """A tokenizer that knows how many characters it was given."""
+
+    def __init__(self) -> None:
+        self.inner, self.given, self.longest = character_tokenizer(), 0, 0
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.given, self.longest = self.given + len(text), max(self.longest, len(text))
+        return self.inner(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class TestDrawWindows:
+    TEXTS: ClassVar = [f"{number} " + "word of a text\n" * (number % 5) for number in range(400)]
+
+    def test_a_text_as_one_is_drawn_from_as_ever(self, tokenizer: Any) -> None:
+        tokens = torch.tensor(tokenizer("\n\n".join(self.TEXTS))["input_ids"])
+        windows = tokens[: len(tokens) // 16 * 16].reshape(-1, 16)
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(3))
+        drawn = draw_windows(self.TEXTS, tokenizer, window=16, most=9, seed=3)
+        assert torch.equal(drawn, windows[order[:9]])
+        drawn = draw_windows(self.TEXTS, tokenizer, window=16, most=9, seed=3, in_order=True)
+        assert torch.equal(drawn, windows[order[:9].sort().values])
+
+    @pytest.mark.parametrize("texts", [TEXTS, ["".join(TEXTS)], ["", *TEXTS[:9], "x" * 500, "", *TEXTS]])
+    def test_of_a_long_one_only_what_is_wanted_is_tokenised(
+        self, texts: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows_module, "LONG", 1000)
+        joined, counting = "\n\n".join(texts), Counting()
+        drawn = draw_windows(texts, counting, window=16, most=20, seed=3)  # type: ignore[arg-type]
+        assert drawn.shape == (20, 16)
+        assert counting.given <= 20 * 16 * windows_module.ROOM < len(joined)
+        found = [joined.find(counting.decode(each)) for each in drawn]
+        assert min(found) >= 0
+        in_order = draw_windows(texts, counting, window=16, most=20, seed=3, in_order=True)  # type: ignore[arg-type]
+        assert sorted(drawn.tolist()) == sorted(in_order.tolist())
+        assert not torch.equal(drawn, draw_windows(texts, counting, window=16, most=20, seed=4))  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("texts", [TEXTS, ["".join(TEXTS)], ["", *TEXTS[:9], "x" * 500, "", *TEXTS]])
+    def test_all_of_a_long_one_comes_in_pieces(self, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = token_windows(texts, character_tokenizer(), 16)
+        monkeypatch.setattr(windows_module, "LONG", 1000)
+        monkeypatch.setattr(windows_module, "PIECE", 200)
+        counting = Counting()
+        assert torch.equal(token_windows(texts, counting, 16), expected)  # type: ignore[arg-type]
+        assert counting.longest <= 200
+        # More than a text has stretches for: all windows are looked at.
+        assert len(draw_windows(texts, counting, window=16, most=10**6, seed=0)) == len(expected)  # type: ignore[arg-type]
+
+
 class TestShareOut:
+    def test_many_paragraphs_of_one_document_take_no_time(self) -> None:
+        parts = share_out(["a paragraph\n\n" * 200_000], seed=0)
+        assert sum(text.count("paragraph") for part in parts.values() for text in part) == 200_000
+
     def test_every_document_once_in_about_the_right_shares(self) -> None:
         texts = [f"{number} " + "x" * (number * 7 % 90) for number in range(200)]
         parts = share_out(texts, seed=3)

@@ -14,11 +14,11 @@ from tests.zoo import ZOO
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "writing", "markup"},
-    {"candidates", "reading", "registry", "placement", "sums"},
+    {"candidates", "reading", "registry", "placement", "sums", "text_files"},
     {"soundness"},
     {"plan", "methods", "presets"},
     {"anatomy"},
-    {"surgery", "data", "texts", "names", "examples"},
+    {"surgery", "data", "texts", "windows", "names", "examples"},
     {"autoload", "guards"},
     {"measure", "models", "sharding"},
     {"scorers", "searches", "healing"},
@@ -30,7 +30,7 @@ FLOORS = [
     {"commands", "__main__"},
 ]
 # A room of several files that are one: text, tokens and names of models are floor 2's data.
-NEIGHBOURS = {("data", "texts"), ("data", "names"), ("names", "texts"), ("examples", "data")}
+NEIGHBOURS = {("data", "texts"), ("data", "windows"), ("data", "names"), ("names", "texts"), ("examples", "data")}
 # Rooms that lie elsewhere, with a link in the package.
 ELSEWHERE = {"callbacks": "callbacks", "configs/methods": "presets"}
 FILES = [path for folder in ("lit_prune", *ELSEWHERE) for path in sorted((ROOT / folder).rglob("*.py"))]

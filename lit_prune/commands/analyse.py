@@ -61,7 +61,7 @@ def analyse(
     found: list[Analysis] = []
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        windows = drawn_windows(data, tokenizer, window=window, wanted=num_windows, seed=seed)[:num_windows]
+        windows = drawn_windows(data, tokenizer, window=window, wanted=num_windows, seed=seed)
         model = load(name, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
         require_understood(model)
         with progress_bar(f"analysing {clean(name)}") as bar:

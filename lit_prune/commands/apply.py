@@ -72,8 +72,8 @@ def apply_to_model(
     if compensate is None:
         steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
-        windows = drawn_windows(data, tokenizer, window=window, wanted=1, seed=seed)
-        batches = calibration_batches(windows[:num_windows], batch_size)
+        windows = drawn_windows(data, tokenizer, window=window, wanted=1, most=num_windows, seed=seed)
+        batches = calibration_batches(windows, batch_size)
         steps = compensate_plan(network, steps, batches, compensate, calibration={"source": data, "window": window})
     if model != steps.model.name:  # which heal takes for the dense model
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))

@@ -105,7 +105,7 @@ def evaluate(
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         batches = {
             label: _counted(
-                drawn_windows(text, tokenizer, window=window, stride=stride, wanted=1, seed=seed)[:num_windows],
+                drawn_windows(text, tokenizer, window=window, stride=stride, wanted=1, most=num_windows, seed=seed),
                 batch_size,
                 stride,
             )

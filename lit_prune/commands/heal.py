@@ -90,7 +90,7 @@ def heal_model(
     share = -(-val_windows // len(texts))
     wanted = share + -(-training.tokens // (window * len(texts)))
     windows = {
-        text: drawn_windows(text, tokenizer, window=window, wanted=share + 1, seed=seed)[:wanted]
+        text: drawn_windows(text, tokenizer, window=window, wanted=share + 1, most=wanted, seed=seed)
         for text in texts
         if text != SELF
     }

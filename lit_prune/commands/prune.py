@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from lit_prune.commands.arguments import call
 from lit_prune.commands.processes import part, require_shared, shard_over, start
-from lit_prune.data import calibration_batches, read_texts, token_windows
+from lit_prune.data import calibration_batches, draw_windows, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.markup import say
 from lit_prune.measure import Processes
@@ -125,8 +123,7 @@ def prune_model(
         say(f"going on with the measurements in {journal}")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
-    windows = token_windows(texts, tokenizer, window)
-    drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_windows]
+    windows = draw_windows(texts, tokenizer, window=window, most=num_windows, seed=seed)
     if len(windows) < num_windows and processes.rank == 0:
         say(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
     placed: Any = {"device": None if shard else device, "device_map": device_map}
@@ -136,7 +133,7 @@ def prune_model(
     try:
         plan = prune(
             network,
-            calibration_batches(windows[drawn], batch_size),
+            calibration_batches(windows, batch_size),
             amount=amount,
             of=of,
             max_rise=max_rise,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
+from lit_prune.text_files import parsed, read_text, whole
 
 FIELDS = ("instruction", "prompt", "question")
 """Where a question of one turn stands; the first is AlpacaEval's."""
@@ -42,8 +43,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = whole(read_text(path))
+    except DataError as error:
         raise DataError(f"cannot read the prompts {path}: {error}") from error
     prompts = [_read(each, number, path) for number, each in enumerate(_entries(text, path), start=1)]
     if not prompts:
@@ -58,15 +59,12 @@ def _entries(text: str, path: Path) -> Sequence[Any]:
     lines = [line for line in text.splitlines() if line.strip()]
     if path.suffix == ".txt":
         return [line.strip() for line in lines]
-    try:
-        if path.suffix == ".json":
-            found = json.loads(text)
-            if not isinstance(found, list):
-                raise DataError(f"{path} must be a list of prompts; found a {type(found).__name__}")
-            return found
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}; expected objects such as {FORMS}") from error
+    if path.suffix == ".json":
+        found = parsed(text, str(path))
+        if not isinstance(found, list):
+            raise DataError(f"{path} must be a list of prompts; found a {type(found).__name__}")
+        return found
+    return [parsed(line, f"{path}, prompt {number}") for number, line in enumerate(lines, start=1)]
 
 
 def _read(entry: Any, number: int, path: Path) -> Prompt:

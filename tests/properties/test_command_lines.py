@@ -21,7 +21,9 @@ from lit_prune.commands.heal import heal_model
 from lit_prune.commands.prune import prune_model
 from tests.tiny import character_tokenizer, tiny_model
 
-WRONG = ("", "x", "-1", "0", "1e9", "0.5", "nan", "inf", "null", "[]", "{}", "[1, x]", "{a: 1}", "true", "../..", "[")
+WRONG = ("", "x", "-1", "0", "1e9", "0.5", "nan", "inf", "null", "[]", "{}", "[1, x]", "{a: 1}", "true", "../..", "[",
+         "-2", "-inf", "1e-400", "9" * 20, "-" + "9" * 20, r"m$\frac{1}$x", "a\x1b[2J", "[" * 3000,
+         "{a: " * 3000)  # fmt: skip
 # What would take long or leave the folder of the test, and what is not about values.
 LEFT_OUT = {"output", "device", "dtype", "trust_remote_code", "resume", "revision", "repeats", "new_tokens", "kwargs"}
 SMALL = {

@@ -1,0 +1,185 @@
+"""Text to windows of tokens.
+
+Protocol: documents are joined by two newlines, tokenised once, and cut in windows that do not overlap; what is left
+over is dropped. A text of more than `LONG` characters is not tokenised as one, which takes some 250 bytes a character:
+where all of its windows are wanted, it is tokenised piece by piece, and where some are, each of these begins a stretch
+of its own, drawn from all of the text, and nothing else is tokenised.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_prune.errors import DataError
+
+JOINT = "\n\n"
+LONG = 4_000_000
+"""Characters up to which a text is tokenised as one."""
+PIECE = 500_000
+"""Characters of a longer one that are tokenised at a time."""
+ROOM = 12
+"""Characters for each token of the stretch that a window is taken of; most often three times too many."""
+
+
+def token_windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None
+) -> Tensor:
+    """Cut documents into windows of tokens.
+
+    Args:
+        texts: Documents; they are joined by two newlines and tokenised once, or in pieces where they are long.
+        tokenizer: Where it begins a text with a BOS token, every window begins with it too: some models need that.
+        window: Tokens in a window, BOS included.
+        stride: Tokens from the beginning of one window to that of the next; windows do not overlap when None.
+
+    Returns:
+        LongTensor [num_windows, window].
+
+    Raises:
+        DataError: The text is shorter than one window, a window has no room for two tokens, or a stride skips some.
+    """
+    bos, length, step = _sizes(tokenizer, window, stride)
+    joined = _Joined(texts)
+    pieces = joined.pieces() if joined.length > LONG else [JOINT.join(texts)]
+    tokens = torch.cat([torch.tensor(_tokens(tokenizer, each), dtype=torch.int32) for each in pieces])
+    num_windows = max(0, (len(tokens) - length) // step + 1)
+    if not num_windows:
+        raise DataError(
+            f"the text has {len(tokens)} tokens, shorter than one window of {window}; give more, or cut shorter"
+        )
+    return _behind(bos, tokens.unfold(0, length, step))
+
+
+def draw_windows(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    most: int,
+    seed: int,
+    stride: int | None = None,
+    in_order: bool = False,
+) -> Tensor:
+    """Windows of a text that a seed decides, so many at most.
+
+    Args:
+        texts: Documents.
+        tokenizer: As for `token_windows`.
+        window: Tokens in a window.
+        most: So many are wanted; there are fewer where the text has no more.
+        seed: Decides which ones, and their order.
+        stride: As for `token_windows`. Those drawn from a long text never overlap.
+        in_order: Whether they come in the order of the text.
+
+    Returns:
+        LongTensor [num_windows, window].
+
+    Raises:
+        DataError: As for `token_windows`.
+    """
+    joined, size = _Joined(texts), ROOM * window
+    if joined.length > LONG and joined.length // size >= 2 * most:
+        drawn = _stretches(joined, tokenizer, window, most, seed, size, in_order=in_order)
+        if len(drawn) == most:
+            return drawn
+    # Short, or of longer tokens than there is room for: all of it is looked at.
+    windows = token_windows(texts, tokenizer, window, stride)
+    chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:most]
+    return windows[chosen.sort().values if in_order else chosen]
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS token that the tokenizer begins a text with; empty where it does not."""
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+class _Joined:
+    """Documents as one text with joints between them, which is never made."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.starts = list(accumulate((len(each) + len(JOINT) for each in texts), initial=0))
+        self.length = max(0, self.starts.pop() - len(JOINT))
+
+    def stretch(self, start: int, size: int) -> str:
+        """So many characters from there on."""
+        parts: list[str] = []
+        number = bisect_right(self.starts, start) - 1
+        offset = start - self.starts[number]
+        while size > 0 and number < len(self.texts):
+            own, joint = self.texts[number], JOINT if number + 1 < len(self.texts) else ""
+            taken = own[offset : offset + size]
+            behind = max(0, offset - len(own))  # so much of the joint is past
+            taken += joint[behind : behind + size - len(taken)]
+            parts.append(taken)
+            size -= len(taken)
+            number, offset = number + 1, 0
+        return "".join(parts)
+
+    def pieces(self) -> Iterator[str]:
+        """All of it, cut behind lines, or where words begin."""
+        start = 0
+        while start < self.length:
+            text = self.stretch(start, PIECE)
+            if start + len(text) < self.length:
+                text = text[: text.rfind("\n") + 1] or text[: max(0, text.rfind(" "))] or text
+            yield text
+            start += len(text)
+
+
+def _stretches(
+    joined: _Joined,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    most: int,
+    seed: int,
+    size: int,
+    *,
+    in_order: bool,
+) -> Tensor:
+    """The first window of each of some stretches of the text, drawn; fewer than wanted where most are too short."""
+    bos, length, _ = _sizes(tokenizer, window, None)
+    found: dict[int, list[int]] = {}
+    order = torch.randperm(joined.length // size, generator=torch.Generator().manual_seed(seed)).tolist()
+    for each in order[: 2 * most]:
+        if len(found) == most:
+            break
+        tokens = _tokens(tokenizer, _from_a_word(joined.stretch(each * size, size)))
+        if len(tokens) >= length:
+            found[each] = tokens[:length]
+    rows = [found[each] for each in (sorted(found) if in_order else found)]
+    return _behind(bos, torch.tensor(rows, dtype=torch.int32).reshape(-1, length))
+
+
+def _from_a_word(text: str) -> str:
+    """Without what is left of a word at the beginning."""
+    gap = re.search(r"\s", text[:100])
+    return text[gap.start() :] if gap else text
+
+
+def _sizes(tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None) -> tuple[list[int], int, int]:
+    """The BOS token, the tokens of text in a window, and those from one to the next."""
+    if window < 2:
+        raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
+    bos = leading_bos(tokenizer)
+    length = window - len(bos)
+    step = length if stride is None else stride
+    if not 1 <= step <= length:
+        raise DataError(f"a stride must be from 1 to the {length} tokens of a window; found {step}")
+    return bos, length, step
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _behind(bos: list[int], body: Tensor) -> Tensor:
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(body), -1), body.long()], dim=1)
