@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
 from lit_prune.callbacks import loop
-from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
+from lit_prune.names import tokenizer_beside
 from lit_prune.plan import PrunePlan
 from lit_prune.sharding import whole_copy
 from lit_prune.writing import reserved
@@ -26,12 +26,15 @@ class Saving:
         self._tokenizer: Any = None
         self._held = ExitStack()
 
-    def prepare(self, trainer: L.Trainer, module: L.LightningModule, folder: str | None) -> None:
+    def prepare(
+        self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel, folder: str | None
+    ) -> None:
         """Find the tokenizer, and keep other fits from the folder until `close`.
 
         Args:
             trainer: `fast_dev_run` tries everything and leaves nothing.
             module: Perhaps with a tokenizer.
+            model: Its language model.
             folder: In the run's folder unless absolute; None saves nothing.
 
         Raises:
@@ -41,10 +44,7 @@ class Saving:
         if not folder or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = require_empty(loop.run_folder(trainer) / folder)
-        try:
-            self._tokenizer = getattr(module, "tokenizer", None)
-        except ModelError as error:
-            rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
+        self._tokenizer = tokenizer_beside(module, model)
         loop.on_first_process(trainer, lambda: self._reserve(target))
         self._target = target
 

@@ -164,7 +164,7 @@ class SublayerPruneCallback(Callback):
         surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
         if self.save_to:
             self.mending.require_none_of_others(model)
-        self._saving.prepare(trainer, pl_module, self.save_to)
+        self._saving.prepare(trainer, pl_module, model, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         settings = settings_of(self._pruner, self.allowance, self.mending)

@@ -43,18 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         getattr(importlib.import_module(module), function)(verb, rest)
     except Exception as error:
-        ours = _ours(error)
-        if ours is None:
+        message = _told(error)
+        if message is None:
             raise
-        return _fail(str(ours))
+        return _fail(message)
     return 0
 
 
-def _ours(error: BaseException | None) -> LitPruneError | None:
-    """The error of ours behind an exception: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, LitPruneError):
-        error = error.__cause__ or error.__context__
-    return error
+def _told(error: BaseException) -> str | None:
+    """What a user is told of an exception: of ours, which jsonargparse wraps, and of files; None of all else."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, LitPruneError):
+        found = found.__cause__ or found.__context__
+    if found is not None:
+        return str(found)
+    if isinstance(error, RecursionError):
+        return "something that was given is nested too deeply"
+    # Such as a full disk, or a file that may not be read.
+    return str(error) if isinstance(error, OSError) and error.filename is not None else None
 
 
 def _overview() -> str:

@@ -122,8 +122,8 @@ class TextDataModule(L.LightningDataModule):
         seed: Decides the share-out, the draw of windows and the order in training.
 
     Raises:
-        DataError: `batch_size` is below 1; in `setup`, the text cannot be read or is too short, or the window exceeds
-            the model's context.
+        DataError: A number is too small or too large; in `setup`, the text cannot be read or is too short, or the
+            window exceeds the model's context.
     """
 
     def __init__(
@@ -142,13 +142,16 @@ class TextDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_positive(batch_size=batch_size)
+        counts = {"train_windows": train_windows, "val_windows": val_windows, "test_windows": test_windows}
+        require_positive(window=window, batch_size=batch_size, **counts)
+        if num_workers < 0 or not 0 <= seed < 2**32:
+            raise DataError(f"num_workers is 0 or more, and a seed from 0 to 2**32 - 1; found {num_workers} and {seed}")
         source = str(source)  # checkpoints hold the arguments, and load only plain types
         # Not to the logger: there, a name used by the module too, such as `seed`, would be refused.
         self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
         self.source, self.name, self.field, self.seed = source, name, field, seed
         self.tokenizer, self.window, self.batch_size, self.num_workers = tokenizer, window, batch_size, num_workers
-        self.limits = {"train": train_windows, "val": val_windows, "test": test_windows}
+        self.limits = {name.removesuffix("_windows"): limit for name, limit in counts.items()}
         self._windows: dict[str, Tensor] = {}
 
     def setup(self, stage: str | None = None) -> None:

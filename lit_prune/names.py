@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
 )
 """What transformers raises of files that are missing, damaged or not for it."""
+
+
+TOKENIZER_FILE = re.compile(r"token|vocab|merges|piece|\.model$")
+"""In the names of files that a tokenizer can be made of."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,12 @@ def locate(name: str | Path) -> Source:
         return _in_package(text)
     path = Path(text).expanduser()
     if text.endswith(".gguf"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"there is no GGUF file {text}")
         return Source(str(path.parent), path.name, path.name)
-    if path.is_dir():
+    if os.path.isdir(path):  # which asks of names too long as well
         return Source(str(path), None, text)
-    if path.exists() or text.startswith(("/", ".", "~", os.sep)) or text.count("/") > 1:
+    if os.path.exists(path) or text.startswith(("/", ".", "~", os.sep)) or text.count("/") > 1:
         raise ModelError(
             f"there is no model folder {text}; expected a folder, a .gguf file, or a hub name (owner/name)"
         )
@@ -92,17 +97,53 @@ def load_tokenizer(
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ModelError: It cannot be found or read.
+        ModelError: There is none, or it cannot be read.
     """
     source = locate(name)
     require_gguf(source)
+    # transformers makes an empty one of some models' names alone.
+    if source.is_local and not (source.gguf_file or any(map(TOKENIZER_FILE.search, os.listdir(source.location)))):
+        raise ModelError(_without_tokenizer(source.label))
     options: dict[str, Any] = {**source.file_options, "trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
     with explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    added = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    if set(tokenizer.get_vocab()) <= added:
+        raise ModelError(_without_tokenizer(source.label))
     tokenizer.name_or_path = source.label
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a module keeps as `tokenizer`, else the one of its model, by the name that was loaded.
+
+    Args:
+        module: A LightningModule.
+        model: Of transformers, in it.
+
+    Returns:
+        None where there is none, with a warning.
+    """
+    from lightning.fabric.utilities import rank_zero_warn
+
+    try:
+        if getattr(module, "tokenizer", None) is not None:
+            return cast(PreTrainedTokenizerBase, module.tokenizer)
+        if not (name := getattr(model.config, "_name_or_path", "")):
+            raise ModelError("the model does not say where it was loaded from; keep it as `tokenizer` of your module")
+        return load_tokenizer(name)
+    except ModelError as error:
+        rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
+        return None
+
+
+def _without_tokenizer(label: str) -> str:
+    return (
+        f"cannot load the tokenizer of {label}: it has none; save that of the model it was made of beside it, by "
+        f"lit_prune.load_tokenizer(MODEL).save_pretrained({label!r})"
+    )
 
 
 def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
@@ -172,11 +213,31 @@ def explained(source: Source, what: str) -> Iterator[None]:
             "use a copy with safetensors"
         ) from error
     except UNREADABLE as error:
+        if (kind := _unknown_architecture(source, error)) is not None:
+            raise ModelError(
+                f"cannot load the {what} of {source.label}: transformers reads no GGUF file of the architecture "
+                f"{kind!r}; give the folder that it was made of, or ask llama.cpp, which reads it"
+            ) from error
         place = "" if source.is_local else ", which is no folder here and which the hub did not give"
         raise ModelError(f"cannot load the {what} of {source.label}{place}: {error}") from error
     finally:
         if shown:
             bars.enable_progress_bar()
+
+
+def _unknown_architecture(source: Source, error: BaseException) -> str | None:
+    """What a GGUF file says that it is, where transformers has no model for that; None of all else."""
+    if source.gguf_file is None:
+        return None
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    try:
+        kind = str(GGUFReader(Path(source.location) / source.gguf_file).fields["general.architecture"].contents())
+    except (OSError, ValueError, LookupError):
+        return None
+    is_known = kind in GGUF_SUPPORTED_ARCHITECTURES and "Unrecognized model" not in str(error)
+    return None if is_known else kind
 
 
 def _in_package(name: str) -> Source:

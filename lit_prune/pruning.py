@@ -107,10 +107,10 @@ def prune(
     if is_sharded(pruner.model):
         require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
     batches, processes = list(batches), Processes(fabric)
-    shares, positions = (
-        processes.shares(read_batches(pruner.model, batches)),
-        WhatIf(pruner.model, batches).num_positions,
-    )
+    # Made once before anything is written: what cannot be measured is told here.
+    memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
+    positions = WhatIf(pruner.model, batches, **memory).num_positions
+    shares = processes.shares(read_batches(pruner.model, batches))
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
@@ -126,7 +126,6 @@ def prune(
         SharedJournal(journal, header, processes, sizes) as kept,
         progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
     ):
-        memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
         what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
         while budget.remaining(pruner.reached) and pruner.candidates():
             if not pruner.step(what_if, budget, agree=processes.agree):

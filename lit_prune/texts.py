@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -96,11 +97,26 @@ def share_out(texts: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
     return parts
 
 
+def require_source(source: str | Path) -> None:
+    """Refuse, without reading it, a source that `read_texts` would not find.
+
+    Raises:
+        DataError: There is no such file, it is none of text, or hub data sets cannot be loaded.
+    """
+    path = Path(source).expanduser()
+    if is_hub(source):
+        _datasets(str(source))
+    elif source != BUILTIN and not os.path.exists(path):
+        raise DataError(f"there is no file {path}")
+    elif source != BUILTIN and not path.is_dir() and kind_of(path) is None:
+        raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
+
+
 def is_hub(source: str | Path) -> bool:
     """Whether the source is neither ours nor a path: then it names a data set on the hub."""
     text = str(source)
     looks_like_path = text.endswith(SUFFIXES) or text.startswith(("/", ".", "~")) or text.count("/") > 1
-    return text != BUILTIN and not looks_like_path and not Path(text).exists()
+    return text != BUILTIN and not looks_like_path and not os.path.exists(text)
 
 
 def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:

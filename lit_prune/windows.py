@@ -84,6 +84,8 @@ def draw_windows(
     Raises:
         DataError: As for `token_windows`.
     """
+    if most < 1:
+        raise DataError(f"1 window or more is drawn; found {most}")
     joined, size = _Joined(texts), ROOM * window
     if joined.length > LONG and joined.length // size >= 2 * most:
         drawn = _stretches(joined, tokenizer, window, most, seed, size, in_order=in_order)

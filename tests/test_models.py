@@ -118,6 +118,16 @@ class TestRefusals:
         with pytest.raises(ModelError, match="cannot load the tokenizer"):
             load_tokenizer(tmp_path)
 
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma"])
+    def test_no_empty_tokenizer_is_made_of_a_models_name(self, architecture: str, tmp_path: Path) -> None:
+        tiny_model(architecture).config.save_pretrained(tmp_path)
+        with pytest.raises(ModelError, match="it has none; save that of the model it was made of beside it"):
+            load_tokenizer(tmp_path)
+        # What transformers makes of it, as if it had been saved.
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        with pytest.raises(ModelError, match="cannot load the tokenizer"):
+            load_tokenizer(tmp_path)
+
     def test_folder_without_a_model(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="cannot load the config"):
             load(tmp_path)

@@ -15,6 +15,7 @@ from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
+from lit_prune.texts import require_source
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -62,6 +63,7 @@ def apply_to_model(
         trust_remote_code: Run code that comes with the model.
     """
     require_empty(output)
+    require_source(data)
     steps = PrunePlan.load(plan)
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,47 @@ def call(
     parser.add_function_arguments(function, skip={*positionals, *flags}, sub_configs=True)
     settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments))).as_dict()
     settings.pop("config")
+    require_numbers(settings)
     function(**settings)
+
+
+LEAST = {
+    "window": 2,
+    **dict.fromkeys(("num_windows", "val_windows", "num_unseen", "batch_size", "stride", "limit", "num_prompts"), 1),
+    **dict.fromkeys(("max_new_tokens", "prompt_tokens", "new_tokens", "batch", "repeats", "measured_tokens"), 1),
+    **dict.fromkeys(("devices", "forks", "tokens"), 1),
+    **dict.fromkeys(("warmup", "seed", "temperature", "patience"), 0),
+}
+"""The least values of options, by their names in every verb."""
+MOST, MOST_OF_SEED = 2**31 - 1, 2**32 - 1
+
+
+def require_numbers(settings: Any, name: str = "") -> None:
+    """Refuse numbers that no option takes, whether the rest of the command uses them or not.
+
+    Args:
+        settings: Of a command, as they were parsed.
+        name: Of what they are in.
+
+    Raises:
+        LitPruneError: One is too small, too large, or not finite; the message names it.
+    """
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            require_numbers(value, str(key))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            require_numbers(value, name)
+    elif isinstance(settings, int | float):
+        most = MOST_OF_SEED if name == "seed" else MOST
+        if not math.isfinite(settings):
+            raise LitPruneError(f"{name} is a finite number; found {settings}")
+        if settings < LEAST.get(name, -math.inf):
+            raise LitPruneError(f"{name} is {LEAST[name]} or more; found {settings}")
+        if isinstance(settings, int) and abs(settings) > most:
+            raise LitPruneError(f"{name} is {most:,} at most; found {settings}")
 
 
 def _with_lists(function: Callable[..., None], arguments: Sequence[str]) -> list[str]:

@@ -69,6 +69,8 @@ def bench_speed(
     names = model_names(models)
     if len(names) < 2:
         raise LitPruneError("bench speed compares: name two models or more, separated by commas, the reference first")
+    if not _listed(batch) or not _listed(prompt_tokens):
+        raise LitPruneError("batch and prompt_tokens name a number at least, such as [1, 8]")
     device = default_device(device)
     # Keys that differ, where the same model is named twice.
     loaded = {

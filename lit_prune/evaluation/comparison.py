@@ -15,7 +15,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import BudgetError, DataError
 from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.semi_structured import wanda_2_4
-from lit_prune.evaluation.speed import compare_speed, dense_twin
+from lit_prune.evaluation.speed import compare_speed, dense_twin, require_room
 from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.measure import Journal, WhatIf, model_fingerprints, progress_bar
 from lit_prune.methods import Method
@@ -220,6 +220,7 @@ class Comparison:
                 yield row
 
     def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Result:
+        require_room(name, model, **self.speed)  # before anything is measured
         plan, zeros = None, 0.0
         num_blocks = find_sublayers(model).num_blocks
         total = sum(each.numel() for each in model.parameters())

@@ -190,6 +190,19 @@ def require_sizes(sizes: Mapping[str, int]) -> None:
         raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
 
 
+def require_room(
+    name: str, model: PreTrainedModel, *, prompt_tokens: int = 128, new_tokens: int = 32, **_: int
+) -> None:
+    """Check sizes for `compare_speed` against the context of a model.
+
+    Raises:
+        DataError: It does not hold as many tokens.
+    """
+    context = context_length(model.config)
+    if context is not None and prompt_tokens + new_tokens > context:
+        raise DataError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {context} of {name}")
+
+
 def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
     """A dense model of the same config with random weights: what the pruned one is faster than.
 
@@ -215,10 +228,8 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, new_tokens: int) -> Tensor:
+    require_room(name, model, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     config = model.config.get_text_config(decoder=True)
-    context = context_length(config)
-    if context is not None and prompt_tokens + new_tokens > context:
-        raise DataError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {context} of {name}")
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(model.device)
 

@@ -147,8 +147,10 @@ def require_tasks(tasks: Sequence[str], include_path: str | None = None) -> None
     """Refuse tasks that cannot be run, before any work is done.
 
     Raises:
-        LitPruneError: The harness is not installed, or does not know one of them.
+        LitPruneError: The harness is not installed, or does not know one of them, or there is no such folder.
     """
+    if include_path is not None and not os.path.isdir(include_path):
+        raise LitPruneError(f"there is no folder {include_path} of task files")
     if not tasks:
         return
     known = set(_task_manager(include_path).all_tasks)

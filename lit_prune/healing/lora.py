@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ class LoraHealing:
             raise LitPruneError(
                 f"LoRA has a rank of 1 or more and a dropout of 0 to below 1; found {self.rank} and {self.dropout}"
             )
+        try:
+            re.compile(self.targets if isinstance(self.targets, str) else "")
+        except re.error as error:
+            raise LitPruneError(
+                f"LoRA's targets are all-linear, a list of names or an expression; {self.targets!r} is none: {error}"
+            ) from error
 
     def config_for(self, model: nn.Module) -> LoraConfig:
         """The same for peft and these modules."""

@@ -2,22 +2,26 @@
 
 import math
 import pickle
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
 
 from lit_prune import LitCausalLM, LoraHealing, TextDataModule, load
+from lit_prune.__main__ import main
 from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
 from lit_prune.checkpoint import restore_structure
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing import attach_lora, merge_lora
+from lit_prune.names import tokenizer_beside
 from lit_prune.surgery import removed_sublayers
 from lit_prune.writing import reserved
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
-from tests.tiny import tiny_model
+from tests.tiny import character_tokenizer, tiny_model
 
 
 def test_a_checkpoint_that_lit_prune_had_no_part_in_removes_nothing():
@@ -70,10 +74,26 @@ def test_two_fits_do_not_save_into_one_folder(tmp_path):
     assert not list(tmp_path.glob(".*")), "it was given up"
 
 
-def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path):
-    trainer(tmp_path, pruning(save_to="pruned"), max_epochs=1).fit(module(), *loaders())
+def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path, capsys):
+    with pytest.warns(UserWarning, match="without a tokenizer: .*does not say where it was loaded.*of your module"):
+        trainer(tmp_path, pruning(save_to="pruned"), max_epochs=1).fit(module(), *loaders())
     assert removed_sublayers(load(tmp_path / "pruned"))
     assert not list((tmp_path / "pruned").glob("tokenizer*"))
+    for arguments in (["export", "--format=hf"], ["heal"], ["evaluate"]):
+        verb, *options = arguments
+        assert main([verb, str(tmp_path / "pruned"), *options, f"--output={tmp_path / 'out'}"]) == 2
+        assert "pruned: it has none; save that of the model" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_found_by_the_models_name(tmp_path):
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    owner = SimpleNamespace(tokenizer=None)
+    found = tokenizer_beside(owner, AutoModelForCausalLM.from_pretrained(folder))
+    assert found.get_vocab() == character_tokenizer().get_vocab()
+    owner.tokenizer = character_tokenizer(model_max_length=7)
+    assert tokenizer_beside(owner, None) is owner.tokenizer
 
 
 def test_a_batch_with_nan_is_not_left_out_of_the_loss(tmp_path):

@@ -170,6 +170,13 @@ def test_more_tokens_than_rows_are_refused(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_what_transformers_does_not_read_is_one_clear_sentence(tmp_path, capsys):
+    file = export(model_of([]), tmp_path / "own.gguf", format="gguf", tokenizer=byte_tokenizer(), verify=False)
+    assert main(["evaluate", str(file)]) == 2
+    assert len(said := capsys.readouterr().err) < 300
+    assert "reads no GGUF file of the architecture 'deci'; give the folder" in said
+
+
 def test_chat_templates_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     tokenizer = byte_tokenizer()
