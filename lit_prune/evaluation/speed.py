@@ -190,9 +190,7 @@ def require_sizes(sizes: Mapping[str, int]) -> None:
         raise DataError("prompt_tokens, new_tokens, batch and repeats must be 1 at least, warmup 0 at least")
 
 
-def require_room(
-    name: str, model: PreTrainedModel, *, prompt_tokens: int = 128, new_tokens: int = 32, **_: int
-) -> None:
+def require_room(name: str, model: Any, *, prompt_tokens: int = 128, new_tokens: int = 32, **_: int) -> None:
     """Check sizes for `compare_speed` against the context of a model.
 
     Raises:
