@@ -109,12 +109,12 @@ class TextDataModule(L.LightningDataModule):
     Batches are dicts with `input_ids` and `labels`, LongTensors [batch, window].
 
     Args:
-        source: `builtin`, a `.txt` or `.jsonl` file, a folder of them, or a data set on the hub.
+        source: As for `read_texts`: `builtin`, a file, a folder of files, or a data set on the hub.
         name: Configuration of a hub data set.
         tokenizer: A tokenizer, or the name of a model; None takes that of the `LitCausalLM` that is trained.
         window: Tokens in a window.
         batch_size: Windows in a batch.
-        field: Key of the text in JSON lines and hub data sets.
+        field: Key of the text in rows of files and hub data sets.
         train_windows: So many windows, drawn at random, instead of all.
         val_windows: The same for validation; all when None.
         test_windows: The same for the test; all when None.

@@ -159,8 +159,10 @@ def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: An
     """
     try:
         return tokenizer.apply_chat_template(messages, **options)
-    except TemplateError as error:
-        raise ModelError(f"the chat template of {tokenizer.name_or_path} cannot be used: {error}") from error
+    except (TemplateError, *UNREADABLE) as error:  # a template may do anything wrong that Python can
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} cannot be used: {error}"
+        ) from error
 
 
 def require_gguf(source: Source) -> None:
@@ -185,7 +187,7 @@ def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
         return layout
     try:
         found = yaml.safe_load(Path(layout).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AnatomyError(f"cannot read the layout {layout}: {error}") from error
     if not isinstance(found, Mapping):
         raise AnatomyError(f"the layout {layout} is no mapping; found a {type(found).__name__}")

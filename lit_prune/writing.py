@@ -197,12 +197,16 @@ def put_in_place(aside: Path, path: Path) -> None:
     _flush(path.parent)
 
 
+def beside(path: Path) -> Path:
+    """A name after this one that nothing has."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(each for each in names if not os.path.lexists(each))
+
+
 def _kept(aside: Path, path: Path) -> Path:
     """Give what was written aside a name beside the wanted one, under which nothing removes it."""
-    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    free = next(each for each in names if not os.path.lexists(each))
     try:
-        return aside.rename(free)
+        return aside.rename(beside(path))
     except OSError:
         return aside
 

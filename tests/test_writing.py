@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune.commands.arguments import require_writable
+from lit_prune.commands.arguments import require_writable, still_free
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
 from lit_prune.plan import PrunePlan
@@ -143,3 +143,12 @@ def test_what_cannot_get_its_name_after_the_work_is_kept(tmp_path, monkeypatch):
         write_text(tmp_path / "table.md", "text")
     assert (tmp_path / "table.md.1").read_text() == "text"
     assert not [*tmp_path.rglob("*.part")]
+
+
+def test_what_came_there_during_long_work_is_not_written_over(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert still_free(out) == out
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert still_free(out) == tmp_path / "out.1"
+    assert "what was made is written as" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from inspect import getdoc, signature
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from lit_prune.errors import DataError, LitPruneError
+from lit_prune.errors import DataError, LitPruneError, ModelError
+from lit_prune.export import require_empty
+from lit_prune.markup import say
+from lit_prune.names import locate
 from lit_prune.placement import require_device
-from lit_prune.writing import destination, obstacle
+from lit_prune.writing import beside, destination, obstacle
 
 
 def call(
@@ -113,7 +117,7 @@ def model_names(models: str) -> list[str]:
     """The names in a list with commas between them.
 
     Raises:
-        LitPruneError: There is none.
+        LitPruneError: There is none, or a file or folder that is named is not there.
 
     Example:
         >>> model_names("pruned, healed")
@@ -122,6 +126,8 @@ def model_names(models: str) -> list[str]:
     names = [each.strip() for each in models.split(",") if each.strip()]
     if not names:
         raise LitPruneError("name at least one model")
+    for name in names:
+        locate(name)  # the last one is looked for before the first is measured
     return names
 
 
@@ -154,6 +160,16 @@ def require_writable(output: str | None, *, inside: bool = False) -> None:
         reason = f"it is a folder; name a file, such as {Path(output) / 'page.md'}"
     if reason is not None:
         raise LitPruneError(f"cannot write {output}: {reason}")
+
+
+def still_free(target: Path) -> Path:
+    """The folder that was asked for, or one beside it, which is said, where something came there during long work."""
+    try:
+        return require_empty(target)
+    except ModelError as error:
+        other = beside(target)
+        say(f"{error}; what was made is written as {other}", file=sys.stderr)
+        return other
 
 
 def default_device(device: str | None) -> str:

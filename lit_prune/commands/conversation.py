@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_prune.evaluation import Prompt, Reference, Signs, Turn, answers, references, signs
+from lit_prune.evaluation import Prompt, Reference, Signs, Turn, answers, question, references, signs
 from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers
 from lit_prune.writing import file_name, write_text
 
@@ -54,6 +54,15 @@ class Conversation:
             else ""
         )
         return answered + compared
+
+    def require_askable(self, tokenizer: Any) -> None:
+        """Put the first question into a model's chat template, before long work.
+
+        Raises:
+            ModelError: The template cannot be used.
+        """
+        if self.prompts:
+            question(tokenizer, self.prompts[0].turns[:1], [])
 
     def ask(self, name: str, model: Any, tokenizer: Any, *, is_reference: bool) -> None:
         """Let a model answer; the reference comes first."""

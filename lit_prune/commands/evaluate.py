@@ -69,7 +69,7 @@ def evaluate(
         models: One or more, separated by commas: hub names, folders (pruned too), GGUF files, or package:NAME.
         against: The reference, such as the dense model; differences from it are shown, bold where they are more than
             1.96 standard errors.
-        texts: Where perplexity is measured - builtin, .txt or .jsonl files, folders, hub data sets; builtin by default.
+        texts: Where perplexity is measured - builtin, files as for prune, folders, hub data sets; builtin by default.
         window: Tokens in a window.
         stride: Tokens from one window to the next; what a window shares with the one before is context that does not
             count. Windows do not overlap by default.
@@ -103,6 +103,7 @@ def evaluate(
     conversation = Conversation(questions, max_new_tokens, temperature, batch_size, seed)
     for name in names:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        conversation.require_askable(tokenizer)
         batches = {
             label: _counted(
                 drawn_windows(text, tokenizer, window=window, stride=stride, wanted=1, most=num_windows, seed=seed),

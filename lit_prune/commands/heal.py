@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import call, default_device
+from lit_prune.commands.arguments import call, default_device, still_free
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
@@ -62,7 +62,7 @@ def heal_model(
     Args:
         model: A folder that lit-prune wrote, with its prune_plan.json.
         output: Folder for the healed model, or for the adapter; it must not exist, or be empty.
-        data: Texts to train on, in equal shares - builtin, .txt or .jsonl files, folders, hub data sets, or self for
+        data: Texts to train on, in equal shares - builtin, files as for prune, folders, hub data sets, or self for
             text that the dense model writes, half of it dialogues where it has a chat template; by default builtin,
             and self where the dense model teaches.
         window: Tokens in a window.
@@ -117,6 +117,7 @@ def heal_model(
         accelerator="gpu" if "cuda" in device else "cpu",
         devices=[int(device.partition(":")[2] or 0)] if "cuda" in device else 1,
     )
+    target = still_free(target)
     if keep_adapter:
         save_adapter(network, target, base=model)
     else:
@@ -125,7 +126,7 @@ def heal_model(
         healed |= {"data": texts, **fingerprint(calibration_batches(train, batch_size))}
         # Beside the number of tokens in the data, that of training.
         healed["tokens"] = report.tokens
-        save(network, output, tokenizer=tokenizer, plan=replace(plan, healing=healed))
+        save(network, target, tokenizer=tokenizer, plan=replace(plan, healing=healed))
     say(f"{outcome(report)}\nwritten: {target}")
 
 

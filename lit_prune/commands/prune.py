@@ -76,7 +76,8 @@ def prune_model(
             (or phase: prefill).
         max_rise: The most by which perplexity on the calibration text may rise, such as 0.05 for 5 percent: what would
             rise above stays. With amount, whichever comes first.
-        data: Calibration text: builtin (Python's help topics), a .txt or .jsonl file, a folder, or a hub data set.
+        data: Calibration text: builtin (Python's help topics), a .txt, .jsonl, .json or
+            .parquet file, a folder, or a hub data set.
         data_name: Configuration of a hub data set, such as wikitext-2-raw-v1.
         data_split: Split of a hub data set.
         data_field: Key of the text in JSON lines and hub data sets.

@@ -1,6 +1,6 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
-from lit_prune.evaluation.answers import Turn, answer, answers
+from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
@@ -43,6 +43,7 @@ __all__ = [
     "measure_footprint",
     "measure_search_memory",
     "perplexity",
+    "question",
     "read_prompts",
     "read_results",
     "references",

@@ -74,7 +74,7 @@ def answers(
             open_ones = [place for place, each in enumerate(prompts) if number < len(each.turns)]
             for first in range(0, len(open_ones), batch_size):
                 chosen = open_ones[first : first + batch_size]
-                contexts = [_context(tokenizer, prompts[place].turns[: number + 1], said[place]) for place in chosen]
+                contexts = [question(tokenizer, prompts[place].turns[: number + 1], said[place]) for place in chosen]
                 torch.manual_seed(seed)
                 written = _written(model, tokenizer, contexts, max_new_tokens, temperature)
                 for place, context, (tokens, ended) in zip(chosen, contexts, written, strict=True):
@@ -89,8 +89,20 @@ def _drawing(model: PreTrainedModel, seed: int) -> Iterator[None]:
         yield
 
 
-def _context(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list[int]:
-    """What a model is given before its next answer."""
+def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list[int]:
+    """What a model is given before its next answer.
+
+    Args:
+        tokenizer: With a chat template, or none.
+        turns: What a user said so far.
+        said: What the model answered to all but the last.
+
+    Returns:
+        Token numbers.
+
+    Raises:
+        ModelError: The template cannot be used.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         parts = [part for turn, reply in zip(turns, said, strict=False) for part in (turn, reply.text)]
         return cast(list[int], tokenizer(SEPARATOR.join([*parts, turns[-1]]))["input_ids"])

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from lit_prune.commands.conversation import Conversation
+from lit_prune.errors import ModelError
 from lit_prune.evaluation import Prompt, answer, answers
 from tests.tiny import VOCAB_SIZE, character_tokenizer, tiny_model
 
@@ -79,6 +81,23 @@ def test_a_second_turn_is_asked_behind_the_first_answer() -> None:
     asked = f"u:What is it, then?;a:{first.text};u:And why?;a:"
     assert tokenizer.decode(second.context) == tokenizer.decode(tokenizer(asked).input_ids)
     assert second.text == tokenizer.decode(greedy(model, list(second.context), 6), skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"tool_use": "{{ 1 }}"},
+        "{{ messages + 1 }}",
+        "{{ messages[9].content }}",
+        "{{ raise_exception('no') }}",
+        "{% for",
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_clear_error(template: Any) -> None:
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match="the chat template of .* cannot be used"):
+        Conversation([Prompt(1, ("Who?",))], 2, 0.0, 1, 0).require_askable(tokenizer)
 
 
 def test_without_a_template_turns_are_paragraphs(tokenizer: Any) -> None:
