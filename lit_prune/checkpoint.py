@@ -6,6 +6,7 @@ before it loads weights and makes optimizers.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from lit_prune.anatomy import language_model
 from lit_prune.errors import ModelError
@@ -29,7 +31,8 @@ from lit_prune.healing import (
     merge_lora,
     restore_adapters,
 )
-from lit_prune.plan import SublayerId
+from lit_prune.models import load
+from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.reading import checked, require_kinds
 from lit_prune.sums import LAST_FILE, require_intact_checkpoint
 from lit_prune.surgery import is_sharded, put_back, remove, removed_sublayers
@@ -162,3 +165,73 @@ def _make_room(model: nn.Module) -> None:
             "the checkpoint holds sublayers that this model has lost, and the model has adapters of yours, which they "
             "would lack; load it into a fresh model"
         )
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: str | Path,
+    *,
+    part: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PrunePlan | None]:
+    """Load the language model out of the checkpoint of any LightningModule, pruned or not, with adapters merged.
+
+    Args:
+        path: A Lightning checkpoint of one file. No code in it is run.
+        model: The dense model that the training began with, as for `lit_prune.load`.
+        part: Attribute path of the model in the module, such as `net.lm`, where there are several.
+        dtype: Of the weights; auto takes that of the checkpoint.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        The model, in eval mode, and the plan that it was pruned by, where the checkpoint has one.
+
+    Raises:
+        ModelError: It is no such file, or holds no copy of this model, or several.
+    """
+    if Path(path).is_dir():
+        raise ModelError(f"{path} is a checkpoint in shards; `fabric consolidate {path}` makes one file of it")
+    require_intact_checkpoint(path)
+    try:
+        checkpoint: Mapping[str, Any] = read_facts(Path(path))
+        held = dict(checkpoint["state_dict"])
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} is no checkpoint of Lightning's with weights and plain data: {error!r}") from error
+    state: dict[str, Tensor] = {name.replace("_orig_mod.", ""): each for name, each in held.items()}  # compiled
+    kinds = [each.dtype for each in state.values() if isinstance(each, Tensor) and each.is_floating_point()]
+    wanted = kinds[0] if dtype == "auto" and kinds else dtype
+    found = load(model, dtype=wanted, trust_remote_code=trust_remote_code)
+    restore_structure(found, checkpoint)
+    prefix = _prefix(found, state, part, path)
+    own = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    found.load_state_dict({name: own[name] for name in found.state_dict()})
+    if has_adapters(found):
+        merge_lora(found)
+    found.train(False)
+    return found, _plan_in(checkpoint)
+
+
+def _prefix(model: nn.Module, state: Mapping[str, Tensor], part: str | None, path: str | Path) -> str:
+    """What stands before the names of a model's tensors in a module's state dict."""
+    shapes = {name: each.shape for name, each in model.state_dict().items() if each.numel()}
+    first = next(iter(shapes))
+    ends = [name.removesuffix(first) for name in state if name.endswith(first)]
+    fits = [
+        end for end in ends if all(getattr(state.get(end + name), "shape", None) == shapes[name] for name in shapes)
+    ]
+    if part is not None:
+        fits = [end for end in fits if end.startswith(f"{part}.")]
+    if len(fits) != 1:
+        named = ", ".join(end.removesuffix(".") for end in fits) or "none"
+        raise ModelError(
+            f"{path} holds {len(fits)} copies of this model ({named}), expected one: give the dense model that the "
+            "training began with, and where there are several say which by its attribute path (part=net.lm)"
+        )
+    return fits[0]
+
+
+def _plan_in(checkpoint: Mapping[str, Any]) -> PrunePlan | None:
+    states = [each for each in (checkpoint.get("callbacks") or {}).values() if isinstance(each, Mapping)]
+    plans = [each["plan"] for each in states if each.get("plan") and "num_earlier" in each]
+    return PrunePlan.from_dict(plans[0]) if plans else None

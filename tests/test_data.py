@@ -94,7 +94,7 @@ class TestReadTexts:
             ("a.json", b'{"id": [1, 2, 3], "text": ["one", "two \\ud83d", "three \\ud83d\\ude00"]}'),
             (
                 "a.jsonl.gz",
-                gzip.compress(b'{"text": "one"}\n{"text": "two \\ud83d"}\n{"text": "three \xf0\x9f\x98\x80"}'),
+                gzip.compress(b'{"text": "one"}\n{"text": "two \\ud83d"}\n{"text": "three \xf0\x9f\x98\x80"}', mtime=0),
             ),
         ],
     )
@@ -107,7 +107,7 @@ class TestReadTexts:
 
     def test_plain_text_with_a_mark_and_packed(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
-        (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfone\ntwo"))
+        (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfone\ntwo", mtime=0))
         (tmp_path / "info.json").write_text("{}")  # beside files of text, JSON may be anything
         assert read_texts(tmp_path) == ["one\ntwo"] * 2
 
@@ -124,7 +124,7 @@ class TestReadTexts:
             ("a.json", b'[{"text": "x"}, ', "a.json: this is not JSON"),
             ("a.txt", b"one\ntw\xe9", "a.txt: line 2 is no UTF-8.*iconv"),
             ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz"),
-            ("a.txt.gz", gzip.compress(b"text")[:-9], "cannot read .*a.txt.gz"),
+            ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], "cannot read .*a.txt.gz"),
             ("a.parquet", b"PAR1", r"need pyarrow: pip install 'lit-prune\[hub\]'"),
         ],
     )

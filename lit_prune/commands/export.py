@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_prune.checkpoint import load_checkpoint
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
 from lit_prune.export import FORMATS, export
 from lit_prune.export.llama_cpp import is_installed
+from lit_prune.guards import read_settings
 from lit_prune.markup import say
 from lit_prune.models import load, load_tokenizer
 from lit_prune.plan import PLAN_FILE, PrunePlan
@@ -17,14 +19,16 @@ from lit_prune.plan import PLAN_FILE, PrunePlan
 
 def run(verb: str, arguments: Sequence[str]) -> None:
     """The verb's entry."""
-    call(export_model, verb, arguments, positionals=["model"])
+    call(export_model, verb, arguments, positionals=["source"])
 
 
 def export_model(
-    model: str,
+    source: str,
     *,
     format: str,
     output: str,
+    model: str | None = None,
+    part: str | None = None,
     dtype: str = "auto",
     weights: str | None = None,
     tokenizer_from: str | None = None,
@@ -33,10 +37,12 @@ def export_model(
     """Write a model, pruned or dense, for another runtime: see docs/deploy.md.
 
     Args:
-        model: A folder that lit-prune wrote, or anything that prune takes.
+        source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).
         format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
             tool, saves nothing), vllm, or gguf for llama.cpp.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
+        model: For a checkpoint, the dense model that the training began with; by default the one that it names.
+        part: For a checkpoint, the attribute path of the model in the module, where there are several.
         dtype: Of the weights: float32, bfloat16, float16, or auto for that of the files.
         weights: In a gguf file - f32, f16, bf16 or q8_0; f16 by default.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
@@ -48,10 +54,26 @@ def export_model(
     options = {name: value for name, value in chosen.items() if value is not None}
     if options and format != "gguf":
         raise LitPruneError(f"{', '.join(options)} is for gguf, not for {format}")
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    network = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    plan = PrunePlan.load(model) if (Path(model) / PLAN_FILE).is_file() else None
+    is_checkpoint = Path(source).suffix == ".ckpt"
+    if (model or part) and not is_checkpoint:
+        raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
+    name = (model or _named_model(source)) if is_checkpoint else source
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    loading: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if is_checkpoint:
+        network, plan = load_checkpoint(source, name, part=part, **loading)
+    else:
+        network = load(name, **loading)
+        plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
     say(f"written: {written}")
+
+
+def _named_model(checkpoint: str) -> str:
+    """The model that the hyperparameters of a checkpoint name, as those of LitCausalLM do."""
+    name = read_settings(checkpoint).get("model")
+    if not isinstance(name, str):
+        raise LitPruneError(f"{checkpoint} does not name its model; say which the training began with (--model DENSE)")
+    return name
