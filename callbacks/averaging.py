@@ -105,6 +105,10 @@ def averages(trainer: L.Trainer, name: str | None) -> Iterator[PreTrainedModel]:
             module = average.module if isinstance(each, WeightAveraging) else average
             yield model_in(module, name)
             yield from averages_in(module, own).values()
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(each, WeightAveraging | StochasticWeightAveraging):
+            for value in vars(each).values():
+                yield from averages_in(value, own).values() if isinstance(value, AveragedModel) else ()
 
 
 def _averaging(trainer: L.Trainer) -> Iterator[Any]:

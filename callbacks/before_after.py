@@ -173,7 +173,7 @@ class BeforeAfterCallback(Callback):
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
         name = "test batches, used neither for training nor for scoring"
-        return HeldOut("held-out text", name, [transferred(trainer, each) for each in data.test_dataloader()])
+        return HeldOut("held-out text", name, (transferred(trainer, each) for each in data.test_dataloader()))
 
     def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
         if not self.timing["repeats"]:

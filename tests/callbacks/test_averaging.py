@@ -127,11 +127,19 @@ def test_an_average_in_the_module_loses_what_the_model_loses_and_a_teacher_nothi
     assert all(torch.equal(each, expected[name]) for name, each in again.state_dict().items())
 
 
+class Holds(L.Callback):
+    """A user's callback, with an average of its own."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.average = AveragedModel(pl_module.net)
+
+
 def test_a_model_and_its_average_are_one_model(tmp_path):
     model = Averages()
     del model.teacher
-    trainer(tmp_path, callback := pruning()).fit(model, *loaders())
-    assert set(removed_sublayers(model.average.module["lm"])) == set(callback.plan.removed) != set()
+    trainer(tmp_path, callback := pruning(), holds := Holds()).fit(model, *loaders())
+    for each in (model, holds):
+        assert set(removed_sublayers(each.average.module["lm"])) == set(callback.plan.removed) != set()
     with pytest.raises(LitPruneError, match="AveragedModel at 'average.module.lm' has copied the model without"):
         trainer(tmp_path, pruning(healing=True)).fit(model, *loaders())
     with pytest.raises(LitPruneError, match="AveragedModel averages weights from before and after compensate='scale'"):
