@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
@@ -174,6 +175,10 @@ class LitCausalLM(L.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Weigh the batches of an optimizer step by their tokens."""
         self._token_mean.backward(self, loss, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Do so too where a subclass has left the last batch out."""
+        self._token_mean.finish(self.trainer)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Mean token loss of the batch, in nats; accumulated over all loaders together."""

@@ -6,7 +6,6 @@ every token of a batch with few labels counts more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -55,13 +54,20 @@ class TokenMean:
             total = total.clamp(min=1 / trainer.world_size)  # where nothing is predicted
             # What came before is in the gradients already, and is scaled before the last backward pass: this is the
             # one in which DDP averages them, and behind which hooks look at them.
-            for grad in () if first else _gradients(trainer):
-                grad.mul_(UNIT / total.to(grad.device))
+            if not first:
+                _divide(trainer, total)
             weight, self._total = tokens / total, None
         (loss * (number * weight)).backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def finish(self, trainer: L.Trainer) -> None:
+        """Count as well where a step's last batch was left out: its `training_step` returned None."""
+        if self._total is not None:
+            _divide(trainer, self._total.clamp(min=1))
+            self._total = None
 
-def _gradients(trainer: L.Trainer) -> Iterator[Tensor]:
-    """Those that the optimizers know: behind a pass, a module that FSDP2 shards holds other parameters for a while."""
+
+def _divide(trainer: L.Trainer, total: Tensor) -> None:
+    # By optimizers: behind a pass, a module that FSDP2 shards holds other parameters for a while.
     groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    yield from (each.grad for group in groups for each in group["params"] if each.grad is not None)
+    for grad in (each.grad for group in groups for each in group["params"] if each.grad is not None):
+        grad.mul_(UNIT / total.to(grad.device))

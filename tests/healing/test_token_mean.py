@@ -39,7 +39,19 @@ class Gradients(L.Callback):
         self.seen.append(torch.cat([each.flatten() for each in grads]).tolist())
 
 
-def gradients(folder, batches, **options):
+class Choosy(LitCausalLM):
+    """Leaves out batches with few tokens; Lightning calls hooks of callbacks before those of the module."""
+
+    def configure_gradient_clipping(self, optimizer, *_, **__):
+        self.trainer.callbacks[0].seen.pop()
+        self.trainer.callbacks[0].on_before_optimizer_step(self.trainer, self, optimizer)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss if (batch["labels"] != -100).sum() > 5 else None
+
+
+def gradients(folder, batches, make=LitCausalLM, **options):
     """Of a training in which no weight moves."""
     callback = Gradients()
     run = L.Trainer(
@@ -47,7 +59,7 @@ def gradients(folder, batches, **options):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         **{"devices": 1, **options},
     )  # fmt: skip
-    run.fit(LitCausalLM(tiny_model("llama"), learning_rate=0.0), DataLoader(batches, batch_size=None))
+    run.fit(make(tiny_model("llama"), learning_rate=0.0), DataLoader(batches, batch_size=None))
     return callback.seen
 
 
@@ -74,6 +86,13 @@ def assert_close(found, expected, tolerance=1e-5):
 def test_accumulated_batches_count_by_their_tokens(tmp_path, number):
     expected = [of_all_tokens(BATCHES[first : first + number]) for first in range(0, 6, number)]
     assert_close(gradients(tmp_path, BATCHES, accumulate_grad_batches=number), expected)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_batches_that_are_left_out_do_not_count(tmp_path, number):
+    counted = [[BATCHES[0]], [BATCHES[3]], [BATCHES[4]]] if number == 2 else [[BATCHES[0]], BATCHES[3:5]]
+    found = gradients(tmp_path, BATCHES, Choosy, accumulate_grad_batches=number)
+    assert_close(found, [of_all_tokens(each) for each in counted])
 
 
 def test_a_scaler_changes_nothing(tmp_path):
