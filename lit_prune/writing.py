@@ -83,7 +83,7 @@ def obstacle(path: Path, *, inside: bool = False) -> str | None:
     nearest = next(each for each in ((path / "_") if inside else path).absolute().parents if os.path.lexists(each))
     if not nearest.is_dir():
         return f"{nearest} is no folder"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"nothing may be written in {nearest}"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"permission denied to write in {nearest}"
 
 
 def name_aside(path: Path) -> Path:

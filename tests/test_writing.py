@@ -87,7 +87,7 @@ OBSTACLES = {
     "a name too long": (lambda place: place / ("n" * 250), "more than 239 bytes"),
     "no name at all": (lambda place: place / ("n" * 300), "more than 239 bytes"),
     "a mount point": (lambda place: (place / "mounted").mkdir() or place / "mounted", "is a mount point"),
-    "a read-only place": (lambda place: place / "no/out", "nothing may be written in .*no"),
+    "a read-only place": (lambda place: place / "no/out", "permission denied to write in .*no"),
 }
 
 
@@ -145,10 +145,9 @@ def test_what_cannot_get_its_name_after_the_work_is_kept(tmp_path, monkeypatch):
     assert not [*tmp_path.rglob("*.part")]
 
 
-def test_what_came_there_during_long_work_is_not_written_over(tmp_path, capsys):
+def test_what_came_there_during_long_work_is_not_written_over(tmp_path):
     out = tmp_path / "out"
     assert still_free(out) == out
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert still_free(out) == tmp_path / "out.1"
-    assert "what was made is written as" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from inspect import getdoc, signature
@@ -16,7 +15,6 @@ from jsonargparse import ArgumentParser
 
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty
-from lit_prune.markup import say
 from lit_prune.names import locate
 from lit_prune.placement import require_device
 from lit_prune.writing import beside, destination, obstacle
@@ -163,13 +161,11 @@ def require_writable(output: str | None, *, inside: bool = False) -> None:
 
 
 def still_free(target: Path) -> Path:
-    """The folder that was asked for, or one beside it, which is said, where something came there during long work."""
+    """The folder that was asked for, or one beside it where something came there during long work."""
     try:
         return require_empty(target)
-    except ModelError as error:
-        other = beside(target)
-        say(f"{error}; what was made is written as {other}", file=sys.stderr)
-        return other
+    except ModelError:
+        return beside(target)
 
 
 def default_device(device: str | None) -> str:

@@ -117,17 +117,19 @@ def heal_model(
         accelerator="gpu" if "cuda" in device else "cpu",
         devices=[int(device.partition(":")[2] or 0)] if "cuda" in device else 1,
     )
-    target = still_free(target)
+    place = still_free(target)
     if keep_adapter:
-        save_adapter(network, target, base=model)
+        save_adapter(network, place, base=model)
     else:
         merge_lora(network)
         healed = {**asdict(report), "lora": asdict(lora), "training": asdict(training), "distilled": distill}
         healed |= {"data": texts, **fingerprint(calibration_batches(train, batch_size))}
         # Beside the number of tokens in the data, that of training.
         healed["tokens"] = report.tokens
-        save(network, target, tokenizer=tokenizer, plan=replace(plan, healing=healed))
-    say(f"{outcome(report)}\nwritten: {target}")
+        save(network, place, tokenizer=tokenizer, plan=replace(plan, healing=healed))
+    say(f"{outcome(report)}\nwritten: {place}")
+    if place != target:
+        raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
 
 
 def outcome(report: HealingReport) -> str:

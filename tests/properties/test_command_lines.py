@@ -41,6 +41,8 @@ SMALL = {
     "compare": (compare, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1", "--output=OUT",
                           "--methods=[random]", "--speed={prompt_tokens: 4, new_tokens: 1, repeats: 1}"]),
 }  # fmt: skip
+PLACES = ("MODEL", "PRUNED", "TEXT")
+"""Stand for files, which may be wrong as well."""
 OPTIONS = [
     *(
         (verb, name)
@@ -50,6 +52,7 @@ OPTIONS = [
     ),
     *(("heal", f"lora.{each.name}") for each in fields(LoraHealing)),
     *(("heal", f"training.{each.name}") for each in fields(HealingSettings)),
+    *((verb, place) for verb, (_, arguments) in SMALL.items() for place in PLACES if place in " ".join(arguments)),
 ]
 
 
@@ -64,11 +67,13 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, out, verb, extra):
+def run(place, out, verb, name, value):
     names = {"MODEL": place / "model", "PRUNED": place / "pruned", "TEXT": place / "text.txt", "OUT": out}
+    extra = [] if name in PLACES else [f"--{name}={value}"]
+    names |= {name: value} if name in PLACES else {}
     arguments = SMALL[verb][1]
-    for name, path in names.items():
-        arguments = [each.replace(name, str(path)) for each in arguments]
+    for each_name, path in names.items():
+        arguments = [each.replace(each_name, str(path)) for each in arguments]
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -81,7 +86,7 @@ def run(place, out, verb, extra):
 def require_one_clear_error(place, verb, name, value):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        code, errors = run(place, out, verb, [f"--{name}={value}"])
+        code, errors = run(place, out, verb, name, value)
         assert code in (0, 2), errors
         if code == 2:
             assert "Traceback" not in errors
