@@ -319,6 +319,22 @@ class TestShareOut:
 
 
 class TestTextDataModule:
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            *(
+                {name: number}
+                for name in ("window", "batch_size", "train_windows", "test_windows")
+                for number in (0, -2)
+            ),
+            *({"seed": number} for number in (-1, 10**20)),
+            {"num_workers": -1},
+        ],
+    )
+    def test_numbers_are_checked_before_anything_is_read(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(DataError, match=f"{next(iter(wrong))}.* found .*{next(iter(wrong.values()))}"):
+            TextDataModule("nowhere.txt", **wrong)
+
     def test_parts_are_disjoint_and_repeatable(self, source: Path, tokenizer: Any) -> None:
         def documents(part: str, **options: Any) -> set[str]:
             data = TextDataModule(source, tokenizer=tokenizer, window=64, **options)

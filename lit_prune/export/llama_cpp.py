@@ -91,7 +91,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _cut_otherwise(runtime: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str | None:
     """The first of the texts that llama.cpp cuts into other tokens, in words; None where there is none."""
-    for text in texts:
+    for text in filter(None, texts):
         expected, found = _ids(tokenizer, text), _tokens(runtime, text)
         if expected != found:
             place = next((at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from lit_prune.errors import BudgetError
@@ -125,8 +126,8 @@ def require_limits(amount: float | None, max_rise: float | None) -> None:
         raise BudgetError("say how much is to go: amount=0.2, or how much perplexity may rise: max_rise=0.05")
     if amount is not None:
         require_share(amount)
-    if max_rise is not None and not 0 <= max_rise < math.inf:
-        raise BudgetError(f"max_rise is the share by which perplexity may rise, such as 0.05; found {max_rise}")
+    if max_rise is not None and not (isinstance(max_rise, Real) and 0 <= max_rise < math.inf):
+        raise BudgetError(f"max_rise is the share by which perplexity may rise, such as 0.05; found {max_rise!r}")
 
 
 def require_share(amount: float) -> None:
@@ -135,8 +136,8 @@ def require_share(amount: float) -> None:
     Raises:
         BudgetError: With what was given.
     """
-    if not 0 < amount < 1:
-        raise BudgetError(f"amount is the share of the whole model to remove, above 0 and below 1; found {amount}")
+    if not (isinstance(amount, Real) and 0 < amount < 1):
+        raise BudgetError(f"amount is the share of the whole model to remove, above 0 and below 1; found {amount!r}")
 
 
 def outcome_in_words(record: Mapping[str, Any]) -> Iterator[str]:

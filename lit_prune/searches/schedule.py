@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,11 +59,14 @@ class Schedule:
     every_n_epochs: int = 1
 
     def __post_init__(self) -> None:
-        if self.start_epoch < 0 or self.every_n_epochs < 1:
+        whole = isinstance(self.start_epoch, int) and isinstance(self.every_n_epochs, int)
+        if not (whole and self.start_epoch >= 0 and self.every_n_epochs >= 1):
             raise BudgetError(
-                "start_epoch is 0 or more and every_n_epochs 1 or more; "
-                f"found {self.start_epoch} and {self.every_n_epochs}"
+                "start_epoch is 0 or more and every_n_epochs 1 or more, both whole; "
+                f"found {self.start_epoch!r} and {self.every_n_epochs!r}"
             )
+        if callable(self.per_epoch):
+            _require_epoch(self.per_epoch)
         if self.per_epoch is not None and not callable(self.per_epoch):
             _require_quota(self.per_epoch)
 
@@ -98,6 +102,16 @@ class Schedule:
         if isinstance(value, int):
             return Quota(target, value)
         return Quota(min(target, reached + share_of(value, total)))
+
+
+def _require_epoch(schedule: Callable[..., object]) -> None:
+    """Refuse, before the first epoch, what cannot be called with an epoch."""
+    try:
+        inspect.signature(schedule).bind(0)
+    except TypeError as error:
+        raise BudgetError(f"a schedule that is called takes the epoch; this one does not: {error}") from error
+    except ValueError:
+        pass  # of some that are written in C
 
 
 def _require_quota(value: object) -> None:

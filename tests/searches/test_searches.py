@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from lit_prune.errors import BudgetError
@@ -79,6 +81,28 @@ def test_counts_shares_and_callables():
 def test_a_bad_schedule_is_refused(value):
     with pytest.raises(BudgetError, match="removals per epoch"):
         Schedule(per_epoch=value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [*({name: value} for name in ("start_epoch", "every_n_epochs") for value in (-1, 1.5, "1", None, math.nan))],
+)
+def test_epochs_are_whole(wrong):
+    with pytest.raises(BudgetError, match="both whole; found"):
+        Schedule(**wrong)
+
+
+@pytest.mark.parametrize("schedule", [lambda: 1, lambda epoch, step: 1])
+def test_a_callable_that_takes_no_epoch_is_refused_at_once(schedule):
+    with pytest.raises(BudgetError, match="takes the epoch"):
+        Schedule(per_epoch=schedule)
+
+
+@pytest.mark.parametrize("wrong", ["x", [1], {}, math.nan, math.inf, -1])
+def test_amounts_are_numbers(wrong):
+    for limits in ((wrong, None), (None, wrong)):
+        with pytest.raises(BudgetError, match="found"):
+            Budget(limits[0], 1000, max_rise=limits[1])
 
 
 def test_a_callable_that_returns_nonsense_is_refused_when_it_does():
