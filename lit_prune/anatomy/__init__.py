@@ -1,5 +1,6 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
+from lit_prune.anatomy.adapters import own_parameters, own_tensors
 from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
 from lit_prune.anatomy.layouts import (
     BLOCK_LISTS,
@@ -49,6 +50,8 @@ __all__ = [
     "gives_no_tokens",
     "is_norm",
     "language_model",
+    "own_parameters",
+    "own_tensors",
     "require_no_prompt",
     "require_tokens_out",
     "routed_parameters",

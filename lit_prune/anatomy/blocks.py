@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_prune.anatomy.adapters import own_parameters
 from lit_prune.anatomy.layouts import EXPERTS_PER_TOKEN, LAYOUTS, Layout
 from lit_prune.anatomy.stubs import ResidualArgument, SublayerStub
 from lit_prune.anatomy.sublayers import Part, Sublayer, count_parameters
@@ -215,7 +216,6 @@ def routed_parameters(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
         if path.rpartition(".")[2] != "experts":
             continue
         one_by_one = len(child) if isinstance(child, nn.ModuleList) else None
-        for name, parameter in child.named_parameters():
-            if "lora_" not in name:
-                # Fused experts are stacked along the first dimension.
-                yield parameter, one_by_one or parameter.shape[0]
+        for _, parameter in own_parameters(child):
+            # Fused experts are stacked along the first dimension.
+            yield parameter, one_by_one or parameter.shape[0]

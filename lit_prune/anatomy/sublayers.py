@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lit_prune.anatomy.adapters import own_parameters
 from lit_prune.anatomy.layouts import PARALLEL_FORMS
 from lit_prune.anatomy.stubs import ResidualArgument
 from lit_prune.errors import PlanError
@@ -193,12 +194,9 @@ class Anatomy:
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:
-    """Parameters of the modules, each tensor once; those of LoRA adapters are not the model's and do not count."""
+    """Parameters of the modules, each tensor once; those of adapters are not the model's and do not count."""
     found = {
-        _place(parameter): _num_numbers(parameter)
-        for module in modules
-        for name, parameter in module.named_parameters()
-        if "lora_" not in name
+        _place(parameter): _num_numbers(parameter) for module in modules for _, parameter in own_parameters(module)
     }
     return sum(found.values())
 
@@ -206,12 +204,11 @@ def count_parameters(modules: Iterable[nn.Module]) -> int:
 def shared_parameters(model: nn.Module) -> tuple[int, tuple[Shared, ...]]:
     """How many parameters a model has, as `count_parameters`, and those of them that have several names."""
     found: dict[Any, tuple[int, list[str]]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if "lora_" not in name:
-            place = _place(parameter)
-            if place not in found:
-                found[place] = (_num_numbers(parameter), [])
-            found[place][1].append(name)
+    for name, parameter in own_parameters(model, shared=True):
+        place = _place(parameter)
+        if place not in found:
+            found[place] = (_num_numbers(parameter), [])
+        found[place][1].append(name)
     total = sum(number for number, _ in found.values())
     return total, tuple(Shared(tuple(names), number) for number, names in found.values() if len(names) > 1)
 

@@ -18,6 +18,9 @@ def scale_output(module: nn.Module, factor: float) -> None:
     Raises:
         ModelError: It is a norm whose weight does not scale its output; nothing is changed then.
     """
+    has_adapters = hasattr(module, "base_layer")
+    if has_adapters and (not hasattr(module, "lora_B") or getattr(module, "lora_magnitude_vector", None)):
+        raise ModelError(f"the adapters of {type(module).__name__} cannot be scaled with their layer; merge them first")
     for adapter in getattr(module, "lora_B", {}).values():
         _scale_parameters(adapter, factor)
     inner: Any = getattr(module, "get_base_layer", lambda: module)()

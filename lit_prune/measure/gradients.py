@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.anatomy import Anatomy, find_sublayers, own_parameters
 from lit_prune.errors import MeasureError
 from lit_prune.measure.batches import labels_of
 from lit_prune.measure.head import logits_of
@@ -67,8 +67,7 @@ def _parameters(model: nn.Module, anatomy: Anatomy, candidate: Candidate) -> lis
     return [
         parameter
         for part in anatomy.parts(candidate.sublayers)
-        for name, parameter in model.get_submodule(part.path).named_parameters()
-        if "lora_" not in name
+        for _, parameter in own_parameters(model.get_submodule(part.path))
     ]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_prune.anatomy import own_tensors
+
 GRAVES = "_lit_prune_graves"
 """Where a stub keeps the names of the modules with its tombstones."""
 
@@ -28,7 +30,7 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
         gone: The module that it replaces. Adapters in it leave nothing.
     """
     grave = nn.Module()
-    for path, tensor in _own_tensors(gone):
+    for path, tensor in own_tensors(gone):
         *parents, leaf = path.split(".")
         place = grave
         for name in parents:
@@ -76,19 +78,6 @@ def without_tombstones(model: nn.Module) -> Iterator[None]:
     finally:
         for stub, graves, passing in before:
             vars(stub).update({GRAVES: graves, "_non_persistent_buffers_set": passing})
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's parameters and saved buffers by the names that they have without adapters and torch's masks."""
-    adapted = [f"{path}." if path else "" for path, each in module.named_modules() if hasattr(each, "base_layer")]
-    for path, each in module.named_modules(remove_duplicate=False):
-        kept = {name: each._buffers[name] for name in each._buffers if name not in each._non_persistent_buffers_set}
-        for leaf, tensor in {**each._parameters, **kept}.items():
-            name = f"{path}.{leaf}" if path else leaf
-            around = [own for own in adapted if name.startswith(own)]
-            masks = leaf.endswith("_mask") and f"{leaf.removesuffix('_mask')}_orig" in each._parameters
-            if tensor is not None and not masks and all(name.startswith(f"{own}base_layer.") for own in around):
-                yield name.replace("base_layer.", "").removesuffix("_orig"), tensor
 
 
 def _buried(stub: nn.Module) -> dict[str, Tensor]:

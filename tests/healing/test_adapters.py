@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import lit_prune
 from lit_prune import LitCausalLM
-from lit_prune.anatomy import language_model
+from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.checkpoint import restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
@@ -118,6 +118,7 @@ def test_a_plain_model_gets_them_by_their_config_or_is_told(kind):
             if parameter.requires_grad:
                 parameter.add_(0.1)
     inner, plain = language_model(wrapped), tiny_model("llama")
+    assert find_sublayers(inner).num_parameters == plain.num_parameters(), "adapters do not count"
     record = {"lit_prune": structure_of(wrapped)}
     if kind in NOT_BY_CONFIG:
         with pytest.raises(ModelError, match="attach them as before"):
