@@ -59,8 +59,9 @@ class ModuleWhatIf(WhatIf):
                         losses.append(_own_loss(self._trainer, self._fed[index]))
                     self.num_block_evaluations += len(anatomy.blocks)
                     self.num_head_evaluations += 1
-                rows.append(torch.tensor(losses, dtype=torch.float64)[:, None] * tokens)
-        return [each.to(self.model.device) for each in rows]
+                sums = torch.tensor(losses, dtype=torch.float64)[:, None] * tokens
+                rows.append(sums.masked_fill(tokens == 0, 0.0))  # the mean over nothing is NaN
+        return rows
 
 
 def known_loss(name: str) -> str:
@@ -228,5 +229,5 @@ def _number(value: Any) -> float | None:
 
 
 def _rounding(trainer: L.Trainer, model: Any) -> float:
-    exact = model.dtype == torch.float32 and str(trainer.precision).startswith("32")
+    exact = model.dtype in (torch.float32, torch.float64) and str(trainer.precision).startswith(("32", "64"))
     return 1e-3 if exact else 3e-2
