@@ -200,17 +200,8 @@ class Thaw(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.net.model.embed_tokens, optimizer)
 
 
-class Named(OwnModule):
-    """With names in its optimizer."""
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(
-            [(name, each) for name, each in self.named_parameters() if each.requires_grad], lr=1e-3
-        )
-
-
 class OfAll(OwnModule):
-    """With an optimizer that keeps one history of all parameters, or them in a place of its own."""
+    """With an optimizer that keeps one history of all parameters."""
 
     def configure_optimizers(self):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2)
