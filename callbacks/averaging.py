@@ -1,4 +1,4 @@
-"""Averages of the model that is trained, in the module and in callbacks, Lightning's and others: they lose what it loses."""
+"""Averages of the model that is trained, in the module and in callbacks of anybody: they lose what it loses."""
 
 from __future__ import annotations
 
