@@ -16,12 +16,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from lit_prune.anatomy import NO_TOKENS, Record, gives_no_tokens
+from lit_prune.anatomy import CLASSIFIER, NO_TOKENS, Record, gives_no_tokens
 from lit_prune.autoload import teaching
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.guards import require_harmless
@@ -161,6 +162,8 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
     remote = getattr(config, "auto_map", None) or {}
     own = [AutoModelForCausalLM.__name__, AutoModelForImageTextToText.__name__]
     other = [each for each in config.architectures or () if gives_no_tokens(each)]
+    if other and _removed(config, source) and other[0].endswith(CLASSIFIER):
+        return AutoModelForSequenceClassification  # that was pruned by its own loss
     if other and not any(name in remote for name in own):
         raise ModelError(f"{source.label} holds a {other[0]}, which {NO_TOKENS}")
     for factory in (AutoModelForCausalLM, AutoModelForImageTextToText):

@@ -23,7 +23,6 @@ from lit_prune.measure import (
     model_fingerprints,
     price,
     progress_bar,
-    read_batches,
     require_understood,
     unit_options,
 )
@@ -64,8 +63,10 @@ def prune(
     """Prune a model in place, without training.
 
     Args:
-        model: A causal language model of transformers, perhaps wrapped by peft.
-        batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
+        model: A causal language model of transformers, perhaps wrapped by peft; or a sequence classifier, as reward
+            models are (`…ForSequenceClassification`), which goes by its own loss.
+        batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`; of a
+            classifier with `labels` of the sequences, [batch] or [batch, num_labels].
         amount: Share of the whole model's cost to remove, above 0 and below 1; embeddings and head count. None
             removes all that keeps under `max_rise`.
         of: What that is a share of: `params`; `flops` or `kv_cache` of one token after a calibration sequence;
@@ -109,8 +110,8 @@ def prune(
     batches, processes = list(batches), Processes(fabric)
     # Made once before anything is written: what cannot be measured is told here.
     memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
-    positions = WhatIf(pruner.model, batches, **memory).num_positions
-    shares = processes.shares(read_batches(pruner.model, batches))
+    whole = WhatIf(pruner.model, batches, **memory)
+    shares, positions = processes.shares(whole.batches), whole.num_positions
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import classifies, find_sublayers
 from lit_prune.errors import MeasureError
 from lit_prune.measure import Prices, WhatIf, hint_if_implausible
 from lit_prune.plan import Candidate, PruneStep, Scores
@@ -71,7 +71,7 @@ class ModelRound:
         muted = mute(self.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
         with muted, self.what_if.narrowed(share):
             scores = require_scores(self.scorer(self.what_if, candidates, self.history), "scorer", candidates)
-        if self._is_first_score and scores.base_nll is not None and not out.sublayers:
+        if self._is_first_score and scores.base_nll is not None and not out.sublayers and not classifies(self.model):
             self._is_first_score = False
             hint_if_implausible(scores.base_nll, self.model)
         return scores

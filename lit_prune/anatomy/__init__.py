@@ -13,7 +13,7 @@ from lit_prune.anatomy.layouts import (
     SCALE,
     Layout,
 )
-from lit_prune.anatomy.purpose import NO_TOKENS, gives_no_tokens, require_tokens_out
+from lit_prune.anatomy.purpose import CLASSIFIER, NO_TOKENS, classifies, gives_no_tokens, require_tokens_out
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.structure import (
     context_length,
@@ -28,6 +28,7 @@ from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameter
 __all__ = [
     "BLOCK_LISTS",
     "BLOCK_NUMBERS",
+    "CLASSIFIER",
     "CORRECTIONS",
     "LINEAR",
     "NO_TOKENS",
@@ -42,6 +43,7 @@ __all__ = [
     "Record",
     "Sublayer",
     "SublayerStub",
+    "classifies",
     "context_length",
     "count_parameters",
     "decoder_config",

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_prune.errors import AnatomyError
 
+CLASSIFIER = "ForSequenceClassification"
 OTHER_HEADS = re.compile(
     r"For(Sequence|Token|Image|Audio)Classification$|ForQuestionAnswering$|ForMultipleChoice$|ForMaskedLM$"
     r"|ForRewardModeling$|RewardModel$|(?<!LMHead)(?<!DoubleHeads)Model$"
@@ -23,6 +24,14 @@ def gives_no_tokens(architecture: str) -> bool:
     return OTHER_HEADS.search(architecture) is not None
 
 
+def classifies(model: Any) -> bool:
+    """Whether a model is a sequence classifier of transformers, as reward models are."""
+    return any(
+        each.__module__.startswith("transformers.models.") and each.__name__.endswith(CLASSIFIER)
+        for each in type(model).__mro__
+    )
+
+
 def require_tokens_out(model: Any) -> None:
     """Refuse transformers' own classes that are for something else; others show it when they run.
 
@@ -36,5 +45,6 @@ def require_tokens_out(model: Any) -> None:
 
 NO_TOKENS = (
     "is no causal language model: it gives no next tokens whose loss could be measured, and pruned as one it would be "
-    "of no use. Prune the language model that it was made from, and train that for the task again"
+    "of no use. Prune the language model that it was made from, and train that for the task again; or, of a sequence "
+    "classifier or reward model, call lit_prune.prune(model, batches) with its labels in them"
 )

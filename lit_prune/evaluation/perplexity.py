@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import evaluating, labels_of, model_inputs, on_device, perplexity_of, sequence_losses
+from lit_prune.measure import evaluating, labels_of, logits_of, on_device, perplexity_of, sequence_losses
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         for batch in batches:
             here = on_device(batch, model.device)
             labels = labels_of(here)
-            sums, tokens = sequence_losses(model(**model_inputs(model, here), use_cache=False).logits, labels)
+            sums, tokens = sequence_losses(logits_of(model, here), labels)
             nll += float(sums.sum())
             num_tokens += int(tokens.sum())
             means += (sums / tokens)[tokens > 0].tolist()

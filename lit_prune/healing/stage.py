@@ -17,7 +17,7 @@ from lit_prune.healing.distillation import cut_states, taught_loss
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.healing.token_mean import TokenMean
-from lit_prune.measure import IGNORED, labels_of, mean_loss, model_inputs, perplexity_of
+from lit_prune.measure import IGNORED, labels_of, logits_of, mean_loss, model_inputs, perplexity_of
 
 
 class HealingStage(L.LightningModule):
@@ -76,8 +76,7 @@ class HealingStage(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Accumulate the token loss."""
-        logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
-        self._metric.update(*mean_loss(logits, labels_of(batch)))
+        self._metric.update(*mean_loss(logits_of(self.model, batch), labels_of(batch)))
 
     def on_validation_epoch_end(self) -> None:
         """Keep the trained weights where they are the best so far."""

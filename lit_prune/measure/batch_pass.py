@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
 from lit_prune.measure.batches import input_ids_of, is_divisible, on_device, repeated, rows_of
-from lit_prune.measure.head import logits_of
 from lit_prune.measure.journal import Key
 from lit_prune.measure.trace import Trace
 from lit_prune.plan import Candidate, SublayerId
@@ -149,7 +148,7 @@ class BatchPass:
             self.owner.num_block_evaluations += len(self.blocks) - first
             costs.append(self.owner.num_block_evaluations - before)
         with Trace.joined(states, meet - 1).resumed(self.blocks, meet):
-            logits = logits_of(self.owner.model, repeated(self.inputs, len(candidates)))
+            logits = self.owner.objective.logits(repeated(self.inputs, len(candidates)))
         self.owner.num_head_evaluations += len(candidates)
         parts = logits.chunk(len(candidates))
         figures = [self.owner.figures(lambda run, part=part: part, self) for part in parts]  # type: ignore[misc]
@@ -166,8 +165,8 @@ class BatchPass:
         return self.trace
 
     def logits(self) -> Tensor:
-        """Logits [batch, seq, vocab] of the model as it is set up now."""
-        return logits_of(self.owner.model, self.inputs)
+        """Logits of the model as it is set up now."""
+        return self.owner.objective.logits(self.inputs)
 
     def _extend(self, first: int, length: int) -> None:
         self.owner.num_block_evaluations += length - first

@@ -129,7 +129,7 @@ def _axis(name: str, value: Any, ids: Tensor) -> int | None:
     positions, masks = name in ("position_ids", "cache_position"), name == "attention_mask"
     if positions and value.ndim == 3 and value.shape[1:] == ids.shape:
         return 1  # of several axes each: [3, batch, seq] of text, height and width
-    if value.shape[:2] == (num, length) or (masks and value.ndim > 1 and len(value) == num):
+    if value.shape[:2] == (num, length) or ((masks or name == "labels") and value.ndim > masks and len(value) == num):
         return 0
     shared = value.ndim == 0 or (positions and value.shape[-2:-1] in ((), (1,))) or (masks and len(value) == 1)
     return None if shared else UNKNOWN

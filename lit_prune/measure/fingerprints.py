@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.anatomy import language_model
-from lit_prune.measure.batches import read_batches
+from lit_prune.measure.objective import objective_of
 from lit_prune.placement import values_of
 
 BYTES_AT_A_TIME = 1 << 26
@@ -34,7 +34,7 @@ def model_fingerprints(model: nn.Module) -> dict[str, str]:
 def inputs_fingerprint(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> str:
     """Of all that the model takes of some batches, and of their labels."""
     digest = hashlib.sha256()
-    for batch in read_batches(model, batches):
+    for batch in objective_of(language_model(model)).read(batches):
         for name, value in sorted(batch.items()):
             leaves, form = tree_flatten(value)
             digest.update(f"{name}{form}".encode())

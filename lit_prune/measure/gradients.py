@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, own_parameters
 from lit_prune.errors import MeasureError
-from lit_prune.measure.batches import labels_of
-from lit_prune.measure.head import logits_of
-from lit_prune.measure.losses import sequence_losses
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
 
@@ -48,17 +45,16 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
     if packed := [each.dtype for each in wanted if not each.is_floating_point()]:
         raise MeasureError(f"weights of {packed[0]} have no gradients; load the model in float32 or bfloat16")
     sums = {id(each): torch.zeros_like(each, dtype=torch.float32) for each in wanted}
-    num_tokens = torch.zeros((), device=what_if.model.device)
+    objective, num_tokens = what_if.objective, torch.zeros((), device=what_if.model.device)
     with what_if.running(), _requiring_only(what_if.model, wanted), torch.enable_grad():
         for batch in what_if.passes(COST_OF_GRADIENTS):
-            labels = labels_of(batch)
-            nll, counted = sequence_losses(logits_of(what_if.model, batch), labels)
+            nll = objective.of_logits(objective.logits(batch), batch)
             # Not `backward`: that would add to gradients of a training, and wake DDP's hooks.
             found = torch.autograd.grad(nll.sum(), wanted, allow_unused=True)
             for parameter, gradient in zip(wanted, found, strict=True):
                 if gradient is not None:
                     sums[id(parameter)] += gradient
-            num_tokens += counted.sum()
+            num_tokens += objective.num_targets(batch).sum()
     num_tokens = what_if.summed(num_tokens)
     return {name: what_if.summed(each) / num_tokens for name, each in sums.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure.batches import IGNORED, labels_of
+from lit_prune.measure.batches import IGNORED
 from lit_prune.plan import Candidate
 
 TOKENS_AT_A_TIME = 64
@@ -91,16 +91,19 @@ def perplexity_of(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def require_tokens(batches: Sequence[Mapping[str, Any]], reduce: Callable[[Tensor], Tensor]) -> None:
+def require_tokens(num_targets: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> None:
     """Refuse batches in which no process has anything to predict.
+
+    Args:
+        num_targets: Of each sequence, by batch.
+        reduce: Sums a tensor over processes.
 
     Raises:
         DataError: With what is missing.
     """
-    if not batches:
+    if not num_targets:
         raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
-    predicted = torch.stack([(labels_of(batch)[:, 1:] != -100).sum() for batch in batches]).sum()
-    if not int(reduce(predicted)):
+    if not int(reduce(torch.stack([each.sum() for each in num_targets]).sum())):
         raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
 
 

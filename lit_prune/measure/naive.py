@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.anatomy import Anatomy
-from lit_prune.measure.batches import labels_of, model_inputs, on_device
-from lit_prune.measure.losses import sequence_losses
+from lit_prune.measure.batches import on_device
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
@@ -27,8 +26,8 @@ class NaiveWhatIf(WhatIf):
             for number, sublayers in enumerate(asked):
                 self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
                 with mute(self.model, sublayers, anatomy=anatomy):
-                    logits = self.model(**model_inputs(self.model, batch), use_cache=False).logits
-                sums.append(sequence_losses(logits, labels_of(batch))[0])
+                    logits = self.objective.logits(batch)
+                sums.append(self.objective.of_logits(logits, batch))
                 self.num_block_evaluations += len(anatomy.blocks)
                 self.num_head_evaluations += 1
             rows.append(torch.stack(sums))

@@ -212,6 +212,8 @@ class _Recorder:
 
 def counted_positions(batch: Mapping[str, Tensor]) -> Tensor:
     """Which tokens count, bool [batch, seq]: all but padding, and none of a sequence without any label."""
-    ids, mask, labels = input_ids_of(batch), batch.get("attention_mask"), labels_of(batch)
+    ids, mask, labels = input_ids_of(batch), batch.get("attention_mask"), batch.get("labels")
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()
-    return real & (labels != IGNORED).any(dim=1, keepdim=True)
+    if labels is None or labels.shape != ids.shape:
+        return real  # labels of whole sequences
+    return real & (labels_of(batch) != IGNORED).any(dim=1, keepdim=True)

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import Anatomy, find_sublayers, language_model, require_tokens_out
+from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
 from lit_prune.measure.batch_pass import BatchPass, Place, Wanted
-from lit_prune.measure.batches import input_ids_of, labels_of, on_device, read_batches
+from lit_prune.measure.batches import input_ids_of, on_device
 from lit_prune.measure.halves import measured
-from lit_prune.measure.head import Compute, pass_losses
+from lit_prune.measure.head import Compute
 from lit_prune.measure.journal import Journal, Key
 from lit_prune.measure.losses import Losses, finite_mean, require_context, require_tokens
+from lit_prune.measure.objective import objective_of
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weights import Weights
 from lit_prune.placement import bytes_held
@@ -39,7 +40,8 @@ class WhatIf:
     """Measures losses of one model over fixed batches, and counts the work.
 
     Args:
-        model: A causal language model, perhaps wrapped by peft; it may be pruned and trained between measurements.
+        model: A causal language model or sequence classifier, perhaps wrapped by peft; it may be pruned and trained
+            between measurements.
         batches: Dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
         reduce: Sums a tensor over processes; identity for one process.
         autocast: Makes the context in which the model runs, such as a trainer's precision context.
@@ -54,6 +56,7 @@ class WhatIf:
             run the head on a few positions at a time.
 
     Attributes:
+        objective: What its loss is.
         num_block_evaluations: Decoder blocks computed so far, per batch of sequences.
         num_head_evaluations: Losses computed so far, per batch of sequences.
         most_sequences: That memory was found to have room for at a time; infinite until it was too small.
@@ -78,7 +81,8 @@ class WhatIf:
         offload: bool = False,
     ) -> None:
         self.model = language_model(model)
-        self.batches = read_batches(self.model, batches)
+        self.objective = objective_of(self.model)
+        self.batches = self.objective.read(batches)
         self._share = 1.0
         self.num_block_evaluations = 0
         self.num_head_evaluations = 0
@@ -98,8 +102,7 @@ class WhatIf:
         self._num_corrections = 0
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
-        require_tokens_out(self.model)
-        require_tokens(self.batches, self._reduce)
+        require_tokens([self.objective.num_targets(each) for each in self.batches], self._reduce)
         require_context(self.model, self.num_positions)
 
     @property
@@ -214,7 +217,7 @@ class WhatIf:
             compute: Runs the model, from a stored state and without some sublayers, for what it is given to call.
             batch: Which one, with the states of the model as it is.
         """
-        return pass_losses(self.model, batch.inputs, batch.blocks, compute, in_parts=self._offload)
+        return self.objective.of_pass(batch.inputs, batch.blocks, compute, in_parts=self._offload)
 
     def losses(self, candidates: Sequence[Candidate]) -> Losses:
         """Measure the model as it is and without each candidate, each of which is taken out alone.
@@ -228,7 +231,7 @@ class WhatIf:
         with self.running():
             rows = self._sweep(anatomy, ordered, used)
         per_sequence = torch.cat(rows, dim=1)  # [1 + candidates, sequences]
-        tokens = torch.cat([(labels_of(each)[:, 1:] != -100).sum(dim=1) for each in self.used])
+        tokens = torch.cat([self.objective.num_targets(each) for each in self.used])
         totals = self._reduce(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
         names = ["nothing", *(each.name for each in ordered)]

@@ -1,0 +1,124 @@
+"""What the loss of a model is: of next tokens, or of a sequence classifier and reward model its own, by its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_prune.anatomy import classifies, require_tokens_out
+from lit_prune.errors import DataError
+from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, read_batches
+from lit_prune.measure.head import Compute, logits_of, pass_losses
+from lit_prune.measure.losses import sequence_losses
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The loss of next tokens.
+
+    Args:
+        model: A causal language model.
+    """
+
+    model: Any
+
+    def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """All that the model takes of some batches, and their labels.
+
+        Raises:
+            AnatomyError: The model is for something else.
+            DataError: A batch cannot be used.
+        """
+        require_tokens_out(self.model)
+        return read_batches(self.model, batches)
+
+    def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """What is predicted of each sequence, int64 [batch]."""
+        return (labels_of(batch)[:, 1:] != IGNORED).sum(dim=1)
+
+    def logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Of the model as it is set up, [batch, seq, vocab]."""
+        return logits_of(self.model, batch)
+
+    def of_logits(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Loss sums of the sequences, float64 [batch] where the device has it."""
+        return sequence_losses(logits, labels_of(batch))[0]
+
+    def of_pass(
+        self, batch: Mapping[str, Any], blocks: Sequence[nn.Module], compute: Compute, *, in_parts: bool
+    ) -> Tensor:
+        """The same from one pass; see `pass_losses`."""
+        return pass_losses(self.model, batch, blocks, compute, in_parts=in_parts)
+
+
+class ClassLosses(TokenLosses):
+    """The loss that transformers' `…ForSequenceClassification` trains by, a sequence where others have tokens.
+
+    Of classes cross entropy, of a number squared error, of several numbers binary cross entropy, or squared error where
+    `config.problem_type` says `regression`.
+    """
+
+    def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See `TokenLosses`.
+
+        Raises:
+            DataError: A batch has no label for each sequence.
+        """
+        return [{**model_inputs(self.model, each), "labels": self._labels(each)} for each in batches]
+
+    def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """See `TokenLosses`: 1, or 0 where the class is masked."""
+        labels: Tensor = batch["labels"]
+        return (labels.reshape(len(labels), -1) != IGNORED).all(dim=1).long()
+
+    def logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Of classes, [batch, num_labels]."""
+        logits: Tensor = self.model(**model_inputs(self.model, batch), use_cache=False).logits
+        return logits
+
+    def of_logits(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """See `TokenLosses`."""
+        labels, logits = batch["labels"], logits.float()
+        problem = self._problem(labels)
+        if problem == "single_label_classification":
+            losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="none")
+        else:
+            each = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+            losses = each(logits, labels.reshape(logits.shape).to(logits), reduction="none").mean(dim=1)
+        # Apple's GPUs have no float64.
+        return losses if losses.device.type == "mps" else losses.double()
+
+    def of_pass(
+        self, batch: Mapping[str, Any], blocks: Sequence[nn.Module], compute: Compute, *, in_parts: bool
+    ) -> Tensor:
+        """See `TokenLosses`; there is one position a sequence."""
+        return self.of_logits(compute(lambda: self.logits(batch)), batch)
+
+    def _problem(self, labels: Tensor) -> str:
+        """As transformers finds it out where the config does not say."""
+        if self.model.config.num_labels == 1:
+            guess = "regression"
+        else:
+            guess = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        return self.model.config.problem_type or guess
+
+    def _labels(self, batch: Mapping[str, Any]) -> Tensor:
+        labels, num, number = batch.get("labels"), len(input_ids_of(batch)), self.model.config.num_labels
+        if isinstance(labels, Tensor):
+            one = self._problem(labels) == "single_label_classification"
+            if tuple(labels.shape) in ([(num,)] if one else [(num, number), (num,) if number == 1 else ()]):
+                return labels
+        found = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        raise DataError(
+            f"a {type(self.model).__name__} is measured by its own loss, which wants `labels` of a batch's sequences: "
+            f"classes [{num}], or numbers [{num}, {number}]; found {found}"
+        )
+
+
+def objective_of(model: nn.Module) -> TokenLosses:
+    """The one that fits a model."""
+    return ClassLosses(model) if classifies(model) else TokenLosses(model)
