@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.anatomy import Anatomy, classifies, find_sublayers
 from lit_prune.markup import markdown_inline
 from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
@@ -47,7 +47,8 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
     how = how or usage(model)
-    sections = [_front_matter(base), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
+    task = "text-classification" if classifies(model) else "text-generation"
+    sections = [_front_matter(base, task), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
     if plan is not None and plan.steps:
         sections.append(_figures(plan))
     return "\n\n".join(sections) + "\n"
@@ -81,10 +82,10 @@ def base_name(name: str) -> str:
     return Path(name).name if name and is_path else name
 
 
-def _front_matter(base: str) -> str:
+def _front_matter(base: str, task: str) -> str:
     # The hub looks the base model up, so only hub names may stand there.
     is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", base)
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- lit-prune", "- pruned"]
+    lines = ["library_name: transformers", f"pipeline_tag: {task}", "tags:", "- lit-prune", "- pruned"]
     return "\n".join(["---", *([f"base_model: {base}"] if is_hub_name else []), *lines, "---"])
 
 

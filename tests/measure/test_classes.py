@@ -76,6 +76,7 @@ def test_a_reward_model_is_pruned_with_its_head(tmp_path, scorer):
         for loaded in (load(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()):
             assert set(find_sublayers(loaded).removed) == set(plan.removed)
             assert torch.equal(loaded(input_ids=IDS, attention_mask=MASK).logits, expected)
+    assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
     with pytest.raises(MeasureError, match="gives logits of the shape"):
         perplexity(loaded, [{"input_ids": IDS}])
 
