@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ def _add(digest: Any, values: Tensor) -> None:
 
 def _network(model: Any) -> str:
     modules = [[name, _named(type(module)), _settings(module)] for name, module in model.named_modules()]
-    found = json.dumps([_without_names(model.config.to_dict()), modules], sort_keys=True, default=str)
+    found = json.dumps([_without_names(model.config.to_dict()), modules], sort_keys=True, default=_named)
     return hashlib.sha256(found.encode()).hexdigest()[:16]
 
 
@@ -73,14 +73,15 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """Numbers, words and functions that a module holds."""
     plain = (bool, int, float, str, tuple, list, type(None))
     own = {name: each for name, each in vars(module).items() if not name.startswith("_") and name not in NO_SETTINGS}
-    settings = {name: repr(each) for name, each in own.items() if isinstance(each, plain)}
-    functions = {name: _named(each) for name, each in own.items() if callable(each)}
-    return {**settings, **functions}
+    return {name: each for name, each in own.items() if isinstance(each, plain) or callable(each)}
 
 
-def _named(function: Callable[..., Any]) -> str:
+def _named(value: Any) -> str:
+    """What stands for a class, a function, or an object whose text would hold its address."""
+    if isinstance(value, torch.dtype):
+        return str(value)
     # FSDP2 makes classes of its own of those that it shards.
-    return str(getattr(function, "__qualname__", type(function).__qualname__)).removeprefix("FSDP")
+    return str(getattr(value, "__qualname__", type(value).__qualname__)).removeprefix("FSDP")
 
 
 def _without_names(config: Any) -> Any:
