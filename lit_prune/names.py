@@ -33,6 +33,8 @@ UNREADABLE = (
 
 TOKENIZER_FILE = re.compile(r"token|vocab|merges|piece|\.model$")
 """In the names of files that a tokenizer can be made of."""
+FEW = 100
+"""Tokens: special ones alone are fewer."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,11 @@ def load_tokenizer(
         options["revision"] = revision
     with explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    added = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-    if set(tokenizer.get_vocab()) <= added:
+    names = set(tokenizer.get_vocab())
+    if len(names) < FEW and names <= {
+        *tokenizer.all_special_tokens,
+        *map(str, tokenizer.added_tokens_decoder.values()),
+    }:
         raise ModelError(_without_tokenizer(source.label))
     tokenizer.name_or_path = source.label
     return cast(PreTrainedTokenizerBase, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -94,21 +95,27 @@ def require_numbers(settings: Any, name: str = "") -> None:
 
 def _with_lists(function: Callable[..., None], arguments: Sequence[str]) -> list[str]:
     """The arguments with brackets around what should be a list: `--tasks piqa,arc` is `--tasks '[piqa, arc]'`."""
-    parameters = signature(function).parameters.values()
-    lists = {f"--{each.name}" for each in parameters if str(each.annotation).startswith("list[")}
+    lists = {
+        f"--{each.name}": str(each.annotation).startswith("list[str]")
+        for each in signature(function).parameters.values()
+        if str(each.annotation).startswith("list[")
+    }
     found: list[str] = []
     for each in arguments:
         name, equals, value = each.partition("=")
         if found and found[-1] in lists:
-            found.append(_bracketed(each))
+            found.append(_bracketed(each, words=lists[found[-1]]))
         else:
-            found.append(f"{name}={_bracketed(value)}" if equals and name in lists else each)
+            found.append(f"{name}={_bracketed(value, words=lists[name])}" if equals and name in lists else each)
     return found
 
 
-def _bracketed(value: str) -> str:
+def _bracketed(value: str, *, words: bool) -> str:
     # An option in the place of the value is for the parser to tell.
-    return value if value.startswith(("[", "--")) or value == "null" else f"[{value}]"
+    if value.startswith(("[", "--")) or value == "null":
+        return value
+    # Names of files may hold what is YAML.
+    return json.dumps([each.strip() for each in value.split(",") if each.strip()]) if words else f"[{value}]"
 
 
 def model_names(models: str) -> list[str]:

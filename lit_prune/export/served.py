@@ -51,12 +51,11 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
 
 def _unread(config: Any) -> list[str]:
     """Settings of the config's own class that nobody reads and that are not as ever."""
-    own = {each.name: each for each in dataclasses.fields(config)}
-    known = {*SERVED_READ, *SERVED_INERT}
+    plain = type(config)()
     return [
-        f"{name} = {getattr(config, name)!r}"
-        for name, each in own.items()
-        if name not in known and getattr(config, name, each.default) != each.default
+        f"{each.name} = {getattr(config, each.name)!r}"
+        for each in dataclasses.fields(config)
+        if each.name not in (*SERVED_READ, *SERVED_INERT) and getattr(config, each.name) != getattr(plain, each.name)
     ]
 
 

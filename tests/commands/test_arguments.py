@@ -49,6 +49,16 @@ def test_numbers_without_brackets_are_numbers():
     assert seen == [[0.1, 0.2]]
 
 
+def test_names_in_a_list_are_as_they_are():
+    seen = []
+
+    def verb(texts: list[str] | None = None) -> None:
+        seen.append(texts)
+
+    call(verb, "verb", ["--texts", r"m$\frac{1}$.txt, a: b.txt,1e9"], [])
+    assert seen == [[r"m$\frac{1}$.txt", "a: b.txt", "1e9"]]
+
+
 def test_what_is_wrong_in_a_list_is_told(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["compare", "x", "--output", str(tmp_path / "out"), "--amounts", "0.1,much"])
