@@ -112,10 +112,7 @@ def load_tokenizer(
     with explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     names = set(tokenizer.get_vocab())
-    if len(names) < FEW and names <= {
-        *tokenizer.all_special_tokens,
-        *map(str, tokenizer.added_tokens_decoder.values()),
-    }:
+    if len(names) < FEW and names <= _special_tokens(tokenizer):
         raise ModelError(_without_tokenizer(source.label))
     tokenizer.name_or_path = source.label
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -142,6 +139,10 @@ def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
     except ModelError as error:
         rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
         return None
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    return {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
 
 
 def _without_tokenizer(label: str) -> str:

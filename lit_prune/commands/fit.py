@@ -64,6 +64,12 @@ class PruneCLI(LightningCLI):
             settings["trust_remote_code"] = given.trust_remote_code and is_same
             self.config = self.parser.parse_object({self.config.subcommand: {"model": settings}}, self.config)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise LitPruneError(f"seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too."""
         if self.config[self.config.subcommand].weights_only is None:
