@@ -5,22 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
+from lit_prune.export import llama_cpp_process
+from lit_prune.export.llama_cpp_process import CONTEXT, server
 from lit_prune.measure import evaluating
+
+__all__ = ["is_installed", "require_same_in_llama_cpp", "server"]
 
 QUESTION = "The 3 largest cities of the United States, in 2024, are"
 HARD_TEXTS = (
@@ -39,7 +40,7 @@ normalisers change, such as ligatures and wide letters."""
 RARE_TEXTS = (" a", "e\u0301 a\u0308 \u1e9b\u0323 \u212b")
 """What llama.cpp cuts otherwise with tokenizers that are sound for all else: it puts a space before one that begins a
 text, as SentencePiece does and transformers does not, and composes no characters."""
-CONTEXT, LIKELIEST, ERRORS = 512, 10, 1
+LIKELIEST = 10
 TOLERANCES = {True: 0.02, False: 0.5}
 """Nats that a log-probability may differ by: weights as they are, and rounded ones."""
 LENT = "a GGUF file of the dense model has one that llama.cpp reads: give it as --tokenizer_from"
@@ -70,46 +71,33 @@ def require_same_in_llama_cpp(
     """
     if not is_installed():
         return
+    texts, rare = _texts(tokenizer)
+    expected = [_ids(tokenizer, text) for text in (*texts, *rare)]
+    room = min(CONTEXT, context_length(model.config) or CONTEXT) - 1
+    # As numbers, which llama.cpp does not cut.
+    prompts = [_ids(tokenizer, text)[:room] for text in (QUESTION, "".join(HARD_TEXTS))]
+    answer = _asked(file, (*texts, *rare), [_request(each, _plain_token(tokenizer)) for each in prompts])
+    found = list(zip((*texts, *rare), expected, answer["tokens"], strict=True))
+    difference = _cut_otherwise(tokenizer, found[: len(texts)])
+    if difference is not None and not lent:
+        raise ModelError(f"{difference}; {LENT}")
+    difference = difference or _cut_otherwise(tokenizer, found[len(texts) :])
+    if difference is not None:
+        warnings.warn(difference, stacklevel=2)
+    allowed = TOLERANCES[exact and model.dtype == torch.float32]
+    for ids, completion in zip(prompts, answer["completions"], strict=True):
+        _require_likeliest(model, ids, completion, allowed)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
+    """Those that llama.cpp has to cut alike, and those that sound files cut otherwise; added tokens are in both."""
     added = [str(each) for each in tokenizer.added_tokens_decoder.values()]
-    hard, rare = ("".join(f"a{each}" for each in added), "".join(f"{each} b" for each in added))
-    with server(file) as runtime:
-        difference = _cut_otherwise(runtime, tokenizer, (*HARD_TEXTS, hard))
-        if difference is not None and not lent:
-            raise ModelError(f"{difference}; {LENT}")
-        difference = difference or _cut_otherwise(runtime, tokenizer, (*RARE_TEXTS, rare))
-        if difference is not None:
-            warnings.warn(difference, stacklevel=2)
-        # As numbers, which llama.cpp does not cut.
-        for text in (QUESTION, "".join(HARD_TEXTS)):
-            ids = _ids(tokenizer, text)[: min(CONTEXT, context_length(model.config) or CONTEXT) - 1]
-            _require_likeliest(model, runtime, ids, _plain_token(tokenizer), exact=exact)
+    hard, rare = "".join(f"a{each}" for each in added), "".join(f"{each} b" for each in added)
+    return [*HARD_TEXTS, *filter(None, [hard])], [*RARE_TEXTS, *filter(None, [rare])]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, verbose=False)["input_ids"])
-
-
-def _cut_otherwise(runtime: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> str | None:
-    """The first of the texts that llama.cpp cuts into other tokens, in words; None where there is none."""
-    for text in filter(None, texts):
-        expected, found = _ids(tokenizer, text), _tokens(runtime, text)
-        if expected != found:
-            place = next((at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1), None)
-            start = min(len(expected), len(found)) if place is None else place  # one may be the other's beginning
-            one, two = (tokenizer.convert_ids_to_tokens(each[start : start + 4]) for each in (expected, found))
-            return f"llama.cpp cuts {text[:60]!r} otherwise: into {two} where the tokenizer has {one}"
-    return None
-
-
-def _tokens(runtime: Any, text: str) -> list[int]:
-    """What llama.cpp cuts a text into, by its own server's door on this machine, past any proxy."""
-    data = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
-    request = Request(f"{runtime.listening_address}/tokenize", data, {"Content-Type": "application/json"})
-    try:
-        with build_opener(ProxyHandler({})).open(request) as answer:
-            return list(json.load(answer)["tokens"])
-    except (URLError, ValueError, LookupError) as error:
-        raise ModelError(f"llama.cpp does not cut {text[:60]!r} with this file: {error}") from error
 
 
 def _plain_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -117,81 +105,66 @@ def _plain_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((number for name, number in tokenizer.get_vocab().items() if name.isascii() and name.isalpha()), None)
 
 
-def _require_likeliest(
-    model: PreTrainedModel, runtime: Any, ids: Sequence[int], plain: int | None, *, exact: bool
-) -> None:
+def _request(ids: Sequence[int], plain: int | None) -> dict[str, Any]:
+    """What is likeliest behind some tokens.
+
+    Probabilities come with text alone, and half a character is none: the token that is written is prescribed. Those of
+    the likeliest are as before.
+    """
+    request = {"prompt": list(ids), "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0.0, "cache_prompt": False}
+    return request if plain is None else {**request, "logit_bias": [[plain, 1e9]]}
+
+
+def _asked(file: Path, texts: Sequence[str], requests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    asked = {"file": str(file), "threads": torch.get_num_threads(), "texts": list(texts), "requests": list(requests)}
+    done = subprocess.run(
+        [sys.executable, "-P", llama_cpp_process.__file__],
+        input=json.dumps(asked),
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        raise ModelError(
+            f"llama.cpp does not read this file: {_reason(done.stderr) or f'it ended by {done.returncode}'}"
+        )
+    return cast(dict[str, Any], json.loads(done.stdout))
+
+
+def _reason(said: str) -> str:
+    """The first error in llama.cpp's log, without what comes before the name of its function; else the last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    found = [line.partition(": ")[2] for line in lines if " E " in line and "error" in line]
+    return [*found, *lines[-1:]][0] if lines else ""
+
+
+def _cut_otherwise(
+    tokenizer: PreTrainedTokenizerBase, found: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> str | None:
+    """The first text, of those with the tokenizer's tokens and llama.cpp's, where these differ, in words; or None."""
+    for text, ours, theirs in found:
+        if list(ours) != list(theirs):
+            place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), None)
+            start = min(len(ours), len(theirs)) if place is None else place  # one may be the other's beginning
+            one, two = (tokenizer.convert_ids_to_tokens(list(each[start : start + 4])) for each in (ours, theirs))
+            return f"llama.cpp cuts {text[:60]!r} otherwise: into {two} where the tokenizer has {one}"
+    return None
+
+
+def _require_likeliest(model: PreTrainedModel, ids: Sequence[int], answer: Mapping[str, Any], allowed: float) -> None:
     network: Any = model
     with evaluating(model):
         logits = network(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
     expected = torch.log_softmax(logits.float(), dim=-1).cpu()
-    request = {"prompt": list(ids), "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0.0, "cache_prompt": False}
-    # Probabilities come with text alone, and half a character is none: the one that is written is prescribed. Those of
-    # the likeliest are as before.
-    request |= {} if plain is None else {"logit_bias": [[plain, 1e9]]}
-    answer = runtime.handle_completions(request)
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     except (KeyError, IndexError, TypeError) as error:
         raise ModelError(f"llama.cpp does not answer with this file: {answer.get('error', answer)}") from error
-    allowed = TOLERANCES[exact and model.dtype == torch.float32]
     worst = max(abs(float(expected[each["id"]]) - each["logprob"]) for each in likeliest)
     if not worst <= allowed:
         raise ModelError(
             f"llama.cpp reads the file otherwise: log-probabilities of the likeliest tokens differ by {worst:.3g}, "
             f"{allowed:g} is allowed"
         )
-
-
-@contextmanager
-def server(file: Path, *, context: int = CONTEXT, threads: int | None = None) -> Iterator[Any]:
-    """llama.cpp's server in this process, which only this machine reaches.
-
-    Args:
-        file: A GGUF file.
-        context: Tokens that it keeps.
-        threads: Of the CPU; as many as torch uses by default.
-
-    Raises:
-        ModelError: llama.cpp does not read the file; with what it says of it.
-    """
-    import xllamacpp
-
-    options = xllamacpp.CommonParams()
-    options.model.path = str(file)
-    options.n_ctx = context
-    options.n_parallel = 1
-    options.warmup = False
-    options.verbosity = ERRORS
-    options.cpuparams.n_threads = threads or torch.get_num_threads()
-    with _said_to_the_screen() as said:
-        try:
-            runtime = xllamacpp.Server(options)
-        except RuntimeError as error:
-            raise ModelError(f"llama.cpp does not read this file: {_reason(said) or error}") from error
-    try:
-        yield runtime
-    finally:
-        del runtime
-
-
-@contextmanager
-def _said_to_the_screen() -> Iterator[Path]:
-    """What is written to the process's error stream meanwhile, by C too, goes to a file, which is gone afterwards."""
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "said.txt"
-        with path.open("wb") as file:
-            os.dup2(file.fileno(), 2)
-        try:
-            yield path
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
-def _reason(said: Path) -> str:
-    """The first error in llama.cpp's log, without what comes before its last name of a function."""
-    lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line.partition(": ")[2] for line in lines if " E " in line and "error" in line]
-    return found[0].strip() if found else ""

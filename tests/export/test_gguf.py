@@ -132,10 +132,15 @@ def test_half_a_character_may_be_likeliest(tmp_path):
 
 @needs_llama_cpp
 def test_what_llama_cpp_says_of_a_file_is_passed_on(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(gguf.GGUFWriter, "add_token_merges", lambda *_: None)
-    with pytest.raises(ModelError, match="does not read this file: .*cannot find tokenizer merges"):
+    told = pytest.raises(ModelError, match="does not read this file: .*cannot find tokenizer merges")
+    with monkeypatch.context() as patched, told:
+        patched.setattr(gguf.GGUFWriter, "add_token_merges", lambda *_: None)
         export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=byte_tokenizer())
     assert "merges" not in capfd.readouterr().err
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["a\0b"])  # at which llama.cpp ends its process
+    with pytest.raises(ModelError, match="does not read this file: .*ASSERT"):
+        export(model_of([], vocab_size=400), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
     assert not [*tmp_path.iterdir()]
 
 
