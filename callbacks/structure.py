@@ -11,7 +11,7 @@ import lightning as L
 from torch import nn
 
 from lit_prune.callbacks import averaging
-from lit_prune.checkpoint import follow_checkpoints, restore_structure
+from lit_prune.checkpoint import follow_checkpoints, restore_structure, structure_of
 from lit_prune.healing import merge_lora
 
 
@@ -30,7 +30,11 @@ class Following:
             module: Loads the checkpoint.
             model: Its Hugging Face model.
             name: Attribute path of that in the module, where there are several.
+
+        Raises:
+            LitPruneError: It has adapters whose config no checkpoint can keep.
         """
+        structure_of(model)  # tells now what would be told when the first checkpoint is written
         restore = partial(self._restore, trainer, model, name)
         self._held.callback(follow_checkpoints(module, trainer.strategy, restore))
 

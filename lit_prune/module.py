@@ -139,6 +139,10 @@ class LitCausalLM(L.LightningModule):
             return None
         return load_tokenizer(self.model_name, trust_remote_code=self._trust_remote_code)
 
+    def setup(self, stage: str) -> None:
+        """Refuse adapters whose config no checkpoint could keep, before anything is trained."""
+        structure_of(self.model)
+
     def configure_model(self) -> None:
         """Shard the model where the strategy has a mesh of devices (`ModelParallelStrategy`), with FSDP2.
 
