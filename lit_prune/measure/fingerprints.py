@@ -73,7 +73,12 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """Numbers, words and functions that a module holds."""
     plain = (bool, int, float, str, tuple, list, type(None))
     own = {name: each for name, each in vars(module).items() if not name.startswith("_") and name not in NO_SETTINGS}
-    return {name: each for name, each in own.items() if isinstance(each, plain) or callable(each)}
+    # accelerate wraps methods of what it spreads over devices.
+    return {
+        name: each
+        for name, each in own.items()
+        if isinstance(each, plain) or (callable(each) and not hasattr(each, "__wrapped__"))
+    }
 
 
 def _named(value: Any) -> str:

@@ -114,7 +114,7 @@ class Processes:
         num = len(input_ids_of(batch))
         rows = self.rows(num)
         idle = rows.start == rows.stop
-        if idle and batch["labels"].shape != batch["input_ids"].shape:
+        if idle and batch.get("labels", batch["input_ids"]).shape != batch["input_ids"].shape:
             raise DataError(f"a batch of {num} sequences cannot be shared by {self.size} processes: give larger ones")
         taken = slice(0, 1) if idle else rows
         if not is_divisible(batch):
