@@ -48,6 +48,7 @@ def test_a_tokenizer_with_bos_puts_it_first():
     [
         ((), "holds no examples"),
         (("{",), "line 1: this is not JSON"),
+        (("[" * 9000,), "line 1: this JSON is nested too deeply"),
         (({"prompt": "a", "completion": "b"}, {"completion": "b"}), "line 2: expected"),
         (([1],), "line 1: expected"),
         (({"prompt": "a", "choices": ["x"], "answer": 0},), "two choices at least"),

@@ -31,7 +31,7 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
         raise ModelError(
             f"{target} computes as {' and '.join(SERVED_TYPES)} do, not as {config.model_type}; {ELSEWHERE}"
         )
-    if not type(model).__module__.startswith("transformers.models."):
+    if not type(model).__module__.startswith(("transformers.models.", "lit_prune.")):
         raise ModelError(
             f"{target} computes as transformers' own {config.model_type} does; what {type(model).__name__} of "
             f"{type(model).__module__} does otherwise is not known; {ELSEWHERE}"

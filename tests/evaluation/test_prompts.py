@@ -26,6 +26,12 @@ def test_json_lines_may_have_turns(tmp_path):
     assert read_prompts(path) == expected
 
 
+def test_a_mark_and_half_a_character_are_no_hindrance(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "Say \\ud83d."}\r\n')
+    assert read_prompts(path) == [Prompt(1, ("Say \ufffd.",))]
+
+
 def test_a_list_is_alpaca_evals(tmp_path):
     path = tmp_path / "questions.json"
     path.write_text(json.dumps([{"instruction": "Name three.", "dataset": "helpful", "output": "a"}, "Plain text"]))
@@ -41,6 +47,7 @@ def test_a_list_is_alpaca_evals(tmp_path):
         ("a.jsonl", '{"turns": "text"}', "prompt 1: expected"),
         ("a.jsonl", '{"prompt": "  "}', "prompt 1: expected"),
         ("a.jsonl", '{"prompt": ', "is not JSON"),
+        ("a.jsonl", "[" * 9000, "prompt 1: this JSON is nested too deeply"),
         ("a.json", '{"prompt": "x"}', "must be a list"),
         ("a.jsonl", '{"id": 2, "prompt": "x"}\n{"prompt": "y"}', "two prompts with the id 2"),
         ("a.jsonl", '{"id": [2], "prompt": "x"}', "an id is a number or text"),
