@@ -172,21 +172,10 @@ def test_what_cannot_work_is_one_line_before_training(config, fit_with, capsys, 
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize(
-    ("where", "name", "value", "message"),
-    [
-        ((), "seed_everything", 10**20, "seed_everything: .* not in bounds"),
-        (("data",), "seed", 10**20, "a seed from 0 to"),
-        (("data",), "window", -1, "window is 1 or more"),
-        (("data",), "train_windows", -2, "train_windows is 1 or more"),
-    ],
-)
-def test_a_number_that_cannot_be_is_one_line(config, fit_with, capsys, where, name, value, message):
-    settings = yaml.safe_load(config.read_text())
-    (settings[where[0]] if where else settings)[name] = value
-    config.write_text(yaml.safe_dump(settings))
+def test_a_seed_that_cannot_be_is_one_line(config, fit_with, capsys):
+    config.write_text(config.read_text() + f"seed_everything: {10**20}\n")
     assert fit_with(0) == 2
-    assert re.search(f"lit-prune: error: .*{message}", capsys.readouterr().err)
+    assert re.search("lit-prune: error: seed_everything: .* not in bounds", capsys.readouterr().err)
 
 
 def test_settings_of_fabric_run_reach_the_trainer_and_nothing_else_does():
