@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lit_prune.errors import DataError
-from lit_prune.measure import labels_of, tensors_of
+from lit_prune.measure import input_ids_of, labels_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class Fed:
         Raises:
             DataError: It has no `input_ids`.
         """
-        labels = labels_of(self.whole)
-        return {**tensors_of(self.whole), "labels": labels}
+        given = tensors_of(self.whole)
+        labels = given.get("labels")
+        if labels is not None and tuple(labels.shape) != tuple(input_ids_of(self.whole).shape):
+            return given  # of whole sequences: what measures knows whether the model is one that classifies
+        return {**given, "labels": labels_of(self.whole)}
 
 
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:

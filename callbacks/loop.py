@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import require_no_prompt
+from lit_prune.anatomy import classifies, require_no_prompt
 from lit_prune.callbacks import sharding
 from lit_prune.errors import LitPruneError, ModelError
 
@@ -44,11 +44,11 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
 
 
 def language_models(module: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """Hugging Face causal language models that a module holds or is, by path; not those in an `AveragedModel`."""
+    """Hugging Face models that can be pruned in a module, by path: causal ones and classifiers, no `AveragedModel`."""
     found = [(path, each) for path, each in module.named_modules() if isinstance(each, PreTrainedModel | AveragedModel)]
     return [
         (path, each) for path, each in found
-        if isinstance(each, PreTrainedModel) and each.can_generate()
+        if isinstance(each, PreTrainedModel) and (each.can_generate() or classifies(each))
         and not any(_is_inside(path, other) for other, _ in found)
     ]  # fmt: skip
 

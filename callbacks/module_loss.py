@@ -22,7 +22,7 @@ from lit_prune.anatomy import Anatomy
 from lit_prune.callbacks.batches import Fed, validating
 from lit_prune.callbacks.loop import summed
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.measure import WhatIf, evaluating, labels_of, mean_loss, model_inputs, on_device
+from lit_prune.measure import WhatIf, evaluating, objective_of, on_device
 from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
 
@@ -51,7 +51,7 @@ class ModuleWhatIf(WhatIf):
         rows = []
         with asked_alone(self._trainer):
             for index in used:
-                tokens = (labels_of(self.batches[index])[:, 1:] != -100).sum(dim=1).double()
+                tokens = self.objective.num_targets(self.batches[index]).double()
                 losses = []
                 for number, sublayers in enumerate(asked):
                     self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
@@ -129,9 +129,11 @@ def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) ->
     if own is None or not math.isfinite(own):
         return  # the scoring says so
     with evaluating(model), trainer.precision_plugin.forward_context():
-        batch = on_device(first.scored, model.device)
-        ours, num_tokens = mean_loss(model(**model_inputs(model, batch), use_cache=False).logits, batch["labels"])
-    if num_tokens and not math.isclose(own, ours, rel_tol=_rounding(trainer, model), abs_tol=1e-6):
+        objective = objective_of(model)
+        (batch,) = objective.read([on_device(first.scored, model.device)])
+        num_targets = float(objective.num_targets(batch).sum())
+        ours = float(objective.of_logits(objective.logits(batch), batch).sum()) / max(num_targets, 1.0)
+    if num_targets and not math.isclose(own, ours, rel_tol=_rounding(trainer, model), abs_tol=1e-6):
         rank_zero_warn(
             f"validation_step of {type(module).__name__} finds a loss of {own:.4f} in the first validation batch, and "
             f"sublayers are scored by another, {ours:.4f}: the mean over `labels` (else `input_ids`), where the logits "

@@ -29,6 +29,7 @@ from lit_prune.measure.losses import (
     sequence_losses,
 )
 from lit_prune.measure.naive import NaiveWhatIf
+from lit_prune.measure.objective import objective_of
 from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
 from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.processes import Processes, SharedJournal
@@ -80,6 +81,7 @@ __all__ = [
     "model_fingerprints",
     "model_inputs",
     "now",
+    "objective_of",
     "on_device",
     "output_projections",
     "perplexity_of",

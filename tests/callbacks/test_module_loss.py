@@ -1,6 +1,8 @@
 """What sublayers are scored by, against the module's own loss, computed by hand on what its hooks make of batches."""
 
+import copy
 import math
+import warnings
 
 import lightning as L
 import pytest
@@ -8,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
+from transformers import AutoModelForSequenceClassification
 
 from lit_prune.errors import DataError, LitPruneError
+from lit_prune.surgery import mute
 from tests import naive
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
 from tests.tiny import NUM_BLOCKS, tiny_model
@@ -179,3 +183,51 @@ def test_hooks_that_transfer_batches_reach_the_scoring(tmp_path, where):
     trainer(tmp_path, callback, max_epochs=1).fit(own, **given)
     batches = [{"input_ids": torch.stack([each["input_ids"] for each in VAL])}]
     assert callback.plan.steps[0].nll_before == pytest.approx(naive.mean_loss(tiny_model("llama"), batches), abs=1e-5)
+
+
+class Reward(L.LightningModule):
+    """A user's reward model: numbers for whole sequences."""
+
+    def __init__(self):
+        super().__init__()
+        config = tiny_model("llama").config
+        config.num_labels, config.problem_type = 1, "regression"
+        torch.manual_seed(4)
+        self.reward = AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for each in self.reward.parameters():
+                each.normal_(std=0.2) if each.ndim > 1 else None
+
+    def loss_of(self, batch):
+        return self.reward(**batch).loss
+
+    def training_step(self, batch, batch_idx):
+        return self.loss_of(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss_of(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("loss", ["tokens", "module"])
+def test_a_reward_model_is_pruned_by_its_own_loss_with_its_head(tmp_path, loss):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 128, (4, 12), generator=generator)
+    rows = [{"input_ids": each, "labels": torch.randn((), generator=generator)} for each in ids]
+    callback, module = pruning(schedule=1, amount=None, save_to="pruned", loss=loss), Reward()
+    dense = copy.deepcopy(module.reward).eval()
+    batch = {"input_ids": ids, "labels": torch.stack([each["labels"] for each in rows])}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="validation_step of")
+        trainer(tmp_path, callback, max_epochs=2).fit(module, DataLoader(rows, 2), DataLoader(rows, 2))
+    gone = []
+    for step in callback.plan.steps:
+        with torch.no_grad(), mute(dense, gone):
+            assert step.nll_before == pytest.approx(dense(**batch, use_cache=False).loss.item(), abs=1e-5)
+        gone += step.removed.sublayers
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
+    assert torch.equal(read.score.weight, module.reward.score.weight)
+    with torch.no_grad(), mute(dense, gone):
+        assert torch.allclose(read(**batch, use_cache=False).logits, dense(**batch, use_cache=False).logits, atol=1e-5)
