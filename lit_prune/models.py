@@ -160,13 +160,15 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
     remote = getattr(config, "auto_map", None) or {}
-    own = [AutoModelForCausalLM.__name__, AutoModelForImageTextToText.__name__]
-    other = [each for each in config.architectures or () if gives_no_tokens(each)]
+    factories: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    registered = [each._model_mapping[type(config)] for each in factories if type(config) in each._model_mapping]
+    known = {getattr(each, "__name__", "") for each in registered}  # whatever a user has called his own
+    other = [each for each in config.architectures or () if gives_no_tokens(each) and each not in known]
     if other and _removed(config, source) and other[0].endswith(CLASSIFIER):
         return AutoModelForSequenceClassification  # that was pruned by its own loss
-    if other and not any(name in remote for name in own):
+    if other and not any(each.__name__ in remote for each in factories):
         raise ModelError(f"{source.label} holds a {other[0]}, which {NO_TOKENS}")
-    for factory in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    for factory in factories:
         if factory.__name__ in remote or type(config) in factory._model_mapping:
             return factory
     raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")

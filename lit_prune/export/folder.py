@@ -124,7 +124,7 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
         ModelError: It is such a model.
     """
     if has_adapters(model):
-        raise ModelError("the model still has adapters; lit_prune.merge(model) folds them in, before saving")
+        raise ModelError("the model still has adapters; merge them before saving: lit_prune.merge(model)")
     if is_sharded(model):
         raise ModelError(
             "the model is sharded over processes; save what lit_prune.sharding.whole_copy(model) gives on process 0"

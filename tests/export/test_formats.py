@@ -131,7 +131,7 @@ def test_a_zeroed_model_keeps_each_dtype(tmp_path):
         parameter.data = parameter.data.bfloat16()
     found = loaded_elsewhere(export(model, tmp_path / "out", format="hf-zeroed"), dtype="bfloat16")
     assert {name: each.dtype for name, each in found.named_buffers()} == {
-        name: each.dtype for name, each in model.named_buffers()
+        name: each.dtype for name, each in model.named_buffers() if each.numel()
     }
     assert torch.equal(logits(found), logits(model))
 
