@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import lit_prune
-from lit_prune import autoload
+from lit_prune import autoload, describe
 from lit_prune.errors import AnatomyError
 from lit_prune.export import export, save
 from lit_prune.plan import SublayerId
@@ -192,6 +192,16 @@ def test_a_config_builds_what_it_records(folder):
     for model in (AutoModelForCausalLM.from_config(config), LlamaForCausalLM(config)):
         assert type(model) is LlamaForCausalLM
         assert {name: each.shape for name, each in model.named_parameters()} == wanted
+
+
+def test_a_described_model_and_its_body(tmp_path):
+    model = tiny_model("llama")
+    norms = {"attention_norms": ["input_layernorm"], "mlp_norms": ["post_attention_layernorm"]}
+    describe(model, {"blocks": "model.layers", "attention": "self_attn", "mlp": ["mlp"], **norms})
+    remove(model, REMOVED)
+    save(model, tmp_path / "out")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+    assert AutoModel.from_pretrained(tmp_path / "out").num_parameters() == model.model.num_parameters()
 
 
 def test_a_dense_config_over_a_pruned_folder_is_an_error(folder):

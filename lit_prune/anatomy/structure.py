@@ -140,9 +140,11 @@ def _require_plain_cache(config: Any) -> None:
 def _block_list(model: Any, length: int, layout: Layout | None) -> tuple[str, nn.ModuleList]:
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     if layout is not None and layout.blocks is not None:
-        if layout.blocks not in lists:
+        # The path is the whole model's, and this may be its body.
+        found = [name for name in lists if f".{layout.blocks}".endswith(f".{name}")]
+        if not found:
             raise AnatomyError(f"the layout says blocks: {layout.blocks}; module lists found: {_listed(lists)}")
-        return layout.blocks, lists[layout.blocks]
+        return max(found, key=len), lists[max(found, key=len)]
     fitting = {name: module for name, module in lists.items() if len(module) == length}
     # Lists inside blocks (experts), and towers that see and hear, may be as long by chance.
     fitting = {name: fitting[name] for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)}
