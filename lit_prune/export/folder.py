@@ -21,7 +21,7 @@ from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.sums import write_sums
-from lit_prune.surgery import compacted, is_sharded, removed_sublayers, without_tombstones
+from lit_prune.surgery import compacted, is_sharded, removed_sublayers, require_recorded, without_tombstones
 from lit_prune.writing import destination, folder_aside, obstacle
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
@@ -129,10 +129,8 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
         raise ModelError(
             "the model is sharded over processes; save what lit_prune.sharding.whole_copy(model) gives on process 0"
         )
+    require_recorded(model)
     gone = set(removed_sublayers(model))
-    record = getattr(model.config.get_text_config(decoder=True), "lit_prune", None) or {"removed": []}
-    if muted := {str(each) for each in gone} ^ set(record["removed"]):
-        raise ModelError(f"{', '.join(sorted(muted))} are only muted; remove them, or save outside of `mute`")
     if plan is not None and not set(plan.removed) <= gone:
         missing = ", ".join(str(each) for each in plan.removed if each not in gone)
         raise ModelError(f"the plan is another model's: it removes {missing}, which this model still has")
