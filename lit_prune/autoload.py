@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -86,9 +87,40 @@ def build_as_recorded(model: Any) -> None:
     # Folders from before there were tombstones have none.
     missing = {f"{re.escape(name)}$" for name in tombstones(model)}
     model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *missing}
-    if type(model).__module__.rpartition(".")[2] == CODE_MODULE:
+    if _is_by_file(model):
         model.__class__ = type(model).__base__  # the file leaves the stock class alone
     _forget_code(model.config)
+
+
+def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What `save_pretrained` is to write of a model's tensors, so that no loader takes gaps for forgotten weights.
+
+    Args:
+        model: Of transformers, pruned or not.
+        state: Tensors that the user gives, perhaps parameters alone; None for those of the model.
+
+    Returns:
+        The same, with the tombstones that they lack.
+
+    Raises:
+        ModelError: Sublayers of the model are only muted, or its config says of others that they are gone.
+    """
+    if _is_by_file(model) or not (_is_recorded(model.config) or _has_stubs(model)):
+        return state
+    from lit_prune.surgery import require_recorded, tombstones
+
+    require_recorded(model)
+    return state if state is None else {**tombstones(model), **state}
+
+
+def _is_by_file(model: Any) -> bool:
+    """Whether its class is of the file that came with it, which writes tombstones by itself."""
+    return type(model).__module__.rpartition(".")[2] == CODE_MODULE
+
+
+def _has_stubs(model: Any) -> bool:
+    stubs = sys.modules.get("lit_prune.anatomy.stubs")
+    return stubs is not None and any(isinstance(each, stubs.SublayerStub) for each in model.modules())
 
 
 def _is_recorded(config: Any) -> bool:
@@ -149,5 +181,15 @@ def _teach(module: Any) -> None:
         original(self)
         autoload.build_as_recorded(self)
 
+    write = model_class.save_pretrained
+
+    @functools.wraps(write)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from lit_prune import autoload
+
+        given = inspect.signature(write).bind(self, *args, **kwargs)
+        given.arguments["state_dict"] = autoload.require_loadable(self, given.arguments.get("state_dict"))
+        return write(*given.args, **given.kwargs)
+
     setattr(post_init, _TAUGHT, True)
-    model_class.post_init = post_init
+    model_class.post_init, model_class.save_pretrained = post_init, save_pretrained

@@ -52,7 +52,9 @@ class {name}(Dense):
         super().__init__(config, *args, **kwargs)
         if not isinstance(self, {name}):
             return  # lit_prune, imported, has built the stock class without them
+        self.tombstones: dict[str, torch.Tensor] = {{}}
         for path, options in GONE.items():
+            self.tombstones |= tombstones(path, self.get_submodule(path))
             parent, _, child = path.rpartition(".")
             setattr(self.get_submodule(parent), child, nn.Identity() if options is None else stub(**options))
         # The folder has an empty tensor for each that is gone, at which the stock class would stop.
@@ -62,10 +64,24 @@ class {name}(Dense):
             projection: Any = self.get_submodule(path)
             projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers does, with an empty tensor for each that is gone."""
+        writes = self.register_state_dict_post_hook(lambda _, state, prefix, __: state.update(self.tombstones))
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            writes.remove()
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """No: names of tensors are converted as for the stock class."""
         return False
+
+
+def tombstones(path: str, gone: nn.Module) -> dict[str, torch.Tensor]:
+    """An empty tensor for each of a module."""
+    tensors = gone.state_dict(prefix=f"{{path}}.")
+    return {{name: torch.empty(*each.shape[:-1], 0, dtype=each.dtype, device="cpu") for name, each in tensors.items()}}
 
 
 def stub(as_tuple: bool, layer_idx: int | None, residual: tuple[str, int] | None) -> SublayerStub:

@@ -6,7 +6,7 @@ from lit_prune.surgery.mute import mute
 from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
 from lit_prune.surgery.passing import evaluating
 from lit_prune.surgery.rebuild import put_back
-from lit_prune.surgery.remove import remove, removed_sublayers
+from lit_prune.surgery.remove import remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, release, reshard
 from lit_prune.surgery.tombstones import forget_tombstones, leave_tombstones, tombstones, without_tombstones
 
@@ -30,6 +30,7 @@ __all__ = [
     "remove",
     "removed_sublayers",
     "require_forgetful",
+    "require_recorded",
     "reshard",
     "stock_config",
     "tombstones",

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.anatomy import Record, decoder_config, find_sublayers, language_model
+from lit_prune.errors import ModelError
 from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
@@ -58,3 +59,23 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
 def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:
     """The sublayers that a model has lost, by block."""
     return find_sublayers(model).removed
+
+
+def require_recorded(model: nn.Module) -> None:
+    """Refuse a model that is not as its config says, which would load as another one.
+
+    Raises:
+        ModelError: It has muted sublayers, or shares its config with a model that has lost others.
+    """
+    gone, recorded = set(removed_sublayers(model)), set(Record.of(decoder_config(model)).removed)
+    if muted := _names(gone - recorded):
+        raise ModelError(f"{muted} are only muted; remove them, or save outside of `mute`")
+    if kept := _names(recorded - gone):
+        raise ModelError(
+            f"the model's config says that {kept} are gone, and the model has them: it shares the config with a pruned "
+            "one. Prune a model of its own config: `copy.deepcopy(config)`"
+        )
+
+
+def _names(ids: Iterable[SublayerId]) -> str:
+    return ", ".join(sorted(map(str, ids)))

@@ -48,13 +48,15 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
     hooked.register_load_state_dict_pre_hook(_read)
 
 
-def tombstones(model: nn.Module) -> Iterator[str]:
-    """Names of the tombstones in a model's state dict."""
+def tombstones(model: nn.Module) -> dict[str, Tensor]:
+    """The tombstones in a model's state dict, by name."""
+    found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if GRAVES in vars(module):
-            prefix = f"{path}." if path else ""
-            yield from (f"{prefix}{name}" for name, _ in module.named_buffers(recurse=False))
-            yield from (f"{prefix}{name}" for name in _buried(module))
+            left_out = module._non_persistent_buffers_set
+            own = {name: each for name, each in module.named_buffers(recurse=False) if name not in left_out}
+            found |= {f"{path}.{name}" if path else name: each for name, each in (own | _buried(module)).items()}
+    return found
 
 
 def forget_tombstones(model: nn.Module) -> None:

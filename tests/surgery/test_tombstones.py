@@ -1,0 +1,69 @@
+"""However a pruned model is saved, what loads it without lit_prune stops: no gap is ever filled at random."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from lit_prune import autoload
+from lit_prune.errors import ModelError
+from lit_prune.export import export
+from lit_prune.plan import SublayerId
+from lit_prune.surgery import mute, remove
+from tests.tiny import tiny_model
+
+REMOVED = [SublayerId.parse(each) for each in ("attention.0", "mlp.1", "attention.2")]
+TOKENS = torch.randint(128, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def pruned():
+    model = tiny_model("llama")
+    remove(model, REMOVED)
+    return model
+
+
+def saved_with_parameters_alone(folder):
+    """As trainers do that gather sharded parameters."""
+    model = pruned()
+    model.save_pretrained(folder, True, dict(model.named_parameters()))
+
+
+def saved_by_accelerate(folder):
+    model = pruned()
+    Accelerator(cpu=True).save_model(model, folder)
+    model.config.save_pretrained(folder)
+
+
+def saved_from_its_own_code(folder):
+    export(pruned(), folder / "first", format="hf-remote-code")
+    with autoload.teaching(False):
+        model = AutoModelForCausalLM.from_pretrained(folder / "first", trust_remote_code=True)
+        model.save_pretrained(folder)
+        again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(logits(again), logits(model))
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=TOKENS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("way", [saved_with_parameters_alone, saved_by_accelerate, saved_from_its_own_code])
+def test_whoever_saves_it(way, tmp_path):
+    way(tmp_path)
+    dense = tiny_model("llama")
+    with mute(dense, REMOVED):
+        expected = logits(dense)
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5)
+    with autoload.teaching(False), pytest.raises(RuntimeError, match="size"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_would_load_as_another_model_is_not_saved(tmp_path):
+    model = tiny_model("llama")
+    with mute(model, REMOVED), pytest.raises(ModelError, match=r"attention\.0, attention\.2, mlp\.1 are only muted"):
+        model.save_pretrained(tmp_path / "muted")
+    twin = LlamaForCausalLM(model.config)
+    remove(model, REMOVED)
+    with pytest.raises(ModelError, match="shares the config with a pruned one"):
+        twin.save_pretrained(tmp_path / "twin")
