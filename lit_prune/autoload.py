@@ -79,8 +79,9 @@ def build_as_recorded(model: Any) -> None:
     from lit_prune.surgery import make_recorded_biases, record_removal, remove, tombstones
 
     anatomy = find_sublayers(model)
-    gone = Record.of(decoder_config(model)).removed
-    remove(model, [each for each in gone if each in anatomy])
+    record = Record.of(decoder_config(model))
+    record.require_possible(len(anatomy.blocks))
+    remove(model, [each for each in record.removed if each in anatomy])
     # The body's parts are gone already when the whole is built, which has settings of its own.
     record_removal(model, find_sublayers(model))
     make_recorded_biases(model)

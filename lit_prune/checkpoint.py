@@ -30,6 +30,8 @@ from lit_prune.healing import (
     has_adapters,
     merge_lora,
     restore_adapters,
+    restore_switches,
+    switches_of,
 )
 from lit_prune.models import load
 from lit_prune.plan import PrunePlan, SublayerId
@@ -57,6 +59,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         "removed": [str(each) for each in removed_sublayers(model)],
         "lora": asdict(lora) if lora else None,
         "adapters": [] if lora else adapters_of(model),
+        "switches": {} if lora else switches_of(model),
     }
 
 
@@ -80,7 +83,7 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
     if STRUCTURE_KEY not in checkpoint:
         return False
     model = language_model(model)
-    removed, lora, adapters = _read(checkpoint[STRUCTURE_KEY])
+    removed, lora, adapters, switches = _read(checkpoint[STRUCTURE_KEY])
     if lora is None and attached_lora(model) is not None:
         raise ModelError(
             "the checkpoint has no adapters and the model has: they were merged before it was saved, or never "
@@ -98,9 +101,10 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
         _make_room(model)
         put_back(model, lost)
     if lora is not None and attaches:
-        attach_lora(model, lora)
+        _attach_lora(model, lora)
     restore_adapters(model, adapters)
     remove(model, [each for each in removed if each not in gone], optimizers)
+    restore_switches(model, switches)
     return attaches
 
 
@@ -143,17 +147,24 @@ def read_facts(path: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[Any]]:
+def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[Any], Mapping[str, Any]]:
     kinds = {"removed": tuple[str, ...], "lora": Mapping[str, Any] | None}
     try:
         require_kinds("its structure", structure, kinds)
         lora = None if structure["lora"] is None else checked(LoraHealing, structure["lora"])
-        adapters = structure.get("adapters", [])  # written since there is more than LoRA
-        if not isinstance(adapters, list):
-            raise TypeError(f"adapters of its structure are of a wrong kind: {type(adapters).__name__}")
+        # Written since there is more than LoRA.
+        found = {"adapters": structure.get("adapters", []), "switches": structure.get("switches", {})}
+        require_kinds("its structure", found, {"adapters": list[Any], "switches": Mapping[str, Any]})
     except (TypeError, AttributeError) as error:
         raise ModelError(f"the checkpoint is damaged: {error}") from error
-    return [SublayerId.parse(each) for each in structure["removed"]], lora, adapters
+    return [SublayerId.parse(each) for each in structure["removed"]], lora, found["adapters"], found["switches"]
+
+
+def _attach_lora(model: nn.Module, lora: LoraHealing) -> None:
+    try:
+        attach_lora(model, lora)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise ModelError(f"the checkpoint is damaged: no model can have its adapters ({lora}): {error}") from error
 
 
 def _make_room(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
     modeling_utils,
@@ -33,6 +34,7 @@ from tests.tiny import character_tokenizer, tiny_model
 
 REMOVED = [SublayerId.parse(each) for each in ("attention.0", "mlp.1", "attention.2")]
 WHOLE = [SublayerId.parse(each) for each in ("attention.1", "mlp.1")]
+RECORDS = [{"removed": ["mlp.9"]}, {"biases": {"mlp.9": "fc"}}, {"removed": ["mlp.0"], "blocks": [0], "num_blocks": 2}]
 SETS = {"hf": REMOVED, "hf-remote-code": REMOVED, "hf-stock": WHOLE}
 TOKENS = torch.randint(128, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -209,12 +211,10 @@ def test_a_dense_config_over_a_pruned_folder_is_an_error(folder):
         AutoModelForCausalLM.from_pretrained(folder, config=tiny_model("llama").config)
 
 
-def test_a_damaged_record_is_told(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "damaged")
-    config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "damaged/config.json").write_text(json.dumps({**config, "lit_prune": ["attention.0"]}))
-    with pytest.raises(AnatomyError, match="newer lit-prune"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "damaged")
+@pytest.mark.parametrize("record", [["mlp.0"], *({"version": 1, "removed": [], **each} for each in RECORDS)])
+def test_a_damaged_record_is_told(record):
+    with pytest.raises(AnatomyError, match="newer lit-prune|damaged|names 1 blocks"):
+        LlamaForCausalLM(LlamaConfig(**tiny_model("llama").config.to_dict(), lit_prune=record))
 
 
 def test_a_dense_model_is_left_alone(tmp_path):

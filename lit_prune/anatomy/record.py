@@ -74,7 +74,8 @@ class Record:
             AnatomyError: It names blocks that the original model cannot have had.
         """
         whole = length if self.num_blocks is None else self.num_blocks
-        beyond = [str(each) for each in self.removed if each.block >= whole]
+        named = (*self.removed, *map(SublayerId.parse, self.biases))
+        beyond = [str(each) for each in named if each.block >= whole]
         gone = len({each.block for each in self.removed} - {*(self.blocks or range(length))})
         if beyond or whole != length + gone:
             found = f"it names {beyond[0]}" if beyond else f"{length} blocks are left and {gone} gone"

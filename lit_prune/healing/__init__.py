@@ -1,6 +1,6 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
-from lit_prune.healing.adapters import adapters_of, has_adapters, restore_adapters
+from lit_prune.healing.adapters import adapters_of, has_adapters, restore_adapters, restore_switches, switches_of
 from lit_prune.healing.compensation import (
     COMPENSATIONS,
     Compensation,
@@ -50,7 +50,9 @@ __all__ = [
     "merge_lora",
     "require_possible",
     "restore_adapters",
+    "restore_switches",
     "save_adapter",
+    "switches_of",
     "taught_loss",
     "written_windows",
 ]

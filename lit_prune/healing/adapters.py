@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from peft import PeftConfig, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lit_prune.errors import LitPruneError, ModelError
@@ -42,6 +44,60 @@ def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
         {"path": path, "name": name, "config": _plain_config(config), "by_transformers": transformers_own}
         for path, name, config in _configs(model)
     ]
+
+
+def switches_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What was done to adapted modules since: adapters that are active, off, merged into weights, scaled; by path."""
+    return {path: _switches(each) for path, each in _adapted(model)}
+
+
+def restore_switches(model: nn.Module, recorded: Mapping[str, Any]) -> None:
+    """Bring adapted modules to what `switches_of` recorded; nothing where the record has none, as before there was one.
+
+    Args:
+        model: A Hugging Face model with the adapters of the record.
+        recorded: Perhaps from a file of a stranger.
+
+    Raises:
+        ModelError: The record is damaged, or of other modules.
+    """
+    present = dict(_adapted(model))
+    kinds = {"active": tuple[str, ...], "off": bool, "merged": tuple[str, ...], "scaling": Mapping[str, float]}
+    for path, wanted in recorded.items():
+        try:
+            require_kinds("its adapters", wanted, kinds)
+            _switch(present[path], _switches(present[path]), wanted)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ModelError(f"the checkpoint is damaged, or of other adapters: {error}") from error
+
+
+def _switch(module: Any, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    # The first two say what is trained, too.
+    if found["active"] != wanted["active"]:
+        module.set_adapter(list(wanted["active"]))
+    if found["off"] != wanted["off"]:
+        module.enable_adapters(not wanted["off"])
+    if found["merged"] != wanted["merged"]:
+        module.merged_adapters[:] = wanted["merged"]  # the weights that are loaded are so
+    for name in wanted["scaling"].keys() & found["scaling"].keys():
+        module.scaling[name] = wanted["scaling"][name]
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            yield path, module
+
+
+def _switches(module: Any) -> dict[str, Any]:
+    scaling = getattr(module, "scaling", None)
+    numbers = scaling.items() if isinstance(scaling, Mapping) else ()
+    return {
+        "active": list(module.active_adapters),
+        "off": bool(module.disable_adapters),
+        "merged": list(getattr(module, "merged_adapters", ())),
+        "scaling": {name: each for name, each in numbers if isinstance(each, int | float)},
+    }
 
 
 def restore_adapters(model: nn.Module, recorded: list[Any]) -> None:
@@ -78,7 +134,7 @@ def _attach(model: nn.Module, each: Mapping[str, Any]) -> None:
             )
         own = {key: value for key, value in each["config"].items() if key not in (*OF_NO_EFFECT, *RUNS_CODE)}
         inject_adapter_in_model(made(**own), model.get_submodule(each["path"]), each["name"])
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, MemoryError, re.error) as error:
         raise ModelError(
             f"the checkpoint has {kind[:40]} adapters, and peft cannot put them on a model by their config ({error}); "
             "attach them as before, then load the checkpoint"

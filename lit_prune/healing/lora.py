@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class LoraHealing:
             raise LitPruneError(
                 f"LoRA has a rank of 1 or more and a dropout of 0 to below 1; found {self.rank} and {self.dropout}"
             )
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise LitPruneError(f"the alpha of LoRA is a finite number; found {self.alpha}")
         try:
             re.compile(self.targets if isinstance(self.targets, str) else "")
         except re.error as error:

@@ -55,6 +55,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*already have a `peft_config` attribute"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
 ]
 
 
@@ -129,6 +130,51 @@ def test_a_plain_model_gets_them_by_their_config_or_is_told(kind):
     assert torch.equal(logits(plain), logits(inner))
 
 
+def scaled(model):
+    for each in model.modules():
+        if hasattr(each, "scale_layer"):
+            each.scale_layer(3.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: None,
+        lambda model: model.set_adapter("other"),
+        lambda model: model.base_model.set_adapter(["default", "other"]),
+        lambda model: model.merge_adapter(),
+        lambda model: model.base_model.disable_adapter_layers(),
+        scaled,
+    ],
+    ids=["first", "second", "both", "merged", "off", "scaled"],
+)
+@pytest.mark.parametrize("into", ["plain", "adapted"])
+def test_two_adapters_come_back_as_they_were_switched(into, change):
+    def two():
+        model = adapted("LoRA, rsLoRA", "peft")
+        model.add_adapter("other", peft.LoraConfig(r=2, target_modules=SQUARE, init_lora_weights=False))
+        return model
+
+    model = two()
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.1 if "lora_B" in name else 0
+    change(model)
+    found = tiny_model("llama") if into == "plain" else two()
+    restore_structure(found, {"lit_prune": structure_of(model)})
+    language_model(found).load_state_dict(language_model(model).state_dict())
+    assert torch.equal(logits(found), logits(model))
+
+
+@pytest.mark.parametrize(
+    "switches", [[], {"lm_head": 5}, {"..": {"active": ["a"], "off": False, "merged": [], "scaling": {}}}]
+)
+def test_switches_of_strangers_are_refused(switches):
+    with pytest.raises(ModelError, match="damaged"):
+        restore_structure(
+            tiny_model("llama"), {"lit_prune": {"removed": [], "lora": None, "adapters": [], "switches": switches}}
+        )
+
+
 def test_others_of_the_same_name_are_told():
     model = adapted("LoRA", "transformers")
     record = {"lit_prune": structure_of(adapted("LoRA, rsLoRA", "transformers"))}
@@ -143,6 +189,8 @@ def test_others_of_the_same_name_are_told():
         {"peft_type": "LORA", "target_modules": ["q_proj"], "megatron_config": {"a": 1}, "megatron_core": "os"},
         {"peft_type": "LORA", "target_modules": ["q_proj"], "no_such_option": 1},
         {"peft_type": "LORA", "target_modules": ["q_proj"], "r": -1},
+        {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 10**14},
+        {"peft_type": "LORA", "target_modules": "("},
         {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4},
         {},
     ],
