@@ -104,13 +104,21 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
         The same, with the tombstones that they lack.
 
     Raises:
-        ModelError: Sublayers of the model are only muted, or its config says of others that they are gone.
+        ModelError: Sublayers of the model are only muted, its config says of others that they are gone, or it has
+            adapters that transformers does not know of and would write as layers.
     """
     if _is_by_file(model) or not (_is_recorded(model.config) or _has_stubs(model)):
         return state
+    from lit_prune.anatomy import is_adapted
+    from lit_prune.errors import ModelError
     from lit_prune.surgery import require_recorded, tombstones
 
     require_recorded(model)
+    if is_adapted(model) and not getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            "the model has adapters inside, and would be written with names that load as random layers; "
+            "lit_prune.merge(model) folds them in, the PeftModel around it saves them alone"
+        )
     return state if state is None else {**tombstones(model), **state}
 
 

@@ -1,6 +1,6 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
-from lit_prune.anatomy.adapters import own_parameters, own_tensors
+from lit_prune.anatomy.adapters import is_adapted, own_parameters, own_tensors
 from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
 from lit_prune.anatomy.layouts import (
     BLOCK_LISTS,
@@ -50,6 +50,7 @@ __all__ = [
     "experts_per_token",
     "find_sublayers",
     "gives_no_tokens",
+    "is_adapted",
     "is_norm",
     "language_model",
     "own_parameters",

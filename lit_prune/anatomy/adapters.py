@@ -10,6 +10,11 @@ BASE = "base_layer"
 """Where peft keeps the layer that it has adapted."""
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether layers of a module have adapters around them."""
+    return any(BASE in each._modules for each in module.modules())
+
+
 def own_parameters(module: nn.Module, *, shared: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
     """A module's parameters with their names, those of adapters left out.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lit_prune import autoload
@@ -59,6 +60,7 @@ def test_whoever_saves_it(way, tmp_path):
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 def test_what_would_load_as_another_model_is_not_saved(tmp_path):
     model = tiny_model("llama")
     with mute(model, REMOVED), pytest.raises(ModelError, match=r"attention\.0, attention\.2, mlp\.1 are only muted"):
@@ -67,3 +69,8 @@ def test_what_would_load_as_another_model_is_not_saved(tmp_path):
     remove(model, REMOVED)
     with pytest.raises(ModelError, match="shares the config with a pruned one"):
         twin.save_pretrained(tmp_path / "twin")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match="the model has adapters inside"):
+        model.save_pretrained(tmp_path / "adapted")
+    wrapped.save_pretrained(tmp_path / "adapter")
+    assert not [*tmp_path.glob("*/config.json")]
