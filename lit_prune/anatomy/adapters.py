@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 BASE = "base_layer"
 """Where peft keeps the layer that it has adapted."""
+COPIED = "original_module"
+"""Where it keeps the one of which it trains a copy (`modules_to_save`)."""
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether layers of a module have adapters around them."""
-    return any(BASE in each._modules for each in module.modules())
+    """Whether something of peft's stands around layers of a module."""
+    return any(name in each._modules for each in module.modules() for name in (BASE, COPIED))
 
 
 def own_parameters(module: nn.Module, *, shared: bool = False) -> Iterator[tuple[str, nn.Parameter]]:

@@ -27,7 +27,7 @@ OF_NO_EFFECT = ("base_model_name_or_path", "inference_mode", "revision", "task_t
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether any module of a model is adapted, by whomever."""
-    return any(isinstance(each, BaseTunerLayer) for each in model.modules())
+    return any(True for _ in _adapted(model))
 
 
 def adapters_of(model: nn.Module) -> list[dict[str, Any]]:

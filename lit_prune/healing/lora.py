@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -181,11 +182,11 @@ def merge(model: nn.Module) -> None:
 
 def merge_lora(model: nn.Module) -> None:
     """Fold the adapters into the weights and take them off; what was trained before them can be trained again."""
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    for name, module in adapted:
-        module.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module.get_base_layer())
+    for kind in (AuxiliaryTrainingWrapper, BaseTunerLayer):  # the first may hold the other
+        for name, module in [each for each in model.named_modules() if isinstance(each[1], kind)]:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _merged(module))
+    _untie(model)
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
@@ -193,6 +194,30 @@ def merge_lora(model: nn.Module) -> None:
         parameter.requires_grad_(False)
     for name in (HEALING, SAVE, LOADED):
         vars(model).pop(name, None)
+
+
+def _merged(module: Any) -> nn.Module:
+    """The model's own layer, computing what it computed with what was around it: adapters that are off do nothing."""
+    whole: nn.Module
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        off = module.disable_adapters
+        whole = module.original_module if off else module.unload_and_optionally_merge_module(True, False, None)
+        return whole
+    if module.disable_adapters and module.merged:
+        module.unmerge()
+    elif not module.disable_adapters:
+        module.merge()
+    whole = module.get_base_layer()
+    return whole
+
+
+def _untie(model: Any) -> None:
+    # A trained copy of a head stands beside the embeddings that it was tied to.
+    config = getattr(model, "config", None)
+    if getattr(config, "tie_word_embeddings", False):
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if None not in ends and ends[0].weight is not ends[1].weight:
+            config.tie_word_embeddings = False
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
 
 import lit_prune
 from lit_prune import LitCausalLM
@@ -163,6 +164,33 @@ def test_two_adapters_come_back_as_they_were_switched(into, change):
     restore_structure(found, {"lit_prune": structure_of(model)})
     language_model(found).load_state_dict(language_model(model).state_dict())
     assert torch.equal(logits(found), logits(model))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [3, 4]},
+        {"off": True},
+        {"modules_to_save": ["lm_head"], "off": True},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_whatever_was_trained_is_merged_and_saved(tmp_path, architecture, options):
+    off = options.get("off", False)
+    settings = {name: each for name, each in options.items() if name != "off"}
+    model = tiny_model(architecture)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], **settings))
+    for parameter in wrapped.parameters():
+        parameter.data += 0.1 if parameter.requires_grad else 0
+    if off:
+        wrapped.base_model.disable_adapter_layers()
+    expected = logits(wrapped)
+    lit_prune.merge(wrapped)
+    assert not any("peft" in type(each).__module__ for each in model.modules())
+    model.save_pretrained(tmp_path)
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
