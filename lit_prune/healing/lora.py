@@ -213,7 +213,7 @@ def _merged(module: Any) -> nn.Module:
 
 def _untie(model: Any) -> None:
     # A trained copy of a head stands beside the embeddings that it was tied to.
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "tie_word_embeddings", False):
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if None not in ends and ends[0].weight is not ends[1].weight:
