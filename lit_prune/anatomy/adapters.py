@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 BASE = "base_layer"
 """Where peft keeps the layer that it has adapted."""
-COPIED = "original_module"
-"""Where it keeps the one of which it trains a copy (`modules_to_save`)."""
+COPIES, COPIED = "modules_to_save", "original_module"
+"""Where it keeps whole copies that are trained, and beside them the one that they are of."""
 
 
 def is_adapted(module: nn.Module) -> bool:
     """Whether something of peft's stands around layers of a module."""
-    return any(name in each._modules for each in module.modules() for name in (BASE, COPIED))
+    return bool(_adapted(module))
 
 
 def own_parameters(module: nn.Module, *, shared: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
@@ -39,12 +39,18 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             name = f"{path}.{leaf}" if path else leaf
             masks = leaf.endswith("_mask") and f"{leaf.removesuffix('_mask')}_orig" in each._parameters
             if tensor is not None and not masks and _is_own(name, adapted):
-                yield name.replace(f"{BASE}.", "").removesuffix("_orig"), tensor
+                plain = name.replace(f"{BASE}.", "").replace(f"{COPIED}.", "")
+                yield plain.removesuffix("_orig"), tensor
 
 
 def _adapted(module: nn.Module) -> list[str]:
-    return [f"{path}." if path else "" for path, each in module.named_modules() if BASE in each._modules]
+    return [
+        f"{path}." if path else ""
+        for path, each in module.named_modules()
+        if BASE in each._modules or COPIES in each._modules
+    ]
 
 
 def _is_own(name: str, adapted: list[str]) -> bool:
-    return all(name.startswith(f"{path}{BASE}.") for path in adapted if name.startswith(path))
+    inside = [path for path in adapted if name.startswith(path)]
+    return all(name.startswith((f"{path}{BASE}.", f"{path}{COPIED}.")) for path in inside)

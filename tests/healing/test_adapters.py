@@ -181,7 +181,9 @@ def test_whatever_was_trained_is_merged_and_saved(tmp_path, architecture, option
     off = options.get("off", False)
     settings = {name: each for name, each in options.items() if name != "off"}
     model = tiny_model(architecture)
+    size = model.num_parameters()
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], **settings))
+    assert find_sublayers(model).num_parameters == size
     for parameter in wrapped.parameters():
         parameter.data += 0.1 if parameter.requires_grad else 0
     if off:
