@@ -38,7 +38,7 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
                 place.add_module(name, nn.Module())
             place = place.get_submodule(name)
         # Only the last dimension is empty: transformers splits and merges experts along the others as it saves.
-        place.register_buffer(leaf, torch.empty(*tensor.shape[:-1], 0, dtype=tensor.dtype))
+        place.register_buffer(leaf, torch.empty(*tensor.shape[:-1], 0, dtype=tensor.dtype, device="cpu"))
     for name, buffer in grave.named_buffers(recurse=False):
         stub.register_buffer(name, buffer)
     # No children: an attribute of the object is not looked for among them.

@@ -44,12 +44,25 @@ def saved_from_its_own_code(folder):
     assert torch.equal(logits(again), logits(model))
 
 
+def saved_from_disk(folder):
+    pruned().save_pretrained(folder / "first")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{number}": "disk" for number in range(4)}
+    options = {"device_map": places, "offload_folder": str(folder / "offloaded")}
+    AutoModelForCausalLM.from_pretrained(folder / "first", **options).save_pretrained(folder)
+
+
+WAYS = [saved_with_parameters_alone, saved_by_accelerate, saved_from_its_own_code, saved_from_disk]
+
+
 @torch.no_grad()
 def logits(model):
     return model.eval()(input_ids=TOKENS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("way", [saved_with_parameters_alone, saved_by_accelerate, saved_from_its_own_code])
+@pytest.mark.filterwarnings("ignore:copying from a non-meta parameter:UserWarning")
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("way", WAYS)
 def test_whoever_saves_it(way, tmp_path):
     way(tmp_path)
     dense = tiny_model("llama")
