@@ -115,3 +115,7 @@ def test_vllm(served, tmp_path):
     command = [str(VLLM), str(script), str(folder), str(tmp_path / "prompts.json"), str(NEW_TOKENS), str(answers)]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(answers.read_text()) == expected
+    command[2] = str(export(model, tmp_path / "hf", format="hf", tokenizer=tokenizer))
+    stopped = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert stopped.returncode
+    assert "Attempted to load weight" in stopped.stderr or "exceeds dimension size" in stopped.stderr
