@@ -110,7 +110,7 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
         return state
     from lit_prune.anatomy import is_adapted
     from lit_prune.errors import ModelError
-    from lit_prune.surgery import require_recorded, tombstones
+    from lit_prune.surgery import are_aside, require_recorded, tombstones
 
     require_recorded(model)
     if is_adapted(model) and not getattr(model, "_hf_peft_config_loaded", False):
@@ -118,6 +118,7 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
             "the model has adapters inside, and would be written with names that load as random layers; "
             "lit_prune.merge(model) folds them in, the PeftModel around it saves them alone"
         )
+    state = model.state_dict() if state is None and are_aside(model) else state
     return state if state is None else {**tombstones(model), **state}
 
 

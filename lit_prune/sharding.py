@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.autoload import teaching
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.surgery import forget_tombstones, is_sharded
+from lit_prune.surgery import is_sharded, set_tombstones_aside
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,7 +47,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             "data_parallel_size of all processes"
         )
     mesh = mesh[DATA] if DATA in names else mesh
-    forget_tombstones(root)
+    set_tombstones_aside(root)
     blocks: Any = root.get_submodule(find_sublayers(root).blocks_path)
     for part in (*blocks, root):
         _take_from_first(part, mesh)

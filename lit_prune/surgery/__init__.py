@@ -8,9 +8,16 @@ from lit_prune.surgery.passing import evaluating
 from lit_prune.surgery.rebuild import put_back
 from lit_prune.surgery.remove import remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, release, reshard
-from lit_prune.surgery.tombstones import forget_tombstones, leave_tombstones, tombstones, without_tombstones
+from lit_prune.surgery.tombstones import (
+    are_aside,
+    leave_tombstones,
+    set_tombstones_aside,
+    tombstones,
+    without_tombstones,
+)
 
 __all__ = [
+    "are_aside",
     "closable_blocks",
     "compact",
     "compacted",
@@ -18,7 +25,6 @@ __all__ = [
     "describe",
     "evaluating",
     "forget_parameters",
-    "forget_tombstones",
     "is_sharded",
     "leave_tombstones",
     "make_recorded_biases",
@@ -32,6 +38,7 @@ __all__ = [
     "require_forgetful",
     "require_recorded",
     "reshard",
+    "set_tombstones_aside",
     "stock_config",
     "tombstones",
     "without_tombstones",

@@ -14,7 +14,7 @@ from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
 from lit_prune.surgery.optimizers import forget_parameters
 from lit_prune.surgery.sharded import is_sharded, release, reshard
-from lit_prune.surgery.tombstones import leave_tombstones
+from lit_prune.surgery.tombstones import leave_tombstones, set_tombstones_aside
 
 
 def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Optimizer] = ()) -> int:
@@ -44,8 +44,10 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
         reshard(model)
     taken = put_stubs(model, parts)
     gone = [module for _, _, module in taken]
-    for parent, name, module in () if sharded else taken:
+    for parent, name, module in taken:
         leave_tombstones(getattr(parent, name), module)
+        if sharded:
+            set_tombstones_aside(getattr(parent, name))
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}
     dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]

@@ -17,6 +17,8 @@ from lit_prune.anatomy import own_tensors
 
 GRAVES = "_lit_prune_graves"
 """Where a stub keeps the names of the modules with its tombstones."""
+ASIDE = "_lit_prune_aside"
+"""Where it keeps those that its state dict must not have."""
 
 
 def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
@@ -49,22 +51,35 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
 
 
 def tombstones(model: nn.Module) -> dict[str, Tensor]:
-    """The tombstones in a model's state dict, by name."""
+    """The tombstones of a model by their names in its state dict, those that were set aside too."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if GRAVES in vars(module):
             left_out = module._non_persistent_buffers_set
             own = {name: each for name, each in module.named_buffers(recurse=False) if name not in left_out}
-            found |= {f"{path}.{name}" if path else name: each for name, each in (own | _buried(module)).items()}
+            every = own | _buried(module) | vars(module).get(ASIDE, {})
+            found |= {f"{path}.{name}" if path else name: each for name, each in every.items()}
     return found
 
 
-def forget_tombstones(model: nn.Module) -> None:
-    """Take them out for good: FSDP2 and distributed checkpoints look for a module behind every name."""
+def set_tombstones_aside(model: nn.Module) -> None:
+    """Take them out of the state dict for good: FSDP2 and distributed checkpoints look for a module behind every name.
+
+    `save_pretrained` puts them into what it writes.
+
+    Args:
+        model: Or a stub.
+    """
     for stub in model.modules():
         if GRAVES in vars(stub):
-            vars(stub)[GRAVES] = ()
+            own = dict(stub.named_buffers(recurse=False))
+            vars(stub).update({ASIDE: {**vars(stub).get(ASIDE, {}), **own, **_buried(stub)}, GRAVES: ()})
             stub._buffers.clear()
+
+
+def are_aside(model: nn.Module) -> bool:
+    """Whether a model's state dict has no tombstones, and should have some where it is saved."""
+    return any(ASIDE in vars(each) for each in model.modules())
 
 
 @contextmanager

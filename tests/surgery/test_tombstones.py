@@ -10,7 +10,7 @@ from lit_prune import autoload
 from lit_prune.errors import ModelError
 from lit_prune.export import export
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import mute, remove
+from lit_prune.surgery import mute, remove, set_tombstones_aside
 from tests.tiny import tiny_model
 
 REMOVED = [SublayerId.parse(each) for each in ("attention.0", "mlp.1", "attention.2")]
@@ -52,7 +52,14 @@ def saved_from_disk(folder):
     AutoModelForCausalLM.from_pretrained(folder / "first", **options).save_pretrained(folder)
 
 
-WAYS = [saved_with_parameters_alone, saved_by_accelerate, saved_from_its_own_code, saved_from_disk]
+def saved_from_shards(folder):
+    model = pruned()
+    set_tombstones_aside(model)  # as `shard` does
+    assert all(each.numel() for each in model.state_dict().values())
+    model.save_pretrained(folder)
+
+
+WAYS = [saved_from_shards, saved_with_parameters_alone, saved_by_accelerate, saved_from_its_own_code, saved_from_disk]
 
 
 @torch.no_grad()
