@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import (
     DenseTeacher,
@@ -19,7 +20,6 @@ from lit_prune.healing import (
     LoraHealing,
     attach_lora,
     cut_states,
-    has_adapters,
     merge_lora,
     taught_loss,
 )
@@ -62,7 +62,7 @@ class Mending:
 
     def is_on(self, model: PreTrainedModel) -> bool:
         """Whether the adapters of a model are this one's."""
-        return self._adapted is model and has_adapters(model)
+        return self._adapted is model and is_adapted(model)
 
     def attach(self, module: L.LightningModule, model: PreTrainedModel) -> None:
         """Adapt the model, and let the module's training steps learn from the model as it is now."""
@@ -100,7 +100,7 @@ class Mending:
         Raises:
             LitPruneError: There are some.
         """
-        if has_adapters(model) and not self.is_on(model):
+        if is_adapted(model) and not self.is_on(model):
             raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
 
 

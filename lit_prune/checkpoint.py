@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import language_model
+from lit_prune.anatomy import is_adapted, language_model
 from lit_prune.errors import ModelError
 from lit_prune.guards import require_plain_metadata
 from lit_prune.healing import (
@@ -27,7 +27,6 @@ from lit_prune.healing import (
     adapters_of,
     attach_lora,
     attached_lora,
-    has_adapters,
     merge_lora,
     restore_adapters,
     restore_switches,
@@ -171,7 +170,7 @@ def _make_room(model: nn.Module) -> None:
     """Take adapters off a model that gets sublayers back: those need adapters as well, and all weights are replaced."""
     if attached_lora(model) is not None:
         merge_lora(model)
-    elif has_adapters(model):
+    elif is_adapted(model):
         raise ModelError(
             "the checkpoint holds sublayers that this model has lost, and the model has adapters of yours, which they "
             "would lack; load it into a fresh model"
@@ -217,7 +216,7 @@ def load_checkpoint(
     prefix = _prefix(found, state, part, path)
     own = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
     found.load_state_dict({name: own[name] for name in found.state_dict()})
-    if has_adapters(found):
+    if is_adapted(found):
         merge_lora(found)
     found.train(False)
     return found, _plan_in(checkpoint)

@@ -12,10 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune.anatomy import context_length
+from lit_prune.anatomy import context_length, is_adapted
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
-from lit_prune.healing import has_adapters
 from lit_prune.measure import evaluating
 from lit_prune.models import load
 from lit_prune.placement import is_spread, values_of
@@ -123,7 +122,7 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
     Raises:
         ModelError: It is such a model.
     """
-    if has_adapters(model):
+    if is_adapted(model):
         raise ModelError("the model still has adapters; merge them before saving: lit_prune.merge(model)")
     if is_sharded(model):
         raise ModelError(

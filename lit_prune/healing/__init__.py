@@ -1,6 +1,6 @@
 """How a pruned model is mended. Decides nothing about what is removed."""
 
-from lit_prune.healing.adapters import adapters_of, has_adapters, restore_adapters, restore_switches, switches_of
+from lit_prune.healing.adapters import adapters_of, restore_adapters, restore_switches, switches_of
 from lit_prune.healing.compensation import (
     COMPENSATIONS,
     Compensation,
@@ -44,7 +44,6 @@ __all__ = [
     "cut_states",
     "distillation_loss",
     "fold_factor",
-    "has_adapters",
     "heal",
     "merge",
     "merge_lora",

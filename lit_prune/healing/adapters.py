@@ -25,11 +25,6 @@ OF_THE_START = ("init_lora_weights", "loftq_config", "eva_config", "corda_config
 OF_NO_EFFECT = ("base_model_name_or_path", "inference_mode", "revision", "task_type", "peft_version", *OF_THE_START)
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether any module of a model is adapted, by whomever."""
-    return any(True for _ in _adapted(model))
-
-
 def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
     """The adapters of a model as plain data: where they are, their name, their whole config.
 

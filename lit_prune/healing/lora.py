@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.anatomy import find_sublayers, is_adapted, language_model
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.healing.adapters import LOADED, has_adapters
+from lit_prune.healing.adapters import LOADED
 from lit_prune.sums import write_sums
 from lit_prune.surgery import compacted
 from lit_prune.writing import folder_aside
@@ -88,7 +88,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     Raises:
         LitPruneError: The model has adapters already, or none of the targets.
     """
-    if has_adapters(model):
+    if is_adapted(model):
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     blocks: Any = model.get_submodule(find_sublayers(model).blocks_path)
