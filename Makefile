@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow architectures campaign lint
+.PHONY: quickstart test test-slow architectures map campaign lint
 
 quickstart: .venv/.model
 	$(BIN)/lit-prune fit --config configs/quickstart.yaml
@@ -25,6 +25,10 @@ test-slow: .venv/.model
 # What the tests of every architecture find, as the table in docs/architectures.md.
 architectures: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
+
+# The map of rooms in CONTRIBUTING.md, from the doors of the rooms.
+map:
+	python3 -m tests.layers
 
 # Faults in the real programs, and the soak: the figures of docs/reliability.md. About 50 minutes, on Linux.
 campaign: .venv/.installed

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import lightning as L
 
-from lit_prune.callbacks import loop
+from lit_prune.costs import Prices, price, unit_options
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
-from lit_prune.measure import Prices, price, unit_options
-from lit_prune.pruner import Pruner
-from lit_prune.registry import Named
+from lit_prune.plan import Named
+from lit_prune.pruning import Pruner
 from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
+
+from . import loop
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import sharding
-from lit_prune.callbacks.loop import language_models, model_in
-from lit_prune.callbacks.mending import Mending
 from lit_prune.errors import LitPruneError
-from lit_prune.plan import SublayerId
-from lit_prune.pruner import Pruner
+from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.pruning import Pruner
 from lit_prune.surgery import remove
+
+from . import sharding
+from .loop import language_models, model_in
+from .mending import Mending
 
 
 def require_possible(

@@ -14,11 +14,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import context_length, count_parameters
-from lit_prune.callbacks import loop, sharding
-from lit_prune.callbacks.batches import transferred, validation_batches
-from lit_prune.callbacks.sublayer_prune import SublayerPruneCallback
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
+from lit_prune.files import write_text
 from lit_prune.plan import PrunePlan
 from lit_prune.report import (
     Answer,
@@ -32,7 +30,10 @@ from lit_prune.report import (
     score_map,
     summary_markdown,
 )
-from lit_prune.writing import write_text
+
+from . import loop, sharding
+from .batches import transferred, validation_batches
+from .sublayer_prune import SublayerPruneCallback
 
 SPEEDS = ("prefill_speedup", "decode_speedup")
 """How many times as fast as before a prompt is read, and a token is written."""

@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import classifies, require_no_prompt
-from lit_prune.callbacks import sharding
 from lit_prune.errors import LitPruneError, ModelError
+
+from . import sharding
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:

@@ -14,15 +14,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
-from lit_prune.healing import (
-    DenseTeacher,
-    Distillation,
-    LoraHealing,
-    attach_lora,
-    cut_states,
-    merge_lora,
-    taught_loss,
-)
+from lit_prune.healing import DenseTeacher, Distillation, LoraHealing, attach_lora, cut_states, merge_lora, taught_loss
 from lit_prune.measure import labels_of
 
 

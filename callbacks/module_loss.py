@@ -19,12 +19,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_prune.anatomy import Anatomy
-from lit_prune.callbacks.batches import Fed, validating
-from lit_prune.callbacks.loop import summed
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.measure import WhatIf, evaluating, objective_of, on_device
-from lit_prune.plan import Candidate
-from lit_prune.surgery import mute
+from lit_prune.measure import WhatIf, objective_of, on_device
+from lit_prune.plan.prune_plan import Candidate
+from lit_prune.surgery import evaluating, mute
+
+from .batches import Fed, validating
+from .loop import summed
 
 LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""

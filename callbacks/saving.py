@@ -9,13 +9,14 @@ from typing import Any
 import lightning as L
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import loop
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
-from lit_prune.names import tokenizer_beside
+from lit_prune.files import reserved
+from lit_prune.loading.fsdp import whole_copy
+from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.plan import PrunePlan
-from lit_prune.sharding import whole_copy
-from lit_prune.writing import reserved
+
+from . import loop
 
 
 class Saving:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_prune.callbacks.mending import Mending
 from lit_prune.errors import LitPruneError
-from lit_prune.pruner import Pruner
-from lit_prune.sharding import TENSOR, require_shardable
+from lit_prune.loading.fsdp import TENSOR, require_shardable
+from lit_prune.pruning import Pruner
+
+from .mending import Mending
 
 
 def shards(trainer: L.Trainer) -> bool:

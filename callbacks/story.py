@@ -9,13 +9,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lit_prune.callbacks.allowance import Allowance
-from lit_prune.callbacks.mending import Mending
+from lit_prune.costs import Costs, count_costs
 from lit_prune.errors import MeasureError
-from lit_prune.measure import Costs, count_costs
 from lit_prune.plan import PrunePlan
-from lit_prune.pruner import Pruner
+from lit_prune.pruning import Pruner
 from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, score_map
+
+from .allowance import Allowance
+from .mending import Mending
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
 FINAL_FIGURES = (PARAMETERS, RISE)

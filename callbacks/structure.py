@@ -10,9 +10,10 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from lit_prune.callbacks import averaging
-from lit_prune.checkpoint import follow_checkpoints, restore_structure, structure_of
 from lit_prune.healing import merge_lora
+from lit_prune.training import follow_checkpoints, restore_structure, structure_of
+
+from . import averaging
 
 
 class Following:

@@ -12,14 +12,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_prune.analysis import EMBEDDING, Analysis, analyse
-from lit_prune.callbacks import loop, sharding, surroundings
-from lit_prune.callbacks.batches import validation_batches
 from lit_prune.errors import LitPruneError
+from lit_prune.evaluation import EMBEDDING, Analysis, analyse
 from lit_prune.measure import WhatIf, progress_bar, require_understood
-from lit_prune.plan import KINDS, SublayerId
+from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers
+
+from . import loop, sharding, surroundings
+from .batches import validation_batches
 
 
 class SublayerAnalysisCallback(Callback):

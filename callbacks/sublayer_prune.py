@@ -13,26 +13,27 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from transformers import PreTrainedModel
 
-from lit_prune.callbacks import averaging, loop, sharding, surroundings
-from lit_prune.callbacks.allowance import Allowance
-from lit_prune.callbacks.batches import fed_batches
-from lit_prune.callbacks.mending import Mending
-from lit_prune.callbacks.module_loss import check_loss, known_loss, measure, require_scorable
-from lit_prune.callbacks.randomness import random_state, restore_random_state
-from lit_prune.callbacks.saving import Saving
-from lit_prune.callbacks.story import counted_costs, log_beginning, log_end, log_removal, settings_of
-from lit_prune.callbacks.structure import Following
-from lit_prune.checkpoint import STRUCTURE_KEY, structure_of
+from lit_prune.costs import Costs, Prices
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
-from lit_prune.measure import Costs, Prices, WhatIf, progress_bar, require_understood
-from lit_prune.plan import PrunePlan
-from lit_prune.pruner import Pruner, describe_run
-from lit_prune.registry import Named
+from lit_prune.loading.checksums import require_intact_checkpoint
+from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.plan import Named, PrunePlan
+from lit_prune.pruning import Pruner, describe_run
 from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
-from lit_prune.sums import require_intact_checkpoint
 from lit_prune.surgery import require_forgetful
+from lit_prune.training import STRUCTURE_KEY, structure_of
+
+from . import averaging, loop, sharding, surroundings
+from .allowance import Allowance
+from .batches import fed_batches
+from .mending import Mending
+from .module_loss import check_loss, known_loss, measure, require_scorable
+from .randomness import random_state, restore_random_state
+from .saving import Saving
+from .story import counted_costs, log_beginning, log_end, log_removal, settings_of
+from .structure import Following
 
 
 class SublayerPruneCallback(Callback):

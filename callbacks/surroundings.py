@@ -11,9 +11,10 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_prune.callbacks import sharding
 from lit_prune.errors import LitPruneError
 from lit_prune.surgery import cut_groups
+
+from . import sharding
 
 SAME_AT_ANY_SIZE = ("epoch", "step")
 """What can be monitored to keep the latest."""

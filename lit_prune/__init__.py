@@ -5,20 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lit_prune import autoload
+from lit_prune.loading import autoload, moved
 
 if TYPE_CHECKING:
-    from lit_prune.autoload import teach_loaders
-    from lit_prune.checkpoint import restore_structure
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
     from lit_prune.healing import Distillation, LoraHealing, merge
-    from lit_prune.models import load, load_tokenizer
-    from lit_prune.module import LitCausalLM
+    from lit_prune.loading.autoload import teach_loaders
+    from lit_prune.loading.fsdp import shard
+    from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import PrunePlan
     from lit_prune.pruning import apply_plan, prune
-    from lit_prune.sharding import shard
     from lit_prune.surgery import describe
+    from lit_prune.training import LitCausalLM, restore_structure
 
 __all__ = [
     "Distillation",
@@ -38,8 +37,8 @@ __all__ = [
     "teach_loaders",
 ]
 
-_ROOMS = {
-    "LitCausalLM": "module",
+_MODULES = {
+    "LitCausalLM": "training",
     "LitPruneError": "errors",
     "Distillation": "healing",
     "LoraHealing": "healing",
@@ -47,20 +46,21 @@ _ROOMS = {
     "TextDataModule": "data",
     "apply_plan": "pruning",
     "describe": "surgery",
-    "load": "models",
-    "load_tokenizer": "models",
+    "load": "loading.models",
+    "load_tokenizer": "loading.models",
     "merge": "healing",
     "prune": "pruning",
-    "restore_structure": "checkpoint",
-    "shard": "sharding",
-    "teach_loaders": "autoload",
+    "restore_structure": "training",
+    "shard": "loading.fsdp",
+    "teach_loaders": "loading.autoload",
 }
 
 autoload.install()
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
     # torch, lightning and transformers take ten seconds to import; `lit-prune --help` needs none of them.
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

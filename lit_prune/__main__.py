@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from lit_prune.errors import LitPruneError
-from lit_prune.markup import clean
+from lit_prune.files import clean
 
 VERBS = {
     "inspect": ("lit_prune.commands.inspect:run", "show a model's sublayers and their costs, without its weights"),

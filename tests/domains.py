@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from lit_prune.texts import BUILTIN, read_texts
-from lit_prune.writing import write_text
+from lit_prune.data import BUILTIN, read_texts
+from lit_prune.files import write_text
 
 CODE = ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from lit_prune.healing import DenseTeacher, HealingSettings, LoraHealing, heal
+from lit_prune.loading.models import load
 from lit_prune.measure import model_inputs
-from lit_prune.models import load
 
 WINDOW, BATCH_SIZE = 256, 4
 ROWS = ("none", "inside", "second copy")

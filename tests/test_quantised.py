@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_prune import autoload, load, prune
+from lit_prune import load, prune
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export import save
+from lit_prune.loading import autoload
 from lit_prune.surgery import mute
 from tests.tiny import tiny_model
 

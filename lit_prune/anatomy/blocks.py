@@ -16,7 +16,7 @@ from lit_prune.anatomy.layouts import EXPERTS_PER_TOKEN, LAYOUTS, Layout
 from lit_prune.anatomy.stubs import ResidualArgument, SublayerStub
 from lit_prune.anatomy.sublayers import Part, Sublayer, count_parameters
 from lit_prune.errors import AnatomyError
-from lit_prune.plan import KINDS, SublayerId
+from lit_prune.plan.prune_plan import KINDS, SublayerId
 
 _TUPLE_FORM: dict[type[nn.Module], bool] = {}
 """Whether FFNs of a class return a tuple: asked once for every class."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_prune.anatomy.layouts import Layout
-from lit_prune.candidates import MAX_BLOCKS
 from lit_prune.errors import AnatomyError, PlanError
-from lit_prune.plan import SublayerId
+from lit_prune.plan import MAX_BLOCKS
+from lit_prune.plan.prune_plan import SublayerId
 
 RECORD_KEY = "lit_prune"
 RECORD_VERSION = 1

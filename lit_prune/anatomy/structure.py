@@ -12,7 +12,7 @@ from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.sublayers import Anatomy, shared_parameters
 from lit_prune.errors import AnatomyError
-from lit_prune.plan import KINDS, SublayerId
+from lit_prune.plan.prune_plan import KINDS, SublayerId
 
 
 def language_model(model: nn.Module) -> Any:

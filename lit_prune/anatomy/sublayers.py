@@ -14,7 +14,8 @@ from lit_prune.anatomy.adapters import own_parameters
 from lit_prune.anatomy.layouts import PARALLEL_FORMS
 from lit_prune.anatomy.stubs import ResidualArgument
 from lit_prune.errors import PlanError
-from lit_prune.plan import ModelFacts, SublayerId
+from lit_prune.plan import ModelFacts
+from lit_prune.plan.prune_plan import SublayerId
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_prune.analysis import Analysis
-from lit_prune.analysis import analyse as measure
 from lit_prune.commands.arguments import call, default_device, model_names, require_writable
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
-from lit_prune.markup import clean, say
+from lit_prune.evaluation import Analysis
+from lit_prune.evaluation import analyse as measure
+from lit_prune.files import clean, say
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import WhatIf, progress_bar, require_understood
-from lit_prune.models import load, load_tokenizer
 from lit_prune.report import write_analysis
 
 

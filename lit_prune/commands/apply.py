@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
-from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.data import calibration_batches, drawn_windows, require_source
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
+from lit_prune.files import say
 from lit_prune.healing import create_compensation
-from lit_prune.markup import say
-from lit_prune.models import load, load_tokenizer
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
-from lit_prune.texts import require_source
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser
 
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty
-from lit_prune.names import locate
-from lit_prune.placement import require_device
-from lit_prune.writing import beside, destination, obstacle
+from lit_prune.files import beside, destination, obstacle
+from lit_prune.loading.devices import require_device
+from lit_prune.loading.sources import locate
 
 
 def call(

@@ -12,11 +12,10 @@ from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import SearchCost, compare_searches, measure_search_memory
-from lit_prune.markup import markdown_line, markdown_table, say
-from lit_prune.models import load, load_tokenizer
+from lit_prune.files import markdown_line, markdown_table, say, write_text
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
-from lit_prune.writing import write_text
 
 HEADS = (
     "search",

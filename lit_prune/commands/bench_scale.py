@@ -24,11 +24,10 @@ from lit_prune.evaluation.scale_costs import (
     measure_block,
     memory_of,
 )
-from lit_prune.markup import markdown_table, say
-from lit_prune.models import load, load_tokenizer
+from lit_prune.files import markdown_table, say, write_text
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
-from lit_prune.writing import write_text
 
 DEVICES = (1, 8, 64)
 GB = 1e9

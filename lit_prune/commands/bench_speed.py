@@ -13,9 +13,8 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.commands.arguments import default_device, model_names, require_writable
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
-from lit_prune.markup import markdown_table, say
-from lit_prune.models import load
-from lit_prune.writing import write_text
+from lit_prune.files import markdown_table, say, write_text
+from lit_prune.loading.models import load
 
 HEADS = (
     "model",

@@ -26,13 +26,12 @@ from lit_prune.evaluation import (
     task_scores,
     wanda_sparsifier,
 )
-from lit_prune.markup import say
-from lit_prune.methods import Method, method_names, read_method
-from lit_prune.models import load, load_tokenizer
-from lit_prune.pruner import Pruner
+from lit_prune.files import file_name, say, write_text
+from lit_prune.loading.models import load, load_tokenizer
+from lit_prune.plan import Method, method_names, read_method
+from lit_prune.pruning import Pruner
 from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.searches import require_share
-from lit_prune.writing import file_name, write_text
 
 OWN = ("method", "label", "data", "num_windows")
 """Settings of an entry that are not the method's."""

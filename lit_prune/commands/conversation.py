@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.evaluation import Prompt, Reference, Signs, Turn, answers, question, references, signs
+from lit_prune.files import file_name, write_text
 from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers
-from lit_prune.writing import file_name, write_text
 
 
 class Conversation:

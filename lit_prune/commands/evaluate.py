@@ -14,20 +14,12 @@ from lit_prune.commands.arguments import call, default_device, model_names, requ
 from lit_prune.commands.conversation import Conversation
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import (
-    Measured,
-    Prompt,
-    chosen_tasks,
-    perplexity,
-    read_prompts,
-    task_scores,
-)
-from lit_prune.markup import say
+from lit_prune.evaluation import Measured, Prompt, chosen_tasks, perplexity, read_prompts, task_scores
+from lit_prune.files import say, to_json, write_text
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import IGNORED, hint_if_implausible
-from lit_prune.models import load, load_tokenizer
 from lit_prune.report import evaluation_markdown, signs_markdown
 from lit_prune.surgery import removed_sublayers
-from lit_prune.writing import to_json, write_text
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

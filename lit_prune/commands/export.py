@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_prune.checkpoint import load_checkpoint
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
 from lit_prune.export import FORMATS, export
 from lit_prune.export.llama_cpp import is_installed
-from lit_prune.guards import read_settings
-from lit_prune.markup import say
-from lit_prune.models import load, load_tokenizer
+from lit_prune.files import say
+from lit_prune.loading.models import load, load_tokenizer
+from lit_prune.loading.untrusted import read_settings
 from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.training import load_checkpoint
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

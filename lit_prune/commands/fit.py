@@ -19,9 +19,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_prune.commands.processes import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
-from lit_prune.guards import read_settings, require_plain_metadata
-from lit_prune.module import LitCausalLM
-from lit_prune.sums import require_intact_checkpoint
+from lit_prune.loading.checksums import require_intact_checkpoint
+from lit_prune.loading.untrusted import read_settings, require_plain_metadata
+from lit_prune.training import LitCausalLM
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from lit_prune.commands.arguments import call, default_device, still_free
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
+from lit_prune.files import say
 from lit_prune.healing import (
     DenseTeacher,
     HealingReport,
@@ -23,8 +24,7 @@ from lit_prune.healing import (
     save_adapter,
     written_windows,
 )
-from lit_prune.markup import say
-from lit_prune.models import load, load_tokenizer
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 
 SELF = "self"

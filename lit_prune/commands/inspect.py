@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import decoder_config
 from lit_prune.commands.arguments import call
+from lit_prune.costs import take_inventory
 from lit_prune.errors import ModelError
-from lit_prune.measure import take_inventory
-from lit_prune.models import skeleton
+from lit_prune.loading.models import skeleton
 from lit_prune.report import print_inventory
 
 

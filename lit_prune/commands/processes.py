@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from lit_prune.commands.arguments import default_device
 from lit_prune.data import require_positive
 from lit_prune.errors import LitPruneError
-from lit_prune.sharding import shard
+from lit_prune.loading.fsdp import shard
 
 
 def start(

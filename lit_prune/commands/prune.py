@@ -9,18 +9,17 @@ from typing import Any, Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.processes import part, require_shared, shard_over, start
-from lit_prune.data import calibration_batches, draw_windows, read_texts
+from lit_prune.data import calibration_batches
+from lit_prune.data.text_data import draw_windows, read_texts
 from lit_prune.export import require_empty, save
-from lit_prune.markup import say
+from lit_prune.files import say
+from lit_prune.loading.fsdp import whole_copy
+from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import Processes
-from lit_prune.methods import read_method
-from lit_prune.models import load, load_tokenizer
-from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.pruner import Pruner
-from lit_prune.pruning import prune
+from lit_prune.plan import PLAN_FILE, PrunePlan, read_method
+from lit_prune.pruning import Pruner, prune
 from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
-from lit_prune.sharding import whole_copy
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2

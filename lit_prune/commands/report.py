@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_prune.commands.arguments import call, require_writable
-from lit_prune.markup import say
+from lit_prune.files import say, write_text
 from lit_prune.report.page import report_page
-from lit_prune.writing import write_text
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:

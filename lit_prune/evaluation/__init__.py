@@ -1,26 +1,38 @@
 """How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
 
+from lit_prune.evaluation.analyse import analyse
 from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
+from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
+from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
 from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
+from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
+from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, HeldNorm, Unraveler
 
 __all__ = [
+    "BIASES",
     "DENSE",
+    "EMBEDDING",
     "WANDA",
+    "Analysis",
     "Comparison",
+    "DepthFigures",
     "Entry",
     "Footprint",
+    "HeldNorm",
     "Ideal",
     "Measured",
+    "Passed",
+    "PathFigures",
     "Perplexity",
     "Prompt",
     "Reference",
@@ -31,8 +43,13 @@ __all__ = [
     "Signs",
     "Speed",
     "Speedup",
+    "StreamRecorder",
+    "SublayerFigures",
     "TaskScore",
     "Turn",
+    "Unraveler",
+    "Written",
+    "analyse",
     "answer",
     "answers",
     "chosen_tasks",
@@ -40,6 +57,8 @@ __all__ = [
     "compare_speed",
     "dense_twin",
     "exceeds_error",
+    "lens_logits",
+    "lens_sums",
     "measure_footprint",
     "measure_search_memory",
     "perplexity",

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.evaluation.prompts import Prompt
-from lit_prune.measure import evaluating, on_device
-from lit_prune.names import in_chat
-from lit_prune.surgery import is_sharded
+from lit_prune.loading.sources import in_chat
+from lit_prune.measure import on_device
+from lit_prune.surgery import evaluating, is_sharded
 
 SEPARATOR = "\n\n"
 """Between turns, where there is no chat template."""

@@ -17,14 +17,12 @@ from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import compare_speed, dense_twin, require_room
 from lit_prune.evaluation.tasks import TaskScore
+from lit_prune.files import checked, file_name, read_json, to_json, write_text
 from lit_prune.measure import Journal, WhatIf, model_fingerprints, progress_bar
-from lit_prune.methods import Method
-from lit_prune.plan import PrunePlan
-from lit_prune.pruner import Pruner, describe_run
-from lit_prune.reading import checked, read_json
+from lit_prune.plan import Method, PrunePlan
+from lit_prune.pruning import Pruner, describe_run
 from lit_prune.searches import Budget
 from lit_prune.surgery import compacted
-from lit_prune.writing import file_name, to_json, write_text
 
 DENSE, WANDA = "dense", "wanda-2:4"
 OPTIONS = ("scorer", "search", "granularity", "protect", "compensate")

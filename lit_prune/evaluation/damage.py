@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.evaluation.answers import Turn
-from lit_prune.measure import evaluating
+from lit_prune.surgery import evaluating
 
 NGRAM = 4
 SHORT = 0.25

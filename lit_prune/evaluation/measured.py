@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_prune.evaluation.perplexity import Perplexity
 from lit_prune.evaluation.tasks import TaskScore
-from lit_prune.reading import checked
+from lit_prune.files import checked
 
 CONFIDENT = 1.96
 """Standard errors of a difference; 95 % of chance differences are smaller."""

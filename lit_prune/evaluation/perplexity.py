@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import evaluating, labels_of, logits_of, on_device, perplexity_of, sequence_losses
+from lit_prune.measure import labels_of, logits_of, on_device, perplexity_of, sequence_losses
+from lit_prune.surgery import evaluating
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
-from lit_prune.text_files import parsed, read_text, whole
+from lit_prune.files import parsed, read_text, whole
 
 FIELDS = ("instruction", "prompt", "question")
 """Where a question of one turn stands; the first is AlpacaEval's."""

@@ -23,13 +23,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.models import skeleton
 from lit_prune.measure import WhatIf
 from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.head import Compute
 from lit_prune.measure.trace import Trace
-from lit_prune.models import skeleton
-from lit_prune.plan import Candidate, PruneStep, Scores, SublayerId
-from lit_prune.pruner import Pruner
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores, SublayerId
+from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget
 
 MODES: Mapping[str, tuple[str, bool]] = {

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.measure import NaiveWhatIf, WhatIf, input_ids_of, progress_bar
-from lit_prune.pruner import Pruner
-from lit_prune.registry import Named
+from lit_prune.plan import Named
+from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget
 
 NAIVE = "naive"

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import evaluating, model_inputs, on_device
+from lit_prune.measure import model_inputs, on_device
+from lit_prune.surgery import evaluating
 
 GROUP = 4
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import Record, context_length, decoder_config, language_model
+from lit_prune.costs import inference_options, now
 from lit_prune.errors import DataError, ModelError
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
-from lit_prune.measure import evaluating, inference_options, now
-from lit_prune.surgery import stock_config
+from lit_prune.surgery import evaluating, stock_config
 
 TAIL = 0.025
 """Chance that a median lies below its interval, and above it."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import evaluating
+from lit_prune.surgery import evaluating
 
 METRICS = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_k", "contains")
 """The first of these that a task has is its score."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
-from lit_prune.markup import markdown_inline
-from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
+from lit_prune.files import markdown_inline
+from lit_prune.plan import PLAN_FILE, PrunePlan, PruneStep
+from lit_prune.plan.prune_plan import KINDS
 from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"

@@ -15,13 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import context_length, is_adapted
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE, Usage, model_card
-from lit_prune.measure import evaluating
-from lit_prune.models import load
-from lit_prune.placement import is_spread, values_of
+from lit_prune.files import destination, folder_aside, obstacle
+from lit_prune.loading.checksums import write_sums
+from lit_prune.loading.devices import is_spread, values_of
+from lit_prune.loading.models import load
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.sums import write_sums
-from lit_prune.surgery import compacted, is_sharded, removed_sublayers, require_recorded, without_tombstones
-from lit_prune.writing import destination, folder_aside, obstacle
+from lit_prune.surgery import compacted, evaluating, is_sharded, removed_sublayers, require_recorded, without_tombstones
 
 # Both sides run the same kernels on the same weights: they differ by the order of sums at most.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}

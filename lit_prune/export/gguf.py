@@ -23,9 +23,10 @@ from lit_prune.export.llama_cpp import require_same_in_llama_cpp
 from lit_prune.export.served import require_served
 from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
 from lit_prune.export.vllm import head_size
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.files import destination, name_aside, obstacle, put_in_place
+from lit_prune.plan import PrunePlan
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import compacted
-from lit_prune.writing import destination, name_aside, obstacle, put_in_place
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}

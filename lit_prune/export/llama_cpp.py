@@ -19,7 +19,7 @@ from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
 from lit_prune.export import llama_cpp_process
 from lit_prune.export.llama_cpp_process import CONTEXT, server
-from lit_prune.measure import evaluating
+from lit_prune.surgery import evaluating
 
 __all__ = ["is_installed", "require_same_in_llama_cpp", "server"]
 

@@ -19,14 +19,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune import autoload
 from lit_prune.anatomy import Record, SublayerStub, decoder_config, find_sublayers, stubs
 from lit_prune.errors import ModelError
 from lit_prune.export.card import IGNORED, Usage
 from lit_prune.export.folder import finished_folder, require_same, write_standard
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.files import write_text
+from lit_prune.loading import autoload
+from lit_prune.plan import PrunePlan
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import without_tombstones
-from lit_prune.writing import write_text
 
 CODE_FILE = f"{autoload.CODE_MODULE}.py"
 

@@ -21,8 +21,9 @@ from lit_prune.export.card import CARD_FILE, Usage, model_card
 from lit_prune.export.folder import finished_folder, open_weights
 from lit_prune.export.served import require_served
 from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_ACTIVATIONS, VLLM_POSITIONS
-from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
-from lit_prune.writing import write_text
+from lit_prune.files import write_text
+from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.plan.prune_plan import SublayerId
 
 CODE_FILE, SHARD = "configuration_decilm.py", "5GB"
 NOTE = (

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune import autoload
 from lit_prune.errors import ModelError
 from lit_prune.export.card import Usage
 from lit_prune.export.folder import finished_folder, require_logits, require_same, write_standard
+from lit_prune.loading import autoload
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import stock_config, without_tombstones
 

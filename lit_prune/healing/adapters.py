@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.reading import require_kinds
+from lit_prune.files import require_kinds
 
 LOADED = "_hf_peft_config_loaded"
 """Where transformers writes down that `save_pretrained` is to write the adapters alone."""

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.settings import Distillation
+from lit_prune.loading.sources import in_chat
 from lit_prune.measure import IGNORED, on_device
-from lit_prune.names import in_chat
 
 NO_TOKEN = -1
 USERS_WORDS = "what-the-user-says"

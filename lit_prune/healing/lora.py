@@ -21,10 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import find_sublayers, is_adapted, language_model
 from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.files import folder_aside
 from lit_prune.healing.adapters import LOADED
-from lit_prune.sums import write_sums
+from lit_prune.loading.checksums import write_sums
 from lit_prune.surgery import compacted
-from lit_prune.writing import folder_aside
 
 HEALING = "_lit_prune_healing"
 """Where the model keeps the settings of its adapters."""

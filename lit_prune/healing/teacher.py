@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lit_prune.anatomy import Record, decoder_config, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing.lora import adapters_off
-from lit_prune.measure import evaluating, model_inputs
-from lit_prune.plan import SublayerId
-from lit_prune.surgery import make_recorded_biases, record_bias, remove
+from lit_prune.measure import model_inputs
+from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.surgery import evaluating, make_recorded_biases, record_bias, remove
 
 
 class DenseTeacher:

@@ -13,14 +13,11 @@ from lit_prune.measure.batches import (
     read_batches,
     tensors_of,
 )
-from lit_prune.measure.costs import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.head import Compute, logits_of
-from lit_prune.measure.inventory import Inventory, SublayerFigures, take_inventory
 from lit_prune.measure.journal import Journal
-from lit_prune.measure.latency import Latency, inference_options, measure_latency, now
 from lit_prune.measure.losses import (
     Losses,
     hint_if_implausible,
@@ -31,43 +28,31 @@ from lit_prune.measure.losses import (
 from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
-from lit_prune.measure.prices import Prices, price, unit_options
 from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
-from lit_prune.surgery import evaluating
 
 __all__ = [
     "IGNORED",
-    "NORMALISERS",
     "BatchPass",
     "Compute",
-    "Costs",
     "Divergence",
-    "Inventory",
     "Journal",
-    "Latency",
     "Losses",
     "NaiveWhatIf",
-    "Prices",
     "Processes",
     "Progress",
     "Reduce",
     "SharedJournal",
-    "SublayerFigures",
     "Trace",
     "WhatIf",
     "added_to_stream",
-    "candidate_shares",
-    "count_costs",
     "counted_positions",
-    "evaluating",
     "first_tensor",
     "hint_if_implausible",
-    "inference_options",
     "input_ids_of",
     "inputs_fingerprint",
     "is_linear",
@@ -77,22 +62,17 @@ __all__ = [
     "logits_of",
     "loss_gradients",
     "mean_loss",
-    "measure_latency",
     "model_fingerprints",
     "model_inputs",
-    "now",
     "objective_of",
     "on_device",
     "output_projections",
     "perplexity_of",
-    "price",
     "progress_bar",
     "read_batches",
     "require_understood",
     "sequence_losses",
     "stream_means",
-    "take_inventory",
     "tensors_of",
-    "unit_options",
     "weights_of",
 ]

@@ -13,7 +13,7 @@ from lit_prune.anatomy import Anatomy
 from lit_prune.measure.batches import input_ids_of, is_divisible, on_device, repeated, rows_of
 from lit_prune.measure.journal import Key
 from lit_prune.measure.trace import Trace
-from lit_prune.plan import Candidate, SublayerId
+from lit_prune.plan.prune_plan import Candidate, SublayerId
 from lit_prune.surgery import is_sharded, mute
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lit_prune.measure.halves import fitting
 from lit_prune.measure.head import Compute
 from lit_prune.measure.trace import Trace, state_part
 from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 
 
 class Divergence(WhatIf):

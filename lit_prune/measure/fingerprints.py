@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.anatomy import language_model
+from lit_prune.loading.devices import values_of
 from lit_prune.measure.objective import objective_of
-from lit_prune.placement import values_of
 
 BYTES_AT_A_TIME = 1 << 26
 NAMES = ("_name_or_path", "_commit_hash", "transformers_version")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_prune.anatomy import Anatomy, find_sublayers, own_parameters
 from lit_prune.errors import MeasureError
 from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 
 Weights = Mapping[Candidate, Sequence[nn.Parameter]]
 COST_OF_GRADIENTS = 3

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from lit_prune.errors import MeasureError
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import is_sharded
 
 if TYPE_CHECKING:

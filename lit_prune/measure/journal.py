@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from lit_prune.errors import MeasureError, PlanError
+from lit_prune.files import require_kinds
 from lit_prune.measure.journal_file import JournalFile
-from lit_prune.plan import SublayerId
-from lit_prune.reading import require_kinds
+from lit_prune.plan.prune_plan import SublayerId
 
 FORMAT = 2
 """1 had no checksums; it is read, and goes on with them."""

@@ -7,7 +7,7 @@ import weakref
 from pathlib import Path
 
 from lit_prune.errors import MeasureError
-from lit_prune.writing import open_alone
+from lit_prune.files import open_alone
 
 
 class JournalFile:

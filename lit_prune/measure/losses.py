@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.measure.batches import IGNORED
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 
 TOKENS_AT_A_TIME = 64
 

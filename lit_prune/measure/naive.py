@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_prune.anatomy import Anatomy
 from lit_prune.measure.batches import on_device
 from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import mute
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import Sublayer, find_sublayers, language_model
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import evaluating
 
 NUM_TOKENS = 4

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.devices import bytes_held
 from lit_prune.measure.batch_pass import BatchPass, Place, Wanted
 from lit_prune.measure.batches import input_ids_of, on_device
 from lit_prune.measure.halves import measured
@@ -25,8 +26,7 @@ from lit_prune.measure.losses import Losses, finite_mean, require_context, requi
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weights import Weights
-from lit_prune.placement import bytes_held
-from lit_prune.plan import Candidate, SublayerId
+from lit_prune.plan.prune_plan import Candidate, SublayerId
 from lit_prune.surgery import evaluating, is_sharded
 
 Progress = Callable[[int, int, str], None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.analysis import BIASES, EMBEDDING, Analysis
-from lit_prune.markup import figure_text
-from lit_prune.plan import KINDS, SublayerId
+from lit_prune.evaluation import BIASES, EMBEDDING, Analysis
+from lit_prune.files import figure_text
+from lit_prune.plan.prune_plan import KINDS, SublayerId
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

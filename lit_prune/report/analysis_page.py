@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lit_prune.analysis import Analysis
-from lit_prune.markup import markdown_inline, markdown_line, markdown_table
+from lit_prune.evaluation import Analysis
+from lit_prune.files import markdown_inline, markdown_line, markdown_table, to_json, write_text
 from lit_prune.report.analysis import analysis_figures
 from lit_prune.report.score_map import save_figure
-from lit_prune.writing import to_json, write_text
 
 DATA_FILE, PAGE_FILE = "analysis.json", "analysis.md"
 

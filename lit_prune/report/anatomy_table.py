@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lit_prune.anatomy import LINEAR, SCALE
-from lit_prune.measure import Inventory, SublayerFigures
-from lit_prune.plan import KINDS, SublayerId
+from lit_prune.costs import Inventory, SublayerFigures
+from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report.screen import table, text
 
 if TYPE_CHECKING:

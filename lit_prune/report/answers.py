@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from lit_prune.evaluation import Prompt, Signs
-from lit_prune.markup import markdown_inline, markdown_line, markdown_table
+from lit_prune.files import markdown_inline, markdown_line, markdown_table
 from lit_prune.report.markdown import quoted
 
 SIGNS = ("model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats")

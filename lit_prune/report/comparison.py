@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.evaluation import DENSE, Result
-from lit_prune.markup import bold, figure_text, markdown_inline, markdown_line, markdown_table
-from lit_prune.plan import Candidate
+from lit_prune.files import bold, figure_text, markdown_inline, markdown_line, markdown_table
+from lit_prune.plan.prune_plan import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lit_prune.evaluation import Measured, exceeds_error
-from lit_prune.markup import bold, markdown_table
+from lit_prune.files import bold, markdown_table
 
 
 def evaluation_markdown(rows: Sequence[Measured], *, compared: bool) -> str:

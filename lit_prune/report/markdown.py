@@ -7,20 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lit_prune.markup import clean, markdown_inline, markdown_line, markdown_table
+from lit_prune.files import clean, markdown_inline, markdown_line, markdown_table
 from lit_prune.plan import PrunePlan
-from lit_prune.report.summary import (
-    EMPTY,
-    FIGURES,
-    LEFT_ALIGNED,
-    Answer,
-    Row,
-    facts,
-    figures,
-    outcome,
-    removals,
-    title,
-)
+from lit_prune.report.summary import EMPTY, FIGURES, LEFT_ALIGNED, Answer, Row, facts, figures, outcome, removals, title
 
 
 def summary_markdown(

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lit_prune.errors import DataError
+from lit_prune.files import checked, read_json, to_json, write_text
 from lit_prune.plan import PrunePlan
-from lit_prune.reading import checked, read_json
 from lit_prune.report.summary import Answer, Row
-from lit_prune.writing import to_json, write_text
 
 SUMMARY_FILE = "summary.json"
 

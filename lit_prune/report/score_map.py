@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prune.markup import figure_text
-from lit_prune.writing import name_aside
+from lit_prune.files import figure_text, name_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

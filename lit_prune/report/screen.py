@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lit_prune.markup import clean
+from lit_prune.files import clean
 from lit_prune.plan import PrunePlan
 from lit_prune.report.summary import (
     EMPTY,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Candidate, PruneStep, Scores
-from lit_prune.registry import Registry
+from lit_prune.plan import PruneStep, Registry
+from lit_prune.plan.prune_plan import Candidate, Scores
 
 SCORERS = Registry("scorer")
 

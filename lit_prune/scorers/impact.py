@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_prune.costs import NORMALISERS, candidate_shares
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import NORMALISERS, WhatIf, candidate_shares
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.measure import WhatIf
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
 
 

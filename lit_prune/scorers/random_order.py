@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, is_run_of_blocks, stream_means
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
 
 

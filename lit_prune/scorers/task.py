@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lit_prune.data import Example, example_batches, read_examples
 from lit_prune.errors import LitPruneError
-from lit_prune.examples import Example, example_batches, read_examples
+from lit_prune.loading.sources import load_tokenizer
 from lit_prune.measure import BatchPass, Compute, WhatIf, inputs_fingerprint, labels_of
-from lit_prune.names import load_tokenizer
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
 
 METRICS = ("loss", "accuracy", "accuracy_norm")

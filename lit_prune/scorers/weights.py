@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.devices import whole
 from lit_prune.measure import WhatIf, loss_gradients, weights_of
-from lit_prune.placement import whole
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
 
 

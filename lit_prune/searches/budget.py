@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from lit_prune.errors import BudgetError
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 
 NOUNS = {"params": "parameters", "flops": "FLOPs", "kv_cache": "KV cache", "latency": "latency"}
 ROUNDING = 1e-12

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lit_prune.errors import LitPruneError
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.searches.order import SEARCHES, ScoreFunction
 
 

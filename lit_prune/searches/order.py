@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from lit_prune.plan import Candidate, PruneStep, Scores
-from lit_prune.registry import Registry
+from lit_prune.plan import PruneStep, Registry
+from lit_prune.plan.prune_plan import Candidate, Scores
 
 SEARCHES: Registry = Registry("search")
 

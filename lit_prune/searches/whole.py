@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import PruneStep
+from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.searches.order import SEARCHES, Round
 
 Members = frozenset[Candidate]

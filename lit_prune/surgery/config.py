@@ -13,7 +13,7 @@ from torch import nn
 
 from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 
 CACHE_KEY = "kv_sharing_modes"
 

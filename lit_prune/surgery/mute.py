@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lit_prune.anatomy import Anatomy, Part, find_sublayers, language_model
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery.config import set_cache, sharing_modes
 
 

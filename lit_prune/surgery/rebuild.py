@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import ModelError
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery.config import record_removal, stock_config
 
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import ModelError
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
 from lit_prune.surgery.optimizers import forget_parameters

@@ -1,6 +1,7 @@
 import lightning as L
 import pytest
 import torch
+from lit_prune.callbacks.loop import model_in
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -15,11 +16,11 @@ from transformers import (
 
 from lit_prune import prune
 from lit_prune.anatomy import context_length, find_sublayers
-from lit_prune.callbacks.loop import model_in
+from lit_prune.costs import take_inventory
 from lit_prune.errors import AnatomyError, DataError, PlanError
-from lit_prune.measure import WhatIf, take_inventory
+from lit_prune.measure import WhatIf
 from lit_prune.measure.losses import require_context
-from lit_prune.plan import SublayerId
+from lit_prune.plan.prune_plan import SublayerId
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
 

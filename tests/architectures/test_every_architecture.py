@@ -6,14 +6,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lit_prune import autoload
 from lit_prune.anatomy import CORRECTIONS, find_sublayers
+from lit_prune.costs import count_costs
 from lit_prune.errors import PlanError
 from lit_prune.export import save
 from lit_prune.healing import LoraHealing, attach_lora, merge_lora
-from lit_prune.measure import WhatIf, count_costs, require_understood
-from lit_prune.models import load
-from lit_prune.plan import Candidate, SublayerId
+from lit_prune.loading import autoload
+from lit_prune.loading.models import load
+from lit_prune.measure import WhatIf, require_understood
+from lit_prune.plan.prune_plan import Candidate, SublayerId
 from lit_prune.surgery import compact, mute, remove, removed_sublayers
 from tests import naive
 from tests.architectures.report import capability

@@ -4,10 +4,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM
-from lit_prune.callbacks import SublayerPruneCallback
 from tests.architectures.report import capability
 from tests.tiny import tiny_model
 

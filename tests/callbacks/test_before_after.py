@@ -4,8 +4,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-
 from lit_prune.callbacks import BeforeAfterCallback
+
 from lit_prune.evaluation import answer
 from lit_prune.report import read_summary
 from tests import naive

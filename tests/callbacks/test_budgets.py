@@ -8,13 +8,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_prune import LitCausalLM
 from lit_prune.anatomy import find_sublayers
+from lit_prune.costs import Latency, prices
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.healing import LoraHealing, adapters_off, attach_lora, attached_lora
-from lit_prune.measure import Latency, prices
 from lit_prune.surgery import removed_sublayers
 from tests import naive
 from tests.callbacks.test_sublayer_prune import VAL, Halt, Losses, loaders, module, pruning, trainer
-from tests.test_budgets import ATTENTION_FLOPS, MLP_FLOPS, TOTAL_FLOPS
+from tests.pruning.test_budgets import ATTENTION_FLOPS, MLP_FLOPS, TOTAL_FLOPS
 from tests.tiny import NUM_BLOCKS, tiny_model
 
 # Validation has 16 tokens where those tests have 20.

@@ -8,18 +8,18 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from lit_prune import LitCausalLM, LoraHealing, TextDataModule, load
 from lit_prune.__main__ import main
-from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
-from lit_prune.checkpoint import restore_structure
 from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.files import reserved
 from lit_prune.healing import attach_lora, merge_lora
-from lit_prune.names import tokenizer_beside
+from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.surgery import removed_sublayers
-from lit_prune.writing import reserved
+from lit_prune.training import restore_structure
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, Losses, loaders, module, pruning, trainer
 from tests.tiny import character_tokenizer, tiny_model
 

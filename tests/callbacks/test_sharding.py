@@ -9,11 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM, load, shard
-from lit_prune.callbacks import BeforeAfterCallback, SublayerAnalysisCallback
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.surgery import removed_sublayers
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, pruning, trainer

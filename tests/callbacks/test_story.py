@@ -4,10 +4,10 @@ import math
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lit_prune.callbacks import BeforeAfterCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from lit_prune.callbacks import BeforeAfterCallback
 from tests.callbacks.test_before_after import Data
 from tests.callbacks.test_sublayer_prune import loaders, module, pruning, trainer
 

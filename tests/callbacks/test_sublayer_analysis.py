@@ -6,12 +6,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_prune.callbacks import SublayerAnalysisCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from lit_prune.analysis import analyse
-from lit_prune.callbacks import SublayerAnalysisCallback
 from lit_prune.errors import DataError, LitPruneError
+from lit_prune.evaluation import analyse
 from lit_prune.measure import WhatIf
 from tests.callbacks.test_sublayer_prune import VAL, Losses, loaders, module, pruning, trainer
 from tests.tiny import tiny_model

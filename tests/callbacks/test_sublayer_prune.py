@@ -5,11 +5,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lit_prune import LitCausalLM, LoraHealing, load
-from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.errors import BudgetError, DataError, LitPruneError, MeasureError, ModelError
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import NUM_BLOCKS, tiny_model

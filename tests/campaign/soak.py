@@ -19,10 +19,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM, LoraHealing
-from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.surgery import removed_sublayers
 from tests.campaign.programs import windows
 from tests.tiny import tiny_model

@@ -4,10 +4,10 @@ import pytest
 
 import lit_prune
 from lit_prune.__main__ import main
-from lit_prune.analysis import Analysis, analyse
 from lit_prune.data import calibration_batches, drawn_windows
+from lit_prune.evaluation import Analysis, analyse
+from lit_prune.files import from_json
 from lit_prune.measure import WhatIf
-from lit_prune.writing import from_json
 
 
 def test_models_are_analysed_side_by_side(model_folder, text, tmp_path, tokenizer, capsys):

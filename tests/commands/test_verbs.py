@@ -12,7 +12,7 @@ import torch
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import VERBS, main
 from lit_prune.anatomy import find_sublayers
-from lit_prune.measure import Latency, prices
+from lit_prune.costs import Latency, prices
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 

@@ -5,17 +5,17 @@ import peft
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 import lit_prune
 from lit_prune import LitCausalLM
 from lit_prune.anatomy import find_sublayers, language_model
-from lit_prune.callbacks import SublayerPruneCallback
-from lit_prune.checkpoint import restore_structure, structure_of
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import save
 from lit_prune.surgery import removed_sublayers
+from lit_prune.training import restore_structure, structure_of
 from tests.tiny import tiny_model
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]

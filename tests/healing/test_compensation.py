@@ -5,17 +5,18 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_prune.callbacks import SublayerPruneCallback
 
 import lit_prune
 from lit_prune.__main__ import main
 from lit_prune.anatomy import CORRECTIONS, find_sublayers
-from lit_prune.callbacks import SublayerPruneCallback
-from lit_prune.data import token_windows
+from lit_prune.data.text_data import token_windows
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.export import save
 from lit_prune.healing import create_compensation, fold_factor
 from lit_prune.measure import WhatIf, output_projections
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.plan import PrunePlan
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.pruning import apply_plan, compensate_plan, prune
 from lit_prune.surgery import mute, remove
 from tests import naive

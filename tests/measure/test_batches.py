@@ -8,7 +8,7 @@ from transformers import BatchEncoding
 
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.measure import Processes, WhatIf, model_inputs, read_batches
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import mute
 from tests import naive
 from tests.tiny import tiny_model

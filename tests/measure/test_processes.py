@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from lit_prune import load, prune, shard
 from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.export import save
+from lit_prune.loading.fsdp import whole_copy
 from lit_prune.measure import Processes
 from lit_prune.plan import PrunePlan
-from lit_prune.sharding import whole_copy
 from lit_prune.surgery import removed_sublayers
 from tests.processes import in_torchrun
 from tests.tiny import tiny_model

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lit_prune.callbacks import BeforeAfterCallback
 
 from lit_prune.__main__ import main
-from lit_prune.callbacks import BeforeAfterCallback
 from lit_prune.report.page import report_page
 from tests.callbacks.test_before_after import Data
 from tests.callbacks.test_sublayer_prune import module, pruning, trainer

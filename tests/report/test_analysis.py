@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lit_prune.analysis import Analysis, DepthFigures, PathFigures, SublayerFigures
+from lit_prune.evaluation import Analysis, DepthFigures, PathFigures, SublayerFigures
+from lit_prune.files import from_json
 from lit_prune.report import analysis_figures, analysis_markdown, write_analysis
-from lit_prune.writing import from_json
 
 NAMES = ("attention.0", "mlp.0", "attention.1", "mlp.1")
 

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from lit_prune.analysis import Analysis
 from lit_prune.commands import bench, bench_speed
-from lit_prune.evaluation import Measured, Perplexity, Prompt, Result, SearchCost, Signs, Speed, TaskScore
-from lit_prune.markup import markdown_table, say
+from lit_prune.evaluation import Analysis, Measured, Perplexity, Prompt, Result, SearchCost, Signs, Speed, TaskScore
+from lit_prune.files import markdown_table, say
 from lit_prune.report import (
     answers_markdown,
     comparison_figure,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prune.measure import NaiveWhatIf, WhatIf
-from lit_prune.plan import Candidate
+from lit_prune.plan.prune_plan import Candidate
 from lit_prune.pruning import prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import remove

@@ -8,9 +8,8 @@ import torch
 
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, stream
-from lit_prune.plan import Candidate
-from lit_prune.pruner import Pruner
-from lit_prune.pruning import prune
+from lit_prune.plan.prune_plan import Candidate
+from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.searches import Budget
 from lit_prune.surgery import remove

@@ -7,9 +7,8 @@ import torch
 
 from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Candidate
-from lit_prune.pruner import Pruner
-from lit_prune.pruning import prune
+from lit_prune.plan.prune_plan import Candidate
+from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import remove
 from tests import naive

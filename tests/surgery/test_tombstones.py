@@ -6,10 +6,10 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from lit_prune import autoload
 from lit_prune.errors import ModelError
 from lit_prune.export import export
-from lit_prune.plan import SublayerId
+from lit_prune.loading import autoload
+from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import mute, remove, set_tombstones_aside
 from tests.tiny import tiny_model
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from lit_prune.evaluation import Result
-from lit_prune.markup import clean
+from lit_prune.files import clean
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan
 from lit_prune.report.comparison import ACROSS, COLOURS, MARKERS, draw_quality, method_styles, removal_figure

@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_prune.errors import LitPruneError
 from lit_prune.export import usage
-from lit_prune.models import skeleton
+from lit_prune.loading.models import skeleton
 from lit_prune.plan import PLAN_FILE, SETTINGS, PrunePlan
 from lit_prune.report.page.sources import ModelRun
 

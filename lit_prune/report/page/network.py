@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_prune.candidates import KINDS, SublayerId
-from lit_prune.plan import PrunePlan, PruneStep
+from lit_prune.plan import KINDS, PrunePlan, PruneStep, SublayerId
 from lit_prune.report.summary import number as written
 
 SHORT = {"attention": "attn", "mlp": "mlp"}

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lit_prune.markup import clean
+from lit_prune.files import clean
 from lit_prune.report.page.matching import Match, matches
 from lit_prune.report.page.sources import Evaluation, Sources, read_sources
 from lit_prune.report.page.tables import runs_table

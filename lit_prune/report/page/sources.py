@@ -10,8 +10,8 @@ from typing import Any
 
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.evaluation import Measured, Result, Signs, read_results
+from lit_prune.files import checked, read_json
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.reading import checked, read_json
 from lit_prune.report.analysis import PICTURES
 from lit_prune.report.record import SUMMARY_FILE, Summary, read_summary
 

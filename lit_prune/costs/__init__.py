@@ -1,0 +1,45 @@
+"""What sublayers cost: parameters, FLOPs, cache and milliseconds, and prices in the unit of a budget."""
+
+from lit_prune.costs.costs import (
+    NORMALISERS,
+    Costs,
+    candidate_shares,
+    count_costs,
+)
+from lit_prune.costs.inventory import (
+    Inventory,
+    SublayerFigures,
+    take_inventory,
+)
+from lit_prune.costs.latency import (
+    WARMUP,
+    Latency,
+    inference_options,
+    kinds_of,
+    measure_latency,
+    now,
+)
+from lit_prune.costs.prices import (
+    Prices,
+    price,
+    unit_options,
+)
+
+__all__ = [
+    "NORMALISERS",
+    "WARMUP",
+    "Costs",
+    "Inventory",
+    "Latency",
+    "Prices",
+    "SublayerFigures",
+    "candidate_shares",
+    "count_costs",
+    "inference_options",
+    "kinds_of",
+    "measure_latency",
+    "now",
+    "price",
+    "take_inventory",
+    "unit_options",
+]

@@ -1,0 +1,168 @@
+"""What each sublayer costs its user: parameters, arithmetic and cache, and the share of the whole model in each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from lit_prune.anatomy import (
+    Anatomy,
+    Sublayer,
+    decoder_config,
+    experts_per_token,
+    find_sublayers,
+    language_model,
+    routed_parameters,
+)
+from lit_prune.errors import MeasureError
+from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.surgery import remove
+
+NORMALISERS = ("parameters", "active_parameters", "flops", "kv_cache", "none")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one token costs after a number of others, by sublayer and in the whole model.
+
+    Attributes:
+        flops: Floating-point operations of every present sublayer, two for a multiplication with its addition; of
+            experts, those that a token goes through.
+        kv_elements: Numbers that its attention adds to the cache for a token; multiply by the bytes of one.
+        total_flops: Of the model, head included.
+        num_positions: Tokens before it.
+    """
+
+    flops: Mapping[SublayerId, int]
+    kv_elements: Mapping[SublayerId, int]
+    total_flops: int
+    num_positions: int
+
+    @property
+    def total_kv_elements(self) -> int:
+        """Numbers that a token adds to the cache."""
+        return sum(self.kv_elements.values())
+
+
+def count_costs(model: nn.Module, num_positions: int) -> Costs:
+    """Count what one token costs, by running the model's own code on the meta device: no weights, no arithmetic.
+
+    Args:
+        model: A causal language model on any device, perhaps pruned.
+        num_positions: Tokens before the one that is counted.
+
+    Raises:
+        MeasureError: The model's code cannot run without values.
+    """
+    model = language_model(model)
+    twin = _meta_twin(model)
+    anatomy = find_sublayers(twin)
+    # Without any attention there is nothing to cache, and the other tokens make no difference. (With no cache at all,
+    # transformers would look at the values of the positions.)
+    cached = any(each.id.kind == "attention" for each in anatomy.sublayers)
+    try:
+        with torch.no_grad():
+            context: Any = DynamicCache()
+            if cached:
+                context = twin(input_ids=_tokens(num_positions), use_cache=True).past_key_values
+            with FlopCounterMode(display=False) as counter:
+                after = twin(input_ids=_tokens(1), past_key_values=context, use_cache=cached)
+    except (RuntimeError, NotImplementedError) as error:
+        raise MeasureError(f"the arithmetic of this {anatomy.model_type} model cannot be counted: {error}") from error
+    counts = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    counted = _by_path(counts, type(twin).__name__)
+    experts = {each.id: _experts(twin, each, counted) for each in anatomy.sublayers}
+    flops = {
+        each.id: experts[each.id] + sum(counted.get(part.path, 0) for part in each.parts) for each in anatomy.sublayers
+    }
+    total = counts["Global"] + sum(experts.values())
+    return Costs(flops, _kv_elements(anatomy, after.past_key_values), total, num_positions)
+
+
+def candidate_shares(
+    model: Any, candidates: Sequence[Candidate], normaliser: str, *, num_positions: int
+) -> Mapping[Candidate, float]:
+    """The share of the model's cost that goes with each candidate.
+
+    Args:
+        model: A causal language model.
+        candidates: What might go.
+        normaliser: `parameters`; `active_parameters` (of experts, those that a token goes through); `flops` and
+            `kv_cache` of one token after `num_positions` others; `none` gives 1 to each.
+        num_positions: Length of a calibration sequence.
+
+    Raises:
+        MeasureError: The model has no KV cache, or its arithmetic cannot be counted.
+    """
+    if normaliser == "none":
+        return dict.fromkeys(candidates, 1.0)
+    model = language_model(model)
+    anatomy = find_sublayers(model)
+    if normaliser == "parameters":
+        return {each: anatomy.num_freed(each.sublayers) / anatomy.num_parameters for each in candidates}
+    if normaliser == "active_parameters":
+        idle = {each.id: each.num_idle_parameters for each in anatomy.sublayers}
+        return {
+            each: (anatomy.num_freed(each.sublayers) - sum(idle[one] for one in each.sublayers))
+            / anatomy.num_active_parameters
+            for each in candidates
+        }
+    costs = count_costs(model, num_positions)
+    amounts, total = (
+        (costs.flops, costs.total_flops) if normaliser == "flops" else (costs.kv_elements, costs.total_kv_elements)
+    )
+    return {each: sum(amounts[one] for one in each.sublayers) / total for each in candidates}
+
+
+def _meta_twin(model: Any) -> Any:
+    """The same structure without values. bfloat16 and eager attention, which every architecture can run there."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    decoder = config.get_text_config(decoder=True)
+    # With a padding token, some models look at the values of the tokens.
+    config.pad_token_id = decoder.pad_token_id = None
+    with torch.device("meta"):
+        twin = type(model)(config)
+    whole = find_sublayers(twin)
+    remove(twin, [each for each in find_sublayers(model).removed if each in whole])
+    decoder.use_cache = True
+    return twin.to(torch.bfloat16).eval()
+
+
+def _tokens(number: int) -> torch.Tensor:
+    return torch.zeros(1, number, dtype=torch.long, device="meta")
+
+
+def _by_path(counts: Mapping[str, int], root: str) -> dict[str, int]:
+    return {name.removeprefix(f"{root}."): count for name, count in counts.items()}
+
+
+def _experts(model: nn.Module, sublayer: Sublayer, counted: Mapping[str, int]) -> int:
+    """What the counter misses: it sees no grouped product, and all experts where each runs on every token."""
+    module = model.get_submodule(sublayer.path)
+    routed = list(routed_parameters(module))
+    if not routed:
+        return 0
+    per_token = experts_per_token(decoder_config(model))
+    # Fused weights are stacked in a third dimension; what has one less is a bias.
+    weights = sum(each.numel() // number for each, number in routed if each.ndim - (each.shape[0] == number) > 1)
+    paths = [name for name, _ in module.named_modules() if name.rpartition(".")[2] == "experts"]
+    return 2 * weights * per_token - sum(counted.get(f"{sublayer.path}.{path}", 0) for path in paths)
+
+
+def _kv_elements(anatomy: Anatomy, cache: Any) -> dict[SublayerId, int]:
+    elements = {}
+    for sublayer in anatomy.sublayers:
+        if sublayer.id.kind == "attention":
+            layer = cache.layers[anatomy.position(sublayer.id.block)]
+            elements[sublayer.id] = sum(each.shape[1] * each.shape[-1] for each in (layer.keys, layer.values))
+        else:
+            elements[sublayer.id] = 0
+    return elements

@@ -1,0 +1,161 @@
+"""Seconds that each kind of sublayer takes on this device, measured: the model with it and without it, in turns.
+
+Sublayers of the same classes and shapes are one kind and are measured once. Every second one of a kind is muted at a
+time, and the difference divided by their number: that of a single one would drown in the noise of a busy machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import Anatomy, Sublayer, context_length, decoder_config, find_sublayers, language_model
+from lit_prune.errors import MeasureError
+from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.surgery import evaluating, mute
+
+PHASES = ("prefill", "decode")
+WARMUP = 2
+
+
+def now(model: PreTrainedModel) -> float:
+    """Seconds on a clock that waits for the model's device."""
+    if model.device.type != "cpu":
+        getattr(torch, model.device.type).synchronize()
+    return time.perf_counter()
+
+
+def inference_options(model: PreTrainedModel) -> dict[str, Any]:
+    """What `generate` calls the model with: a cache where it keeps one, the head at the last position alone."""
+    options: dict[str, Any] = {"use_cache": bool(decoder_config(model).use_cache)}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    return options
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured seconds of one forward pass.
+
+    Attributes:
+        total: Of the whole model, median over repeats.
+        sublayers: Of each, that of its kind: median over repeats of the difference to the turn before it.
+    """
+
+    total: float
+    sublayers: Mapping[SublayerId, float]
+
+
+def measure_latency(
+    model: nn.Module,
+    *,
+    phase: Literal["prefill", "decode"] = "decode",
+    batch: int = 1,
+    length: int = 512,
+    repeats: int = 15,
+    clock: Callable[[PreTrainedModel], float] = now,
+) -> Latency:
+    """Time the model on random tokens, whole and without some sublayers of each kind, in turns.
+
+    Args:
+        model: A causal language model, perhaps pruned or wrapped by peft; its modes are restored afterwards.
+        phase: `prefill`: all tokens at once; `decode`: the last of them, with a cache of the others.
+        batch: Sequences at a time.
+        length: Tokens in each.
+        repeats: Turns that count; two before them do not.
+        clock: Reads the time.
+
+    Raises:
+        MeasureError: A number or the phase cannot be, the tokens exceed the context, or nothing can be timed.
+    """
+    network: PreTrainedModel = language_model(model)
+    _require_possible(network, phase, batch, length, repeats)
+    anatomy = find_sublayers(network)
+    kinds = kinds_of(network, anatomy)
+    prompt = _prompt(network, batch, length)
+    with evaluating(network):
+        turns = [_Turn(network, anatomy, each[::2], prompt, phase) for each in ([], *kinds)]
+        rounds = [[turn.seconds(clock) for turn in turns] for _ in range(WARMUP + repeats)][WARMUP:]
+    found: dict[SublayerId, float] = {}
+    for place, (turn, kind) in enumerate(zip(turns[1:], kinds, strict=True), start=1):
+        seconds = statistics.median(each[0] - each[place] for each in rounds) / len(turn.muted)
+        found |= dict.fromkeys(kind, seconds)
+    return Latency(statistics.median(each[0] for each in rounds), found)
+
+
+def kinds_of(model: nn.Module, anatomy: Anatomy) -> list[list[SublayerId]]:
+    """Sublayers that take the same time: of the same classes, shapes and settings."""
+    kinds: dict[Any, list[SublayerId]] = {}
+    for each in anatomy.sublayers:
+        kinds.setdefault(_signature(model, each), []).append(each.id)
+    return list(kinds.values())
+
+
+def _signature(model: nn.Module, sublayer: Sublayer) -> Any:
+    modules = [model.get_submodule(part.path) for part in sublayer.parts]
+    classes = [(name, type(each).__name__) for module in modules for name, each in module.named_modules()]
+    shapes = [(name, each.shape, each.dtype) for module in modules for name, each in module.named_parameters()]
+    # Such as a sliding window, which some blocks of a model have.
+    own = vars(model.get_submodule(sublayer.path)).items()
+    settings = [(name, value) for name, value in own if isinstance(value, bool | int | str) and name != "layer_idx"]
+    return sublayer.id.kind, tuple(classes), tuple(shapes), tuple(sorted(settings))
+
+
+class _Turn:
+    """One way to run the model: without some sublayers, again and again."""
+
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, muted: list[SublayerId], prompt: Tensor, phase: str
+    ) -> None:
+        self.model = model
+        self.anatomy = anatomy
+        self.muted = muted
+        self.tokens = prompt
+        self.cache: Any = None
+        with self._muted() as options:
+            if phase == "decode" and options["use_cache"]:
+                self.cache = model(input_ids=prompt[:, :-1], **options).past_key_values
+                self.tokens = prompt[:, -1:]
+
+    def seconds(self, clock: Callable[[PreTrainedModel], float]) -> float:
+        cache = copy.deepcopy(self.cache)  # the pass writes into it
+        with self._muted() as options:
+            started = clock(self.model)
+            self.model(input_ids=self.tokens, past_key_values=cache, **options)
+            return clock(self.model) - started
+
+    @contextmanager
+    def _muted(self) -> Iterator[dict[str, Any]]:
+        with mute(self.model, self.muted, anatomy=self.anatomy):
+            yield inference_options(self.model)
+
+
+def _require_possible(model: PreTrainedModel, phase: str, batch: int, length: int, repeats: int) -> None:
+    if phase not in PHASES:
+        raise MeasureError(f"the phase of a latency must be prefill or decode; found {phase!r}")
+    least = 2 if phase == "decode" else 1
+    if min(batch, repeats) < 1 or length < least:
+        raise MeasureError(
+            f"a latency needs a batch and repeats of 1 at least and, for {phase}, a length of {least} at least; "
+            f"found {batch}, {repeats} and {length}"
+        )
+    context = context_length(model.config)
+    if context is not None and length > context:
+        raise MeasureError(f"a latency at {length} tokens was asked for; the model's context holds {context}")
+    if model.device.type == "meta":
+        raise MeasureError("a model on the meta device takes no time; load it with its weights")
+
+
+def _prompt(model: PreTrainedModel, batch: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(decoder_config(model).vocab_size, (batch, length), generator=generator).to(model.device)

@@ -1,0 +1,129 @@
+"""A user's own task: examples in JSON lines, as batches whose labels are what the model should say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_prune.data.text_data import leading_bos
+from lit_prune.errors import DataError
+from lit_prune.files import parsed, read_text
+
+IGNORED = -100
+FORMS = '{"prompt": …, "completion": …} or {"prompt": …, "choices": […], "answer": …}'
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Attributes:
+        prompt: What the model is given.
+        choices: What it may go on with, as it stands behind the prompt; one where there is nothing to choose.
+        answer: Which of them is right.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Read a task.
+
+    Args:
+        path: JSON lines, all with `prompt` and `completion`, or all with `prompt`, `choices` and `answer`: the number
+            of the right choice, from 0, or its text.
+
+    Raises:
+        DataError: The file is missing, empty or damaged; the message names the line.
+    """
+    try:
+        lines = read_text(Path(path).expanduser()).split("\n")
+    except DataError as error:
+        raise DataError(f"cannot read the examples {path}: {error}") from error
+    examples = [_read(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+    if not examples:
+        raise DataError(f"{path} holds no examples; expected lines such as {FORMS}")
+    if len({len(each.choices) > 1 for each in examples}) > 1:
+        raise DataError(f"{path} mixes completions and choices; expected lines of one form")
+    return examples
+
+
+def example_batches(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[dict[str, Tensor]]:
+    """One sequence for each choice of each example: the prompt, and the choice as labels.
+
+    Args:
+        examples: All choices of one stand in the same batch.
+        tokenizer: Where it begins a text with a BOS token, so does every sequence.
+        batch_size: Sequences in a batch; more where an example has more choices.
+
+    Returns:
+        Dicts with `input_ids`, `attention_mask` and `labels`, LongTensors [sequences, longest].
+
+    Raises:
+        DataError: A prompt is empty, or nothing is left of a choice.
+    """
+    bos = leading_bos(tokenizer)
+    batches: list[list[tuple[list[int], int]]] = [[]]
+    for each in examples:
+        rows = [_encode(each.prompt, choice, tokenizer, bos) for choice in each.choices]
+        if batches[-1] and len(batches[-1]) + len(rows) > batch_size:
+            batches.append([])
+        batches[-1] += rows
+    return [_padded(rows) for rows in batches]
+
+
+def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: list[int]) -> tuple[list[int], int]:
+    """Tokens of prompt and choice, and how many the prompt has."""
+
+    def tokens(text: str) -> list[int]:
+        return [*bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    # A space at the end of a prompt belongs to the first word that follows.
+    head = prompt.rstrip(" ")
+    start, whole = len(tokens(head)), tokens(prompt + choice)
+    if not 0 < start < len(whole):
+        raise DataError(f"an example needs a prompt, and tokens behind it: found {prompt!r} and {choice!r}")
+    return whole, start
+
+
+def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
+    shape = (len(rows), max(len(tokens) for tokens, _ in rows))
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for number, (tokens, start) in enumerate(rows):
+        ids[number, : len(tokens)] = torch.tensor(tokens)
+        mask[number, : len(tokens)] = 1
+        labels[number, start : len(tokens)] = torch.tensor(tokens[start:])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _read(line: str, place: str) -> Example:
+    row = parsed(line, place)
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise DataError(f"{place}: expected {FORMS}; found {line[:80]}")
+    if isinstance(row.get("completion"), str):
+        return Example(row["prompt"], (row["completion"],), 0)
+    choices = row.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(each, str) for each in choices):
+        raise DataError(f"{place}: expected {FORMS}, with two choices at least; found {line[:80]}")
+    return Example(row["prompt"], tuple(choices), _answer(row.get("answer"), choices, place))
+
+
+def _answer(answer: Any, choices: list[str], place: str) -> int:
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    if type(answer) is int and 0 <= answer < len(choices):
+        return answer
+    raise DataError(
+        f"{place}: `answer` is the number of a choice, 0 to {len(choices) - 1}, or its text; found {answer!r}"
+    )

@@ -1,0 +1,186 @@
+"""Where text comes from, and how documents are shared out among training, validation and test. Knows no tokens."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_prune.errors import DataError
+from lit_prune.files import EXPECTED, SUFFIXES, kind_of, read_documents, text_of
+from lit_prune.files.text_files import WHOLE
+
+BUILTIN = "builtin"
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+# With fewer documents than this, a share of 10 % can be missed by far; they are cut at paragraphs then.
+MIN_DOCUMENTS = 20
+
+
+def read_texts(
+    source: str | Path, *, name: str | None = None, split: str | None = None, field: str = "text"
+) -> list[str]:
+    """Read documents.
+
+    Args:
+        source: `builtin` (Python's own help topics, in every installation, varying a little with its version), a `.txt`
+            file (one document), a `.jsonl` file (one a line), `.json` (a list, or lines) or `.parquet`, any of them but
+            the last with `.gz` behind it, a folder of such files, or a data set on the hub.
+        name: Configuration of a hub data set, such as `wikitext-2-raw-v1`.
+        split: Split of a hub data set; `train` when None.
+        field: Key of the text in rows of files and hub data sets.
+
+    Returns:
+        One string a document, in a fixed order, U+FFFD for what is half a character. Rows come as they are, empty ones
+        too.
+
+    Raises:
+        DataError: The source is missing or damaged, lacks the field, or holds nothing but blanks; with file and line.
+    """
+    if not is_hub(source):
+        if name is not None or split is not None:
+            raise DataError(
+                f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
+            )
+        texts = _builtin() if source == BUILTIN else _read_path(Path(source).expanduser(), field)
+    else:
+        texts = _read_hub(str(source), name, split or "train", field)
+    if not any(text.strip() for text in texts):
+        raise DataError(f"{source} holds no text")
+    return texts
+
+
+def read_parts(
+    source: str | Path, *, name: str | None = None, field: str = "text", seed: int = 0
+) -> dict[str, list[str]]:
+    """Read documents for `train`, `val` and `test`, none of them in two parts.
+
+    A hub data set that has all three splits keeps them. Anything else is shared out 80 : 10 : 10.
+
+    Raises:
+        DataError: As `read_texts`, or there is too little to share out.
+    """
+    if is_hub(source) and set(HUB_SPLITS.values()) <= set(_hub_splits(str(source), name)):
+        return {part: read_texts(source, name=name, split=split, field=field) for part, split in HUB_SPLITS.items()}
+    return share_out(read_texts(source, name=name, field=field), seed=seed)
+
+
+def share_out(texts: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
+    """Share documents out 80 : 10 : 10 by characters, in a random order that only the seed decides.
+
+    Fewer than 20 documents are cut at paragraphs into about equal pieces first.
+
+    Raises:
+        DataError: There are fewer than three pieces.
+
+    Example:
+        >>> {part: len(texts) for part, texts in share_out(["word " * 10] * 100).items()}
+        {'train': 80, 'val': 10, 'test': 10}
+    """
+    pieces = [text for text in texts if text.strip()]
+    pieces = pieces if len(pieces) >= MIN_DOCUMENTS else _cut_at_paragraphs(pieces)
+    if len(pieces) < len(SHARES):
+        raise DataError(
+            f"cannot share {len(pieces)} paragraphs of text out to train, val and test; "
+            "expected three at least, divided by blank lines"
+        )
+    random.Random(seed).shuffle(pieces)
+    parts: dict[str, list[str]] = {part: [] for part in SHARES}
+    sizes = dict.fromkeys(SHARES, 0)
+    for piece in pieces:
+        hungriest = min(SHARES, key=lambda part: sizes[part] / SHARES[part])
+        parts[hungriest].append(piece)
+        sizes[hungriest] += len(piece)
+    return parts
+
+
+def require_source(source: str | Path) -> None:
+    """Refuse, without reading it, a source that `read_texts` would not find.
+
+    Raises:
+        DataError: There is no such file, it is none of text, or hub data sets cannot be loaded.
+    """
+    path = Path(source).expanduser()
+    if is_hub(source):
+        _datasets(str(source))
+    elif source != BUILTIN and not os.path.exists(path):
+        raise DataError(f"there is no file {path}")
+    elif source != BUILTIN and not path.is_dir() and kind_of(path) is None:
+        raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
+
+
+def is_hub(source: str | Path) -> bool:
+    """Whether the source is neither ours nor a path: then it names a data set on the hub."""
+    text = str(source)
+    looks_like_path = text.endswith(SUFFIXES) or text.startswith(("/", ".", "~")) or text.count("/") > 1
+    return text != BUILTIN and not looks_like_path and not os.path.exists(text)
+
+
+def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:
+    """Runs of neighbouring paragraphs of about equal length: neighbours stay in one part where they can."""
+    target = sum(map(len, texts)) / MIN_DOCUMENTS
+    pieces: list[str] = []
+    for text in texts:
+        run: list[str] = []
+        length = 0
+        for paragraph in filter(str.strip, re.split(r"\n\s*\n", text)):
+            run.append(paragraph)
+            length += len(paragraph)
+            if length >= target:
+                pieces.append("\n\n".join(run))
+                run, length = [], 0
+        pieces += ["\n\n".join(run)] if run else []
+    return pieces
+
+
+def _builtin() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[key] for key in sorted(topics)]
+
+
+def _read_path(path: Path, field: str) -> list[str]:
+    if path.is_dir():
+        return [text for file in _files_of(path) for text in read_documents(file, field)]
+    if kind_of(path) is None:
+        raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
+    return read_documents(path, field)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of text in a folder; of JSON, which may be anything, only where nothing else is there."""
+    files = [each for each in sorted(folder.iterdir()) if each.is_file() and str(each).endswith(SUFFIXES)]
+    if not files:
+        raise DataError(f"the folder {folder} holds no {EXPECTED}")
+    return [each for each in files if kind_of(each) != WHOLE] or files
+
+
+def _read_hub(source: str, name: str | None, split: str, field: str) -> list[str]:
+    datasets = _datasets(source)
+    try:
+        rows = datasets.load_dataset(source, name, split=split)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot load the data set {source!r} ({name or 'default'}, split {split}): {error}") from error
+    return [text_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
+
+
+def _hub_splits(source: str, name: str | None) -> list[str]:
+    datasets = _datasets(source)
+    try:
+        return list(datasets.get_dataset_split_names(source, name))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot find the data set {source!r} ({name or 'default'}): {error}") from error
+
+
+def _datasets(source: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"{source!r} is neither 'builtin' nor a file or folder here; "
+            "for data sets from the hub: pip install 'lit-prune[hub]'"
+        ) from error

@@ -1,0 +1,194 @@
+"""One pass over the batches for everything but the impact, which takes a what-if loss for every sublayer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.errors import MeasureError
+from lit_prune.evaluation.lens import lens_logits, lens_sums
+from lit_prune.evaluation.recorder import StreamRecorder, Written
+from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
+from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, Unraveler
+from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, logits_of
+from lit_prune.plan.prune_plan import Candidate
+from lit_prune.scorers import SCORERS
+
+STREAM = ("input_norm", "output_norm", "similarity", "norm")
+"""Figures that are means over all tokens; the others are over predicted ones."""
+
+TOLERANCE = 0.05
+"""How far the paths may be from the head's own logit, as a share of it: rounding of short dtypes stays below."""
+
+Key = tuple[str, str]
+"""A place (sublayer, depth, path; empty for the whole model) and a figure."""
+
+
+def analyse(what_if: WhatIf, *, impact: bool = True, name: str = "") -> Analysis:
+    """Measure how the residual stream of a model comes about, and what each sublayer is worth.
+
+    Figures after "Rethinking the Impact of Heterogeneous Sublayers in Transformers". All but the impact come from one
+    pass over the batches. One batch's states are held at a time (as many as sublayers, in the model's dtype); final
+    norm and head run once more for every depth.
+
+    Args:
+        what_if: The model and batches, perhaps of one process of several.
+        impact: Whether to measure RI and NRI: a what-if loss for every sublayer.
+        name: Of the model, for readers.
+
+    Raises:
+        MeasureError: A figure is NaN or infinite.
+    """
+    anatomy = find_sublayers(what_if.model)
+    measured = _Pass(what_if.model, anatomy)
+    with what_if.running(), measured.recorder.attached():
+        for batch in what_if.passes():
+            measured.run(batch)
+    means = _means(what_if, measured.sums)
+    ri, nri = _impact(what_if, anatomy) if impact else ({}, {})
+    names, depths = [str(each.id) for each in anatomy.sublayers], _depths(anatomy)
+    paths, notes = _unraveled(names, means)
+    return Analysis(
+        model=name,
+        num_blocks=anatomy.num_blocks,
+        num_parameters=anatomy.num_parameters,
+        num_tokens=int(means["", "tokens"]),
+        num_predicted=int(means["", "predicted"]),
+        loss=means[depths[-1], "loss"],
+        logit=means["", "logit"],
+        sublayers=tuple(
+            SublayerFigures(
+                each,
+                means[each, "input_norm"],
+                means[each, "output_norm"],
+                means[each, "similarity"],
+                ri=ri.get(each),
+                nri=nri.get(each),
+            )
+            for each in names
+        ),
+        depths=tuple(
+            DepthFigures(each, means[each, "norm"], means[each, "loss"], means[each, "agreement"], means[each, "kl"])
+            for each in depths
+        ),
+        paths=paths,
+        notes=notes,
+    )
+
+
+class _Pass:
+    """Sums of every figure, batch by batch.
+
+    Attributes:
+        recorder: Of the model.
+        sums: The same keys in every process, whatever its batches hold.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        self.model = model
+        self.anatomy = anatomy
+        self.unraveler = Unraveler(model)
+        self.recorder = StreamRecorder(model, anatomy)
+        names, depths = [str(each.id) for each in anatomy.sublayers], _depths(anatomy)
+        keys: list[Key] = [("", each) for each in ("tokens", "predicted", "logit", "gap")]
+        keys += [(name, figure) for name in names for figure in ("input_norm", "output_norm", "similarity")]
+        keys += [(depth, figure) for depth in depths for figure in ("norm", "loss", "agreement", "kl")]
+        keys += [(path, figure) for path in (EMBEDDING, *names, BIASES) for figure in ("logit", "margin", "share")]
+        self.sums = dict.fromkeys(keys, 0.0)
+
+    def run(self, batch: Mapping[str, Tensor]) -> None:
+        """Add what one batch, on the model's device, gives."""
+        counted, labels = counted_positions(batch), labels_of(batch)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # the last position predicts nothing
+        with self.recorder.recording(labels.shape):
+            logits = logits_of(self.model, batch)
+        # Padding ahead of a text predicts its first token, from nothing.
+        predicted = ((targets != IGNORED) & counted).to(logits.device)
+        self.sums["", "tokens"] += int(counted.sum())
+        self.sums["", "predicted"] += int(predicted.sum())
+        self._add_stream(counted)
+        self._add_lens(batch, logits, predicted, targets.to(logits.device)[predicted])
+        self._add_paths(logits, predicted)
+
+    def _add_stream(self, mask: Tensor) -> None:
+        for event in self.recorder.events:
+            if isinstance(event, Written):
+                here = mask.to(event.before.device)
+                before, added, name = event.before[here].float(), event.added(here), str(event.sublayer)
+                self._add((name, "input_norm"), before.norm(dim=-1))
+                self._add((name, "output_norm"), added.norm(dim=-1))
+                self._add((name, "similarity"), F.cosine_similarity(before, before + added, dim=-1))
+        for depth, state in zip(_depths(self.anatomy), self.recorder.states, strict=True):
+            self._add((depth, "norm"), state[mask.to(state.device)].float().norm(dim=-1))
+
+    def _add_lens(self, batch: Mapping[str, Tensor], logits: Tensor, mask: Tensor, targets: Tensor) -> None:
+        blocks = list(self.model.get_submodule(self.anatomy.blocks_path))
+        early = lens_logits(self.model, batch, blocks, self.recorder.last_output, self.recorder.states[:-1])
+        final = logits[mask]
+        for depth, each in zip(_depths(self.anatomy), (*early, logits), strict=True):
+            for figure, total in zip(("loss", "agreement", "kl"), lens_sums(final, each[mask], targets), strict=True):
+                self.sums[depth, figure] += float(total)
+
+    def _add_paths(self, logits: Tensor, mask: Tensor) -> None:
+        tokens = logits[mask].argmax(dim=-1)
+        terms = self.unraveler.terms(self.recorder, mask, tokens)
+        if terms is None:
+            self.sums["", "gap"] = math.inf
+            return
+        logits, margins = torch.stack(list(terms.values()), dim=1)  # [terms, positions]
+        logit = self.unraveler.logits(self.recorder, mask, tokens)
+        self._add(("", "logit"), logit)
+        self._add(("", "gap"), (logits.sum(dim=0) - logit).abs())
+        shares = margins.abs() / margins.abs().sum(dim=0)
+        for name, *rows in zip(terms, logits, margins, shares, strict=True):
+            for figure, row in zip(("logit", "margin", "share"), rows, strict=True):
+                self._add((name, figure), row)
+
+    def _add(self, key: Key, values: Tensor) -> None:
+        # Apple's GPUs have no float64.
+        self.sums[key] += float(values.sum() if values.device.type == "mps" else values.sum(dtype=torch.float64))
+
+
+def _depths(anatomy: Anatomy) -> list[str]:
+    return [EMBEDDING, *(f"block.{each}" for each in anatomy.blocks)]
+
+
+def _means(what_if: WhatIf, sums: Mapping[Key, float]) -> dict[Key, float]:
+    """Means over the batches of all processes; the two numbers of tokens stay what they are."""
+    device = what_if.model.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    totals = what_if.summed(torch.tensor(list(sums.values()), dtype=dtype, device=device)).tolist()
+    found = dict(zip(sums, totals, strict=True))
+    numbers = {True: found["", "tokens"], False: found["", "predicted"]}
+    means = {key: total / numbers[key[1] in STREAM] for key, total in found.items()}
+    wrong = [place for (place, figure), mean in means.items() if figure != "gap" and not math.isfinite(mean)]
+    if wrong:
+        raise MeasureError(
+            f"the figures of {wrong[0] or 'the logits'} are not finite: check the model's weights and dtype (float16 "
+            "overflows; try bfloat16 or float32)"
+        )
+    return {**means, ("", "tokens"): numbers[True], ("", "predicted"): numbers[False]}
+
+
+def _unraveled(names: Sequence[str], means: Mapping[Key, float]) -> tuple[tuple[PathFigures, ...], tuple[str, ...]]:
+    gap, logit = means["", "gap"], means["", "logit"]
+    if not gap <= TOLERANCE * abs(logit):
+        return (), (
+            "The logit of this model is not the sum of what its sublayers add: the unraveled view is left out.",
+        )
+    paths = (EMBEDDING, *names, BIASES)
+    rows = [[means[each, figure] for figure in ("logit", "margin", "share")] for each in paths]
+    return tuple(PathFigures(each, *row) for each, row in zip(paths, rows, strict=True)), ()
+
+
+def _impact(what_if: WhatIf, anatomy: Anatomy) -> tuple[dict[str, float], dict[str, float]]:
+    candidates = [Candidate((each.id,)) for each in anatomy.sublayers]
+    # The second asks for losses that the first has measured.
+    ri, nri = (SCORERS.create(each)(what_if, candidates, []).importance for each in ("ri", "nri"))
+    return {each.name: score for each, score in ri.items()}, {each.name: score for each, score in nri.items()}

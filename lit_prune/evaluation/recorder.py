@@ -1,0 +1,214 @@
+"""What is written into the residual stream, in the order in which it happens, while the model runs once on a batch.
+
+States are copies, in the model's own dtype, of one batch: as many as there are sublayers. Computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.anatomy import PARALLEL_FORMS, Anatomy, Sublayer, is_norm
+from lit_prune.measure import added_to_stream, first_tensor, is_linear
+from lit_prune.plan.prune_plan import SublayerId
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one sublayer adds: a sum of states minus a sum of others, so that nothing between them is left out.
+
+    Attributes:
+        sublayer: Which one.
+        before: The stream that it reads, [batch, seq, hidden].
+        plus: The same shape each.
+        minus: The same shape each.
+    """
+
+    sublayer: SublayerId
+    before: Tensor
+    plus: tuple[Tensor, ...]
+    minus: tuple[Tensor, ...] = ()
+
+    def added(self, mask: Tensor) -> Tensor:
+        """What was added at some positions, float32 [positions, hidden]; `mask` is bool [batch, seq]."""
+        total = self.plus[0][mask].float()
+        for each in self.plus[1:]:
+            total = total + each[mask].float()
+        for each in self.minus:
+            total = total - each[mask].float()
+        return total
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The whole stream goes through a module: a norm between sublayers of post-norm blocks, final norm, head.
+
+    Attributes:
+        path: Of the module.
+        before: What it was called with, [batch, seq, in].
+        after: What it returned, [batch, seq, out].
+    """
+
+    path: str
+    before: Tensor
+    after: Tensor
+
+
+class StreamRecorder:
+    """Hooks that note how the residual stream comes about.
+
+    Args:
+        model: A causal language model.
+        anatomy: Of the model.
+
+    Attributes:
+        events: What happened in the blocks.
+        states: The stream before the first block and behind each one, [batch, seq, hidden].
+        tail: What the last state goes through on its way to the logits.
+        last_output: What the last block returned, in its own form.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        self.events: list[Written | Passed] = []
+        self.states: list[Tensor] = []
+        self.tail: list[Passed] = []
+        self.last_output: Any = None
+        self._model = model
+        self._anatomy = anatomy
+        self._shape: torch.Size | None = None
+        self._state = torch.empty(0)
+        self._running: SublayerId | None = None
+        self._beside: Tensor | None = None
+        self._has_read = False
+
+    @contextmanager
+    def recording(self, shape: torch.Size) -> Iterator[None]:
+        """Note what the model does in a `with` block; `shape` is [batch, seq]."""
+        self.events, self.states, self.tail, self._shape = [], [], [], shape
+        try:
+            yield
+        finally:
+            self._shape = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the model, in a `with` block."""
+        handles: list[Any] = []
+        blocks: Any = self._model.get_submodule(self._anatomy.blocks_path)
+        try:
+            for position, block in enumerate(blocks):
+                handles += self._watch_block(position, block, is_last=position + 1 == len(blocks))
+            for path, module in self._model.named_modules():
+                if not path.startswith(f"{self._anatomy.blocks_path}.") and (is_norm(module) or is_linear(module)):
+                    handles.append(module.register_forward_hook(self._when_recording(self._in_tail(path))))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch_block(self, position: int, block: nn.Module, *, is_last: bool) -> list[Any]:
+        number = self._anatomy.blocks[position]
+        present = [each for each in self._anatomy.sublayers if each.id.block == number]
+        together = len(present) == 2 and present[0].form in PARALLEL_FORMS
+        handles: list[Any] = [self._before(block, self._enter)]
+        for norm in self._staying_norms(block, f"{self._anatomy.blocks_path}.{position}", present):
+            handles += self._watch_norm(norm)
+        if together:
+            hook = self._when_recording(self._leave_parallel(present[0]))
+            handles.append(self._module(present[0].output).register_forward_hook(hook, with_kwargs=True))
+        elif len(present) == 2:
+            # Of the several modules of the second sublayer, the first that runs reads the stream.
+            handles += [self._before(self._module(part.path), self._read) for part in present[1].parts]
+        for each in () if together else present:
+            handles.append(self._before(self._module(each.path), partial(self._start, each.id)))
+        leave = self._leave([each.id for each in present] if together else [], is_last)
+        return [*handles, block.register_forward_hook(self._when_recording(leave))]
+
+    def _staying_norms(self, block: nn.Module, path: str, present: Sequence[Sublayer]) -> list[str]:
+        """Norms of a block that belong to no sublayer: the stream itself goes through them."""
+        shared = self._anatomy.shared[self._anatomy.blocks[int(path.rpartition(".")[2])]]
+        owned = {part.path for part in (*shared, *(part for each in present for part in each.parts))}
+        norms = [f"{path}.{name}" for name, child in block.named_children() if is_norm(child)]
+        return [each for each in norms if each not in owned]
+
+    def _watch_norm(self, path: str) -> list[Any]:
+        def leave(_: Any, args: Any, output: Any) -> None:
+            before = self._state
+            self._state = self._copied(output)
+            self.events.append(Passed(path, before, self._state))
+
+        module = self._module(path)
+        return [self._before(module, self._arrive), module.register_forward_hook(self._when_recording(leave))]
+
+    def _enter(self, hidden: Tensor) -> None:
+        self._has_read, self._running, self._beside = False, None, None
+        if not self.states:
+            self._state = self._copied(hidden)
+            self.states.append(self._state)
+
+    def _start(self, sublayer: SublayerId, _: Tensor) -> None:
+        self._running = sublayer
+
+    def _read(self, hidden: Tensor) -> None:
+        if not self._has_read:
+            self._has_read = True
+            self._arrive(hidden)
+
+    def _arrive(self, hidden: Tensor) -> None:
+        """The stream is seen: what changed since it was seen last is what ran meanwhile has written."""
+        if self._running is not None:
+            after = self._copied(hidden)
+            self.events.append(Written(self._running, self._state, (after,), (self._state,)))
+            self._state, self._running = after, None
+
+    def _leave_parallel(self, attention: Sublayer) -> Callable[..., None]:
+        def note(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self._beside = self._copied(added_to_stream(attention, args, kwargs, output))
+
+        return note
+
+    def _leave(self, together: Sequence[SublayerId], is_last: bool) -> Callable[..., None]:
+        def leave(_: Any, args: Any, output: Any) -> None:
+            before = self._state
+            if together:
+                assert self._beside is not None
+                after, beside = self._copied(first_tensor(output)), self._beside
+                self.events.append(Written(together[0], before, (beside,)))
+                self.events.append(Written(together[1], before, (after,), (before, beside)))
+                self._state = after
+            self._arrive(first_tensor(output))
+            self.states.append(self._state)
+            self.last_output = output if is_last else None
+
+        return leave
+
+    def _in_tail(self, path: str) -> Callable[..., None]:
+        def note(_: Any, args: Any, output: Any) -> None:
+            if len(self.states) > len(self._anatomy.blocks):
+                self.tail.append(Passed(path, args[0], output))
+
+        return note
+
+    def _before(self, module: nn.Module, function: Callable[[Tensor], None]) -> Any:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            function(args[0] if args else kwargs["hidden_states"])
+
+        return module.register_forward_pre_hook(self._when_recording(hook), with_kwargs=True)
+
+    def _when_recording(self, hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *call: None if self._shape is None else hook(*call)
+
+    def _module(self, path: str) -> nn.Module:
+        module: nn.Module = self._model.get_submodule(path)
+        return module
+
+    def _copied(self, hidden: Tensor) -> Tensor:
+        """A copy, as some blocks add in place: [batch, seq, hidden]."""
+        assert self._shape is not None
+        return hidden.reshape(*self._shape, -1).clone()

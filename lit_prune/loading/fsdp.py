@@ -1,0 +1,124 @@
+"""Models that no device holds, sharded over processes with PyTorch's FSDP2, and whole again for saving."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.loading.autoload import teaching
+from lit_prune.surgery import is_sharded, set_tombstones_aside
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+DATA, TENSOR = "data_parallel", "tensor_parallel"
+"""What Lightning's ModelParallelStrategy calls the dimensions of its mesh."""
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a model over processes, in place: block by block, and what is around the blocks.
+
+    A process then holds a share of every weight, and gathers a block's while it runs. Weights are those of process 0,
+    as with DDP. Call it on every process, from `LightningModule.configure_model` with `self.device_mesh`; `LitCausalLM`
+    does so. A sharded model stays as it is.
+
+    Args:
+        model: A causal language model, whole on every process, perhaps with adapters or wrapped by peft.
+        mesh: Of one dimension, or of Lightning's two.
+
+    Raises:
+        ModelError: The mesh splits single layers too (tensor parallel).
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    root = language_model(model)
+    if is_sharded(root):
+        return
+    names = mesh.mesh_dim_names or ()
+    if TENSOR in names and mesh[TENSOR].size() > 1:
+        raise ModelError(
+            "layers are sharded over processes as a whole; give ModelParallelStrategy tensor_parallel_size=1 and a "
+            "data_parallel_size of all processes"
+        )
+    mesh = mesh[DATA] if DATA in names else mesh
+    set_tombstones_aside(root)
+    blocks: Any = root.get_submodule(find_sublayers(root).blocks_path)
+    for part in (*blocks, root):
+        _take_from_first(part, mesh)
+        fully_shard(part, mesh=mesh)
+
+
+def require_shardable(scorer: object, unit: str, compensation: str) -> None:
+    """Refuse, before any work, what cannot be measured on a sharded model.
+
+    Args:
+        scorer: As `Pruner.scorer`.
+        unit: Of the amount.
+        compensation: By name.
+
+    Raises:
+        LitPruneError: With what cannot.
+    """
+    trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
+    if getattr(scorer, "gradients", False):
+        trouble = f"{type(scorer).__name__} wants gradients of whole weights"
+    if compensation != "none":
+        trouble = f"the compensation {compensation!r} changes whole weights"
+    if trouble:
+        raise LitPruneError(
+            f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"
+        )
+
+
+def whole_copy(model: nn.Module) -> PreTrainedModel | None:
+    """A model that can be saved by process 0: itself, or where it is sharded a whole copy in the CPU's memory.
+
+    Args:
+        model: Perhaps sharded by FSDP2, and pruned; without adapters then.
+
+    Returns:
+        None on the other processes of a sharded model; all of them must call it.
+    """
+    root = language_model(model)
+    if not is_sharded(root):
+        return cast(PreTrainedModel, root)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state = get_model_state_dict(root, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank() != 0:
+        return None
+    from accelerate import init_empty_weights
+
+    # The class that FSDP2 has put on the model stands before its own.
+    stock: Any = next(each for each in type(root).__mro__[1:] if not issubclass(each, _fsdp_class()))
+    config = copy.deepcopy(root.config)
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False), teaching(True):
+        twin = stock._from_config(config, dtype=root.dtype)
+    twin.load_state_dict(state, assign=True)
+    twin.tie_weights()
+    twin.generation_config = root.generation_config
+    return cast(PreTrainedModel, twin.eval())
+
+
+def _take_from_first(part: nn.Module, mesh: DeviceMesh) -> None:
+    """Give a part the weights that process 0 has: shards of models that were drawn apart would be no model at all."""
+    from torch.distributed.tensor import DTensor
+
+    group = mesh.get_group()
+    part.to(torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else "cpu")
+    with torch.no_grad():
+        for tensor in (*part.parameters(), *part.buffers()):
+            if not isinstance(tensor, DTensor):
+                torch.distributed.broadcast(tensor.data, torch.distributed.get_global_rank(group, 0), group)
+
+
+def _fsdp_class() -> type[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return FSDPModule

@@ -1,0 +1,63 @@
+"""Import paths of earlier versions, kept for scripts, YAML files and pickles that name them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "analysis": "evaluation",
+    "autoload": "loading.autoload",
+    "candidates": "plan.candidates",
+    "checkpoint": "training.checkpoint",
+    "examples": "data.examples",
+    "guards": "loading.untrusted",
+    "markup": "files.markup",
+    "methods": "plan.methods",
+    "models": "loading.models",
+    "module": "training.lit_causal_lm",
+    "names": "loading.sources",
+    "placement": "loading.devices",
+    "pruner": "pruning.pruner",
+    "reading": "files.schemas",
+    "registry": "plan.registry",
+    "rounds": "pruning.rounds",
+    "sharding": "loading.fsdp",
+    "soundness": "plan.soundness",
+    "sums": "loading.checksums",
+    "text_files": "files.text_files",
+    "texts": "data.texts",
+    "windows": "data.windows",
+    "writing": "files.atomic",
+}
+"""Module below `lit_prune` as it was, and as it is."""
+_PACKAGE = "lit_prune."
+
+
+class _Finder:
+    """Finds a module of an earlier version: the same object as under its present name."""
+
+    _finds_moved = True
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> object:
+        old = name.removeprefix(_PACKAGE)
+        return ModuleSpec(name, self) if name != old and old in MOVED else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(_PACKAGE + MOVED[spec.name.removeprefix(_PACKAGE)])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Python has given it the spec of the old name.
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def install() -> None:
+    """Let earlier import paths be found; asked only for what nothing else finds."""
+    if not any(hasattr(finder, "_finds_moved") for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""What may not come from strangers' files: code, other files of this machine, models that fill the memory.
+
+Holds for `lit_prune.load` and everything above it, and for checkpoints. With `trust_remote_code` the code that comes
+with a model may run, and nothing else changes. docs/security.md has all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from lit_prune.errors import ModelError
+from lit_prune.loading.sources import Source
+from lit_prune.plan import MAX_BLOCKS
+
+INDEXES = "*.index.json"
+"""Files that say which file holds which weights."""
+COUNTS = ("layer", "block", "expert")
+"""Numbers in a config that become modules have one of these in their name."""
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+METADATA = ".metadata"
+RECORDS = "torch.distributed.checkpoint.metadata"
+"""Whose own classes a distributed checkpoint's metadata is made of, beside `OTHERS` and dtypes."""
+OTHERS = (
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+)
+
+
+def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: bool) -> None:
+    """Refuse a model whose files ask for what no model may have, before anything is made of them.
+
+    Args:
+        source: Where it is.
+        options: For finding the config on the hub.
+        trusted: Whether code that comes with it may run.
+
+    Raises:
+        ModelError: It names weights outside of its folder, kernels that would be fetched, or too many blocks.
+    """
+    if source.gguf_file is not None:
+        return  # one file, without code
+    if source.is_local:
+        _require_inside(source)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+    except RecursionError as error:
+        raise ModelError(f"cannot load the config of {source.label}: it is nested too deeply") from error
+    for name, value in _entries(config):
+        if name in KERNELS and "/" in str(value) and not trusted:
+            raise ModelError(
+                f"the config of {source.label} names the kernel {value!r}, which is code from the hub; take it out of "
+                "the config, or allow it by trust_remote_code"
+            )
+        too_many = type(value) is int and value > MAX_BLOCKS and any(each in name for each in COUNTS)
+        if too_many and not name.endswith(("_size", "_dim", "_id")):
+            raise ModelError(f"the config of {source.label} says {name} = {value:,}; no model has over {MAX_BLOCKS:,}")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The hyperparameters in a Lightning checkpoint, as plain data: without leave to run code, and without classes.
+
+    Weights stay on disk.
+
+    Raises:
+        ModelError: The file would run code, is no checkpoint, or its hyperparameters name classes.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        settings = dict(found.get("hyper_parameters") or {})
+    except pickle.UnpicklingError as error:  # torch's own message tells how to run it
+        raise ModelError(
+            f"{path} holds more than tensors and plain data, which may be code; it is not loaded"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{path} is no Lightning checkpoint: {_first_line(error)}") from error
+    settings.pop("_instantiator", None)
+    named = [name for name, _ in _entries(settings) if name in ("class_path", "_class_path")]
+    if named:
+        raise ModelError(f"the hyperparameters in {path} name classes to import; a checkpoint of lit-prune names none")
+    return settings
+
+
+def require_plain_metadata(folder: str | Path) -> None:
+    """Refuse a distributed checkpoint whose metadata would run code: torch reads that file as an unrestricted pickle.
+
+    Args:
+        folder: Of the checkpoint; anything else is let through.
+
+    Raises:
+        ModelError: The metadata holds anything but torch's own records.
+    """
+    path = Path(folder) / METADATA
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            _Records(file).load()
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, ImportError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} is no metadata of a distributed checkpoint: {_first_line(error)}") from error
+
+
+class _Records(pickle.Unpickler):
+    """Makes torch's records of a distributed checkpoint, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in OTHERS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        found = super().find_class(module, name) if module == RECORDS and "." not in name else None
+        if not isinstance(found, type) or found.__module__ != RECORDS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return found
+
+
+def _require_inside(source: Source) -> None:
+    for path in sorted(Path(source.location).glob(INDEXES)):
+        try:
+            places = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path.name} of {source.label} is no index of weights: {error!r}") from error
+        for place in dict.fromkeys(map(str, places)):
+            forms = (PurePosixPath(place), PureWindowsPath(place))
+            if any(form.is_absolute() or form.drive or ".." in form.parts for form in forms):
+                raise ModelError(f"{path.name} of {source.label} names weights outside of the folder: {place}")
+
+
+def _entries(data: Any) -> Iterator[tuple[str, Any]]:
+    """Every name with its value, of mappings inside too."""
+    waiting = [data]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            yield from ((str(name), value) for name, value in each.items())
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            waiting += each
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).strip().partition("\n")[0]

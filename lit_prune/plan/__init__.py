@@ -1,0 +1,49 @@
+"""What is to go, as data: sublayers, scores, plans; scorers, searches and methods by name. Knows no torch."""
+
+from lit_prune.plan.candidates import (
+    KINDS,
+    MAX_BLOCKS,
+    Candidate,
+    SublayerId,
+)
+from lit_prune.plan.methods import (
+    Method,
+    method_names,
+    read_method,
+)
+from lit_prune.plan.prune_plan import (
+    PLAN_FILE,
+    SCHEMA_VERSION,
+    SETTINGS,
+    ModelFacts,
+    PrunePlan,
+    PruneStep,
+    package_versions,
+)
+from lit_prune.plan.registry import (
+    Named,
+    Registry,
+    create,
+    described,
+)
+
+__all__ = [
+    "KINDS",
+    "MAX_BLOCKS",
+    "PLAN_FILE",
+    "SCHEMA_VERSION",
+    "SETTINGS",
+    "Candidate",
+    "Method",
+    "ModelFacts",
+    "Named",
+    "PrunePlan",
+    "PruneStep",
+    "Registry",
+    "SublayerId",
+    "create",
+    "described",
+    "method_names",
+    "package_versions",
+    "read_method",
+]

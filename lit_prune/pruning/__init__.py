@@ -1,0 +1,19 @@
+"""The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
+
+from lit_prune.pruning.offline import (
+    apply_plan,
+    compensate_plan,
+    prune,
+)
+from lit_prune.pruning.pruner import (
+    Pruner,
+    describe_run,
+)
+
+__all__ = [
+    "Pruner",
+    "apply_plan",
+    "compensate_plan",
+    "describe_run",
+    "prune",
+]

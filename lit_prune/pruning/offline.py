@@ -1,0 +1,266 @@
+"""Whole models pruned without training: by a search, or by a plan that was made before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lit_prune.anatomy import find_sublayers
+from lit_prune.costs import price, unit_options
+from lit_prune.data import fingerprint
+from lit_prune.errors import LitPruneError, PlanError
+from lit_prune.healing import Compensation, correct, create_compensation, fold_factor, require_possible
+from lit_prune.loading.fsdp import require_shardable
+from lit_prune.measure import (
+    Journal,
+    Processes,
+    SharedJournal,
+    WhatIf,
+    input_ids_of,
+    inputs_fingerprint,
+    model_fingerprints,
+    progress_bar,
+    require_understood,
+)
+from lit_prune.plan import ModelFacts, Named, PrunePlan, described
+from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.pruning.pruner import Pruner, describe_run
+from lit_prune.scorers import Scorer
+from lit_prune.searches import Budget, Search, require_limits
+from lit_prune.surgery import compact, is_sharded, remove
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    amount: float | None = None,
+    of: Named = "params",
+    max_rise: float | None = None,
+    scorer: Named | Scorer = "nri",
+    search: Named | Search = "progressive",
+    granularity: str = "sublayer",
+    protect: Sequence[str] = (),
+    compensate: Named | Compensation = "none",
+    model_name: str = "",
+    calibration: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    journal: str | Path | None = None,
+    on_step: Callable[[PrunePlan], object] = lambda plan: None,
+    max_state_bytes: int | None = None,
+    forks: int = 1,
+    offload: bool = False,
+    fabric: Fabric | None = None,
+) -> PrunePlan:
+    """Prune a model in place, without training.
+
+    Args:
+        model: A causal language model of transformers, perhaps wrapped by peft; or a sequence classifier, as reward
+            models are (`…ForSequenceClassification`), which goes by its own loss.
+        batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`; of a
+            classifier with `labels` of the sequences, [batch] or [batch, num_labels].
+        amount: Share of the whole model's cost to remove, above 0 and below 1; embeddings and head count. None
+            removes all that keeps under `max_rise`.
+        of: What that is a share of: `params`; `flops` or `kv_cache` of one token after a calibration sequence;
+            `latency`, measured here once for each kind of sublayer, or `{name: latency, phase: decode, batch: 1,
+            length: 512, repeats: 15}` (`phase` may be `prefill`; without `length` it is that of a calibration
+            sequence). Sublayers that cost nothing of it stay.
+        max_rise: The most by which perplexity on the batches may rise, relative to that before the first removal: 0.05
+            for 5 %. What would rise above is left, and the next best taken, until nothing fits.
+        scorer: See `Pruner`.
+        search: See `Pruner`.
+        granularity: See `Pruner`.
+        protect: See `Pruner`.
+        compensate: See `Pruner`.
+        model_name: For the plan's readers.
+        calibration: Where the batches came from, for the plan's readers.
+        progress: Whether to show a progress bar.
+        journal: File to which every measurement is written as it is made. Where it is there already, and of the same
+            model, data and settings, its measurements are not made again: a search that was killed goes on.
+        on_step: Called with the plan so far after every removal, on process 0.
+        max_state_bytes: See `WhatIf`.
+        forks: See `WhatIf`.
+        offload: See `WhatIf`.
+        fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model,
+            or its shard of it (see `shard`), and all batches, measures some sequences of every batch, and ends with the
+            same model and plan. Process 0 reads and writes the journal, whatever the number of processes was before.
+
+    Returns:
+        The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
+        `target` and `reached` in its own `unit`, `rise` of perplexity where it was limited, and what `stopped_by`.
+
+    Raises:
+        LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
+    """
+    require_limits(amount, max_rise)
+    asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
+    options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
+    options["compensate"] = compensate
+    pruner = Pruner(model, **options, model_name=model_name)
+    if is_sharded(pruner.model):
+        require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
+    batches, processes = list(batches), Processes(fabric)
+    # Made once before anything is written: what cannot be measured is told here.
+    memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
+    whole = WhatIf(pruner.model, batches, **memory)
+    shares, positions = processes.shares(whole.batches), whole.num_positions
+    # A search that goes on decides by the seconds that it began with.
+    pruner.prices = processes.first(
+        lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
+    )
+    budget = Budget(amount, pruner.prices.total, of=pruner.prices.of, max_rise=max_rise)
+    pruner.require_reachable(budget)
+    require_understood(pruner.model)
+    pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
+    sizes = [len(input_ids_of(batch)) for batch in batches]
+    # For one process without a file, nobody reads what takes a while to hash.
+    header = _journal_header(pruner, asked, batches) if journal is not None or processes.size > 1 else {}
+    with (
+        SharedJournal(journal, header, processes, sizes) as kept,
+        progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
+    ):
+        what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
+        while budget.remaining(pruner.reached) and pruner.candidates():
+            if not pruner.step(what_if, budget, agree=processes.agree):
+                break
+            bar.removed(pruner.reached)
+            pruner.record_outcome(budget)
+            if processes.rank == 0:
+                on_step(pruner.plan)
+    compact(pruner.model)
+    pruner.record_outcome(budget, left="max_rise")
+    return pruner.plan
+
+
+def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What measurements are valid for, and the settings that decide which are made."""
+    plan = pruner.plan.to_dict()
+    named = ("scorer", "search", "compensation", "calibration")
+    return {
+        **{name: plan[name] for name in named},
+        "budget": dict(asked),
+        "prices": pruner.prices.measured,
+        "granularity": pruner.granularity,
+        "protect": sorted(map(str, pruner.protected)),
+        "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},
+        **model_fingerprints(pruner.model),
+        "inputs": inputs_fingerprint(pruner.model, batches),
+        "scorer_data": getattr(pruner.scorer, "fingerprint", lambda model: "")(pruner.model),
+        "batches": [list(input_ids_of(batch).shape) for batch in batches],
+    }
+
+
+def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> PrunePlan:
+    """Remove what a plan says from an unpruned copy of its model, in place; factors of `compensate: scale` are folded.
+
+    Blocks are compared, not weights nor vocabularies: a plan fits every fine-tuned copy of its model.
+
+    Args:
+        model: As the plan's was before.
+        plan: What to remove.
+        uncompensated: Remove alone, and leave the weights that stay as they are.
+
+    Returns:
+        The plan of this copy, which counts its parameters.
+
+    Raises:
+        PlanError: The plan was made for a model of another structure, or with a compensation whose weights are in the
+            pruned model alone; nothing is removed then.
+    """
+    name = plan.compensation.get("name", "none")
+    if name not in ("none", "scale") and not uncompensated:
+        raise PlanError(
+            f"the plan was made with the compensation {name!r}, whose weights are in the pruned model and not in the "
+            "plan: load that model, or apply the removals alone with uncompensated=True"
+        )
+    facts = _require_fit(model, plan)
+    if name == "none" or uncompensated:
+        remove(model, plan.removed)
+    else:
+        factors = {each: fact["factor"] for step in plan.steps for each, fact in step.compensation.items()}
+        for sublayer in plan.removed:
+            if str(sublayer) in factors:
+                fold_factor(model, sublayer, factors[str(sublayer)])
+            remove(model, [sublayer])
+    compact(model)
+    return replace(plan, model=facts)
+
+
+def compensate_plan(
+    model: nn.Module,
+    plan: PrunePlan,
+    batches: Iterable[Mapping[str, Any]],
+    compensate: Named | Compensation,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+) -> PrunePlan:
+    """Remove what a plan says, in place and in its order, and make up for each removal on text of one's own.
+
+    A removal costs one pass over the batches: text for it may be many times what a search can look at.
+
+    Args:
+        model: As the plan's was before.
+        plan: What to remove; how it was compensated does not count.
+        batches: As for `prune`.
+        compensate: See `Pruner`.
+        calibration: Where the batches come from, for the plan's readers.
+
+    Returns:
+        The plan of the model as it is now.
+
+    Raises:
+        ModelError: The compensation cannot be folded into this model.
+        PlanError: The plan was made for a model of another structure; nothing is removed then.
+    """
+    compensation = create_compensation(compensate)
+    if compensation is None:
+        raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
+    model_facts = _require_fit(model, plan)
+    require_possible(compensation, model)
+    batches = list(batches)
+    what_if = WhatIf(model, batches)
+    steps = []
+    for step in plan.steps:
+        corrections = {}
+        for each in step.removed.sublayers:
+            corrections[str(each)] = correct(compensation, what_if, each)
+            remove(model, [each])
+            what_if.corrected()
+        steps.append(replace(step, compensation=corrections))
+    compact(model)
+    facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}
+    return replace(plan, model=model_facts, steps=tuple(steps), compensation=facts)
+
+
+def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:
+    """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name.
+
+    Raises:
+        PlanError: With what differs.
+    """
+    anatomy = find_sublayers(model)
+    plan.model.require_same(anatomy.facts())
+    if anatomy.removed and anatomy.num_parameters != plan.model.num_parameters:
+        raise PlanError(
+            f"this plan was made for a model of {plan.model.num_parameters:,} parameters; this one has lost "
+            f"{len(anatomy.removed)} sublayers and has {anatomy.num_parameters:,}. Apply it to an unpruned copy"
+        )
+    gone: list[SublayerId] = []
+    for step in plan.steps:
+        # Norms that a block's sublayers share go with the second of them.
+        freed = anatomy.num_freed([*gone, *step.removed.sublayers]) - anatomy.num_freed(gone)
+        gone += step.removed.sublayers
+        if freed != step.num_parameters:
+            raise PlanError(
+                f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "
+                f"in the plan, {freed} in the model"
+            )
+    require_understood(model)
+    return anatomy.facts(plan.model.name, plan.model.revision)
