@@ -18,10 +18,10 @@ from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
-from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.measure import progress_bar, require_understood
 from lit_prune.plan import Named, PrunePlan
 from lit_prune.pruning import Pruner, describe_run
-from lit_prune.searches import Budget, PerEpoch, Quota, Schedule
+from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
@@ -259,32 +259,25 @@ class SublayerPruneCallback(Callback):
         self._last_epoch = state_dict.get("last_epoch", -1)  # older ones lack it
         self._random_state = state_dict["random_state"]
 
-    def _drop(self, trainer: L.Trainer, quota: Quota, num_steps: int) -> None:
-        pruner = self._require_pruner()
-        budget = self.allowance.budget(pruner)
-        goal, reached = quota.goal(pruner.reached, num_steps)
-        name, shown = f"epoch {trainer.current_epoch}: scoring", self.progress and trainer.is_global_zero
+    def _drop(self, trainer: L.Trainer, quota: Quota, num_done: int) -> None:
+        pruner, epoch = self._require_pruner(), trainer.current_epoch
+        budget, agree = self.allowance.budget(pruner), trainer.strategy.broadcast
+        goal, reached = quota.goal(pruner.reached, num_done)
+        name, shown = f"epoch {epoch}: scoring", self.progress and trainer.is_global_zero
         bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
         with isolate_rng(), bar as drawn:
             fed = fed_batches(trainer, self.num_batches)
             what_if = measure(trainer, pruner.model, fed, self.loss, progress=drawn)
-            while pruner.candidates() and quota.allows(pruner.reached, num_steps):
-                if not self._step(trainer, what_if, budget):
-                    break
-                averaging.remove_from_averages(trainer, pruner.plan.steps[-1].removed.sublayers, self.model)
+            for step in pruner.steps(
+                what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch, agree=agree
+            ):
+                averaging.remove_from_averages(trainer, step.removed.sublayers, self.model)
                 surroundings.forget_names(trainer, trainer.lightning_module)
-                num_steps += 1
-                drawn.removed(quota.goal(pruner.reached, num_steps)[1])
+                num_done += 1
+                drawn.removed(quota.goal(pruner.reached, num_done)[1])
                 log_removal(trainer, pruner.plan, self._costs)
+            self._is_full = quota.allows(pruner.reached, num_done) and bool(pruner.candidates())
         loop.renew_ddp(trainer)
-
-    def _step(self, trainer: L.Trainer, what_if: WhatIf, budget: Budget) -> bool:
-        pruner, epoch = self._require_pruner(), trainer.current_epoch
-        agree = trainer.strategy.broadcast
-        step = pruner.step(what_if, budget, optimizers=trainer.optimizers, epoch=epoch, agree=agree)
-        pruner.record_outcome(budget)
-        self._is_full = step is None
-        return step is not None
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
         names = ("scorer", "search", "granularity", "protect", "compensate")

@@ -259,8 +259,7 @@ class Comparison:
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
         ):
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
-            while budget.remaining(pruner.reached):
-                pruner.step(what_if, budget)
+            for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
         pruner.record_outcome(budget, left="amount")
         pruner.plan.save(self._made(f"plans/{stem}-{amount:g}.json"))

@@ -130,11 +130,10 @@ def simulate(
     budget = Budget(amount, pruner.num_parameters)
     pruner.require_reachable(budget)
     what_if = CountingWhatIf(model, batches, losses, max_state_bytes=max_state_bytes)
-    while budget.remaining(pruner.reached):
-        pruner.step(what_if, budget)
+    num_removed = len(list(pruner.steps(what_if, budget)))
     evaluations, heads = what_if.counts
     length = len(find_sublayers(make_model()).blocks)
-    return Work(mode, len(pruner.plan.steps), evaluations, heads, evaluations / length / len(batches))
+    return Work(mode, num_removed, evaluations, heads, evaluations / length / len(batches))
 
 
 class DrawnLosses:

@@ -99,8 +99,7 @@ def _cost(
     started = clock()
     with progress_bar(name, goal=budget.target, shown=progress) as bar:
         what_if: WhatIf = measure(model, batches, progress=bar)
-        while budget.remaining(pruner.reached):
-            pruner.step(what_if, budget)
+        for _ in pruner.steps(what_if, budget):
             bar.removed(pruner.reached)
     tokens = sum(input_ids_of(batch).numel() for batch in batches)
     return SearchCost(

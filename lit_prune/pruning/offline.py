@@ -127,11 +127,8 @@ def prune(
         progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
     ):
         what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
-        while budget.remaining(pruner.reached) and pruner.candidates():
-            if not pruner.step(what_if, budget, agree=processes.agree):
-                break
+        for _ in pruner.steps(what_if, budget, agree=processes.agree):
             bar.removed(pruner.reached)
-            pruner.record_outcome(budget)
             if processes.rank == 0:
                 on_step(pruner.plan)
     compact(pruner.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,14 +12,15 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
-from lit_prune.errors import BudgetError, LitPruneError, PlanError
+from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.healing import Compensation, correct, create_compensation, require_possible
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Named, PrunePlan, PruneStep, create, described, package_versions
 from lit_prune.plan.prune_plan import KINDS, Candidate, Scores, SublayerId
+from lit_prune.pruning.protection import protected_by_name, protected_by_scorer
 from lit_prune.pruning.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
-from lit_prune.searches import SEARCHES, Budget, Search
+from lit_prune.searches import SEARCHES, Budget, Quota, Search
 from lit_prune.surgery import remove
 
 GRANULARITIES = ("sublayer", "attention", "mlp", "block")
@@ -68,7 +69,7 @@ class Pruner:
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
         self.scorer: Scorer = create(SCORERS, scorer)
-        self.protected = _protected(protect, anatomy) | _protected_by(self.scorer, anatomy)
+        self.protected = protected_by_name(protect, anatomy) | protected_by_scorer(self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
         self._search: Search = create(SEARCHES, search)
         self._compensation = create_compensation(compensate)
@@ -144,6 +145,40 @@ class Pruner:
         what = {"sublayer": "sublayers", "block": "whole blocks"}.get(self.granularity, f"{self.granularity} sublayers")
         budget.require_reachable(self.available, what, self.reached)
 
+    def steps(
+        self,
+        what_if: WhatIf,
+        budget: Budget,
+        quota: Quota | None = None,
+        *,
+        num_done: int = 0,
+        optimizers: Iterable[Optimizer] = (),
+        epoch: int | None = None,
+        agree: Callable[[str], str] = lambda name: name,
+    ) -> Iterator[PruneStep]:
+        """Remove one candidate after the other, as long as the quota allows; the plan tells how far it has come.
+
+        Args:
+            what_if: The measure, over the calibration batches.
+            budget: Chooses among the scored.
+            quota: Where this series ends; None is at the budget's target.
+            num_done: Removals that the quota has seen before.
+            optimizers: They forget what is removed.
+            epoch: Training epoch at whose start this happens.
+            agree: Makes all processes of a distributed run take the same name.
+
+        Raises:
+            MeasureError: A loss is NaN or infinite; nothing is removed then.
+        """
+        quota = quota or budget.quota
+        while quota.allows(self.reached, num_done) and self.candidates():
+            step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch, agree=agree)
+            self.record_outcome(budget)
+            if step is None:
+                return
+            num_done += 1
+            yield step
+
     def step(
         self,
         what_if: WhatIf,
@@ -155,12 +190,7 @@ class Pruner:
     ) -> PruneStep | None:
         """Score, choose, remove, record: one removal, or None where every one would exceed the budget's `max_rise`.
 
-        Args:
-            what_if: The measure, over the calibration batches.
-            budget: Chooses among the scored; its target is not checked here.
-            optimizers: They forget what is removed.
-            epoch: Training epoch at whose start this happens.
-            agree: Makes all processes of a distributed run take the same name.
+        Arguments are those of `steps`; the budget's target is not checked.
 
         Raises:
             BudgetError: Nothing is left to remove.
@@ -268,25 +298,3 @@ def _merged(scores: Scores, later: Scores) -> Scores:
     names = ("importance", "nll", "measured", "screened", "errors")
     merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
     return replace(scores, **merged, disturbed=scores.disturbed or later.disturbed)
-
-
-def _protected(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
-    protected: set[SublayerId] = set()
-    ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
-    for name in names:
-        try:
-            sublayers = Candidate.parse(ends.get(name, name)).sublayers
-        except PlanError as error:
-            raise LitPruneError(f"protect: {error}, block.N for both, first or last") from error
-        missing = [each for each in sublayers if each not in anatomy and each not in anatomy.removed]
-        if missing:
-            raise LitPruneError(
-                f"protect: this model has no {missing[0]}; its blocks are 0 to {anatomy.num_blocks - 1}"
-            )
-        protected.update(sublayers)
-    return frozenset(protected)
-
-
-def _protected_by(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
-    blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
-    return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)

@@ -20,6 +20,27 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
+class Quota:
+    """How far a series of removals goes: that of a whole budget, or of one epoch.
+
+    Args:
+        until: What is saved when it is over, counted from the dense model and in the budget's unit.
+        num_steps: The most removals; None sets no limit.
+    """
+
+    until: float
+    num_steps: int | None = None
+
+    def allows(self, reached: float, num_steps: int) -> bool:
+        """Whether one more removal is wanted, when so much is saved and after `num_steps` of the series."""
+        return reached < self.until and (self.num_steps is None or num_steps < self.num_steps)
+
+    def goal(self, reached: float, num_steps: int) -> tuple[float, float]:
+        """For a progress bar: what is to be reached and what is, in removals where these are limited."""
+        return (self.until, reached) if self.num_steps is None else (self.num_steps, num_steps)
+
+
+@dataclass(frozen=True)
 class Budget:
     """A share of the model's whole cost, a ceiling on the rise of perplexity, or both: whichever comes first.
 
@@ -56,6 +77,11 @@ class Budget:
     def target(self) -> float:
         """What is to be saved, in the unit: whole where the total is, infinite where there is no amount."""
         return math.inf if self.amount is None else share_of(self.amount, self.total)
+
+    @property
+    def quota(self) -> Quota:
+        """All that is to go, without an end to the number of removals."""
+        return Quota(self.target)
 
     def remaining(self, reached: float) -> float:
         """What is still to be saved, 0 when the target is met."""

@@ -8,30 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_prune.errors import BudgetError
-from lit_prune.searches.budget import share_of
+from lit_prune.searches.budget import Quota, share_of
 
 PerEpoch = int | float | Callable[[int], int | float]
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What may still go in one epoch.
-
-    Args:
-        until: What is saved, counted from the dense model and in the budget's unit, when the epoch stops removing.
-        num_steps: The most removals.
-    """
-
-    until: float
-    num_steps: int | None = None
-
-    def allows(self, reached: float, num_steps: int) -> bool:
-        """Whether one more removal is wanted, when so much is saved and after `num_steps` in this epoch."""
-        return reached < self.until and (self.num_steps is None or num_steps < self.num_steps)
-
-    def goal(self, reached: float, num_steps: int) -> tuple[float, float]:
-        """For a progress bar: what is to be reached and what is, in removals where these are limited."""
-        return (self.until, reached) if self.num_steps is None else (self.num_steps, num_steps)
 
 
 @dataclass(frozen=True)

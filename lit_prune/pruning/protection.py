@@ -1,0 +1,42 @@
+"""Which sublayers never go: those that a user protects, and those that a scorer's method leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_prune.anatomy import Anatomy
+from lit_prune.errors import LitPruneError, PlanError
+from lit_prune.plan import KINDS, Candidate, SublayerId
+from lit_prune.scorers import Scorer
+
+
+def protected_by_name(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
+    """The sublayers that are named.
+
+    Args:
+        names: Such as `attention.0`, `mlp.3`, `block.2`; `first` and `last` are the blocks at the ends.
+        anatomy: The model's, perhaps pruned.
+
+    Raises:
+        LitPruneError: A name is of another form, or the model never had such a sublayer.
+    """
+    found: set[SublayerId] = set()
+    ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
+    for name in names:
+        try:
+            sublayers = Candidate.parse(ends.get(name, name)).sublayers
+        except PlanError as error:
+            raise LitPruneError(f"protect: {error}, block.N for both, first or last") from error
+        missing = [sublayer for sublayer in sublayers if sublayer not in anatomy and sublayer not in anatomy.removed]
+        if missing:
+            raise LitPruneError(
+                f"protect: this model has no {missing[0]}; its blocks are 0 to {anatomy.num_blocks - 1}"
+            )
+        found.update(sublayers)
+    return frozenset(found)
+
+
+def protected_by_scorer(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
+    """The sublayers of the blocks that a scorer's method never removes."""
+    blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
+    return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)
