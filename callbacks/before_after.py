@@ -31,9 +31,9 @@ from lit_prune.report import (
     summary_markdown,
 )
 
-from . import loop, sharding
-from .batches import transferred, validation_batches
+from . import loop, requirements
 from .sublayer_prune import SublayerPruneCallback
+from .validation import transferred, validation_batches
 
 SPEEDS = ("prefill_speedup", "decode_speedup")
 """How many times as fast as before a prompt is read, and a token is written."""
@@ -94,7 +94,7 @@ class BeforeAfterCallback(Callback):
         self._before = {}  # a checkpoint's come later, with load_state_dict
         self._require_order(trainer)
         if self.timing["repeats"]:
-            sharding.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
+            requirements.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
         context = context_length(loop.model_in(pl_module, self.model).config)
         timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
         if self.timing["repeats"] and context is not None and timed > context:

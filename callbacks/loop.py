@@ -7,7 +7,8 @@ from operator import attrgetter
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -15,8 +16,6 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import classifies, require_no_prompt
 from lit_prune.errors import LitPruneError, ModelError
-
-from . import sharding
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -70,6 +69,17 @@ def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
     return model
 
 
+def callbacks_of(trainer: L.Trainer) -> list[Callback]:
+    """All callbacks of a trainer, in their order."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def shards(trainer: L.Trainer) -> bool:
+    """Whether the trainer's strategy lets a module shard its model over processes (FSDP2)."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
 def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     if trainer.world_size == 1:
@@ -104,7 +114,7 @@ def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
     Raises:
         LitPruneError: As `on_first_process`.
     """
-    if sharding.shards(trainer):
+    if shards(trainer):
         work()
     else:
         on_first_process(trainer, work)

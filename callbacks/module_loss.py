@@ -24,8 +24,8 @@ from lit_prune.measure import WhatIf, objective_of, on_device
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import evaluating, mute
 
-from .batches import Fed, validating
 from .loop import summed
+from .validation import Fed, validating
 
 LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""

@@ -19,8 +19,8 @@ from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers
 
-from . import loop, sharding, surroundings
-from .batches import validation_batches
+from . import loop, requirements
+from .validation import validation_batches
 
 
 class SublayerAnalysisCallback(Callback):
@@ -74,8 +74,8 @@ class SublayerAnalysisCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be analysed, and forget an earlier fit."""
         if stage == "fit":
-            surroundings.require_supported(trainer)
-            sharding.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
+            requirements.require_supported(trainer)
+            requirements.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
             loop.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
 

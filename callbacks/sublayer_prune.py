@@ -25,15 +25,14 @@ from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
-from . import averaging, loop, sharding, surroundings
+from . import loop, requirements
 from .allowance import Allowance
-from .batches import fed_batches
+from .followers import Following, follow_removal
 from .mending import Mending
 from .module_loss import check_loss, known_loss, measure, require_scorable
-from .randomness import random_state, restore_random_state
-from .saving import Saving
+from .saving import Saving, random_state, restore_random_state
 from .story import counted_costs, log_beginning, log_end, log_removal, settings_of
-from .structure import Following
+from .validation import fed_batches
 
 
 class SublayerPruneCallback(Callback):
@@ -152,17 +151,17 @@ class SublayerPruneCallback(Callback):
         self._following.begin(trainer, pl_module, model, self.model)
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, model: PreTrainedModel) -> None:
-        surroundings.require_own_process(trainer)
-        surroundings.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
+        requirements.require_own_process(trainer)
+        requirements.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = self._new_pruner(model, pl_module)
-        sharding.require_possible(trainer, self._pruner, self.allowance.unit, self.mending)
-        averaging.require_possible(trainer, pl_module, self, self._pruner, self.mending)
+        requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.unit, self.mending)
+        requirements.require_averages_follow(trainer, pl_module, self, self._pruner, self.mending)
         require_scorable(self.loss, self._pruner.scorer)
         self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1
         self.allowance.require_possible(trainer, self._pruner)
-        surroundings.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
+        requirements.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
         if self.save_to:
             self.mending.require_none_of_others(model)
         self._saving.prepare(trainer, pl_module, model, self.save_to)
@@ -229,7 +228,7 @@ class SublayerPruneCallback(Callback):
         """The same, since Lightning tears nothing down after an exception; what a worker refused is said here too."""
         self.teardown(trainer, pl_module, self._stage)
         if isinstance(exception, ProcessRaisedException) and trainer.state.fn == TrainerFn.FITTING:
-            surroundings.require_own_process(trainer)
+            requirements.require_own_process(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
@@ -271,8 +270,7 @@ class SublayerPruneCallback(Callback):
             for step in pruner.steps(
                 what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch, agree=agree
             ):
-                averaging.remove_from_averages(trainer, step.removed.sublayers, self.model)
-                surroundings.forget_names(trainer, trainer.lightning_module)
+                follow_removal(trainer, step.removed.sublayers, self.model)
                 num_done += 1
                 drawn.removed(quota.goal(pruner.reached, num_done)[1])
                 log_removal(trainer, pruner.plan, self._costs)

@@ -11,6 +11,12 @@ from types import ModuleType
 MOVED = {
     "analysis": "evaluation",
     "autoload": "loading.autoload",
+    "callbacks.averaging": "callbacks.followers",
+    "callbacks.batches": "callbacks.validation",
+    "callbacks.randomness": "callbacks.saving",
+    "callbacks.sharding": "callbacks.requirements",
+    "callbacks.structure": "callbacks.followers",
+    "callbacks.surroundings": "callbacks.requirements",
     "candidates": "plan.candidates",
     "checkpoint": "training.checkpoint",
     "examples": "data.examples",
