@@ -1,6 +1,5 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
-from lit_prune.anatomy.adapters import is_adapted, own_parameters, own_tensors
 from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
 from lit_prune.anatomy.layouts import (
     BLOCK_LISTS,
@@ -13,6 +12,7 @@ from lit_prune.anatomy.layouts import (
     SCALE,
     Layout,
 )
+from lit_prune.anatomy.parameters import count_parameters, is_adapted, own_parameters, own_tensors
 from lit_prune.anatomy.purpose import CLASSIFIER, NO_TOKENS, classifies, gives_no_tokens, require_tokens_out
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.structure import (
@@ -23,7 +23,7 @@ from lit_prune.anatomy.structure import (
     require_no_prompt,
 )
 from lit_prune.anatomy.stubs import SublayerStub
-from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer, count_parameters
+from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer
 
 __all__ = [
     "BLOCK_LISTS",

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_prune.anatomy.adapters import own_parameters
 from lit_prune.anatomy.layouts import EXPERTS_PER_TOKEN, LAYOUTS, Layout
+from lit_prune.anatomy.parameters import count_parameters, own_parameters
 from lit_prune.anatomy.stubs import ResidualArgument, SublayerStub
-from lit_prune.anatomy.sublayers import Part, Sublayer, count_parameters
+from lit_prune.anatomy.sublayers import Part, Sublayer
 from lit_prune.errors import AnatomyError
 from lit_prune.plan.prune_plan import KINDS, SublayerId
 
@@ -23,7 +23,7 @@ _TUPLE_FORM: dict[type[nn.Module], bool] = {}
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockAnatomy:
     """What one block has: module paths by kind, and what is still present.
 
     Attributes:
@@ -51,7 +51,7 @@ class BlockReader:
         self.config = config
         self.described = layout
 
-    def read(self, block: nn.Module, path: str, number: int) -> Block:
+    def read(self, block: nn.Module, path: str, number: int) -> BlockAnatomy:
         """Read one block.
 
         Args:
@@ -73,7 +73,7 @@ class BlockReader:
             if not isinstance(getattr(block, children[kind][-1]), SublayerStub)
         )
         shared = tuple(_part(block, path, name) for name in layout.shared_norms)
-        return Block(paths, present, shared, passes_through=not layout.staying_norms)
+        return BlockAnatomy(paths, present, shared, passes_through=not layout.staying_norms)
 
     def _sublayer(
         self,

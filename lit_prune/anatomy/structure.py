@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy.blocks import Block, BlockReader
+from lit_prune.anatomy.blocks import BlockAnatomy, BlockReader
 from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
+from lit_prune.anatomy.parameters import shared_parameters
 from lit_prune.anatomy.record import RECORD_KEY, Record
-from lit_prune.anatomy.sublayers import Anatomy, shared_parameters
+from lit_prune.anatomy.sublayers import Anatomy
 from lit_prune.errors import AnatomyError
 from lit_prune.plan.prune_plan import KINDS, SublayerId
 
@@ -68,7 +69,7 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     if len(numbers) != len(blocks):
         raise AnatomyError(f"the config's record names {len(numbers)} blocks, the model has {len(blocks)}")
     reader = BlockReader(config, layout)
-    found: list[Block] = []
+    found: list[BlockAnatomy] = []
     for position, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
         found.append(reader.read(block, f"{path}.{position}", number))
     present = tuple(sublayer for each in found for sublayer in each.sublayers)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy.adapters import own_parameters
 from lit_prune.anatomy.layouts import PARALLEL_FORMS
+from lit_prune.anatomy.parameters import SharedParameter
 from lit_prune.anatomy.stubs import ResidualArgument
 from lit_prune.errors import PlanError
 from lit_prune.plan import ModelFacts
@@ -62,26 +60,6 @@ class Sublayer:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Parameters in several places, such as one FFN of all blocks: they are freed when the last place is gone.
-
-    Attributes:
-        names: All that they have in the model.
-        num_parameters: How many they are.
-    """
-
-    names: tuple[str, ...]
-    num_parameters: int
-
-    def surplus(self, parts: Iterable[Part]) -> int:
-        """How many too many are counted where each part counts them, and those that go free them once or not at all."""
-        inside = [tuple(name for name in self.names if name.startswith(f"{part.path}.")) for part in parts]
-        holding = sum(1 for each in inside if each)
-        freed = len({name for each in inside for name in each}) == len(self.names)
-        return self.num_parameters * (holding - freed) if holding else 0
-
-
-@dataclass(frozen=True)
 class Anatomy:
     """The decoder blocks of a model and the sublayers that are still in them.
 
@@ -111,7 +89,7 @@ class Anatomy:
     paths: Mapping[SublayerId, str]
     shared: Mapping[int, tuple[Part, ...]]
     passes_through: bool
-    common: tuple[Shared, ...] = ()
+    common: tuple[SharedParameter, ...] = ()
 
     @cached_property
     def _by_id(self) -> dict[SublayerId, Sublayer]:
@@ -182,7 +160,8 @@ class Anatomy:
             PlanError: One of them is not in the model.
         """
         parts = self.parts(sublayers)
-        return sum(part.num_parameters for part in parts) - sum(each.surplus(parts) for each in self.common)
+        paths = [part.path for part in parts]
+        return sum(part.num_parameters for part in parts) - sum(shared.surplus(paths) for shared in self.common)
 
     @property
     def num_active_parameters(self) -> int:
@@ -192,35 +171,3 @@ class Anatomy:
     def facts(self, name: str = "", revision: str | None = None) -> ModelFacts:
         """What a plan records of the model."""
         return ModelFacts(self.model_type, self.num_blocks, self.hidden_size, self.num_parameters, name, revision)
-
-
-def count_parameters(modules: Iterable[nn.Module]) -> int:
-    """Parameters of the modules, each tensor once; those of adapters are not the model's and do not count."""
-    found = {
-        _place(parameter): _num_numbers(parameter) for module in modules for _, parameter in own_parameters(module)
-    }
-    return sum(found.values())
-
-
-def shared_parameters(model: nn.Module) -> tuple[int, tuple[Shared, ...]]:
-    """How many parameters a model has, as `count_parameters`, and those of them that have several names."""
-    found: dict[Any, tuple[int, list[str]]] = {}
-    for name, parameter in own_parameters(model, shared=True):
-        place = _place(parameter)
-        if place not in found:
-            found[place] = (_num_numbers(parameter), [])
-        found[place][1].append(name)
-    total = sum(number for number, _ in found.values())
-    return total, tuple(Shared(tuple(names), number) for number, names in found.values() if len(names) > 1)
-
-
-def _place(parameter: nn.Parameter) -> Any:
-    """What tells it from others: where its numbers are, as several parameters may be the same numbers."""
-    plain = type(parameter) is nn.Parameter and not parameter.is_meta  # others are packed or sharded
-    return (parameter.data_ptr() or id(parameter), parameter.shape) if plain else id(parameter)
-
-
-def _num_numbers(parameter: nn.Parameter) -> int:
-    # bitsandbytes packs two numbers of 4 bits into a byte.
-    packed: Any = getattr(parameter, "quant_state", None)
-    return parameter.numel() if packed is None else math.prod(packed.shape)

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.processes import part, require_shared, shard_over, start
-from lit_prune.data import calibration_batches
-from lit_prune.data.text_data import draw_windows, read_texts
+from lit_prune.data import calibration_batches, draw_windows, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
 from lit_prune.loading.fsdp import whole_copy

@@ -1,22 +1,16 @@
 """Text to windows of tokens: sources, a user's own examples, calibration batches, and the LightningDataModule."""
 
-from lit_prune.data.examples import (
-    Example,
-    example_batches,
-    read_examples,
-)
-from lit_prune.data.text_data import (
-    TextDataModule,
+from lit_prune.data.examples import Example, example_batches, read_examples
+from lit_prune.data.text_data import TextDataModule
+from lit_prune.data.texts import BUILTIN, read_texts, require_source, share_out
+from lit_prune.data.windows import (
     calibration_batches,
+    draw_windows,
     drawn_windows,
     fingerprint,
+    leading_bos,
     require_positive,
-)
-from lit_prune.data.texts import (
-    BUILTIN,
-    read_texts,
-    require_source,
-    share_out,
+    token_windows,
 )
 
 __all__ = [
@@ -24,12 +18,15 @@ __all__ = [
     "Example",
     "TextDataModule",
     "calibration_batches",
+    "draw_windows",
     "drawn_windows",
     "example_batches",
     "fingerprint",
+    "leading_bos",
     "read_examples",
     "read_texts",
     "require_positive",
     "require_source",
     "share_out",
+    "token_windows",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_prune.data.text_data import leading_bos
+from lit_prune.data.windows import leading_bos
 from lit_prune.errors import DataError
 from lit_prune.files import parsed, read_text
 

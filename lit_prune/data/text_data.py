@@ -1,12 +1,11 @@
-"""Batches of windows, what identifies them, and a LightningDataModule over them.
+"""A LightningDataModule over windows of text.
 
 The random state of the process is never drawn from, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +16,12 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorData
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
-from lit_prune.data.texts import BUILTIN, read_parts, read_texts
-from lit_prune.data.windows import draw_windows, leading_bos, token_windows
+from lit_prune.data.texts import BUILTIN, read_parts
+from lit_prune.data.windows import batch_of, draw_windows, require_positive, token_windows
 from lit_prune.errors import DataError
 from lit_prune.loading.sources import load_tokenizer
 
-__all__ = [
-    "TextDataModule",
-    "calibration_batches",
-    "draw_windows",
-    "fingerprint",
-    "leading_bos",
-    "read_texts",
-    "token_windows",
-]
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
-
-
-def drawn_windows(
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    window: int,
-    wanted: int,
-    seed: int,
-    most: int | None = None,
-    stride: int | None = None,
-) -> Tensor:
-    """Windows of a text, [windows, window], in the order that a seed decides.
-
-    Args:
-        source: As for `read_texts`.
-        tokenizer: Of the model.
-        window: Tokens in a window.
-        wanted: So many are needed.
-        seed: Decides which ones, and their order.
-        most: So many are taken where the text has them; `wanted` when None.
-        stride: As for `token_windows`.
-
-    Raises:
-        DataError: There are fewer than `wanted`.
-    """
-    most = wanted if most is None else most
-    windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)
-    if len(windows) < wanted:
-        raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
-    return windows
-
-
-def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
-    """Batches in the form that models and scorers take.
-
-    Args:
-        windows: LongTensor [num_windows, window].
-        batch_size: Windows in a batch; the last one may have fewer.
-
-    Raises:
-        DataError: `batch_size` is below 1.
-    """
-    require_positive(batch_size=batch_size)
-    return [_batch(rows) for rows in torch.split(windows, batch_size)]
-
-
-def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """What identifies a set of tokens, however it is cut into batches and wherever it came from.
-
-    Args:
-        batches: Each with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
-
-    Returns:
-        `num_sequences`, `num_tokens` (padding included) and `sha256` over tokens and labels.
-
-    Raises:
-        DataError: A batch has no `input_ids`.
-    """
-    digest, num_sequences, num_tokens = hashlib.sha256(), 0, 0
-    for batch in batches:
-        if "input_ids" not in batch:
-            raise DataError(f"a batch must have `input_ids` [batch, seq]; found {', '.join(batch) or 'nothing'}")
-        ids, labels = batch["input_ids"], batch.get("labels")
-        for index, row in enumerate(ids):
-            digest.update(f"{len(row)}:".encode() + _bytes(row) + (b"" if labels is None else _bytes(labels[index])))
-        num_sequences += ids.shape[0]
-        num_tokens += ids.numel()
-    return {"num_sequences": num_sequences, "num_tokens": num_tokens, "sha256": digest.hexdigest()}
 
 
 class TextDataModule(L.LightningDataModule):
@@ -229,24 +150,8 @@ class TextDataModule(L.LightningDataModule):
         return None if self.trainer is None else self.trainer.lightning_module
 
 
-def require_positive(**numbers: int | None) -> None:
-    """Refuse numbers below 1 by their names, with a DataError; None is no number."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise DataError(f"{name} is 1 or more; found {value}")
-
-
-def _batch(rows: Tensor) -> dict[str, Tensor]:
-    # Two tensors: whoever masks labels in place must not change the tokens.
-    return {"input_ids": rows, "labels": rows.clone()}
-
-
 def _collate(rows: Sequence[tuple[Tensor]]) -> dict[str, Tensor]:
-    return _batch(torch.stack([row for (row,) in rows]))
-
-
-def _bytes(row: Tensor) -> bytes:
-    return row.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()
+    return batch_of(torch.stack([row for (row,) in rows]))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -8,15 +8,18 @@ of its own, drawn from all of the text, and nothing else is tokenised.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_prune.data.texts import read_texts
 from lit_prune.errors import DataError
 
 JOINT = "\n\n"
@@ -103,6 +106,88 @@ def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
+def drawn_windows(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    wanted: int,
+    seed: int,
+    most: int | None = None,
+    stride: int | None = None,
+) -> Tensor:
+    """Windows of a text, [windows, window], in the order that a seed decides.
+
+    Args:
+        source: As for `read_texts`.
+        tokenizer: Of the model.
+        window: Tokens in a window.
+        wanted: So many are needed.
+        seed: Decides which ones, and their order.
+        most: So many are taken where the text has them; `wanted` when None.
+        stride: As for `token_windows`.
+
+    Raises:
+        DataError: There are fewer than `wanted`.
+    """
+    most = wanted if most is None else most
+    windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)
+    if len(windows) < wanted:
+        raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
+    return windows
+
+
+def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
+    """Batches in the form that models and scorers take.
+
+    Args:
+        windows: LongTensor [num_windows, window].
+        batch_size: Windows in a batch; the last one may have fewer.
+
+    Raises:
+        DataError: `batch_size` is below 1.
+    """
+    require_positive(batch_size=batch_size)
+    return [batch_of(rows) for rows in torch.split(windows, batch_size)]
+
+
+def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What identifies a set of tokens, however it is cut into batches and wherever it came from.
+
+    Args:
+        batches: Each with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
+
+    Returns:
+        `num_sequences`, `num_tokens` (padding included) and `sha256` over tokens and labels.
+
+    Raises:
+        DataError: A batch has no `input_ids`.
+    """
+    digest, num_sequences, num_tokens = hashlib.sha256(), 0, 0
+    for batch in batches:
+        if "input_ids" not in batch:
+            raise DataError(f"a batch must have `input_ids` [batch, seq]; found {', '.join(batch) or 'nothing'}")
+        ids, labels = batch["input_ids"], batch.get("labels")
+        for index, row in enumerate(ids):
+            digest.update(f"{len(row)}:".encode() + _bytes(row) + (b"" if labels is None else _bytes(labels[index])))
+        num_sequences += ids.shape[0]
+        num_tokens += ids.numel()
+    return {"num_sequences": num_sequences, "num_tokens": num_tokens, "sha256": digest.hexdigest()}
+
+
+def batch_of(rows: Tensor) -> dict[str, Tensor]:
+    """Windows [batch, window] as a batch: `input_ids`, and `labels` of their own."""
+    # Two tensors: whoever masks labels in place must not change the tokens.
+    return {"input_ids": rows, "labels": rows.clone()}
+
+
+def require_positive(**numbers: int | None) -> None:
+    """Refuse numbers below 1 by their names, with a DataError; None is no number."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise DataError(f"{name} is 1 or more; found {value}")
+
+
 class _Joined:
     """Documents as one text with joints between them, which is never made."""
 
@@ -185,3 +270,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _behind(bos: list[int], body: Tensor) -> Tensor:
     return torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(body), -1), body.long()], dim=1)
+
+
+def _bytes(row: Tensor) -> bytes:
+    return row.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()

@@ -10,6 +10,7 @@ from types import ModuleType
 
 MOVED = {
     "analysis": "evaluation",
+    "anatomy.adapters": "anatomy.parameters",
     "autoload": "loading.autoload",
     "callbacks.averaging": "callbacks.followers",
     "callbacks.batches": "callbacks.validation",

@@ -7,7 +7,7 @@ import torch
 
 import lit_prune
 from lit_prune.__main__ import main
-from lit_prune.data.text_data import token_windows
+from lit_prune.data import token_windows
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Measured, Perplexity, TaskScore, answer, chosen_tasks, perplexity
 from lit_prune.files import file_name

@@ -17,9 +17,16 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
-from lit_prune.data import TextDataModule, calibration_batches, fingerprint, share_out
+from lit_prune.data import (
+    TextDataModule,
+    calibration_batches,
+    draw_windows,
+    fingerprint,
+    read_texts,
+    share_out,
+    token_windows,
+)
 from lit_prune.data import windows as windows_module
-from lit_prune.data.text_data import draw_windows, read_texts, token_windows
 from lit_prune.errors import DataError
 from tests.tiny import character_tokenizer
 
