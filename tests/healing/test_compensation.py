@@ -5,11 +5,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_prune.callbacks import SublayerPruneCallback
 
 import lit_prune
 from lit_prune.__main__ import main
 from lit_prune.anatomy import CORRECTIONS, find_sublayers
-from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.data import token_windows
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.export import save
