@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from lit_prune.anatomy.parameters import count_parameters, own_parameters
 from lit_prune.anatomy.stubs import ResidualArgument, SublayerStub
 from lit_prune.anatomy.sublayers import Part, Sublayer
 from lit_prune.errors import AnatomyError
-from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.plan import KINDS, SublayerId
 
 _TUPLE_FORM: dict[type[nn.Module], bool] = {}
 """Whether FFNs of a class return a tuple: asked once for every class."""
@@ -27,10 +27,10 @@ class BlockAnatomy:
     """What one block has: module paths by kind, and what is still present.
 
     Attributes:
-        paths: Of attention and FFN, present or gone.
-        sublayers: Those that are present.
+        paths: Module paths of attention and FFN, present or gone.
+        sublayers: Sublayers that are present.
         shared: Norms that go with the last of them.
-        passes_through: Whether it returns its input without them: no norms stay behind.
+        passes_through: Whether the block returns its input without them: no norms stay behind.
     """
 
     paths: dict[SublayerId, str]
@@ -40,66 +40,52 @@ class BlockAnatomy:
 
 
 class BlockReader:
-    """Reads the blocks of one model.
-
-    Args:
-        config: Of the decoder.
-        layout: The user's description, where there is one.
-    """
+    """Reads the blocks of one model by the config of its decoder and the user's layout, where there is one."""
 
     def __init__(self, config: Any, layout: Layout | None) -> None:
         self.config = config
         self.described = layout
 
     def read(self, block: nn.Module, path: str, number: int) -> BlockAnatomy:
-        """Read one block.
-
-        Args:
-            block: The module.
-            path: Of it in the model.
-            number: Of it in the original model.
+        """Read the block that is at a module path, and had a number in the original model.
 
         Raises:
-            AnatomyError: It is not understood; the message says what was found and what was expected.
+            AnatomyError: The block is not understood; the message says what was found and what was expected.
         """
         layout = self._layout(block).for_config(self.config)
         attention = self._attention(block, layout)
         children = {"attention": (attention,), "mlp": self._mlp(block, layout, attention)}
-        norms = {"attention": layout.attention_norms, "mlp": layout.mlp_norms}
-        paths = {SublayerId(number, kind): f"{path}.{children[kind][-1]}" for kind in KINDS}
         present = tuple(
-            self._sublayer(block, path, SublayerId(number, kind), children[kind], norms[kind], layout)
+            self._sublayer(block, path, SublayerId(number, kind), children[kind], layout)
             for kind in KINDS
             if not isinstance(getattr(block, children[kind][-1]), SublayerStub)
         )
-        shared = tuple(_part(block, path, name) for name in layout.shared_norms)
-        return BlockAnatomy(paths, present, shared, passes_through=not layout.staying_norms)
+        return BlockAnatomy(
+            paths={SublayerId(number, kind): f"{path}.{children[kind][-1]}" for kind in KINDS},
+            sublayers=present,
+            shared=tuple(_part(block, path, name) for name in layout.shared_norms),
+            passes_through=not layout.staying_norms,
+        )
 
     def _sublayer(
-        self,
-        block: nn.Module,
-        path: str,
-        sublayer: SublayerId,
-        children: tuple[str, ...],
-        norms: tuple[str, ...],
-        layout: Layout,
+        self, block: nn.Module, path: str, sublayer: SublayerId, children: tuple[str, ...], layout: Layout
     ) -> Sublayer:
+        is_attention = sublayer.kind == "attention"
+        norms = layout.attention_norms if is_attention else layout.mlp_norms
         own = getattr(block, children[-1])
         residual = ResidualArgument.of(own, layout.residual_argument)
-        as_tuple = (
-            layout.attention_output == "tuple"
-            if sublayer.kind == "attention"
-            else len(children) == 1 and self._returns_tuple(own, residual)
-        )
-        layer_idx = int(path.rpartition(".")[2]) if sublayer.kind == "attention" else None
+        if is_attention:
+            as_tuple, layer_idx = layout.attention_output == "tuple", int(path.rpartition(".")[2])
+        else:
+            as_tuple, layer_idx = len(children) == 1 and self._returns_tuple(own, residual), None
         stub = partial(SublayerStub, as_tuple=as_tuple, residual=residual, layer_idx=layer_idx)
-        around = tuple(_part(block, path, name) for name in (*norms, *children[:-1]))
+        own_part = Part(f"{path}.{children[-1]}", count_parameters([own]), stub)
         after = [name for name in norms if name in layout.norms_after]
         return Sublayer(
             id=sublayer,
-            path=f"{path}.{children[-1]}",
-            output=f"{path}.{after[-1] if after else children[-1]}",
-            parts=(*around, _part(block, path, children[-1], stub)),
+            path=own_part.path,
+            output=f"{path}.{after[-1]}" if after else own_part.path,
+            parts=(*(_part(block, path, name) for name in (*norms, *children[:-1])), own_part),
             form=layout.form(norms),
             residual=residual,
             num_idle_parameters=_count_idle(own, self.config),
@@ -124,7 +110,11 @@ class BlockReader:
     def _attention(self, block: nn.Module, layout: Layout) -> str:
         if layout.attention is not None:
             return layout.attention
-        names = [name for name, child in block.named_children() if _is_attention(name, child)]
+        names = [
+            name
+            for name, child in block.named_children()
+            if ("attn" in name or "attention" in name) and not is_norm(child) and _has_work(child)
+        ]
         if len(names) != 1:
             found = ", ".join(names) or "none"
             raise self._misunderstood(block, f"expected one attention (a child named attn or attention), found {found}")
@@ -169,17 +159,13 @@ class BlockReader:
             raise AnatomyError(f"the FFN {type(mlp).__name__} wants more than the hidden state: {error}") from error
 
 
-def _part(block: nn.Module, path: str, name: str, stub: Callable[[], nn.Module] = nn.Identity) -> Part:
-    return Part(f"{path}.{name}", count_parameters([getattr(block, name)]), stub)
+def _part(block: nn.Module, path: str, name: str) -> Part:
+    return Part(f"{path}.{name}", count_parameters([getattr(block, name)]))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module norms: by its class's name, and that it has vectors at most."""
+    """Whether a module is a norm: its class is named so, and it has vectors at most."""
     return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in module.parameters())
-
-
-def _is_attention(name: str, module: nn.Module) -> bool:
-    return ("attn" in name or "attention" in name) and not is_norm(module) and _has_work(module)
 
 
 def _has_work(module: nn.Module) -> bool:
@@ -200,14 +186,14 @@ def experts_per_token(config: Any) -> int:
     Raises:
         AnatomyError: The config does not say.
     """
-    counts = [getattr(config, name, None) for name in EXPERTS_PER_TOKEN]
-    stated = [each for each in counts if isinstance(each, int)]
-    if not stated:
+    counts = (getattr(config, name, None) for name in EXPERTS_PER_TOKEN)
+    stated = next((count for count in counts if isinstance(count, int)), None)
+    if stated is None:
         raise AnatomyError(
             f"this {config.model_type} model has experts, and its config does not say how many a token goes through "
             f"({', '.join(EXPERTS_PER_TOKEN)})"
         )
-    return stated[0]
+    return stated
 
 
 def routed_parameters(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:

@@ -44,17 +44,18 @@ class Layout:
     """How a family of blocks names its parts, and how these join the residual stream.
 
     Attributes:
-        attention_norms: Children of the block that act on attention's input or output alone, and go with it.
-        mlp_norms: The same for the FFN.
-        shared_norms: Norms that feed both, and go when both are gone.
-        norms_after: Those of the above that act on the output of attention or FFN, before it is added.
-        staying_norms: Norms that act on the residual stream itself, and never go.
-        attention: The attention child; None where its name says it (`attn` or `attention`).
-        mlp: Children that together are the FFN, in order of call; empty where it is the other child with parameters.
-        blocks: Path of the list of blocks; None where it is the one list as long as `num_hidden_layers`.
-        attention_output: What attention returns: `(output, weights)`, or the output alone.
-        residual_argument: Argument of attention's or the FFN's `forward` with the residual that it adds by itself;
-            without an argument of that name the block adds it.
+        attention_norms: Names of the norms that act on attention's input or output alone, and go with it.
+        mlp_norms: Names of the norms that act on the FFN's input or output alone, and go with it.
+        shared_norms: Names of the norms that feed both, and go when both are gone.
+        norms_after: Those of the norms above that act on the output of attention or FFN, before it is added.
+        staying_norms: Names of the norms that act on the residual stream itself, and never go.
+        attention: Name of the attention; None where that says it (`attn` or `attention`).
+        mlp: Names of the children that together are the FFN, in the order in which they are called; empty where the
+            FFN is the other child with parameters.
+        blocks: Module path of the list of blocks; None where it is the one list as long as `num_hidden_layers`.
+        attention_output: Whether attention returns the tuple `(output, weights)`, or the output alone.
+        residual_argument: Name of the argument of attention's or the FFN's `forward` with the residual that it adds by
+            itself; without an argument of that name, the block adds it.
         parallel: Whether both read the input of the block; or the config attribute that says so.
         norms_stay_if: Config attribute and value with which all norms act on the residual stream.
     """
@@ -79,7 +80,7 @@ class Layout:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All children that are named."""
+        """All children that the layout names."""
         return (*self.norms, *self.mlp, *([self.attention] if self.attention else []))
 
     def for_config(self, config: Any) -> Layout:
@@ -108,7 +109,7 @@ class Layout:
 
     @classmethod
     def read(cls, data: Any) -> Layout:
-        """Check a user's description: a mapping of the attributes, lists where these are tuples.
+        """Make a layout of a user's description: a mapping of the attributes, lists where these are tuples.
 
         Raises:
             AnatomyError: A key is unknown, or a value of another type; the message says what is allowed.
@@ -123,7 +124,7 @@ class Layout:
 def _checked(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         value = [value] if isinstance(value, str) else value
-        fits, expected = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value), "names"
+        fits, expected = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value), "names"
         value = tuple(value) if fits else value
     elif name == "attention_output":
         fits, expected = value in ("tuple", "tensor"), "tuple or tensor"

@@ -27,8 +27,8 @@ def gives_no_tokens(architecture: str) -> bool:
 def classifies(model: Any) -> bool:
     """Whether a model is a sequence classifier of transformers, as reward models are."""
     return any(
-        each.__module__.startswith("transformers.models.") and each.__name__.endswith(CLASSIFIER)
-        for each in type(model).__mro__
+        base.__module__.startswith("transformers.models.") and base.__name__.endswith(CLASSIFIER)
+        for base in type(model).__mro__
     )
 
 
@@ -36,7 +36,7 @@ def require_tokens_out(model: Any) -> None:
     """Refuse transformers' own classes that are for something else; others show it when they run.
 
     Raises:
-        AnatomyError: It is such a class.
+        AnatomyError: The model is of such a class.
     """
     kind = type(model)
     if kind.__module__.startswith("transformers.") and gives_no_tokens(kind.__name__):

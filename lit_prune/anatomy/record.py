@@ -8,8 +8,7 @@ from typing import Any
 
 from lit_prune.anatomy.layouts import Layout
 from lit_prune.errors import AnatomyError, PlanError
-from lit_prune.plan import MAX_BLOCKS
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import MAX_BLOCKS, SublayerId
 
 RECORD_KEY = "lit_prune"
 RECORD_VERSION = 1
@@ -20,9 +19,9 @@ class Record:
     """The entry, read and checked.
 
     Attributes:
-        removed: Sublayers that are gone, by their addresses in the original model.
-        blocks: Blocks of the original model that are in the list; None where none was taken out of it.
-        num_blocks: Blocks of the original model, where some were taken out of the list.
+        removed: Addresses of the sublayers that are gone.
+        blocks: Numbers of the original model's blocks that are in the list; None where none was taken out of it.
+        num_blocks: Number of blocks in the original model, where some were taken out of the list.
         layout: The user's description of the blocks, as it was given.
         biases: Sublayers whose output projection got a bias, with its path inside the sublayer.
     """
@@ -38,7 +37,7 @@ class Record:
         """Read the entry of a model's (text) config; an empty one where there is none.
 
         Raises:
-            AnatomyError: It is damaged, or of a newer lit-prune.
+            AnatomyError: The entry is damaged, or of a newer lit-prune.
         """
         data = getattr(config, RECORD_KEY, None)
         if data is None:
@@ -46,8 +45,8 @@ class Record:
         if not isinstance(data, Mapping) or data.get("version") != RECORD_VERSION:
             raise AnatomyError(f"the model was pruned by a newer lit-prune: its config says {RECORD_KEY} = {data!r}")
         try:
-            removed = tuple(SublayerId.parse(each) for each in data["removed"])
-            blocks = tuple(int(each) for each in data["blocks"]) if "blocks" in data else None
+            removed = tuple(SublayerId.parse(name) for name in data["removed"])
+            blocks = tuple(int(number) for number in data["blocks"]) if "blocks" in data else None
             num_blocks = int(data["num_blocks"]) if blocks is not None else None
             biases = {str(SublayerId.parse(name)): _path(path) for name, path in dict(data.get("biases", {})).items()}
             if num_blocks is not None and num_blocks > MAX_BLOCKS:
@@ -58,7 +57,7 @@ class Record:
 
     def write(self, config: Any) -> None:
         """Put the entry into a config, which is saved with the model."""
-        data: dict[str, Any] = {"version": RECORD_VERSION, "removed": [str(each) for each in self.removed]}
+        data: dict[str, Any] = {"version": RECORD_VERSION, "removed": [str(sublayer) for sublayer in self.removed]}
         if self.blocks is not None:
             data |= {"num_blocks": self.num_blocks, "blocks": list(self.blocks)}
         if self.layout is not None:
@@ -71,12 +70,12 @@ class Record:
         """Check the entry of a saved model against the length of its list of blocks.
 
         Raises:
-            AnatomyError: It names blocks that the original model cannot have had.
+            AnatomyError: The entry names blocks that the original model cannot have had.
         """
         whole = length if self.num_blocks is None else self.num_blocks
         named = (*self.removed, *map(SublayerId.parse, self.biases))
-        beyond = [str(each) for each in named if each.block >= whole]
-        gone = len({each.block for each in self.removed} - {*(self.blocks or range(length))})
+        beyond = [str(sublayer) for sublayer in named if sublayer.block >= whole]
+        gone = len({sublayer.block for sublayer in self.removed} - {*(self.blocks or range(length))})
         if beyond or whole != length + gone:
             found = f"it names {beyond[0]}" if beyond else f"{length} blocks are left and {gone} gone"
             raise AnatomyError(f"the record {RECORD_KEY} in the model's config is damaged: {found}, of {whole} blocks")

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy.blocks import BlockAnatomy, BlockReader
+from lit_prune.anatomy.blocks import BlockReader
 from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
 from lit_prune.anatomy.parameters import shared_parameters
 from lit_prune.anatomy.record import RECORD_KEY, Record
 from lit_prune.anatomy.sublayers import Anatomy
 from lit_prune.errors import AnatomyError
-from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.plan import KINDS, SublayerId
 
 
 def language_model(model: nn.Module) -> Any:
@@ -30,21 +30,18 @@ def language_model(model: nn.Module) -> Any:
 
 
 def require_no_prompt(module: nn.Module) -> None:
-    """Refuse trained prompts and prefixes around a model (prompt tuning, prefix tuning, P-tuning of peft).
-
-    Args:
-        module: The model, or what holds it.
+    """Refuse trained prompts around a model or in what holds it (prompt tuning, prefix tuning, P-tuning of peft).
 
     Raises:
-        AnatomyError: It has some; what is scored without them would not be what is trained.
+        AnatomyError: There are some; what is scored without them would not be what is trained.
     """
-    for each in module.modules():
-        configs = getattr(each, "peft_config", None)
+    for wrapper in module.modules():
+        configs = getattr(wrapper, "peft_config", None)
         for config in configs.values() if isinstance(configs, Mapping) else ():
             if getattr(config, "is_prompt_learning", False):
                 kind = getattr(config.peft_type, "value", config.peft_type)
                 raise AnatomyError(
-                    f"a {type(each).__name__} puts a trained prompt before the model's input ({kind}), which is no "
+                    f"a {type(wrapper).__name__} puts a trained prompt before the model's input ({kind}), which is no "
                     "part of the model: sublayers would be scored without it. Prune the model, then train a prompt"
                 )
 
@@ -57,7 +54,7 @@ def find_sublayers(model: nn.Module) -> Anatomy:
             (meta too), perhaps pruned or wrapped by peft.
 
     Raises:
-        AnatomyError: It is an encoder-decoder, has no decoder blocks, or its blocks are of an unknown form.
+        AnatomyError: The model is an encoder-decoder, has no decoder blocks, or its blocks are of an unknown form.
     """
     model = language_model(model)
     config = decoder_config(model)
@@ -69,14 +66,12 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     if len(numbers) != len(blocks):
         raise AnatomyError(f"the config's record names {len(numbers)} blocks, the model has {len(blocks)}")
     reader = BlockReader(config, layout)
-    found: list[BlockAnatomy] = []
-    for position, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
-        found.append(reader.read(block, f"{path}.{position}", number))
-    present = tuple(sublayer for each in found for sublayer in each.sublayers)
+    found = [reader.read(block, f"{path}.{position}", numbers[position]) for position, block in enumerate(blocks)]
+    present = tuple(sublayer for block in found for sublayer in block.sublayers)
     num_blocks = record.num_blocks or len(blocks)
-    here = {each.id for each in present}
+    here = {sublayer.id for sublayer in present}
+    original = (SublayerId(number, kind) for number in range(num_blocks) for kind in KINDS)
     num_parameters, common = shared_parameters(model)
-    removed = [each for number in range(num_blocks) for kind in KINDS if (each := SublayerId(number, kind)) not in here]
     return Anatomy(
         model_type=config.model_type,
         blocks_path=path,
@@ -85,10 +80,10 @@ def find_sublayers(model: nn.Module) -> Anatomy:
         hidden_size=config.hidden_size,
         num_parameters=num_parameters,
         sublayers=present,
-        removed=tuple(removed),
-        paths={sublayer: path for each in found for sublayer, path in each.paths.items()},
-        shared={number: each.shared for number, each in zip(numbers, found, strict=True)},
-        passes_through=all(each.passes_through for each in found),
+        removed=tuple(sublayer for sublayer in original if sublayer not in here),
+        paths={sublayer: place for block in found for sublayer, place in block.paths.items()},
+        shared={number: block.shared for number, block in zip(numbers, found, strict=True)},
+        passes_through=all(block.passes_through for block in found),
         common=common,
     )
 
@@ -97,7 +92,7 @@ def decoder_config(model: nn.Module) -> Any:
     """The config of the decoder: a vision-language model has one of its own for the text.
 
     Raises:
-        AnatomyError: It is no Hugging Face model, an encoder-decoder, or has no decoder blocks.
+        AnatomyError: The model is none of Hugging Face's, an encoder-decoder, or has no decoder blocks.
     """
     config = getattr(language_model(model), "config", None)
     if config is None or not hasattr(config, "get_text_config"):
@@ -111,17 +106,10 @@ def decoder_config(model: nn.Module) -> Any:
 
 
 def context_length(config: Any) -> int | None:
-    """How many tokens a model is made for, by whatever name its config says so.
-
-    Args:
-        config: Of the model, whose text part counts; None where there is none.
-
-    Returns:
-        The number; None where the config states none.
-    """
+    """How many tokens a model is made for, by whatever name the text part of its config has; else None."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     found = (getattr(text, name, None) for name in CONTEXT_LENGTHS)
-    return next((each for each in found if isinstance(each, int) and each > 0), None)
+    return next((number for number in found if isinstance(number, int) and number > 0), None)
 
 
 def _require_plain_cache(config: Any) -> None:
@@ -158,8 +146,7 @@ def _block_list(model: Any, length: int, layout: Layout | None) -> tuple[str, nn
             f"(its num_hidden_layers), expected one; module lists found: {_listed(lists)}. "
             "A layout with `blocks: PATH` says which: see docs/architectures.md"
         )
-    path, blocks = next(iter(fitting.items()))
-    return path, blocks
+    return fitting.popitem()
 
 
 def _listed(lists: dict[str, nn.ModuleList]) -> str:
@@ -167,4 +154,4 @@ def _listed(lists: dict[str, nn.ModuleList]) -> str:
 
 
 def _path_of(model: nn.Module, module: nn.Module) -> str:
-    return next((name for name, each in model.named_modules() if each is module), "")
+    return next((name for name, child in model.named_modules() if child is module), "")

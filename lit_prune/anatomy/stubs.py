@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ class ResidualArgument:
     """An argument of `forward` with the residual stream, which the module adds by itself.
 
     Attributes:
-        name: Of the argument.
-        position: Among those after the hidden states, from 0.
+        name: Name of the argument.
+        position: Its place among the arguments after the hidden states, from 0.
     """
 
     name: str
@@ -30,14 +30,13 @@ class ResidualArgument:
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> ResidualArgument | None:
-        """Find it in the signature of a module's `forward`; None where the block does the addition."""
+        """Find the argument in the signature of a module's `forward`; None where the block does the addition."""
         names = _further_arguments(type(module).forward)
         return cls(name, names.index(name)) if name in names else None
 
     def pick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The residual among the arguments after the hidden states."""
-        residual: Tensor = kwargs[self.name] if self.name in kwargs else args[self.position]
-        return residual
+        return cast(Tensor, kwargs[self.name] if self.name in kwargs else args[self.position])
 
 
 @functools.cache
@@ -50,8 +49,8 @@ class SublayerStub(nn.Module):
     """Takes the arguments of an attention or FFN and returns what adds nothing, in the form that it returned.
 
     Args:
-        as_tuple: Whether it returned `(output, something)`.
-        residual: The argument that it added its output to; None where the block does so.
+        as_tuple: Whether the sublayer returned `(output, something)`.
+        residual: The argument that the sublayer added its output to; None where the block does so.
         layer_idx: Where an attention kept its keys and values, which is the block's position in the list.
     """
 
@@ -73,7 +72,6 @@ class SublayerStub(nn.Module):
     def _keep_nothing(self, arguments: Sequence[Any]) -> None:
         # `DynamicCache()`, made without config, learns of its layers as they write. One that never does would be empty,
         # and the length of the text is read from the first.
-        for each in arguments:
-            if isinstance(each, Cache) and len(each.layers) == self.layer_idx:
-                dummy: Any = DummyLayer
-                each.layers.append(dummy())
+        for argument in arguments:
+            if isinstance(argument, Cache) and len(argument.layers) == self.layer_idx:
+                argument.layers.append(DummyLayer())  # type: ignore[no-untyped-call]

@@ -52,23 +52,13 @@ def compact(model: nn.Module) -> Callable[[], None]:
         model: A causal language model, perhaps pruned.
 
     Returns:
-        A function that puts them back.
+        A function that puts the blocks back.
     """
     root = language_model(model)
     anatomy = find_sublayers(root)
-    full = {each.id.block for each in anatomy.sublayers}
-    empty = [number for number, block in enumerate(anatomy.blocks) if block not in full]
-    # With a bias that stock models lack it would be none, and nothing would stop a loader that drops the bias.
-    if Record.of(decoder_config(root)).biases or not anatomy.passes_through:
+    positions = _staying(root, anatomy)
+    if len(positions) == len(anatomy.blocks):
         return lambda: None
-    if not full or not empty:
-        return lambda: None
-    blocks: Any = root.get_submodule(anatomy.blocks_path)
-    identities = passing(root, [blocks[each] for each in empty])
-    going = {each for each, passes in zip(empty, identities, strict=True) if passes}
-    if not going:
-        return lambda: None
-    positions = [number for number in range(len(blocks)) if number not in going]
     change = _Change(root, anatomy, positions)
     change.make()
     if not change.is_stock():
@@ -78,31 +68,49 @@ def compact(model: nn.Module) -> Callable[[], None]:
 
 
 def closable_blocks(model: nn.Module) -> tuple[int, ...]:
-    """The blocks of which each could go alone and leave a stock model, by trying `compact` without it.
+    """Find the blocks each of which could go alone and leave a stock model, by trying `compact` without it.
 
     Neighbours that are the same in everything leave the same stack, and are tried once. The model is left as it was.
 
     Args:
         model: A causal language model on any device, perhaps pruned: where a block has lost one sublayer, no other
             block can go and leave a stock model.
+
+    Returns:
+        Numbers of the blocks in the original model.
     """
     root = language_model(model)
     anatomy = find_sublayers(root)
-    blocks: Any = root.get_submodule(anatomy.blocks_path)
-    with mute(root, [each.id for each in anatomy.sublayers], anatomy=anatomy):
-        identities = passing(root, list(blocks)) if anatomy.passes_through else [False] * len(blocks)
+    blocks = list(anatomy.block_list(root))
+    with mute(root, anatomy.ids, anatomy=anatomy):
+        identities = passing(root, blocks) if anatomy.passes_through else [False] * len(blocks)
     closable, last, answer = [], None, False
-    for block in (each for each, passes in zip(anatomy.blocks, identities, strict=True) if passes):
-        signature = _signature(root, anatomy, block)
-        if signature != last:
-            last, answer = signature, _closes(root, anatomy, block)
-        closable += [block] if answer else []
+    for number, passes in zip(anatomy.blocks, identities, strict=True):
+        if passes:
+            signature = _signature(root, anatomy, number)
+            if signature != last:
+                last, answer = signature, _closes(root, anatomy, number)
+            closable += [number] if answer else []
     return tuple(closable)
 
 
+def _staying(model: Any, anatomy: Anatomy) -> list[int]:
+    """Positions of blocks with sublayers or a work of their own; of all blocks where no stock model can be left."""
+    positions = list(range(len(anatomy.blocks)))
+    full = {sublayer.block for sublayer in anatomy.ids}
+    empty = [position for position in positions if anatomy.blocks[position] not in full]
+    # With a bias that stock models lack it would be none, and nothing would stop a loader that drops the bias.
+    if Record.of(decoder_config(model)).biases or not anatomy.passes_through or not full or not empty:
+        return positions
+    blocks = anatomy.block_list(model)
+    identities = passing(model, [blocks[position] for position in empty])
+    going = {position for position, passes in zip(empty, identities, strict=True) if passes}
+    return [position for position in positions if position not in going]
+
+
 def _closes(model: nn.Module, anatomy: Anatomy, block: int) -> bool:
-    going = [each.id for each in anatomy.sublayers if each.id.block == block]
-    present = Counter(each.id.block for each in anatomy.sublayers if each.id.block != block)
+    going = [sublayer for sublayer in anatomy.ids if sublayer.block == block]
+    present = Counter(sublayer.block for sublayer in anatomy.ids if sublayer.block != block)
     if 1 in present.values():
         return False
     with mute(model, going, anatomy=anatomy), compacted(model):
@@ -112,9 +120,11 @@ def _closes(model: nn.Module, anatomy: Anatomy, block: int) -> bool:
 def _signature(model: nn.Module, anatomy: Anatomy, block: int) -> Any:
     """All that tells a block from another, but for its number."""
     position, length = anatomy.position(block), len(anatomy.blocks)
-    modules = dict(model.get_submodule(f"{anatomy.blocks_path}.{position}").named_modules())
-    traits = {name: _traits(module) for name, module in modules.items()}
-    own = {name: {key: each[key] for key in each if key not in BLOCK_NUMBERS} for name, each in traits.items()}
+    traits = {name: _traits(module) for name, module in anatomy.block_list(model)[position].named_modules()}
+    own = {
+        name: {key: value for key, value in of_module.items() if key not in BLOCK_NUMBERS}
+        for name, of_module in traits.items()
+    }
     lists = {name: value for name, value in vars(decoder_config(model)).items() if isinstance(value, list | tuple)}
     entries = {
         name: position in value if name in BLOCK_LISTS else value[position]
@@ -131,24 +141,30 @@ class _Change:
         self.model = model
         self.anatomy = anatomy
         self.positions = positions
-        self.parent_path, _, self.name = anatomy.blocks_path.rpartition(".")
-        self.blocks: Any = model.get_submodule(anatomy.blocks_path)
+        self.blocks = anatomy.block_list(model)
         self.config = decoder_config(model)
         self.before = copy.copy(self.config.__dict__)
         self.lists: dict[str, list[Any]] = {}
 
     def make(self) -> None:
         kept = nn.ModuleList([self.blocks[position] for position in self.positions])
-        setattr(self.model.get_submodule(self.parent_path), self.name, kept.train(self.blocks.training))
-        _number(kept)
+        self._place(kept.train(self.blocks.training))
         self._shorten_config()
         record_removal(self.model, find_sublayers(self.model))
 
     def undo(self) -> None:
-        setattr(self.model.get_submodule(self.parent_path), self.name, self.blocks)
-        _number(self.blocks)
+        self._place(self.blocks)
         self.config.__dict__.clear()
         self.config.__dict__.update(self.before)
+
+    def _place(self, blocks: nn.ModuleList) -> None:
+        """Put a list in the place of the blocks; its modules learn their positions, where attention has its cache."""
+        self.model.set_submodule(self.anatomy.blocks_path, blocks)
+        for position, block in enumerate(blocks):
+            for module in block.modules():
+                for name in BLOCK_NUMBERS:
+                    if isinstance(getattr(module, name, None), int):
+                        setattr(module, name, position)
 
     def _shorten_config(self) -> None:
         config, length = self.config, len(self.blocks)
@@ -156,7 +172,7 @@ class _Change:
         config.num_hidden_layers = len(self.positions)
         for name, value in list(vars(config).items()):
             if name in BLOCK_LISTS and isinstance(value, list):
-                self.lists[name] = [self.positions.index(each) for each in value if each in self.positions]
+                self.lists[name] = [self.positions.index(position) for position in value if position in self.positions]
             elif "layer" in name and isinstance(value, list | tuple) and len(value) == length:
                 self.lists[name] = [value[position] for position in self.positions]
         for name, value in self.lists.items():
@@ -176,8 +192,7 @@ class _Change:
         rebuilt = config.get_text_config(decoder=True)
         if any(list(getattr(rebuilt, name)) != value for name, value in self.lists.items()):
             return False  # an entry that the config works out anew from another
-        path = self.anatomy.blocks_path
-        own, built = (_unwrapped(each.get_submodule(path)) for each in (self.model, fresh))
+        own, built = (_unwrapped(self.anatomy.block_list(model)) for model in (self.model, fresh))
         gone = [name for name, module in own.items() if isinstance(module, SublayerStub | nn.Identity)]
         inside = tuple(f"{name}." for name in gone)
         expected = {name: module for name, module in built.items() if not name.startswith(inside)}
@@ -196,15 +211,6 @@ def _unwrapped(blocks: nn.Module) -> dict[str, nn.Module]:
         for name, module in modules.items()
         if name.startswith(inside) or not (name.startswith(around) or f"{name}." in around)
     }
-
-
-def _number(blocks: nn.ModuleList) -> None:
-    """Tell the modules of every block its position, which is where attention keeps its cache."""
-    for position, block in enumerate(blocks):
-        for module in block.modules():
-            for name in BLOCK_NUMBERS:
-                if isinstance(getattr(module, name, None), int):
-                    setattr(module, name, position)
 
 
 def _traits(module: nn.Module) -> dict[str, Any]:

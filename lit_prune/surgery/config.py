@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 
 CACHE_KEY = "kv_sharing_modes"
+_ABSENT: Any = object()
 
 
 def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | None]:
@@ -23,7 +23,7 @@ def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | No
 
     Renumbering `layer_idx` instead would break models that mix sliding windows and full attention.
     """
-    without = {each.block for each in (*anatomy.removed, *gone) if each.kind == "attention"}
+    without = {sublayer.block for sublayer in (*anatomy.removed, *gone) if sublayer.kind == "attention"}
     return ["reuse" if block in without else None for block in anatomy.blocks]
 
 
@@ -35,18 +35,18 @@ def describe(model: Any, layout: Mapping[str, Any]) -> None:
 
     Args:
         model: A causal language model of transformers, unpruned.
-        layout: Such as `{"attention": "mixer", "attention_norms": ["norm_a"], "mlp": ["up", "act", "down"]}`.
+        layout: A description such as `{"attention": "mixer", "attention_norms": ["norm_a"], "mlp": ["up", "down"]}`.
 
     Raises:
-        AnatomyError: It is no layout, or does not fit the model, which is as it was then.
+        AnatomyError: The description is no layout, or does not fit the model, which is as it was then.
     """
     config = decoder_config(model)
-    before = vars(config).get(RECORD_KEY, _ABSENT)
+    put_back = remember([vars(config)], [RECORD_KEY])
     replace(Record.of(config), layout=layout).write(config)
     try:
         find_sublayers(model)
     except AnatomyError:
-        _put_back([(vars(config), RECORD_KEY, before)])
+        put_back()
         raise
 
 
@@ -61,9 +61,9 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
     record = replace(Record.of(config), removed=anatomy.removed)
     (replace(record, blocks=anatomy.blocks, num_blocks=anatomy.num_blocks) if closed_up else record).write(config)
     skips: dict[int | str, dict[str, Any]] = defaultdict(lambda: {"skip": []})
-    for each in anatomy.removed:
-        if each in anatomy.paths:
-            skips[anatomy.position(each.block)]["skip"].append(each.kind)
+    for sublayer in anatomy.removed:
+        if sublayer in anatomy.paths:
+            skips[anatomy.position(sublayer.block)]["skip"].append(sublayer.kind)
     config.per_layer_config = dict(skips) or None
     set_cache(model, sharing_modes(anatomy, ()))
 
@@ -80,13 +80,7 @@ def stock_config(model: Any) -> Any:
 
 
 def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:
-    """Write into the live config that a projection has a bias which the stock model lacks.
-
-    Args:
-        model: A causal language model.
-        sublayer: Whose projection it is.
-        path: Of the projection inside the sublayer.
-    """
+    """Write into the live config that the projection at a path inside a sublayer has a bias, as stock models do not."""
     config = decoder_config(model)
     record = Record.of(config)
     replace(record, biases={**record.biases, str(sublayer): path}).write(config)
@@ -115,8 +109,8 @@ def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:
     Without any attention there is nothing to cache, and a cache of dummies has no length: `generate` goes without.
     """
     config, generation = decoder_config(model), getattr(model, "generation_config", None)
-    owners = [vars(each) for each in (config, generation) if each is not None]
-    before = [(own, name, own.get(name, _ABSENT)) for own in owners for name in (CACHE_KEY, "use_cache")]
+    owners = [vars(own) for own in (config, generation) if own is not None]
+    put_back = remember(owners, [CACHE_KEY, "use_cache"])
     if any(modes):
         setattr(config, CACHE_KEY, modes)
     else:
@@ -124,15 +118,18 @@ def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:
     if None not in modes:
         for own in owners:
             own["use_cache"] = False
-    return partial(_put_back, before)
+    return put_back
 
 
-def _put_back(before: list[tuple[dict[str, Any], str, Any]]) -> None:
-    for own, name, value in before:
-        if value is _ABSENT:
-            own.pop(name, None)
-        else:
-            own[name] = value
+def remember(owners: Iterable[dict[str, Any]], names: Sequence[str]) -> Callable[[], None]:
+    """Remember some entries of dicts; the function that is returned puts them back as they are now, absent ones too."""
+    before = [(own, name, own.get(name, _ABSENT)) for own in owners for name in names]
 
+    def put_back() -> None:
+        for own, name, value in before:
+            if value is _ABSENT:
+                own.pop(name, None)
+            else:
+                own[name] = value
 
-_ABSENT: Any = object()
+    return put_back

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lit_prune.anatomy import Anatomy, Part, find_sublayers, language_model
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import set_cache, sharing_modes
 
 
@@ -20,8 +20,8 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
 
     Args:
         model: A causal language model, perhaps wrapped by peft.
-        ids: Sublayers that are present.
-        anatomy: What `find_sublayers` says of the model, where the caller knows it already.
+        ids: Addresses of sublayers that are present.
+        anatomy: What `find_sublayers` says of the model, where that is known already.
 
     Raises:
         PlanError: One of them is not in the model.
@@ -29,8 +29,7 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
     root = language_model(model)
     anatomy = anatomy or find_sublayers(root)
     going = tuple(ids)
-    parts = anatomy.parts(going)
-    taken = put_stubs(root, parts)
+    taken = put_stubs(root, anatomy.parts(going))
     put_cache_back = set_cache(root, sharing_modes(anatomy, going))
     try:
         yield

@@ -24,11 +24,11 @@ def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) 
     L-BFGS keeps one history of all parameters together, and begins it anew.
 
     Args:
-        optimizer: Perhaps around others.
-        parameters: Those that go; what the optimizer does not hold is left out.
+        optimizer: An optimizer, perhaps around others.
+        parameters: Parameters that go; those that the optimizer does not hold are left out.
     """
     dropped = {id(parameter): parameter for parameter in parameters}
-    held = cut_groups(optimizer.param_groups, lambda each: id(each) not in dropped)
+    held = cut_groups(optimizer.param_groups, lambda parameter: id(parameter) not in dropped)
     for parameter in dropped.values():
         optimizer.state.pop(parameter, None)
         parameter.grad = None
@@ -40,19 +40,14 @@ def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) 
 
 
 def cut_groups(groups: Sequence[Mapping[str, Any]], keeps: Callable[[Any], bool]) -> bool:
-    """Drop entries of `params` from an optimizer's groups, with the names that go by them, in place.
+    """Drop entries of `params` from an optimizer's groups where `keeps` says no, with the names that go by them.
 
-    Args:
-        groups: With parameters, or with what stands for them.
-        keeps: Whether an entry stays.
-
-    Returns:
-        Whether any has gone.
+    Entries are parameters or what stands for them. The groups are changed in place; returns whether any entry has gone.
     """
-    flags = [[keeps(each) for each in group["params"]] for group in groups]
+    flags = [list(map(keeps, group["params"])) for group in groups]
     for group, kept in zip(groups, flags, strict=True):
-        for each in [group["params"], *_names(group)]:
-            each[:] = compress(each, kept)
+        for entries in [group["params"], *_names(group)]:
+            entries[:] = compress(entries, kept)
     return not all(map(all, flags))
 
 
@@ -60,11 +55,11 @@ def require_forgetful(optimizer: Optimizer) -> None:
     """Refuse an optimizer that keeps parameters where nobody knows how to drop some of them.
 
     Raises:
-        LitPruneError: With the attribute that holds them.
+        LitPruneError: The optimizer is such a one; the message names the attribute that holds them.
     """
     shared = [group["params"] for group in optimizer.param_groups]
     for name, value in vars(optimizer).items():
-        if name in OWN or any(value is each for each in shared) or isinstance(value, Optimizer):
+        if name in OWN or any(value is params for params in shared) or isinstance(value, Optimizer):
             continue
         if _holds_parameters(value) and not (isinstance(optimizer, LBFGS) and name == "_params"):
             raise LitPruneError(
@@ -79,13 +74,13 @@ def _names(group: Mapping[str, Any]) -> Iterator[list[str]]:
     """Lists of a group with one name for each parameter, such as those of an optimizer over `named_parameters`."""
     for name, value in group.items():
         is_list = name != "params" and isinstance(value, list) and len(value) == len(group["params"])
-        if is_list and all(isinstance(each, str) for each in value):
+        if is_list and all(isinstance(text, str) for text in value):
             yield value
 
 
 def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
     """Optimizers that one is around, such as that of SAM, which may share its groups with it."""
-    yield from (each for each in vars(optimizer).values() if isinstance(each, Optimizer))
+    yield from (value for value in vars(optimizer).values() if isinstance(value, Optimizer))
 
 
 def _holds_parameters(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def passing(model: Any, blocks: Sequence[nn.Module]) -> list[bool]:
-    """Which of these blocks are identities for the residual stream, to the last bit.
+    """Which of a model's blocks without attention and FFN are identities for the residual stream, to the last bit.
 
     A block may scale the stream, or hold parameters of its own beside it: it is none then, though nothing adds to it.
-
-    Args:
-        model: That they are in; run on a few tokens. On the meta device, where there are no values, only parameters
-            count.
-        blocks: Without attention and FFN.
+    The model runs on a few tokens; on the meta device, where there are no values, only parameters count.
     """
     bare = {id(block): next(block.parameters(), None) is None for block in blocks}
     if model.device.type == "meta" or not any(bare.values()):
@@ -60,8 +56,7 @@ def passing(model: Any, blocks: Sequence[nn.Module]) -> list[bool]:
 
 
 def _hidden(args: Any, kwargs: Any) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
 
 
 def _widen(_: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import ModelError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal, stock_config
 
 
@@ -20,8 +20,8 @@ def put_back(model: nn.Module, ids: Iterable[SublayerId]) -> None:
     """Build removed sublayers and their norms again, in place, as the dense model has them.
 
     Args:
-        model: Pruned, without adapters, and not sharded. Its other weights stay as they are.
-        ids: Sublayers that it has lost. Their weights are drawn at random, until others are loaded.
+        model: A pruned model, without adapters, and not sharded. Its other weights stay as they are.
+        ids: Addresses of sublayers that it has lost. Their weights are drawn at random, until others are loaded.
 
     Raises:
         ModelError: Whole blocks were closed up, so that nothing tells what they were.
@@ -38,8 +38,7 @@ def put_back(model: nn.Module, ids: Iterable[SublayerId]) -> None:
     staying = {part.path for part in anatomy.parts(gone - wanted)}
     for part in anatomy.parts(gone):
         if part.path not in staying:
-            parent, _, name = part.path.rpartition(".")
-            setattr(root.get_submodule(parent), name, _filled(root, part.path, dense.get_submodule(part.path)))
+            root.set_submodule(part.path, _filled(root, part.path, dense.get_submodule(part.path)))
     _use_cache_again(root)
     record_removal(root, find_sublayers(root))
 
@@ -48,21 +47,17 @@ def _filled(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """A module with values: transformers' own first ones, for tables that no checkpoint has too."""
     like = next(root.parameters())
     module = module.to_empty(device=like.device).to(like.dtype).train(root.training)
-    around = (each for name, each in root.named_modules() if _holds(name, path))
-    owners: list[Any] = [each for each in around if isinstance(each, PreTrainedModel)]
+    around = (holder for name, holder in root.named_modules() if not name or path.startswith(f"{name}."))
+    *_, owner = (holder for holder in around if isinstance(holder, PreTrainedModel))
     with torch.no_grad(), torch.random.fork_rng():
-        for each in module.modules():
-            owners[-1]._init_weights(each)
+        for part in module.modules():
+            owner._init_weights(part)
     return module
-
-
-def _holds(name: str, path: str) -> bool:
-    return not name or path.startswith(f"{name}.")
 
 
 def _use_cache_again(root: Any) -> None:
     # Without any attention there was nothing to cache.
-    if all(each.id.kind != "attention" for each in find_sublayers(root).sublayers):
+    if all(sublayer.kind != "attention" for sublayer in find_sublayers(root).ids):
         return
     for own in (decoder_config(root), getattr(root, "generation_config", None)):
         if own is not None and getattr(own, "use_cache", True) is False:

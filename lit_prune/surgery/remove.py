@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import ModelError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery.config import record_removal
 from lit_prune.surgery.mute import put_stubs
 from lit_prune.surgery.optimizers import forget_parameters
@@ -24,8 +24,8 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
 
     Args:
         model: A causal language model on any device, meta included; perhaps wrapped by peft.
-        ids: Sublayers that are present.
-        optimizers: Those that hold the model's parameters.
+        ids: Addresses of sublayers that are present.
+        optimizers: Optimizers that hold the model's parameters.
 
     Returns:
         The number of parameters freed, adapters left out.
@@ -50,7 +50,7 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
             set_tombstones_aside(getattr(parent, name))
     record_removal(model, find_sublayers(model))
     kept = {id(parameter) for parameter in model.parameters()}
-    dropped = [each for module in gone for each in module.parameters() if id(each) not in kept]
+    dropped = [parameter for module in gone for parameter in module.parameters() if id(parameter) not in kept]
     for optimizer in optimizers:
         forget_parameters(optimizer, dropped)
     if sharded:
@@ -67,7 +67,7 @@ def require_recorded(model: nn.Module) -> None:
     """Refuse a model that is not as its config says, which would load as another one.
 
     Raises:
-        ModelError: It has muted sublayers, or shares its config with a model that has lost others.
+        ModelError: The model has muted sublayers, or shares its config with a model that has lost others.
     """
     gone, recorded = set(removed_sublayers(model)), set(Record.of(decoder_config(model)).removed)
     if muted := _names(gone - recorded):

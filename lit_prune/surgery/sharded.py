@@ -26,30 +26,26 @@ def reshard(model: nn.Module) -> None:
 
 
 def release(model: nn.Module, gone: Iterable[nn.Module]) -> None:
-    """Make FSDP2 forget what was taken out of a model; it would gather the weights, and keep their memory, for ever.
-
-    Args:
-        model: Resharded, without the parts.
-        gone: The parts.
+    """Make FSDP2 forget what is gone from a model; it would gather the weights, and keep their memory, for ever.
 
     Raises:
-        ModelError: This version of torch keeps them elsewhere.
+        ModelError: This version of torch keeps sharded weights elsewhere.
     """
     gone = list(gone)
-    kept = {id(each) for each in model.parameters()}
-    dropped = {id(each) for module in gone for each in module.parameters()} - kept
-    parts = {each for module in gone for each in module.modules()}
-    left_alone = {id(_state(each)) for module in gone for each in _sharded_modules(module)}
+    kept = set(map(id, model.parameters()))
+    dropped = {id(parameter) for module in gone for parameter in module.parameters()} - kept
+    parts = {part for module in gone for part in module.modules()}
+    left_alone = {id(_state(part)) for module in gone for part in _sharded_modules(module)}
     for module in _sharded_modules(model):
         state = _state(module)
         for group in state._fsdp_param_groups:
-            group.fsdp_params = [each for each in group.fsdp_params if id(each.sharded_param) not in dropped]
+            group.fsdp_params = [weight for weight in group.fsdp_params if id(weight.sharded_param) not in dropped]
             for handles in (getattr(group, name, {}) for name in HOOKS):
-                for each in parts & handles.keys():
-                    handles.pop(each).remove()
-        state._fsdp_param_groups = [each for each in state._fsdp_param_groups if each.fsdp_params]
+                for part in parts & handles.keys():
+                    handles.pop(part).remove()
+        state._fsdp_param_groups = [group for group in state._fsdp_param_groups if group.fsdp_params]
         states = state._state_ctx.all_states
-        states[:] = [each for each in states if id(each) not in left_alone]
+        states[:] = [other for other in states if id(other) not in left_alone]
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[Any]:
@@ -57,7 +53,7 @@ def _sharded_modules(model: nn.Module) -> Iterator[Any]:
         return
     from torch.distributed.fsdp import FSDPModule
 
-    yield from (each for each in model.modules() if isinstance(each, FSDPModule))
+    yield from (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
 def _state(module: Any) -> Any:

@@ -18,7 +18,7 @@ from lit_prune.anatomy import own_tensors
 GRAVES = "_lit_prune_graves"
 """Where a stub keeps the names of the modules with its tombstones."""
 ASIDE = "_lit_prune_aside"
-"""Where it keeps those that its state dict must not have."""
+"""Where a stub keeps the tombstones that its state dict must not have."""
 
 
 def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
@@ -28,7 +28,7 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
     optimizers and whoever walks through a model they do not exist.
 
     Args:
-        stub: Without parameters.
+        stub: A module without parameters.
         gone: The module that it replaces. Adapters in it leave nothing.
     """
     grave = nn.Module()
@@ -56,19 +56,17 @@ def tombstones(model: nn.Module) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         if GRAVES in vars(module):
             left_out = module._non_persistent_buffers_set
-            own = {name: each for name, each in module.named_buffers(recurse=False) if name not in left_out}
+            own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name not in left_out}
             every = own | _buried(module) | vars(module).get(ASIDE, {})
-            found |= {f"{path}.{name}" if path else name: each for name, each in every.items()}
+            found |= {f"{path}.{name}" if path else name: buffer for name, buffer in every.items()}
     return found
 
 
 def set_tombstones_aside(model: nn.Module) -> None:
-    """Take them out of the state dict for good: FSDP2 and distributed checkpoints look for a module behind every name.
+    """Take the tombstones of a model or stub out of its state dict for good.
 
-    `save_pretrained` puts them into what it writes.
-
-    Args:
-        model: Or a stub.
+    FSDP2 and distributed checkpoints look for a module behind every name. `save_pretrained` puts the tombstones into
+    what it writes.
     """
     for stub in model.modules():
         if GRAVES in vars(stub):
@@ -79,12 +77,12 @@ def set_tombstones_aside(model: nn.Module) -> None:
 
 def are_aside(model: nn.Module) -> bool:
     """Whether a model's state dict has no tombstones, and should have some where it is saved."""
-    return any(ASIDE in vars(each) for each in model.modules())
+    return any(ASIDE in vars(module) for module in model.modules())
 
 
 @contextmanager
 def without_tombstones(model: nn.Module) -> Iterator[None]:
-    """Leave them out of the state dict in a `with` block: for formats that say what is gone in their own way."""
+    """Leave tombstones out of the state dict in a `with` block: for formats that say what is gone in their own way."""
     before = [
         (stub, vars(stub)[GRAVES], stub._non_persistent_buffers_set) for stub in model.modules() if GRAVES in vars(stub)
     ]
