@@ -6,8 +6,8 @@ import copy
 import inspect
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_prune.anatomy import Anatomy
+from lit_prune.anatomy import language_model
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.measure import WhatIf, objective_of, on_device
-from lit_prune.plan.prune_plan import Candidate
-from lit_prune.surgery import evaluating, mute
+from lit_prune.measure import Progress, WhatIf, objective_of, on_device
+from lit_prune.surgery import evaluating
 
 from .loop import summed
 from .validation import Fed, validating
@@ -31,38 +30,6 @@ LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""
 NAMES = ("val_loss", "loss", "valid_loss", "validation_loss")
 """Of a loss among what is returned or logged; else the only name that contains `loss`."""
-
-
-class ModuleWhatIf(WhatIf):
-    """Losses by a module's own `validation_step`, one full pass for each; batches count by their labels.
-
-    Args:
-        trainer: That fits the module.
-        model: The language model in it.
-        fed: Its validation batches.
-        options: As for `WhatIf`.
-    """
-
-    def __init__(self, trainer: L.Trainer, model: Any, fed: Sequence[Fed], **options: Any) -> None:
-        super().__init__(model, [each.scored for each in fed], **options)
-        self._trainer, self._fed = trainer, fed
-
-    def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
-        asked = [(), *(each.sublayers for each in ordered)]
-        rows = []
-        with asked_alone(self._trainer):
-            for index in used:
-                tokens = self.objective.num_targets(self.batches[index]).double()
-                losses = []
-                for number, sublayers in enumerate(asked):
-                    self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
-                    with mute(self.model, sublayers, anatomy=anatomy):
-                        losses.append(_own_loss(self._trainer, self._fed[index]))
-                    self.num_block_evaluations += len(anatomy.blocks)
-                    self.num_head_evaluations += 1
-                sums = torch.tensor(losses, dtype=torch.float64)[:, None] * tokens
-                rows.append(sums.masked_fill(tokens == 0, 0.0))  # the mean over nothing is NaN
-        return rows
 
 
 def known_loss(name: str) -> str:
@@ -89,20 +56,37 @@ def require_scorable(loss: str, scorer: object) -> None:
         )
 
 
-def measure(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str, **options: Any) -> WhatIf:
+def measure(
+    trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str, *, progress: Progress | None = None
+) -> WhatIf:
     """A measure of a model in training, over all processes and in the trainer's precision.
 
     Args:
-        trainer: That fits it.
+        trainer: The one that fits the model.
         model: The language model.
         fed: Validation batches of this process.
-        loss: One of `LOSSES`.
-        options: As for `WhatIf`.
+        loss: One of `LOSSES`; `module` takes one full pass of `validation_step` for each loss.
+        progress: See `WhatIf`.
     """
-    options |= {"reduce": partial(summed, trainer), "autocast": trainer.precision_plugin.forward_context}
-    if loss == "module":
-        return ModuleWhatIf(trainer, model, fed, **options)
-    return WhatIf(model, [each.scored for each in fed], **options)
+    batches, autocast = [batch.scored for batch in fed], trainer.precision_plugin.forward_context
+    reduce = partial(summed, trainer)
+    if loss == "tokens":
+        return WhatIf(model, batches, reduce=reduce, autocast=autocast, progress=progress)
+    objective = objective_of(language_model(model))
+    num_targets = [objective.num_targets(batch).double() for batch in objective.read(batches)]
+
+    def loss_sums(index: int) -> Tensor:
+        sums = _own_loss(trainer, fed[index]) * num_targets[index]
+        return sums.masked_fill(num_targets[index] == 0, 0.0)  # the mean over nothing is NaN
+
+    context = partial(_asked_in, trainer, autocast)
+    return WhatIf(model, batches, reduce=reduce, autocast=context, progress=progress, by_full_pass=loss_sums)
+
+
+@contextmanager
+def _asked_in(trainer: L.Trainer, autocast: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    with autocast(), asked_alone(trainer):
+        yield
 
 
 def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.models import skeleton
-from lit_prune.measure import WhatIf
-from lit_prune.measure.batch_pass import BatchPass
-from lit_prune.measure.head import Compute
-from lit_prune.measure.trace import Trace
+from lit_prune.measure import Portion, Runner, WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores, SublayerId
 from lit_prune.pruning import Pruner
@@ -129,9 +124,11 @@ def simulate(
     pruner = Pruner(model, scorer=_InOnePass(losses) if in_one_pass else "nri", search=search)
     budget = Budget(amount, pruner.num_parameters)
     pruner.require_reachable(budget)
-    what_if = CountingWhatIf(model, batches, losses, max_state_bytes=max_state_bytes)
+    shape = (*batches[0]["input_ids"].shape, find_sublayers(model).facts().hidden_size)
+    state = torch.empty(shape, dtype=pruner.model.dtype, device="meta")
+    what_if = WhatIf(model, batches, max_state_bytes=max_state_bytes, runner=DrawnPasses(losses, state))
     num_removed = len(list(pruner.steps(what_if, budget)))
-    evaluations, heads = what_if.counts
+    evaluations, heads = what_if.num_block_evaluations, what_if.num_head_evaluations
     length = len(find_sublayers(make_model()).blocks)
     return Work(mode, num_removed, evaluations, heads, evaluations / length / len(batches))
 
@@ -172,62 +169,35 @@ class DrawnLosses:
         return float(2 + own + self.together[index][:, index].sum() + changed)
 
 
-class CountingWhatIf(WhatIf):
-    """The measure with its bookkeeping, states and counts, whose every pass is a number from a table.
+class DrawnPasses(Runner):
+    """Passes that do not happen: states are marked as known, and losses come from a table.
 
     Args:
-        model: On any device.
-        batches: See `WhatIf`.
-        losses: By what is gone and by batch.
-        max_state_bytes: See `WhatIf`.
+        losses: Mean losses in nats a token, by what is gone and by batch.
+        state: What every block puts out, [batch, seq, hidden] on the meta device.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Mapping[str, Tensor]],
-        losses: Callable[[frozenset[SublayerId], int], float],
-        *,
-        max_state_bytes: int | None = None,
-    ) -> None:
-        super().__init__(model, batches, max_state_bytes=max_state_bytes)
-        self._losses = losses
-        self._asked: WeakKeyDictionary[BatchPass, int] = WeakKeyDictionary()
-        hidden = find_sublayers(self.model).facts().hidden_size
-        shape = (*self.batches[0]["input_ids"].shape, hidden)
-        self._state = torch.empty(shape, dtype=self.model.dtype, device="meta")
-
-    def new_trace(self) -> Trace:
-        """One that takes no memory."""
-        return _CountingTrace(self._state)
-
-    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
-        """Drawn; the blocks that would run are marked as known."""
-        number = self._asked.get(batch, 0)
-        self._asked[batch] = number + 1
-        candidate, (gone, _) = batch.missing[number]
-        if candidate is None:
-            compute(lambda: self._state)
-        rows, length = batch.num_sequences, self._state.shape[1]
-        return torch.full((rows,), (length - 1) * self._losses(gone, batch.index), dtype=torch.float64)
-
-    def _rows(self, keys: Sequence[Any]) -> Tensor:
-        return torch.tensor([self._journal[key] for key in keys], dtype=torch.float64)
-
-
-class _CountingTrace(Trace):
-    """Knows which states are there, all of them the same one on the meta device."""
-
-    def __init__(self, state: Tensor) -> None:
+    def __init__(self, losses: Callable[[frozenset[SublayerId], int], float], state: Tensor) -> None:
         super().__init__()
+        self._losses = losses
         self._state = state
 
-    def extend(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
-        self.states |= dict.fromkeys(range(first, length), self._state)
+    def extend(self, portion: Portion, first: int, length: int) -> None:
+        """See `Runner`."""
+        portion.trace.states |= dict.fromkeys(range(first, length), self._state)
 
-    @contextmanager
-    def resumed(self, blocks: Sequence[nn.Module], first: int) -> Iterator[None]:
-        yield
+    def dense(self, portion: Portion, first: int) -> Tensor:
+        """See `Runner`."""
+        self.extend(portion, first, len(portion.blocks))
+        return self._drawn(portion, ())
+
+    def without(self, portion: Portion, candidate: Candidate, first: int) -> Tensor:
+        """See `Runner`."""
+        return self._drawn(portion, candidate.sublayers)
+
+    def _drawn(self, portion: Portion, sublayers: Sequence[SublayerId]) -> Tensor:
+        nats = self._losses(frozenset((*portion.anatomy.removed, *sublayers)), portion.index)
+        return torch.full((portion.num_sequences,), (self._state.shape[1] - 1) * nats, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

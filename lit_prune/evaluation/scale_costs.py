@@ -20,7 +20,7 @@ from lit_prune.errors import MeasureError
 from lit_prune.evaluation.scale import Work, unfilled
 from lit_prune.measure import labels_of
 from lit_prune.measure.losses import sequence_losses
-from lit_prune.measure.what_if import STATES_SHARE
+from lit_prune.measure.states import STATES_SHARE
 
 ROOM = 1.1
 """Of the bytes of the weights: what a measurement wants free."""

@@ -3,7 +3,6 @@
 Removes nothing and decides nothing.
 """
 
-from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.batches import (
     IGNORED,
     input_ids_of,
@@ -28,24 +27,28 @@ from lit_prune.measure.losses import (
 from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
+from lit_prune.measure.portion import Portion
 from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
+from lit_prune.measure.runner import Figure, Runner
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, Reduce, WhatIf
 
 __all__ = [
     "IGNORED",
-    "BatchPass",
     "Compute",
     "Divergence",
+    "Figure",
     "Journal",
     "Losses",
     "NaiveWhatIf",
+    "Portion",
     "Processes",
     "Progress",
     "Reduce",
+    "Runner",
     "SharedJournal",
     "Trace",
     "WhatIf",

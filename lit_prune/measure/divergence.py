@@ -2,76 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_prune.anatomy import Anatomy
-from lit_prune.measure.batch_pass import BatchPass, Place
 from lit_prune.measure.batches import IGNORED, labels_of
-from lit_prune.measure.halves import fitting
 from lit_prune.measure.head import Compute
+from lit_prune.measure.portion import Place, Portion
+from lit_prune.measure.runner import Figure
 from lit_prune.measure.trace import Trace, state_part
-from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan.prune_plan import Candidate
 
 
-class Divergence(WhatIf):
-    """Measures Kullback-Leibler divergence in place of losses, in nats a predicted token.
+class Divergence(Figure):
+    """The Kullback-Leibler divergence from the dense model, in nats: a sum over the predicted tokens of each sequence.
 
-    The reference is the model as it was at this object's first measurement. Of that, the states behind the last block
-    are kept for every batch ([batch, seq, hidden], the model's dtype); final norm and head make logits of them.
+    The reference is the model as it was at the first measurement of a `WhatIf`. Of that, the states behind the last
+    block are kept for every batch ([batch, seq, hidden], the model's dtype); final norm and head make logits of them.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self) -> None:
         self._dense: dict[Place, Any] = {}
         self._reference: tuple[Place, Tensor] | None = None
 
-    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
+    def __call__(self, compute: Compute, portion: Portion) -> Tensor:
         """KL(dense, model) of each sequence, summed over the positions that predict a label, [batch]."""
-        logits, labels = compute(batch.logits), labels_of(batch.inputs)
-        rows = zip(self._reference_logits(batch), logits, labels[:, 1:] != IGNORED, strict=True)
+        logits, labels = compute(portion.logits), labels_of(portion.inputs)
+        rows = zip(self._reference_logits(portion), logits, labels[:, 1:] != IGNORED, strict=True)
         return torch.stack([kl_divergence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
-    def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
-        # What this sweep will not run on the model as it is: later, that may have been pruned.
-        gone = frozenset(anatomy.removed)
-        for index in range(len(self.batches)):
-            known = index not in used or self.key(gone, index) in self._journal
-            if known and not any(place[0] == index for place in self._dense):
-                batch = BatchPass(self, anatomy, [], index)
-                fitting(batch, self._remember)
-                self.num_block_evaluations += len(batch.blocks)
-        return super()._sweep(anatomy, ordered, used)
+    def wants_dense(self, index: int) -> bool:
+        """See `Figure`: where nothing of the batch is kept, as later it may have been pruned."""
+        return all(place[0] != index for place in self._dense)
 
-    def _remember(self, batch: BatchPass) -> None:
-        trace = Trace()
-        trace.extend(batch.blocks, 0, len(batch.blocks), batch.logits)
-        self._dense[batch.place] = trace.states[len(batch.blocks) - 1]
+    def saw_dense(self, portion: Portion) -> None:
+        """See `Figure`: keep what the last block put out, where it is the first that is seen of these sequences."""
+        if self._kept(portion) is None:
+            self._dense[portion.place] = portion.trace.states[len(portion.blocks) - 1]
 
-    def _reference_logits(self, batch: BatchPass) -> Tensor:
+    def _reference_logits(self, portion: Portion) -> Tensor:
         # One batch is measured at a time; the logits of all would be larger than the model.
-        if self._reference is None or self._reference[0] != batch.place:
+        if self._reference is None or self._reference[0] != portion.place:
             self._reference = None
             trace = Trace()
-            trace.states[len(batch.blocks) - 1] = self._dense_state(batch)
-            with trace.resumed(batch.blocks, len(batch.blocks)):
-                self._reference = (batch.place, batch.logits())
+            trace.states[len(portion.blocks) - 1] = self._kept(portion)
+            with trace.resumed(portion.blocks, len(portion.blocks)):
+                self._reference = (portion.place, portion.logits())
         return self._reference[1]
 
-    def _dense_state(self, batch: BatchPass) -> Any:
-        """Behind the last block, of the sequences that are meant: kept as such, or as some of more."""
+    def _kept(self, portion: Portion) -> Any:
+        """What is kept of these sequences, as such or as some of more; None where it is not."""
         for (index, start, stop), state in self._dense.items():
-            if index == batch.index and start <= batch.rows.start and batch.rows.stop <= stop:
-                return state_part(state, slice(batch.rows.start - start, batch.rows.stop - start), stop - start)
-        # The first measurement of a batch is that of the model as it is, with all states.
-        state = batch.trace.states[len(batch.blocks) - 1]
-        self._dense[batch.place] = state
-        return state
+            if index == portion.index and start <= portion.rows.start and portion.rows.stop <= stop:
+                return state_part(state, slice(portion.rows.start - start, portion.rows.stop - start), stop - start)
+        return None
 
 
 def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from lit_prune.errors import MeasureError
+from lit_prune.measure.batch_pass import BatchPass
+from lit_prune.measure.portion import Portion
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import is_sharded
 
-if TYPE_CHECKING:
-    from lit_prune.measure.batch_pass import BatchPass
-
 Found = TypeVar("Found")
 Measured = list[tuple[list[float], int]]
-"""Of every candidate, figures of the sequences and decoder blocks that ran."""
+"""For every candidate the figures of the sequences and the decoder blocks that ran."""
 
 
 def measured(batch: BatchPass, candidates: Sequence[Candidate]) -> Measured:
@@ -30,32 +30,34 @@ def measured(batch: BatchPass, candidates: Sequence[Candidate]) -> Measured:
     Raises:
         MeasureError: One sequence alone does not fit.
     """
-    owner = batch.owner
     batch.fit()
-    counts = owner.counts
+    count, capacity = batch.work, batch.capacity
+    begun, start = replace(count), batch.portion.rows.start
 
     def work(part: BatchPass) -> Measured:
-        before, states = owner.counts, dict(part.trace.states)
+        before, states = replace(count), dict(part.portion.trace.states)
         try:
             found = part.measure_together(candidates) if candidates else [part.measure(None)]
         except RuntimeError:
-            owner.counts, part.trace.states = before, states
+            count.restore(before)
+            part.portion.trace.states = states
             raise
-        if part.rows.start != batch.rows.start:
-            owner.counts = before  # a block counts once for all sequences of a batch
+        if part.portion.rows.start != start:
+            count.restore(before)  # a block counts once for all sequences of a batch
         return found
 
     if len(candidates) <= 1:
         return _joined(fitting(batch, work))
-    if len(candidates) <= owner.forks:
+    if len(candidates) <= capacity.forks:
         try:
-            return _joined([work(each) for each in batch.leaves])
+            return _joined([work(leaf) for leaf in batch.leaves])
         except RuntimeError as error:
-            if not is_out_of_memory(error) or is_sharded(batch.owner.model):
+            if not is_out_of_memory(error) or is_sharded(batch.portion.objective.model):
                 raise
-        owner.forks, owner.counts = 1, counts
+        capacity.forks = 1
+        count.restore(begun)
         _tell("candidates that share a pass do not fit into memory: they are measured one at a time from here on")
-    return [each for one in candidates for each in measured(batch, [one])]
+    return [found for candidate in candidates for found in measured(batch, [candidate])]
 
 
 def fitting(batch: BatchPass, work: Callable[[BatchPass], Found]) -> list[Found]:
@@ -66,20 +68,21 @@ def fitting(batch: BatchPass, work: Callable[[BatchPass], Found]) -> list[Found]
     """
     batch.fit()
     if batch.parts:
-        return [found for each in batch.parts for found in fitting(each, work)]
+        return [found for part in batch.parts for found in fitting(part, work)]
     try:
         return [work(batch)]
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        _require_divisible(batch, error)
+        _require_divisible(batch.portion, error)
     # Behind the `except`, what the failed pass held is gone.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    batch.owner.most_sequences = -(-batch.num_sequences // 2)
+    number = batch.portion.num_sequences
+    batch.capacity.sequences = -(-number // 2)
     _tell(
-        f"a batch of {batch.num_sequences} sequences does not fit into memory: {batch.owner.most_sequences} at a time "
-        "from here on, which gives the same figures"
+        f"a batch of {number} sequences does not fit into memory: {batch.capacity.sequences} at a time from here on, "
+        "which gives the same figures"
     )
     return fitting(batch, work)
 
@@ -94,20 +97,19 @@ def _joined(parts: Sequence[Measured]) -> Measured:
     return [([figure for figures, _ in column for figure in figures], column[0][1]) for column in columns]
 
 
-def _require_divisible(batch: BatchPass, error: RuntimeError) -> None:
-    length = batch.inputs["input_ids"].shape[1]
-    if is_sharded(batch.owner.model):
+def _require_divisible(portion: Portion, error: RuntimeError) -> None:
+    length = portion.inputs["input_ids"].shape[1]
+    batch = f"a batch of {portion.num_sequences} sequences of {length} tokens does not fit into memory, and"
+    if is_sharded(portion.objective.model):
         raise MeasureError(
-            f"a batch of {batch.num_sequences} sequences of {length} tokens does not fit into memory, and where "
-            f"processes share weights none can split its own: use smaller batches. {error}"
+            f"{batch} where processes share weights none can split its own: use smaller batches. {error}"
         ) from error
-    if not batch.divisible:
+    if not portion.divisible:
         raise MeasureError(
-            f"a batch of {batch.num_sequences} sequences of {length} tokens does not fit into memory, and among its "
-            f"inputs ({', '.join(sorted(batch.inputs))}) are some of which lit-prune cannot tell what belongs to which "
-            f"sequence: use smaller batches. {error}"
+            f"{batch} among its inputs ({', '.join(sorted(portion.inputs))}) are some of which lit-prune cannot tell "
+            f"what belongs to which sequence: use smaller batches. {error}"
         ) from error
-    if batch.num_sequences == 1:
+    if portion.num_sequences == 1:
         raise MeasureError(
             f"one sequence of {length} tokens does not fit into memory beside the model: use a shorter window, "
             f"offload, a smaller dtype or a device_map. {error}"

@@ -1,34 +1,30 @@
-"""The reference: every loss by full passes of its own, nothing carried, nothing kept."""
+"""The reference: every loss by a full pass of its own, nothing carried, nothing kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_prune.anatomy import Anatomy
 from lit_prune.measure.batches import on_device
-from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan.prune_plan import Candidate
-from lit_prune.surgery import mute
+from lit_prune.measure.what_if import Progress, WhatIf
 
 
 class NaiveWhatIf(WhatIf):
-    """What the field's searches do, for comparison: the same losses as `WhatIf`, one full pass for each."""
+    """What the field's searches do, for comparison: the same losses as `WhatIf`, one full pass for each.
 
-    def _sweep(self, anatomy: Anatomy, ordered: Sequence[Candidate], used: Sequence[int]) -> list[Tensor]:
-        asked = [(), *(each.sublayers for each in ordered)]
-        rows = []
-        for index in used:
-            batch = on_device(self.batches[index], self.model.device)
-            sums = []
-            for number, sublayers in enumerate(asked):
-                self._progress(index * len(asked) + number, len(used) * len(asked), ordered[number - 1].name)
-                with mute(self.model, sublayers, anatomy=anatomy):
-                    logits = self.objective.logits(batch)
-                sums.append(self.objective.of_logits(logits, batch))
-                self.num_block_evaluations += len(anatomy.blocks)
-                self.num_head_evaluations += 1
-            rows.append(torch.stack(sums))
-        return rows
+    Args:
+        model: See `WhatIf`.
+        batches: See `WhatIf`.
+        progress: See `WhatIf`.
+    """
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Mapping[str, Any]], *, progress: Progress | None = None
+    ) -> None:
+        super().__init__(model, batches, progress=progress, by_full_pass=self._loss_sums)
+
+    def _loss_sums(self, index: int) -> Tensor:
+        batch = on_device(self.batches[index], self.model.device)
+        return self.objective.of_logits(self.objective.logits(batch), batch)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_prune.data import Example, example_batches, read_examples
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.sources import load_tokenizer
-from lit_prune.measure import BatchPass, Compute, WhatIf, inputs_fingerprint, labels_of
+from lit_prune.measure import Compute, Figure, Portion, WhatIf, inputs_fingerprint, labels_of
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
 from lit_prune.scorers.base import SCORERS
@@ -70,9 +70,10 @@ class Task:
         """
         examples, model = read_examples(self.data), what_if.model
         completions = len(examples[0].choices) == 1
-        kind = ExactMatch if completions and self.metric == "accuracy" else WhatIf
-        name = f"{kind.__name__} {self.data}"
-        measured = what_if.beside(name, kind, lambda: self._batches(model, examples)).losses(candidates)
+        figure = ExactMatch if completions and self.metric == "accuracy" else None
+        # The first word stands in journals that go on.
+        name = f"{'ExactMatch' if figure else 'WhatIf'} {self.data}"
+        measured = what_if.beside(name, figure, lambda: self._batches(model, examples)).losses(candidates)
 
         def score(figures: Tensor) -> float:
             return self._score(examples, figures.tolist(), measured.tokens.tolist())
@@ -112,10 +113,10 @@ class Task:
         return min(range(len(nll)), key=lambda number: nll[number] / lengths[number])
 
 
-class ExactMatch(WhatIf):
-    """Measures in place of losses whether a sequence has a label that is not the likeliest token: 1, else 0."""
+class ExactMatch(Figure):
+    """Whether a sequence has a label that is not the likeliest token: 1 where it has one, else 0."""
 
-    def figures(self, compute: Compute, batch: BatchPass) -> Tensor:
-        """[batch]."""
-        logits, targets = compute(batch.logits), labels_of(batch.inputs)[:, 1:]
+    def __call__(self, compute: Compute, portion: Portion) -> Tensor:
+        """See `Figure`; float32 [batch]."""
+        logits, targets = compute(portion.logits), labels_of(portion.inputs)[:, 1:]
         return ((logits[:, :-1].argmax(dim=-1) != targets) & (targets >= 0)).any(dim=1).float()

@@ -62,7 +62,7 @@ def test_offloaded_states_are_elsewhere_but_for_the_one_in_use(monkeypatch):
     live = Live(model)
     what_if = WhatIf(model, BATCHES, offload=True, max_state_bytes=1 << 30)
     losses = what_if.losses(CANDIDATES)
-    kept = [state for each in what_if._traces.values() for state in each.states.values()]
+    kept = [state for each in what_if.states.traces.values() for state in each.states.values()]
     assert len(kept) == 3 * NUM_BLOCKS
     assert {state.dtype for state in kept} == {torch.float64}
     # What a measurement starts from, what goes into a block and what comes out of it.

@@ -1,0 +1,97 @@
+"""States that are kept from one round to the next, by batch, so that only what changed is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.anatomy import Anatomy
+from lit_prune.loading.devices import bytes_held
+from lit_prune.measure.portion import Place, Portion
+from lit_prune.measure.trace import Trace
+from lit_prune.surgery import is_sharded
+
+STATES_SHARE = 0.1
+"""What kept states may take unless the caller says otherwise, as a share of the model's own memory."""
+
+
+class States:
+    """Traces of the model as it is, by the sequences that they are of.
+
+    Args:
+        model: A causal language model or sequence classifier.
+        num_batches: How many batches share the memory.
+        summed: Gives the sum of a tensor over all processes.
+        max_bytes: The most memory for what is kept; a tenth of the model's own when None.
+        offload: Whether states lie in the CPU's memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_batches: int,
+        summed: Callable[[Tensor], Tensor],
+        *,
+        max_bytes: int | None = None,
+        offload: bool = False,
+    ) -> None:
+        self.traces: dict[Place, Trace] = {}
+        self._model = model
+        self._num_batches = num_batches
+        self._summed = summed
+        self._max_bytes = max_bytes
+        self._offload = offload
+        self._anatomy: Anatomy | None = None
+
+    def of(self, place: Place) -> Trace:
+        """What is kept of some sequences, or an empty trace."""
+        return self.traces.get(place) or Trace(offload=self._offload, to_the_end=is_sharded(self._model))
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.traces.clear()
+
+    def follow(self, anatomy: Anatomy, *, trained: bool) -> None:
+        """Forget what comes from the first block that has changed since the last call, and from those behind it.
+
+        Args:
+            anatomy: The sublayers of the model as it is now.
+            trained: Whether weights have changed.
+        """
+        before, self._anatomy = self._anatomy, anatomy
+        if trained or before is None or anatomy.blocks != before.blocks:
+            self.clear()
+            return
+        changed = {anatomy.position(sublayer.block) for sublayer in set(anatomy.removed) ^ set(before.removed)}
+        for trace in self.traces.values():
+            trace.cut(min(changed, default=len(anatomy.blocks)))
+
+    def halves(self, portion: Portion) -> list[Portion]:
+        """Two portions of one that is too large, with the states that are known of it."""
+        index, start, stop = portion.place
+        self.traces.pop(portion.place, None)
+        middle = start + -(-portion.num_sequences // 2)
+        found = []
+        for place in ((index, start, middle), (index, middle, stop)):
+            if portion.trace.states:
+                rows = slice(place[1] - start, place[2] - start)
+                self.traces[place] = portion.trace.part(rows, portion.num_sequences)
+            found.append(replace(portion, place=place, trace=self.of(place)))
+        return found
+
+    def keep(self, traces: Mapping[Place, Trace]) -> None:
+        """Keep the traces of all sequences of a batch, so many states of them as fit into its share of the memory."""
+        limit = int(STATES_SHARE * bytes_held(self._model)) if self._max_bytes is None else self._max_bytes
+        for place, trace in traces.items():
+            trace.thin(limit // (self._num_batches * len(traces)), self._held(trace))
+            self.traces[place] = trace
+
+    def _held(self, trace: Trace) -> int:
+        if not is_sharded(self._model):
+            return trace.num_bytes
+        # A pass is one of all processes, whose shares of a batch differ by a sequence.
+        total, number = self._summed(torch.tensor([trace.num_bytes, 1])).tolist()
+        return int(total // number)
