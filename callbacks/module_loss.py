@@ -21,6 +21,7 @@ from torchmetrics import Metric
 from lit_prune.anatomy import language_model
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.measure import Progress, WhatIf, objective_of, on_device
+from lit_prune.scorers import Scorer
 from lit_prune.surgery import evaluating
 
 from .loop import summed
@@ -43,13 +44,13 @@ def known_loss(name: str) -> str:
     return name
 
 
-def require_scorable(loss: str, scorer: object) -> None:
+def require_scorable(loss: str, scorer: Scorer) -> None:
     """Refuse a scorer that wants more than the figure that a module reports.
 
     Raises:
         LitPruneError: It wants gradients.
     """
-    if loss == "module" and getattr(scorer, "gradients", False):
+    if loss == "module" and scorer.gradients:
         raise LitPruneError(
             f"{type(scorer).__name__} wants gradients, and loss='module' gives none; choose another scorer, or leave "
             "loss out"

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_prune.errors import LitPruneError
-from lit_prune.loading.fsdp import TENSOR, require_shardable
-from lit_prune.pruning import Pruner
+from lit_prune.loading.fsdp import TENSOR
+from lit_prune.pruning import Pruner, require_shardable
 
 from .followers import averages_in, averaging_callbacks, copies_in
 from .loop import callbacks_of, shards

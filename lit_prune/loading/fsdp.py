@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, language_model
-from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.errors import ModelError
 from lit_prune.loading.autoload import teaching
 from lit_prune.surgery import is_sharded, set_tombstones_aside
 
@@ -52,28 +52,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for part in (*blocks, root):
         _take_from_first(part, mesh)
         fully_shard(part, mesh=mesh)
-
-
-def require_shardable(scorer: object, unit: str, compensation: str) -> None:
-    """Refuse, before any work, what cannot be measured on a sharded model.
-
-    Args:
-        scorer: As `Pruner.scorer`.
-        unit: Of the amount.
-        compensation: By name.
-
-    Raises:
-        LitPruneError: With what cannot.
-    """
-    trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
-    if getattr(scorer, "gradients", False):
-        trouble = f"{type(scorer).__name__} wants gradients of whole weights"
-    if compensation != "none":
-        trouble = f"the compensation {compensation!r} changes whole weights"
-    if trouble:
-        raise LitPruneError(
-            f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"
-        )
 
 
 def whole_copy(model: nn.Module) -> PreTrainedModel | None:

@@ -25,6 +25,7 @@ from lit_prune.plan.registry import (
     Registry,
     create,
     described,
+    with_defaults,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "method_names",
     "package_versions",
     "read_method",
+    "with_defaults",
 ]

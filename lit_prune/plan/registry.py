@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from lit_prune.errors import LitPruneError
 
+Part = TypeVar("Part")
 Named = str | Mapping[str, Any]
 """A name, or a mapping with `name` and options."""
 
@@ -108,6 +109,22 @@ def create(registry: Registry, spec: Any) -> Any:
         made = spec() if isinstance(spec, type) else spec
     if not callable(made):
         raise LitPruneError(f"a {registry.noun} is called with what it works on; {spec!r} cannot be called")
+    return made
+
+
+def with_defaults(interface: type[Part], own: Any) -> Part:
+    """A user's own function or object as one of an interface: what it does not have is as there.
+
+    Args:
+        interface: A class whose public attributes and methods are the defaults.
+        own: What is called; an instance of the interface is itself.
+    """
+    if isinstance(own, interface):
+        return own
+    call = {"__call__": lambda self, *given, **named: own(*given, **named)}
+    made = cast(Part, type(type(own).__name__, (interface,), call)())
+    names = [name for name in vars(interface) if not name.startswith("_")]
+    vars(made).update({name: getattr(own, name) for name in names if hasattr(own, name)})
     return made
 
 

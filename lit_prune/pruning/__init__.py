@@ -4,6 +4,7 @@ from lit_prune.pruning.offline import (
     apply_plan,
     compensate_plan,
     prune,
+    require_shardable,
 )
 from lit_prune.pruning.pruner import (
     Pruner,
@@ -16,4 +17,5 @@ __all__ = [
     "compensate_plan",
     "describe_run",
     "prune",
+    "require_shardable",
 ]

@@ -14,7 +14,6 @@ from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.healing import Compensation, correct, create_compensation, fold_factor, require_possible
-from lit_prune.loading.fsdp import require_shardable
 from lit_prune.measure import (
     Journal,
     Processes,
@@ -27,10 +26,9 @@ from lit_prune.measure import (
     require_understood,
 )
 from lit_prune.plan import ModelFacts, Named, PrunePlan, described
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan.prune_plan import Scores, SublayerId
 from lit_prune.pruning.pruner import Pruner, describe_run
-from lit_prune.scorers import Scorer
-from lit_prune.searches import Budget, Search, require_limits
+from lit_prune.searches import Budget, require_limits
 from lit_prune.surgery import compact, is_sharded, remove
 
 if TYPE_CHECKING:
@@ -44,8 +42,8 @@ def prune(
     amount: float | None = None,
     of: Named = "params",
     max_rise: float | None = None,
-    scorer: Named | Scorer = "nri",
-    search: Named | Search = "progressive",
+    scorer: Named | Callable[..., Scores] = "nri",
+    search: Named | Callable[..., Scores] = "progressive",
     granularity: str = "sublayer",
     protect: Sequence[str] = (),
     compensate: Named | Compensation = "none",
@@ -105,7 +103,7 @@ def prune(
     options["compensate"] = compensate
     pruner = Pruner(model, **options, model_name=model_name)
     if is_sharded(pruner.model):
-        require_shardable(pruner.scorer, str(unit_options(of)["name"]), pruner.plan.compensation.get("name", "none"))
+        require_shardable(pruner, str(unit_options(of)["name"]))
     batches, processes = list(batches), Processes(fabric)
     # Made once before anything is written: what cannot be measured is told here.
     memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
@@ -149,9 +147,30 @@ def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[
         "model": {name: value for name, value in plan["model"].items() if name not in ("name", "revision")},
         **model_fingerprints(pruner.model),
         "inputs": inputs_fingerprint(pruner.model, batches),
-        "scorer_data": getattr(pruner.scorer, "fingerprint", lambda model: "")(pruner.model),
+        "scorer_data": pruner.scorer.fingerprint(pruner.model),
         "batches": [list(input_ids_of(batch).shape) for batch in batches],
     }
+
+
+def require_shardable(pruner: Pruner, unit: str) -> None:
+    """Refuse, before any work, what cannot be measured on a model that is sharded over processes.
+
+    Args:
+        pruner: Before its first step.
+        unit: That of the budget: `params`, `flops`, `kv_cache` or `latency`.
+
+    Raises:
+        LitPruneError: With what cannot.
+    """
+    trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
+    if pruner.scorer.gradients:
+        trouble = f"{type(pruner.scorer).__name__} wants gradients of whole weights"
+    if compensation := pruner.plan.compensation:
+        trouble = f"the compensation {compensation['name']!r} changes whole weights"
+    if trouble:
+        raise LitPruneError(
+            f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"
+        )
 
 
 def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> PrunePlan:

@@ -38,5 +38,5 @@ def protected_by_name(names: Sequence[str], anatomy: Anatomy) -> frozenset[Subla
 
 def protected_by_scorer(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
     """The sublayers of the blocks that a scorer's method never removes."""
-    blocks = getattr(scorer, "protected_blocks", lambda num_blocks: ())(anatomy.num_blocks)
+    blocks = scorer.protected_blocks(anatomy.num_blocks)
     return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)

@@ -15,7 +15,7 @@ from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.healing import Compensation, correct, create_compensation, require_possible
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Named, PrunePlan, PruneStep, create, described, package_versions
+from lit_prune.plan import Named, PrunePlan, PruneStep, create, described, package_versions, with_defaults
 from lit_prune.plan.prune_plan import KINDS, Candidate, Scores, SublayerId
 from lit_prune.pruning.protection import protected_by_name, protected_by_scorer
 from lit_prune.pruning.rounds import ModelRound, require_scores
@@ -56,8 +56,8 @@ class Pruner:
         self,
         model: nn.Module,
         *,
-        scorer: Named | Scorer = "nri",
-        search: Named | Search = "progressive",
+        scorer: Named | Callable[..., Scores] = "nri",
+        search: Named | Callable[..., Scores] = "progressive",
         granularity: str = "sublayer",
         protect: Sequence[str] = (),
         compensate: Named | Compensation = "none",
@@ -68,10 +68,11 @@ class Pruner:
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
         self.granularity = granularity
-        self.scorer: Scorer = create(SCORERS, scorer)
+        own_scorer, own_search = create(SCORERS, scorer), create(SEARCHES, search)
+        self.scorer = with_defaults(Scorer, own_scorer)
+        self._search = with_defaults(Search, own_search)
         self.protected = protected_by_name(protect, anatomy) | protected_by_scorer(self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
-        self._search: Search = create(SEARCHES, search)
         self._compensation = create_compensation(compensate)
         if self._compensation is not None:
             require_possible(self._compensation, self.model)
@@ -80,8 +81,8 @@ class Pruner:
                 model_name or getattr(self.model.config, "_name_or_path", ""),
                 getattr(self.model.config, "_commit_hash", None),
             ),
-            scorer=described(scorer, self.scorer),
-            search=described(search, self._search),
+            scorer=described(scorer, own_scorer),
+            search=described(search, own_search),
             compensation=described(compensate, self._compensation) if self._compensation else {},
             versions=package_versions(),
         )
@@ -271,8 +272,7 @@ class Pruner:
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
     ) -> tuple[Scores, Candidate]:
         # Training moves all scores: bounds on those of another epoch would say nothing.
-        within = getattr(self._search, "within_epoch", False)
-        history = [step for step in self.plan.steps if step.epoch == epoch or not within]
+        history = [step for step in self.plan.steps if step.epoch == epoch or not self._search.within_epoch]
         score = ModelRound(
             self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
         )

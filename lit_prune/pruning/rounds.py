@@ -51,7 +51,7 @@ class ModelRound:
         self.history = history
         self.wanted = wanted
         self.anatomy = find_sublayers(model)
-        self.blocks = self.anatomy.blocks
+        self.blocks: Sequence[int] = self.anatomy.blocks
         self._is_first_score = not history
         self._known: dict[tuple[float, Candidate], Scores] = {}
 
@@ -62,7 +62,7 @@ class ModelRound:
         out = Candidate.together(without)
         left = [each for each in self.candidates if each not in without]
         # Of those that are scored together, a part costs as much as all, or would mean something else.
-        if not getattr(self.scorer, "together", False) or not set(candidates) <= set(left):
+        if not self.scorer.together or not set(candidates) <= set(left):
             return self._score(candidates, share, out)
         if (share, out) not in self._known:
             self._known[share, out] = self._score(left, share, out)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from lit_prune.measure import Divergence, WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @SCORERS.register("kl")
 @dataclass(frozen=True)
-class OutputDivergence:
+class OutputDivergence(Scorer):
     """KL(p, p_i): the dense model's next-token distribution against that without a candidate and all that went before.
 
     FinerCut (arXiv 2405.18218) and EvoPress (2410.14649). In nats a predicted token; 0 is the same distribution. The

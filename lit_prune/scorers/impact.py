@@ -12,12 +12,12 @@ from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @SCORERS.register("nri")
 @dataclass(frozen=True)
-class NormalisedRelativeImpact:
+class NormalisedRelativeImpact(Scorer):
     """NRI: how much perplexity rises without a candidate, divided by the share of the model that it costs.
 
     RI_i = (PPL_i - PPL) / PPL and NRI_i = RI_i / P_i ("Rethinking the Impact of Heterogeneous Sublayers in
@@ -70,7 +70,7 @@ def relative_impact(
 
 @SCORERS.register("ppl")
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Scorer):
     """Perplexity without the candidate (BlockPruner, arXiv 2406.10594; Shortened LLaMA, 2402.02834)."""
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @SCORERS.register("random")
 @dataclass(frozen=True)
-class RandomOrder:
+class RandomOrder(Scorer):
     """Uniform scores in [0, 1): no measurement, the same for the same seed and number of removals so far."""
 
     seed: int = 0

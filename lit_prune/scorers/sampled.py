@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,12 +14,12 @@ from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @SCORERS.register("shapley")
 @dataclass(frozen=True)
-class Shapley:
+class Shapley(Scorer):
     """The Shapley value of a candidate for the loss, from sampled permutations (Siddiqui et al., arXiv 2407.16286).
 
     E [loss without it and the candidates before it - loss without the candidates before it], the mean over random
@@ -38,7 +37,7 @@ class Shapley:
         LitPruneError: There are fewer than two permutations.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     permutations: int = 16
     seed: int = 0
@@ -76,7 +75,7 @@ class Shapley:
 
 @SCORERS.register("regression")
 @dataclass(frozen=True)
-class Regression:
+class Regression(Scorer):
     """The coefficient of a candidate in a ridge regression of the loss on random masks (Bonsai, arXiv 2402.05406).
 
     Each mask takes out a random share of the candidates; loss = loss of the model as it is + sum of b_i over those that
@@ -96,7 +95,7 @@ class Regression:
         LitPruneError: An option is out of its range.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     masks: int = 200
     drop: float = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,18 @@ from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, is_run_of_blocks, stream_means
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @SCORERS.register("block_influence")
 @dataclass(frozen=True)
-class BlockInfluence:
+class BlockInfluence(Scorer):
     """BI = 1 - E cos(x_in, x_out): how far a block turns the hidden states (ShortGPT, arXiv 2403.03853).
 
     The mean is over all tokens; 0 is a block that turns nothing, 2 the most. For whole blocks and runs of them.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one pass.
@@ -41,14 +41,14 @@ class BlockInfluence:
 
 @SCORERS.register("cosine")
 @dataclass(frozen=True)
-class CosineDistance:
+class CosineDistance(Scorer):
     """1 - E cos(x, y): x the residual stream before a candidate, y that plus what it adds (LLM-Drop, 2406.15786).
 
     The mean is over all tokens; 0 is a candidate that turns nothing, 2 the most. For attention and mlp sublayers, alone
     (`granularity` attention or mlp) or ranked together (LLM-Drop's joint drop), whole blocks and runs of them.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one pass.
@@ -61,14 +61,14 @@ class CosineDistance:
 
 @SCORERS.register("angular")
 @dataclass(frozen=True)
-class AngularDistance:
+class AngularDistance(Scorer):
     """E (1/pi) arccos cos(x_l, x_l+n): the angle across n blocks at the last token (Gromov et al., 2403.17887).
 
     The mean is over sequences; 0 is no angle, 1 a half turn. For whole blocks and for runs of n neighbouring ones
     (`Candidate.together`), any number of which are scored by the same pass.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one pass.
@@ -82,7 +82,7 @@ class AngularDistance:
 
 @SCORERS.register("relative_norm")
 @dataclass(frozen=True)
-class RelativeNorm:
+class RelativeNorm(Scorer):
     """E |f(x)|_p / |x + f(x)|_p: what a candidate adds, as a share of the residual stream behind it.
 
     Relative L1 and L2 of Siddiqui et al. (2407.16286), after Samragh et al. (2312.09299). The mean is over all tokens;
@@ -95,7 +95,7 @@ class RelativeNorm:
         LitPruneError: The norm is another.
     """
 
-    together: ClassVar[bool] = True
+    together = True
 
     norm: Literal["l1", "l2"] = "l2"
 

@@ -15,14 +15,14 @@ from lit_prune.loading.sources import load_tokenizer
 from lit_prune.measure import Compute, Figure, Portion, WhatIf, inputs_fingerprint, labels_of
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 METRICS = ("loss", "accuracy", "accuracy_norm")
 
 
 @SCORERS.register("task")
 @dataclass(frozen=True)
-class Task:
+class Task(Scorer):
     """Loss or error rate without a candidate, on examples of what the model is wanted for.
 
     As Siddiqui et al. (arXiv 2407.16286) take the loss on MMLU in place of that on text.

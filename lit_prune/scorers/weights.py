@@ -14,7 +14,7 @@ from lit_prune.loading.devices import whole
 from lit_prune.measure import WhatIf, loss_gradients, weights_of
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.scorers.base import SCORERS
+from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Protecting:
 
 @SCORERS.register("taylor")
 @dataclass(frozen=True)
-class Taylor(_Protecting):
+class Taylor(_Protecting, Scorer):
     """Sum of |W * dL/dW| over a candidate's weights: how much the loss would change without each, to first order.
 
     Taylor+ of Shortened LLaMA (arXiv 2402.02834). L is the mean token loss over all batches; the gradient is summed
@@ -56,7 +56,7 @@ class Taylor(_Protecting):
         LitPruneError: A number is negative.
     """
 
-    gradients: ClassVar[bool] = True
+    gradients = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one forward and one backward pass.
@@ -77,7 +77,7 @@ class Taylor(_Protecting):
 
 @SCORERS.register("magnitude")
 @dataclass(frozen=True)
-class Magnitude(_Protecting):
+class Magnitude(_Protecting, Scorer):
     """Sum of |W|^power over a candidate's weights (Magnitude+ of Shortened LLaMA, arXiv 2402.02834).
 
     Higher is more important. The sum is over all parameters that would go, norms and biases included. For sublayers,

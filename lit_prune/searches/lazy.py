@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from lit_prune.errors import LitPruneError
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.searches.order import SEARCHES, ScoreFunction
+from lit_prune.searches.order import SEARCHES, ScoreFunction, Search
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class _Estimate:
 
 @SEARCHES.register("lazy")
 @dataclass(frozen=True)
-class Lazy:
+class Lazy(Search):
     """Keep the scores of earlier rounds, and measure the head of the queue until nothing behind it can be better.
 
     All candidates are screened once, on a share of the tokens. From then on a removal changes the scores of blocks
@@ -72,8 +71,7 @@ class Lazy:
         LitPruneError: A share is not above 0 and up to 1, `reach` is negative, or `patience` is below 1.
     """
 
-    within_epoch: ClassVar[bool] = True
-    """Only removals of the same epoch are its history."""
+    within_epoch = True
 
     screen: float = 0.25
     near: float = 0.3

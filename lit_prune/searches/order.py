@@ -6,7 +6,7 @@ A search holds no state of its own, so that it can stop and go on after any remo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from lit_prune.plan import PruneStep, Registry
 from lit_prune.plan.prune_plan import Candidate, Scores
@@ -48,16 +48,24 @@ class Round(Protocol):
         ...
 
 
-class Search(Protocol):
-    """Gives the scores to choose the next removal from."""
+class Search:
+    """Gives the scores to choose the next removal from.
 
-    def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+    A user's own search may be a subclass, or any function or object that is called the same way.
+
+    Attributes:
+        within_epoch: Whether only removals of the same training epoch are its history, as training moves all scores.
+    """
+
+    within_epoch: ClassVar[bool] = False
+
+    def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score what must be scored now; `candidates` are still in the model, `history` holds the removals so far."""
-        ...
+        raise NotImplementedError
 
 
 @SEARCHES.register("progressive")
-class Progressive:
+class Progressive(Search):
     """Score every candidate again in each round, on the model without what went before."""
 
     def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
@@ -66,7 +74,7 @@ class Progressive:
 
 
 @SEARCHES.register("one_shot")
-class OneShot:
+class OneShot(Search):
     """Score every candidate once, on the dense model, and remove in that order."""
 
     def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores
-from lit_prune.searches.order import SEARCHES, Round
+from lit_prune.searches.order import SEARCHES, Round, Search
 
 Members = frozenset[Candidate]
 
 
-class WholeSet:
+class WholeSet(Search):
     """A search whose `decide` names all that is to go.
 
     The scores of a round hold the members that are still in the model, each with the score of the set as a whole.
