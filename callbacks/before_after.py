@@ -17,7 +17,6 @@ from lit_prune.anatomy import context_length, count_parameters
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
 from lit_prune.files import write_text
-from lit_prune.plan import PrunePlan
 from lit_prune.report import (
     Answer,
     Row,
@@ -27,13 +26,13 @@ from lit_prune.report import (
     print_summary,
     save_figure,
     save_summary,
-    score_map,
     summary_markdown,
 )
 
 from . import loop, requirements
+from .story import score_map_of
 from .sublayer_prune import SublayerPruneCallback
-from .validation import transferred, validation_batches
+from .validation import fed_batches, transferred
 
 SPEEDS = ("prefill_speedup", "decode_speedup")
 """How many times as fast as before a prompt is read, and a token is written."""
@@ -78,14 +77,16 @@ class BeforeAfterCallback(Callback):
     ) -> None:
         self.question = question
         self.max_new_tokens = max_new_tokens
-        self.timing: dict[str, Any] = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = new_tokens
+        self.repeats = repeats
         self.model = model
         self._before: dict[str, Any] = {}
 
     @property
     def final_figures(self) -> tuple[str, ...]:
         """Names of what is logged at the end, for `SublayerPruneCallback`, which names them with the settings."""
-        return tuple(f"final/{name}" for name in ("ppl_before", "ppl", *(SPEEDS if self.timing["repeats"] else ())))
+        return tuple(f"final/{name}" for name in ("ppl_before", "ppl", *(SPEEDS if self.repeats else ())))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a run without a plan to report, or with timings that the model has no room for."""
@@ -93,11 +94,11 @@ class BeforeAfterCallback(Callback):
             return
         self._before = {}  # a checkpoint's come later, with load_state_dict
         self._require_order(trainer)
-        if self.timing["repeats"]:
+        if self.repeats:
             requirements.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
         context = context_length(loop.model_in(pl_module, self.model).config)
-        timed = self.timing["prompt_tokens"] + self.timing["new_tokens"]
-        if self.timing["repeats"] and context is not None and timed > context:
+        timed = self.prompt_tokens + self.new_tokens
+        if self.repeats and context is not None and timed > context:
             raise LitPruneError(
                 f"BeforeAfterCallback times {timed} tokens, the model's context holds {context}; "
                 "lower prompt_tokens or new_tokens"
@@ -145,14 +146,15 @@ class BeforeAfterCallback(Callback):
                 {f"final/{name}": value for name, value in figures.items() if value is not None},
                 trainer.global_step,
             )
-            for each in answers:
-                log_text(logger, "answers", answer_markdown(each), trainer.global_step)
+            for reply in answers:
+                log_text(logger, "answers", answer_markdown(reply), trainer.global_step)
         print_summary(rows, plan=plan, answers=answers, notes=notes)
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # it tries everything and leaves nothing
+        if loop.leaves_nothing(trainer):
+            return
+        title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
         write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
         save_summary(folder, rows, plan=plan, answers=answers, notes=notes)
-        save_figure(_map_of(plan), folder / "score_map.png")
+        save_figure(score_map_of(plan, title), folder / "score_map.png")
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:
@@ -170,26 +172,31 @@ class BeforeAfterCallback(Callback):
         """The same on every process: fetching validation batches is a collective."""
         data = getattr(trainer, "datamodule", None)
         if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
-            batches = validation_batches(trainer, None)
+            batches = [batch.scored for batch in fed_batches(trainer, None)]
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
         name = "test batches, used neither for training nor for scoring"
-        return HeldOut("held-out text", name, (transferred(trainer, each) for each in data.test_dataloader()))
+        return HeldOut("held-out text", name, (transferred(trainer, batch) for batch in data.test_dataloader()))
 
     def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
-        if not self.timing["repeats"]:
+        if not self.repeats:
             return {}
-        return compare_speed({"before": dense_twin(model), "after": model}, **self.timing)
+        return compare_speed(
+            {"before": dense_twin(model), "after": model},
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            repeats=self.repeats,
+        )
 
     def _require_order(self, trainer: L.Trainer) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(each, SublayerPruneCallback) for each in callbacks[: callbacks.index(self)]):
+        callbacks = loop.callbacks_of(trainer)
+        if not any(isinstance(callback, SublayerPruneCallback) for callback in callbacks[: callbacks.index(self)]):
             raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
 
     @staticmethod
     def _pruning(trainer: L.Trainer) -> SublayerPruneCallback:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next(each for each in callbacks if isinstance(each, SublayerPruneCallback))
+        callbacks = loop.callbacks_of(trainer)
+        return next(callback for callback in callbacks if isinstance(callback, SublayerPruneCallback))
 
 
 def _rows(before: dict[str, Any], after: dict[str, Any], held_out: HeldOut) -> list[Row]:
@@ -215,9 +222,3 @@ def _speed_rows(speeds: dict[str, Speed]) -> list[Row]:
         Row("decoding, per token", 1e3 * dense.decode_seconds_per_token, 1e3 * pruned.decode_seconds_per_token,
             unit="ms", better="lower"),
     ]  # fmt: skip
-
-
-def _map_of(plan: PrunePlan) -> Any:
-    rounds, removed = [each.scores for each in plan.steps], [each.removed.name for each in plan.steps]
-    title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
-    return score_map(rounds, removed, num_blocks=plan.model.num_blocks, title=title)

@@ -75,6 +75,11 @@ def callbacks_of(trainer: L.Trainer) -> list[Callback]:
     return callbacks
 
 
+def leaves_nothing(trainer: L.Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which tries everything and leaves nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def shards(trainer: L.Trainer) -> bool:
     """Whether the trainer's strategy lets a module shard its model over processes (FSDP2)."""
     return isinstance(trainer.strategy, ModelParallelStrategy)

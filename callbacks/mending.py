@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -22,11 +23,8 @@ class Mending:
     """Adapters on a model from set-up to the end of a fit, and what its training steps learn from.
 
     Args:
-        healing: LoRA adapters: True, or their settings. False trains the model's own weights.
-        distill: The model as it was at set-up teaches: True, or what is learned from it.
-
-    Attributes:
-        lora: Settings of the adapters, None without.
+        healing: The settings of the LoRA adapters, or True for the usual ones. False trains the model's own weights.
+        distill: What is learned from the model as it was at set-up, or True for the usual. False learns from the text.
 
     Raises:
         LitPruneError: A teacher is wanted and no adapters: the weights that teach would be trained.
@@ -42,18 +40,19 @@ class Mending:
         self._taught: L.LightningModule | None = None
 
     def require_possible(self, module: L.LightningModule) -> None:
-        """Refuse a module whose loss cannot be replaced.
-
-        Raises:
-            LitPruneError: It optimizes by hand.
-        """
+        """Refuse a module that optimizes by hand, whose loss cannot be replaced by a teacher's."""
         if self.distillation and not module.automatic_optimization:
             raise LitPruneError(
                 f"{type(module).__name__} optimizes by hand, where no other loss can be given to it; leave distill out"
             )
 
+    def require_none_of_others(self, model: PreTrainedModel) -> None:
+        """Refuse adapters that somebody else attached, where the model is to be saved."""
+        if is_adapted(model) and not self.is_on(model):
+            raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
+
     def is_on(self, model: PreTrainedModel) -> bool:
-        """Whether the adapters of a model are this one's."""
+        """Whether the adapters of a model are those that `attach` has put there."""
         return self._adapted is model and is_adapted(model)
 
     def attach(self, module: L.LightningModule, model: PreTrainedModel) -> None:
@@ -86,14 +85,56 @@ class Mending:
             merge_lora(self._adapted)
             self._adapted = self._teacher = None
 
-    def require_none_of_others(self, model: PreTrainedModel) -> None:
-        """Refuse adapters that somebody else attached, where the model is to be saved.
 
-        Raises:
-            LitPruneError: There are some.
-        """
-        if is_adapted(model) and not self.is_on(model):
-            raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
+class _Lesson:
+    """The student's passes in one training step, each run by the teacher first."""
+
+    def __init__(self, teacher: DenseTeacher, settings: Distillation) -> None:
+        self._teacher, self._settings = teacher, settings
+        self._signature = inspect.signature(teacher.student.forward)
+        self._is_teaching = False
+        self._given: list[dict[str, Any]] = []
+        self._taught: Any = None
+        self._output: Any = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let the teacher see what the student is given in a `with` block."""
+        student = self._teacher.student
+        with (
+            student.register_forward_pre_hook(self._teach, with_kwargs=True),
+            student.register_forward_hook(self._keep),
+        ):
+            yield
+
+    def labels(self, batch: Any) -> Tensor:
+        """The labels [batch, seq] of the one pass in the step, of the batch where the model was given none."""
+        if len(self._given) != 1:
+            raise LitPruneError(f"distill wants one pass of the model in a training step; found {len(self._given)}")
+        return labels_of({**self._given[0], **(batch if isinstance(batch, Mapping) else {})})
+
+    def loss(self, labels: Tensor, text: Tensor) -> Tensor:
+        """What is learned from the teacher, mixed with the loss on the text."""
+        cuts = cut_states(self._teacher.student)
+        return taught_loss(self._settings, self._taught, self._output, labels, text=text, cuts=cuts)
+
+    def _teach(self, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if self._is_teaching:
+            return None
+        given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        if given.get("input_ids") is None:
+            raise LitPruneError("distill wants a model that is given input_ids in the training step")
+        wanted = self._settings.hidden > 0
+        # Before the student runs: what the teacher changes for a moment must be back when gradients are computed.
+        self._is_teaching = True
+        self._taught = self._teacher.outputs(given, hidden_states=wanted)
+        self._is_teaching = False
+        self._given.append(given)
+        return (args, {**kwargs, "output_hidden_states": True}) if wanted else None
+
+    def _keep(self, _: Any, args: Any, output: Any) -> None:
+        if not self._is_teaching:
+            self._output = output
 
 
 def taught_step(module: L.LightningModule, teacher: DenseTeacher, settings: Distillation) -> Callable[..., Any]:
@@ -101,50 +142,17 @@ def taught_step(module: L.LightningModule, teacher: DenseTeacher, settings: Dist
 
     Whatever the step computes, the teacher sees what the model was given in it, once.
     """
-    original, model = module.training_step, teacher.student
-    signature = inspect.signature(model.forward)
+    original = module.training_step
 
     @wraps(original)
     def training_step(*args: Any, **kwargs: Any) -> Any:
-        seen: list[tuple[dict[str, Any], Any, Any]] = []
-        is_teaching = False
-
-        def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-            nonlocal is_teaching
-            if is_teaching:
-                return None
-            given = dict(signature.bind_partial(*args, **kwargs).arguments)
-            if given.get("input_ids") is None:
-                raise LitPruneError("distill wants a model that is given input_ids in the training step")
-            # Before the student runs: what the teacher changes for a moment must be back when gradients are computed.
-            is_teaching = True
-            taught = teacher.outputs(given, hidden_states=settings.hidden > 0)
-            is_teaching = False
-            seen.append((given, taught, None))
-            return (args, {**kwargs, "output_hidden_states": True}) if settings.hidden > 0 else None
-
-        def behind(_: Any, args: Any, output: Any) -> None:
-            if not is_teaching:
-                seen[-1] = (*seen[-1][:2], output)
-
-        handles = [
-            model.register_forward_pre_hook(before, with_kwargs=True),
-            model.register_forward_hook(behind),
-        ]
-        try:
+        lesson = _Lesson(teacher, settings)
+        with lesson.watching():
             result = original(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
         if result is None:
             return None
-        if len(seen) != 1:
-            raise LitPruneError(f"distill wants one pass of the model in a training step; found {len(seen)}")
-        given, taught, output = seen[0]
-        batch = args[0] if args else next(iter(kwargs.values()))
-        labels = labels_of({**given, **(batch if isinstance(batch, Mapping) else {})})
-        text: Tensor = result["loss"] if isinstance(result, Mapping) else result
-        loss = taught_loss(settings, taught, output, labels, text=text, cuts=cut_states(model))
+        labels = lesson.labels(args[0] if args else next(iter(kwargs.values())))
+        loss = lesson.loss(labels, result["loss"] if isinstance(result, Mapping) else result)
         module.log("distillation_loss", loss.detach(), batch_size=len(labels))
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 

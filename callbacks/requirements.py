@@ -14,7 +14,7 @@ from lit_prune.loading.fsdp import TENSOR
 from lit_prune.pruning import Pruner, require_shardable
 
 from .followers import averages_in, averaging_callbacks, copies_in
-from .loop import callbacks_of, shards
+from .loop import callbacks_of, leaves_nothing, shards
 from .mending import Mending
 
 SAME_AT_ANY_SIZE = ("epoch", "step")
@@ -121,7 +121,7 @@ def warn_of_monitors(trainer: L.Trainer, last_drop: int | None) -> None:
         and callback.monitor not in (None, *SAME_AT_ANY_SIZE)
         and getattr(callback, "save_top_k", 1) > 0  # who keeps all compares nothing
     ]
-    if names and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if names and not leaves_nothing(trainer):
         rank_zero_warn(
             f"{' and '.join(names)} will compare models of different sizes, and a loss or perplexity is best where "
             "least was removed: let ModelCheckpoint keep the latest (no monitor) and leave EarlyStopping out, or drop "

@@ -39,7 +39,7 @@ class Saving:
             LitPruneError: Another fit has the folder, it is not empty, or nothing can be written there.
         """
         self.close()
-        if not folder or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not folder or loop.leaves_nothing(trainer):
             return
         target = require_empty(loop.run_folder(trainer) / folder)
         self._tokenizer = tokenizer_beside(module, model)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from lit_prune.costs import Costs, count_costs
 from lit_prune.errors import MeasureError
@@ -16,7 +15,11 @@ from lit_prune.pruning import Pruner
 from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, score_map
 
 from .allowance import Allowance
+from .loop import callbacks_of
 from .mending import Mending
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
 FINAL_FIGURES = (PARAMETERS, RISE)
@@ -26,14 +29,11 @@ FINAL_FIGURES = (PARAMETERS, RISE)
 def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
     """Log the run's settings, with the names of the figures that it will end with, by which sweeps are sorted.
 
-    Args:
-        trainer: Whose callbacks may name figures as `final_figures`.
-        settings: Of the module and of pruning.
+    Callbacks may name figures of their own as `final_figures`.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    names = [*FINAL_FIGURES, *(name for each in callbacks for name in getattr(each, "final_figures", ()))]
+    others = [name for callback in callbacks_of(trainer) for name in getattr(callback, "final_figures", ())]
     for logger in trainer.loggers:
-        log_settings(logger, settings, names)
+        log_settings(logger, settings, [*FINAL_FIGURES, *others])
 
 
 def settings_of(pruner: Pruner, allowance: Allowance, mending: Mending) -> dict[str, Any]:
@@ -63,10 +63,7 @@ def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Cos
 def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> None:
     """Log the last removal of a plan, its number, what is left, scores and their picture, by optimizer steps.
 
-    Args:
-        trainer: With the loggers.
-        plan: The removals so far.
-        costs: Of the model when this fit began; its speed is foretold by the FLOPs and cache that are left of them.
+    Of the costs of the model when this fit began, the shares that are left foretell its speed.
     """
     if not _is_shown(trainer):
         return
@@ -76,12 +73,7 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
     metrics |= {f"score/{name}": score for name, score in step.scores.items()}
     for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
         metrics |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
-    figure = score_map(
-        [each.scores for each in plan.steps],
-        [each.removed.name for each in plan.steps],
-        num_blocks=plan.model.num_blocks,
-        title=f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left",
-    )
+    figure = score_map_of(plan, f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left")
     for logger in trainer.loggers:
         log_scalars(logger, metrics, trainer.global_step)
         log_figure(logger, "score_map", figure, trainer.global_step)
@@ -99,6 +91,12 @@ def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
         log_scalars(logger, figures, trainer.global_step)
 
 
+def score_map_of(plan: PrunePlan, title: str) -> Figure:
+    """A picture of the scores of a plan's rounds, and of what went in them."""
+    rounds, removed = [step.scores for step in plan.steps], [step.removed.name for step in plan.steps]
+    return score_map(rounds, removed, num_blocks=plan.model.num_blocks, title=title)
+
+
 def _is_shown(trainer: L.Trainer) -> bool:
     return trainer.is_global_zero and bool(trainer.loggers)
 
@@ -108,9 +106,9 @@ def _parameters_left(plan: PrunePlan) -> float:
 
 
 def _costs_left(plan: PrunePlan, costs: Costs) -> dict[str, float]:
-    gone = [each for each in plan.removed if each in costs.flops]
-    left = {"prune/flops_left": 1 - sum(costs.flops[each] for each in gone) / costs.total_flops}
+    gone = [sublayer for sublayer in plan.removed if sublayer in costs.flops]
+    left = {"prune/flops_left": 1 - sum(costs.flops[sublayer] for sublayer in gone) / costs.total_flops}
     if costs.total_kv_elements:
-        numbers = sum(costs.kv_elements.get(each, 0) for each in gone)
+        numbers = sum(costs.kv_elements.get(sublayer, 0) for sublayer in gone)
         left["prune/kv_cache_left"] = 1 - numbers / costs.total_kv_elements
     return left

@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import EMBEDDING, Analysis, analyse
-from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.measure import progress_bar, require_understood
 from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers
 
 from . import loop, requirements
-from .validation import validation_batches
+from .module_loss import measure
+from .validation import fed_batches
 
 
 class SublayerAnalysisCallback(Callback):
@@ -95,28 +96,25 @@ class SublayerAnalysisCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was found so far, in plain types."""
-        return {"analyses": [asdict(each) for each in self.analyses], "removed": [str(each) for each in self._removed]}
+        return {
+            "analyses": [asdict(analysis) for analysis in self.analyses],
+            "removed": [str(sublayer) for sublayer in self._removed],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed run has no model from before the training any more; its figures come from the checkpoint."""
-        self.analyses = [Analysis.from_dict(each) for each in state_dict["analyses"]]
-        self._removed = tuple(SublayerId.parse(each) for each in state_dict["removed"])
+        self.analyses = [Analysis.from_dict(analysis) for analysis in state_dict["analyses"]]
+        self._removed = tuple(SublayerId.parse(name) for name in state_dict["removed"])
 
     def _analyse(self, trainer: L.Trainer, module: L.LightningModule, name: str) -> None:
         model = loop.model_in(module, self.model)
         shown = self.progress and trainer.is_global_zero
         with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
-            what_if = WhatIf(
-                model,
-                validation_batches(trainer, self.num_batches),
-                reduce=lambda tensor: loop.summed(trainer, tensor),
-                autocast=trainer.precision_plugin.forward_context,
-                progress=bar,
-            )
+            what_if = measure(trainer, model, fed_batches(trainer, self.num_batches), "tokens", progress=bar)
             self.analyses.append(analyse(what_if, impact=self.impact, name=name))
         self._removed = tuple(removed_sublayers(model))
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # it tries everything and leaves nothing
+        if loop.leaves_nothing(trainer):
+            return
         folder = loop.run_folder(trainer) / self.folder
         settings = {"source": loop.calibration_source(trainer), "num_batches": self.num_batches}
         side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]
@@ -127,20 +125,20 @@ class SublayerAnalysisCallback(Callback):
         loop.on_first_process(trainer, report)
 
     def _log(self, trainer: L.Trainer, files: Iterable[Path]) -> None:
-        pictures = [each for each in files if each.suffix == ".png"]
+        pictures = [file for file in files if file.suffix == ".png"]
         for logger in trainer.loggers:
             log_scalars(logger, _scalars(self.analyses[-1]), trainer.global_step)
-            for each in pictures:
-                log_figure(logger, f"analysis/{each.stem}", each, trainer.global_step)
+            for picture in pictures:
+                log_figure(logger, f"analysis/{picture.stem}", picture, trainer.global_step)
 
 
 def _scalars(found: Analysis) -> dict[str, float]:
     """Means over sublayers of a kind, shares of paths by kind, and the mean agreement before the last depth."""
     numbers: dict[str, float] = {}
     for kind in KINDS:
-        own = [each.similarity for each in found.sublayers if each.name.startswith(kind)]
+        own = [sublayer.similarity for sublayer in found.sublayers if sublayer.name.startswith(kind)]
         numbers |= {f"analysis/similarity_{kind}": mean(own)} if own else {}
     for group in (*KINDS, EMBEDDING) if found.paths else ():
-        numbers[f"analysis/share_{group}"] = sum(each.share for each in found.paths if each.name.startswith(group))
-    numbers["analysis/lens_agreement"] = mean(each.agreement for each in found.depths[:-1])
+        numbers[f"analysis/share_{group}"] = sum(path.share for path in found.paths if path.name.startswith(group))
+    numbers["analysis/lens_agreement"] = mean(depth.agreement for depth in found.depths[:-1])
     return numbers

@@ -47,21 +47,8 @@ class Fed:
         return {**given, "labels": labels_of(self.whole)}
 
 
-def validation_batches(trainer: L.Trainer, limit: int | None) -> list[dict[str, Tensor]]:
-    """What a causal language model takes of `fed_batches`, and labels.
-
-    Raises:
-        DataError: As there; or a batch has no `input_ids`.
-    """
-    return [each.scored for each in fed_batches(trainer, limit)]
-
-
 def fed_batches(trainer: L.Trainer, limit: int | None) -> list[Fed]:
-    """This process's validation batches, as the trainer would validate on them.
-
-    Args:
-        trainer: A trainer that is fitting.
-        limit: The most batches of each loader, besides the trainer's own limit.
+    """This process's validation batches, at most `limit` of each loader besides the trainer's own limit.
 
     Raises:
         DataError: There is no validation loader, or it is empty.
@@ -70,10 +57,8 @@ def fed_batches(trainer: L.Trainer, limit: int | None) -> list[Fed]:
     if trainer.enable_validation:
         # The loop sets its loaders up at its first run; before the first epoch there may have been none.
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        limits = trainer.num_val_batches
-        limits = limits if isinstance(limits, list) else [limits]
         with validating(trainer):
-            batches = list(_first_batches(trainer, tree_leaves(trainer.val_dataloaders), limits, limit))
+            batches = list(_first_batches(trainer, limit))
     if not batches:
         raise DataError(
             "sublayers are scored and analysed on validation batches, and the trainer has none: pass val_dataloaders "
@@ -101,10 +86,12 @@ def transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
     return move_data_to_device(batch, torch.device("cpu"))
 
 
-def _first_batches(
-    trainer: L.Trainer, loaders: list[Iterable[Any]], limits: list[int | float], limit: int | None
-) -> Iterator[Fed]:
-    for place, (loader, most) in enumerate(zip(loaders, limits, strict=False)):
+def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[Fed]:
+    loaders: list[Iterable[Any]] = tree_leaves(trainer.val_dataloaders)
+    limits = trainer.num_val_batches
+    for place, (loader, most) in enumerate(
+        zip(loaders, limits if isinstance(limits, list) else [limits], strict=False)
+    ):
         allowed = min(most, float("inf") if limit is None else limit)
         for number, batch in enumerate(islice(loader, None if allowed == float("inf") else int(allowed))):
             yield Fed(transferred(trainer, batch, place), number, place)
