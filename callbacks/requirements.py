@@ -60,7 +60,7 @@ def require_scored_in_shards(trainer: L.Trainer, pruner: Pruner, unit: str, mend
     """Refuse what cannot be measured or taught where the strategy shards the model."""
     if not shards(trainer):
         return
-    require_shardable(pruner.scorer, unit, _compensation(pruner))
+    require_shardable(pruner, unit)
     if mending.distillation is not None:
         raise LitPruneError(
             "distill brings removed sublayers back for the teacher's pass, and FSDP2 gathers their weights no more; "

@@ -51,7 +51,7 @@ def _filled(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     *_, owner = (holder for holder in around if isinstance(holder, PreTrainedModel))
     with torch.no_grad(), torch.random.fork_rng():
         for part in module.modules():
-            owner._init_weights(part)
+            owner._init_weights(part)  # type: ignore[no-untyped-call]
     return module
 
 
