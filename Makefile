@@ -32,8 +32,8 @@ map:
 
 # Faults in the real programs, and the soak: the figures of docs/reliability.md. About 50 minutes, on Linux.
 campaign: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign.soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign.soak
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,31 +1,34 @@
-"""The street door: one dict of verbs. `lit-prune VERB --help` explains each."""
+"""The command `lit-prune`: its verbs, and how a user's mistakes are told. `lit-prune VERB --help` explains each."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from lit_prune.errors import LitPruneError
 from lit_prune.files import clean
 
 VERBS = {
-    "inspect": ("lit_prune.commands.inspect:run", "show a model's sublayers and their costs, without its weights"),
-    "analyse": ("lit_prune.commands.analyse:run", "figures of the residual stream and of every sublayer"),
-    "fit": ("lit_prune.commands.fit:run", "prune inside a Lightning training run, from YAML"),
-    "validate": ("lit_prune.commands.fit:run", "validate a model or checkpoint with the same YAML"),
-    "test": ("lit_prune.commands.fit:run", "test a model or checkpoint with the same YAML"),
-    "prune": ("lit_prune.commands.prune:run", "prune a model without training"),
-    "heal": ("lit_prune.commands.heal:run", "train a pruned model to get back what was lost"),
-    "evaluate": ("lit_prune.commands.evaluate:run", "perplexity and tasks of models, beside a reference"),
-    "bench": ("lit_prune.commands.bench:run", "compare what searches cost and what they find"),
-    "compare": ("lit_prune.commands.compare:run", "compare the field's methods in one table"),
-    "export": ("lit_prune.commands.export:run", "write a model for another runtime: remote code, vLLM, llama.cpp"),
-    "report": ("lit_prune.commands.report:run", "one HTML page about what pruning did"),
-    "apply": ("lit_prune.commands.apply:run", "apply a prune plan to a copy of its model"),
+    "inspect": "show a model's sublayers and their costs, without its weights",
+    "analyse": "figures of the residual stream and of every sublayer",
+    "fit": "prune inside a Lightning training run, from YAML",
+    "validate": "validate a model or checkpoint with the same YAML",
+    "test": "test a model or checkpoint with the same YAML",
+    "prune": "prune a model without training",
+    "heal": "train a pruned model to get back what was lost",
+    "evaluate": "perplexity and tasks of models, beside a reference",
+    "bench": "compare how fast models are, and estimate what a search will take",
+    "compare": "compare the field's methods in one table",
+    "export": "write a model for another runtime: remote code, vLLM, llama.cpp",
+    "report": "one HTML page about what pruning did",
+    "apply": "apply a prune plan to a copy of its model",
 }
+"""By name what each does; `lit_prune.commands` has a module of that name, with a function `run`."""
+MODULES = {"validate": "fit", "test": "fit"}
+"""Verbs that another verb's module runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{_suggestion(verb)}; see lit-prune --help")
-    module, _, function = VERBS[verb][0].partition(":")
+    module = f"lit_prune.commands.{MODULES.get(verb, verb)}"
+    return exit_code(lambda: importlib.import_module(module).run(f"lit-prune {verb}", rest))
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command: 0, or 2 after one line on the error stream about what a user did wrong."""
     try:
-        getattr(importlib.import_module(module), function)(verb, rest)
+        command()
     except Exception as error:
         message = _told(error)
         if message is None:
@@ -64,7 +72,7 @@ def _told(error: BaseException) -> str | None:
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
     return "\n".join(["usage: lit-prune VERB ...", "", *lines, "", "lit-prune VERB --help tells what a verb takes."])
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from benchmarks.memory import measure_search_memory
 from lit_prune import prune
-from lit_prune.evaluation import measure_search_memory
 from lit_prune.surgery import mute, removed_sublayers
 from tests.callbacks.test_sublayer_prune import module
 from tests.callbacks.test_together import fit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from lit_prune.commands.arguments import call, default_device, model_names, require_writable
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
@@ -12,11 +12,6 @@ from lit_prune.files import clean, say
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import WhatIf, progress_bar, require_understood
 from lit_prune.report import write_analysis
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(analyse, verb, arguments, positionals=["models"])
 
 
 def analyse(
@@ -71,6 +66,9 @@ def analyse(
         say(_said(found[-1]), flush=True)
         files = write_analysis(output, found, settings)
     say("written: " + ", ".join(map(str, files)))
+
+
+run = partial(call, analyse)
 
 
 def _said(found: Analysis) -> str:

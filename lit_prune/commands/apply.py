@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lit_prune.commands.arguments import call, default_device
@@ -15,11 +15,6 @@ from lit_prune.healing import create_compensation
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(apply_to_model, verb, arguments, positionals=["plan", "model"])
 
 
 def apply_to_model(
@@ -80,3 +75,6 @@ def apply_to_model(
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
     say(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")
+
+
+run = partial(call, apply_to_model)

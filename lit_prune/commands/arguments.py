@@ -23,35 +23,58 @@ from lit_prune.loading.sources import locate
 
 def call(
     function: Callable[..., None],
-    verb: str,
+    program: str,
     arguments: Sequence[str],
-    positionals: Sequence[str],
+    *,
     flags: Sequence[str] = (),
-    several: Sequence[str] = (),
+    nested: Sequence[str] = (),
 ) -> None:
-    """Parse and call.
+    """Read a command line by a function's signature and docstring, and call the function.
 
     Args:
-        function: Its parameters are the options, its docstring the help.
-        verb: Its name on the command line.
-        arguments: What follows the verb.
-        positionals: Parameters that are given by position, in this order.
-        flags: Those that are on where they are named, and take no value.
-        several: Of the positionals, those that take one value or more.
+        function: Its parameters are the options, described in its docstring; those that can be given by position are
+            given so on the command line, and of a list there one value or more. Of a parameter whose default is a
+            dataclass every field is an option.
+        program: What is shown as the program, such as `lit-prune prune`.
+        arguments: What follows that.
+        flags: Options that are on where they are named, and take no value.
+        nested: Dataclasses whose fields are written with their name before them, as in `--lora.rank`.
     """
-    parser = ArgumentParser(prog=f"lit-prune {verb}", description=(getdoc(function) or "").partition("\n\n")[0])
+    parser = ArgumentParser(prog=program, description=(getdoc(function) or "").partition("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    described = {each.arg_name: each.description for each in _documented(function)}
-    for name in positionals:
-        number: dict[str, Any] = {"nargs": "+"} if name in several else {}
-        parser.add_argument(name, type=str, help=described.get(name), **number)
+    described = {entry.arg_name: entry.description for entry in _documented(function)}
+    positionals = [each for each in signature(function).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    for parameter in positionals:
+        number: dict[str, Any] = {"nargs": "+"} if str(parameter.annotation).startswith("list[") else {}
+        parser.add_argument(parameter.name, type=str, help=described.get(parameter.name), **number)
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
-    parser.add_function_arguments(function, skip={*positionals, *flags}, sub_configs=True)
-    settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments))).as_dict()
+    groups = option_groups(function, nested)
+    for default in groups.values():
+        parser.add_class_arguments(type(default), instantiate=False, sub_configs=True)
+        parser.set_defaults({field.name: getattr(default, field.name) for field in fields(default)})
+    skipped: set[str | int] = {*flags, *groups, *(parameter.name for parameter in positionals)}
+    parser.add_function_arguments(function, skip=skipped, sub_configs=True)
+    settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments, nested))).as_dict()
     settings.pop("config")
     require_numbers(settings)
+    for name, default in groups.items():
+        settings[name] = type(default)(**{field.name: settings.pop(field.name) for field in fields(default)})
     function(**settings)
+
+
+def option_groups(function: Callable[..., None], nested: Sequence[str] = ()) -> dict[str, Any]:
+    """Parameters of a verb whose fields are options of their own, with their defaults."""
+    defaults = {parameter.name: parameter.default for parameter in signature(function).parameters.values()}
+    return {name: default for name, default in defaults.items() if is_dataclass(default) and name not in nested}
+
+
+def option_types(function: Callable[..., None], nested: Sequence[str] = ()) -> dict[str, str]:
+    """The types of a verb's options as they are written in the code, by the options' names."""
+    groups = option_groups(function, nested)
+    own = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}
+    shared = [(field.name, field.type) for default in groups.values() for field in fields(default)]
+    return {name: str(kind) for name, kind in (*own.items(), *shared) if name not in groups}
 
 
 LEAST = {
@@ -93,20 +116,20 @@ def require_numbers(settings: Any, name: str = "") -> None:
             raise LitPruneError(f"{name} is {most:,} at most; found {settings}")
 
 
-def _with_lists(function: Callable[..., None], arguments: Sequence[str]) -> list[str]:
+def _with_lists(function: Callable[..., None], arguments: Sequence[str], nested: Sequence[str]) -> list[str]:
     """The arguments with brackets around what should be a list: `--tasks piqa,arc` is `--tasks '[piqa, arc]'`."""
     lists = {
-        f"--{each.name}": str(each.annotation).startswith("list[str]")
-        for each in signature(function).parameters.values()
-        if str(each.annotation).startswith("list[")
+        f"--{name}": kind.startswith("list[str]")
+        for name, kind in option_types(function, nested).items()
+        if kind.startswith("list[")
     }
     found: list[str] = []
-    for each in arguments:
-        name, equals, value = each.partition("=")
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if found and found[-1] in lists:
-            found.append(_bracketed(each, words=lists[found[-1]]))
+            found.append(_bracketed(argument, words=lists[found[-1]]))
         else:
-            found.append(f"{name}={_bracketed(value, words=lists[name])}" if equals and name in lists else each)
+            found.append(f"{name}={_bracketed(value, words=lists[name])}" if equals and name in lists else argument)
     return found
 
 

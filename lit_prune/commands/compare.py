@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,6 @@ from lit_prune.searches import require_share
 
 OWN = ("method", "label", "data", "num_windows")
 """Settings of an entry that are not the method's."""
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(compare, verb, arguments, positionals=["models"])
 
 
 def compare(
@@ -142,6 +137,9 @@ def compare(
         notes += comparison.impossible
         _write(folder, kept.found, notes)
     say(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
+
+
+run = partial(call, compare)
 
 
 def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:

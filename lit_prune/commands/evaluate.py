@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,6 @@ from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import IGNORED, hint_if_implausible
 from lit_prune.report import evaluation_markdown, signs_markdown
 from lit_prune.surgery import removed_sublayers
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(evaluate, verb, arguments, positionals=["models"])
 
 
 def evaluate(
@@ -133,6 +128,9 @@ def evaluate(
         write_text(folder / "evaluation.json", json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
         write_text(folder / "evaluation.md", page)
         say(f"written: {folder / 'evaluation.md'}")
+
+
+run = partial(call, evaluate)
 
 
 def _counted(windows: Tensor, batch_size: int, stride: int | None) -> list[dict[str, Tensor]]:

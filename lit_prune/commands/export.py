@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,6 @@ from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.loading.untrusted import read_settings
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.training import load_checkpoint
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(export_model, verb, arguments, positionals=["source"])
 
 
 def export_model(
@@ -69,6 +64,9 @@ def export_model(
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
     say(f"written: {written}")
+
+
+run = partial(call, export_model)
 
 
 def _named_model(checkpoint: str) -> str:

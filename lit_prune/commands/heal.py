@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,11 +29,6 @@ from lit_prune.plan import PrunePlan
 
 SELF = "self"
 LORA, TRAINING = LoraHealing(rank=64), HealingSettings()
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(heal_model, verb, arguments, positionals=["model"])
 
 
 def heal_model(
@@ -130,6 +125,9 @@ def heal_model(
     say(f"{outcome(report)}\nwritten: {place}")
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
+
+
+run = partial(call, heal_model, nested=["lora", "training"])
 
 
 def outcome(report: HealingReport) -> str:

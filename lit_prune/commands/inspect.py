@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from json import dumps
 
 import torch
@@ -15,11 +15,6 @@ from lit_prune.costs import take_inventory
 from lit_prune.errors import ModelError
 from lit_prune.loading.models import skeleton
 from lit_prune.report import print_inventory
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(inspect_model, verb, arguments, positionals=["model"], flags=["json", "all"])
 
 
 def inspect_model(
@@ -50,6 +45,9 @@ def inspect_model(
         print(dumps(asdict(inventory), indent=2))
     else:
         print_inventory(inventory, every_block=all)
+
+
+run = partial(call, inspect_model, flags=["json", "all"])
 
 
 def _dtype(model: PreTrainedModel, name: str | None) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,6 @@ from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(prune_model, verb, arguments, positionals=["model"])
 
 
 def prune_model(
@@ -159,6 +154,9 @@ def prune_model(
     if processes.rank == 0:
         say(f"{_outcome(plan)}\nwritten: {target}")
     part()
+
+
+run = partial(call, prune_model)
 
 
 def _finish(folder: Path, journal: Path, sketch: Path) -> None:

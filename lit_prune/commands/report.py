@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lit_prune.commands.arguments import call, require_writable
 from lit_prune.files import say, write_text
 from lit_prune.report.page import report_page
-
-
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verb's entry."""
-    call(report, verb, arguments, positionals=["runs"], several=["runs"])
 
 
 def report(runs: list[str], *, output: str = "report.html", trust_remote_code: bool = False) -> None:
@@ -27,3 +22,6 @@ def report(runs: list[str], *, output: str = "report.html", trust_remote_code: b
     require_writable(output)
     page = report_page(runs, trust_remote_code=trust_remote_code)
     say(f"written: {write_text(Path(output).expanduser(), page)}")
+
+
+run = partial(call, report)

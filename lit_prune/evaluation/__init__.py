@@ -1,18 +1,18 @@
-"""How good and how fast a model is: perplexity, tasks, answers, seconds; methods and searches side by side."""
+"""How good and how fast a model is, what each sublayer does to its stream, and what a search of it will take."""
 
 from lit_prune.evaluation.analyse import analyse
 from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
+from lit_prune.evaluation.estimate import MODES, Sizes, Work, estimated_work, load_of, memory_of, require_mode
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
-from lit_prune.evaluation.memory import SearchMemory, measure_search_memory
 from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
-from lit_prune.evaluation.search_cost import SearchCost, compare_searches
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
+from lit_prune.evaluation.shapes import Timing, measure_block, shape_names, shaped
 from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
@@ -22,6 +22,7 @@ __all__ = [
     "BIASES",
     "DENSE",
     "EMBEDDING",
+    "MODES",
     "WANDA",
     "Analysis",
     "Comparison",
@@ -38,36 +39,42 @@ __all__ = [
     "Reference",
     "Result",
     "Results",
-    "SearchCost",
-    "SearchMemory",
     "Signs",
+    "Sizes",
     "Speed",
     "Speedup",
     "StreamRecorder",
     "SublayerFigures",
     "TaskScore",
+    "Timing",
     "Turn",
     "Unraveler",
+    "Work",
     "Written",
     "analyse",
     "answer",
     "answers",
     "chosen_tasks",
-    "compare_searches",
     "compare_speed",
     "dense_twin",
+    "estimated_work",
     "exceeds_error",
     "lens_logits",
     "lens_sums",
+    "load_of",
+    "measure_block",
     "measure_footprint",
-    "measure_search_memory",
+    "memory_of",
     "perplexity",
     "question",
     "read_prompts",
     "read_results",
     "references",
+    "require_mode",
     "require_sizes",
     "require_tasks",
+    "shape_names",
+    "shaped",
     "signs",
     "speedup",
     "task_scores",

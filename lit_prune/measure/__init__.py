@@ -24,7 +24,6 @@ from lit_prune.measure.losses import (
     perplexity_of,
     sequence_losses,
 )
-from lit_prune.measure.naive import NaiveWhatIf
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
 from lit_prune.measure.portion import Portion
@@ -43,7 +42,6 @@ __all__ = [
     "Figure",
     "Journal",
     "Losses",
-    "NaiveWhatIf",
     "Portion",
     "Processes",
     "Progress",

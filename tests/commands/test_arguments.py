@@ -32,30 +32,30 @@ def test_a_list_needs_no_brackets(tmp_path, arguments, expected):
     config.write_text("names: [x, y]\n")
     seen = []
 
-    def verb(model: str, names: list[str | dict[str, Any]] | None = None, text: str = "") -> None:
+    def verb(model: str, *, names: list[str | dict[str, Any]] | None = None, text: str = "") -> None:
         seen.append((model, names, text))
 
-    call(verb, "verb", ["m", *(str(config) if each == "CONFIG" else each for each in arguments)], ["model"])
+    call(verb, "verb", ["m", *(str(config) if each == "CONFIG" else each for each in arguments)])
     assert seen == [("m", expected, "a,b" if "--text" in arguments else "")]
 
 
 def test_numbers_without_brackets_are_numbers():
     seen = []
 
-    def verb(amounts: list[float] | None = None) -> None:
+    def verb(*, amounts: list[float] | None = None) -> None:
         seen.append(amounts)
 
-    call(verb, "verb", ["--amounts", "0.1,0.2"], [])
+    call(verb, "verb", ["--amounts", "0.1,0.2"])
     assert seen == [[0.1, 0.2]]
 
 
 def test_names_in_a_list_are_as_they_are():
     seen = []
 
-    def verb(texts: list[str] | None = None) -> None:
+    def verb(*, texts: list[str] | None = None) -> None:
         seen.append(texts)
 
-    call(verb, "verb", ["--texts", r"m$\frac{1}$.txt, a: b.txt,1e9"], [])
+    call(verb, "verb", ["--texts", r"m$\frac{1}$.txt, a: b.txt,1e9"])
     assert seen == [[r"m$\frac{1}$.txt", "a: b.txt", "1e9"]]
 
 

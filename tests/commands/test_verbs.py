@@ -143,7 +143,6 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, model_folder, text, ca
         ["compare", model_folder, "--output", out],
         ["analyse", model_folder, "--output", out],
         ["evaluate", model_folder],
-        ["bench", "search", model_folder],
         ["bench", "speed", f"{model_folder},{model_folder}"],
         ["bench", "scale", "300m"],
     ):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import search
 from lit_prune.__main__ import main
 from lit_prune.commands.apply import apply_to_model
-from lit_prune.commands.bench import bench
+from lit_prune.commands.arguments import option_types
 from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.commands.compare import compare
 from lit_prune.commands.evaluate import evaluate
@@ -28,6 +29,7 @@ WRONG = ("", "x", "-1", "0", "1e9", "0.5", "nan", "inf", "null", "[]", "{}", "[1
          "{a: " * 3000)  # fmt: skip
 # What would take long or leave the folder of the test, and what is not about values.
 LEFT_OUT = {"output", "device", "dtype", "trust_remote_code", "resume", "revision", "repeats", "new_tokens", "kwargs"}
+SEARCH = "benchmarks search"
 SMALL = {
     "prune": (prune_model, ["MODEL", "--amount=0.1", "--data=TEXT", "--window=16", "--num_windows=2", "--output=OUT"]),
     "apply": (apply_to_model, ["PRUNED", "MODEL", "--output=OUT"]),
@@ -35,7 +37,7 @@ SMALL = {
                           "--output=OUT"]),
     "export": (export_model, ["PRUNED", "--format=vllm", "--output=OUT"]),
     "evaluate": (evaluate, ["PRUNED", "--texts=[TEXT]", "--window=16", "--num_windows=2", "--output=OUT"]),
-    "bench search": (bench, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1",
+    SEARCH: (search.search, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1",
                              "--searches=[one_shot]"]),
     "bench speed": (bench_speed, ["MODEL,PRUNED", "--prompt_tokens=4", "--new_tokens=1", "--repeats=1"]),
     "compare": (compare, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1", "--output=OUT",
@@ -43,12 +45,20 @@ SMALL = {
 }  # fmt: skip
 PLACES = ("MODEL", "PRUNED", "TEXT")
 """Stand for files, which may be wrong as well."""
+
+
+def is_option(function, name):
+    """Not a positional argument; fields of dataclasses are options too."""
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is None or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
 OPTIONS = [
     *(
         (verb, name)
         for verb, (function, _) in SMALL.items()
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in LEFT_OUT
+        for name in option_types(function, nested=["lora", "training"])
+        if name not in LEFT_OUT and is_option(function, name)
     ),
     *(("heal", f"lora.{each.name}") for each in fields(LoraHealing)),
     *(("heal", f"training.{each.name}") for each in fields(HealingSettings)),
@@ -77,7 +87,8 @@ def run(place, out, verb, name, value):
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = main([*verb.split(), *arguments, *extra])
+            command = [*arguments, *extra]
+            code = search.main(command) if verb == SEARCH else main([*verb.split(), *command])
         except SystemExit as stop:  # of the parser
             code = stop.code
     return code, errors.getvalue()

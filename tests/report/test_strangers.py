@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from lit_prune.commands import bench, bench_speed
-from lit_prune.evaluation import Analysis, Measured, Perplexity, Prompt, Result, SearchCost, Signs, Speed, TaskScore
+from benchmarks import search
+from lit_prune.commands import bench_speed
+from lit_prune.evaluation import Analysis, Measured, Perplexity, Prompt, Result, Signs, Speed, TaskScore
 from lit_prune.files import markdown_table, say
 from lit_prune.report import (
     answers_markdown,
@@ -38,7 +39,7 @@ def pages(name):
     yield signs_markdown({name: Signs(1.0, 1.0, 0.0)})
     yield analysis_markdown([Analysis(name, 1, 1, 1, 1, 1.0, 1.0, (), (), (), (name,))])
     yield bench_speed.speed_table({name: Speed(1.0, 1.0, 1, 1, 1, "cpu", "float32", 1)})
-    yield bench.table([SearchCost(name, (), 1, 1, 1.0, 1, None, 1.0, 0.1, 2.0)])
+    yield search.table([search.SearchCost(name, (), 1, 1, 1.0, 1, None, 1.0, 0.1, 2.0)])
     yield markdown_table([name], [[name]])
 
 

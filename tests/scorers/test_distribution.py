@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lit_prune.measure import NaiveWhatIf, WhatIf
+from benchmarks.naive import NaiveWhatIf
+from lit_prune.measure import WhatIf
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.pruning import prune
 from lit_prune.scorers import SCORERS

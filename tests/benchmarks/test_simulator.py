@@ -1,11 +1,11 @@
-"""Counts by simulation are those of the real search, sizes those of the real model."""
+"""Counts by simulation are those of the real search."""
 
 import pytest
 import torch
 
+from benchmarks import simulator
 from lit_prune import prune
-from lit_prune.evaluation import scale
-from lit_prune.evaluation.scale_costs import Sizes, measure_block
+from lit_prune.evaluation import MODES
 from lit_prune.surgery import mute
 from tests.tiny import tiny_model
 
@@ -31,41 +31,26 @@ def losses_of(model):
 
 @pytest.fixture
 def real_losses(monkeypatch):
-    monkeypatch.setattr(scale, "DrawnLosses", lambda *_, **__: losses_of(make()))
+    monkeypatch.setattr(simulator, "DrawnLosses", lambda *_, **__: losses_of(make()))
 
 
 def modes(*, in_one_pass):
-    found = [(mode, search) for mode, (search, one_pass) in scale.MODES.items() if one_pass == in_one_pass]
+    found = [(mode, search) for mode, (search, one_pass) in MODES.items() if one_pass == in_one_pass]
     return pytest.mark.parametrize(("mode", "search"), found, ids=[mode for mode, _ in found])
 
 
 @modes(in_one_pass=False)
 @pytest.mark.parametrize("max_state_bytes", [0, None, 10**9])
 def test_the_work_of_a_search_is_that_of_the_real_one(real_losses, mode, search, max_state_bytes):
-    work = scale.simulate(make, BATCHES, mode, amount=0.3, max_state_bytes=max_state_bytes)
+    work = simulator.simulate(make, BATCHES, mode, amount=0.3, max_state_bytes=max_state_bytes)
     plan = prune(make(), BATCHES, amount=0.3, search=search, max_state_bytes=max_state_bytes, progress=False)
     assert (work.num_removed, work.dense_passes) == (len(plan.steps), pytest.approx(plan.cost))
 
 
 @modes(in_one_pass=True)
 def test_the_work_in_one_pass_is_that_of_the_real_search(real_losses, mode, search):
-    work = scale.simulate(make, BATCHES, mode, amount=0.3)
+    work = simulator.simulate(make, BATCHES, mode, amount=0.3)
     # Losses are no similarities of states: as many removals of other sublayers.
     plan = prune(make(), BATCHES, amount=0.3, search=search, scorer="cosine", progress=False)
     assert work.dense_passes == (1 if search == "one_shot" else work.num_removed)
     assert plan.cost == (1 if search == "one_shot" else len(plan.steps))
-
-
-@pytest.mark.parametrize(("name", "billions"), [("7b", 6.738), ("8b", 8.030), ("70b", 70.554), ("405b", 405.853)])
-def test_shapes_have_the_sizes_that_were_published(name, billions):
-    sizes = Sizes.of(scale.shaped(name))
-    assert sizes.parameters / 1e9 == pytest.approx(billions, abs=0.001)
-
-
-def test_one_block_is_timed_and_only_where_it_fits(monkeypatch):
-    timing = measure_block(make(), batch_size=2, window=16, device="cpu", dtype=torch.float32, repeats=1)
-    assert timing.block > 0 < timing.head
-    assert timing.tokens == 32
-    monkeypatch.setattr("lit_prune.evaluation.scale_costs.free_memory", lambda: 1000)
-    with pytest.raises(scale.LitPruneError, match="are free"):
-        measure_block(make(), batch_size=2, window=16, device="cpu", dtype=torch.float32)

@@ -6,8 +6,8 @@ import shutil
 from functools import partial
 from random import Random
 
-from tests.campaign import children
-from tests.campaign.world import Case, World
+from benchmarks.campaign import children
+from benchmarks.campaign.world import Case, World
 
 
 def not_a_number(program: str, kind: str) -> Case:

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from tests.campaign.__main__ import ROWS
+from benchmarks.campaign.__main__ import ROWS
 
-DOC = (Path(__file__).parent.parent / "docs/reliability.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs/reliability.md").read_text()
 
 
 def test_every_fault_has_its_row_and_nothing_was_lost():

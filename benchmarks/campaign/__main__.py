@@ -1,4 +1,4 @@
-"""`python -m tests.campaign [ROW ...] --repeats N --seed S`: the table of docs/reliability.md, on a POSIX machine.
+"""`python -m benchmarks.campaign [ROW ...] --repeats N --seed S`: the table of docs/reliability.md, on a POSIX machine.
 
 Ends with 1 where something was lost, half-written or silently wrong, and keeps the folders of these cases.
 """
@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from random import Random
 
-from tests.campaign import children, damage, kills, numbers, ranks, resources
-from tests.campaign.world import Case, World
+from benchmarks.campaign import children, damage, kills, numbers, ranks, resources
+from benchmarks.campaign.world import Case, World
 
 ROWS: dict[str, tuple[str, Case, int]] = {
     "kill-prune": ("`lit-prune prune` killed, up to 3 times in a row", kills.at_random_moments("prune"), 40),
@@ -67,7 +67,7 @@ NEEDS_ROOT = {"disk-prune", "disk-heal", "disk-fit", "permission"}
 
 def main() -> int:
     """Run the rows that are asked for, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign", description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--repeats", type=int, help="cases a row, instead of its own number")
     parser.add_argument("--seed", type=int, default=0)

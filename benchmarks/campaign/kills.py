@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.campaign import children
-from tests.campaign.world import Case, World
+from benchmarks.campaign import children
+from benchmarks.campaign.world import Case, World
 
 
 def at_random_moments(program: str, number: int = signal.SIGKILL) -> Case:
@@ -16,7 +16,7 @@ def at_random_moments(program: str, number: int = signal.SIGKILL) -> Case:
 
     def case(world: World, chance: Random) -> str:
         folder = world.case()
-        whole = world.undisturbed[program] and world.seconds[program]
+        whole = world.seconds_of(program)
         struck = 0
         for _ in range(3):
             child = world.fork(program, folder)

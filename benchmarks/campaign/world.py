@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.campaign import children
-from tests.campaign.children import Child, Wrong
+from benchmarks.campaign import children
+from benchmarks.campaign.children import Child, Wrong
 
 LEFT = ("out", "pruned", "kept", "config.yaml")
 """What a program leaves that ended well."""
@@ -69,7 +69,7 @@ class World:
 
     def fit_command(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune fit`, with the last whole checkpoint in `folder/kept` to go on from."""
-        from tests.campaign.programs import NUM_EPOCHS, last_whole
+        from benchmarks.campaign.programs import NUM_EPOCHS, last_whole
 
         pruning = {"amount": 0.3, "healing": {"rank": 2}, "save_to": str(folder / "pruned"), "progress": False}
         keeping = {"dirpath": str(folder / "kept"), "save_top_k": -1, "filename": "{epoch}"}
@@ -99,7 +99,7 @@ class World:
     def work(self, program: str, folder: Path, before: Callable[[], object] = lambda: None) -> Callable[[], object]:
         """A program's work, for a child."""
         if program == "fit":
-            from tests.campaign.programs import fit
+            from benchmarks.campaign.programs import fit
 
             def script() -> None:
                 before()
@@ -123,8 +123,13 @@ class World:
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """That the undisturbed runs took; they are there once `undisturbed` was asked."""
+        """What the undisturbed runs took, of those that were asked for."""
         return {}
+
+    def seconds_of(self, program: str) -> float:
+        """What an undisturbed run of a program takes."""
+        self.undisturbed[program]
+        return self.seconds[program]
 
     def require(self, truth: bool, what: str) -> None:
         """Raise `Wrong` with what the child said."""

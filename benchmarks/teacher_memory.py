@@ -1,13 +1,19 @@
 """Peak memory of a distillation step: the dense model inside the student against a second copy of it.
 
-`python -m tests.teacher_memory MODEL PRUNED` prints the table of docs/results.md; each row in a process of its own.
+`python -m benchmarks.teacher_memory MODEL PRUNED` prints the table of docs/results.md, each row from its own process.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_prune.healing import DenseTeacher, HealingSettings, LoraHealing, heal
 from lit_prune.loading.models import load
@@ -20,32 +26,33 @@ ROWS = ("none", "inside", "second copy")
 class SecondCopy:
     """A teacher as others have it: another model beside the student."""
 
-    def __init__(self, dense, student):
+    def __init__(self, dense: PreTrainedModel, student: PreTrainedModel) -> None:
         self.dense, self.student = dense, student
 
-    def keep(self, parameters):
+    def keep(self, parameters: Any) -> None:
         """Nothing needs to be remembered of the student."""
 
-    def to(self, device):
+    def to(self, device: Any) -> None:
         """The copy stays where it was loaded."""
 
     @torch.no_grad()
-    def outputs(self, batch, *, hidden_states=False):
+    def outputs(self, batch: Mapping[str, Tensor], *, hidden_states: bool = False) -> Any:
         """As `DenseTeacher` has it."""
-        return self.dense(**model_inputs(batch), use_cache=False, output_hidden_states=hidden_states)
+        return self.dense(**model_inputs(self.dense, batch), use_cache=False, output_hidden_states=hidden_states)
 
 
-def resident(field):
+def resident(field: str) -> int:
     """Bytes of this process in memory: VmRSS now, VmHWM at most."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def peak(row, model, pruned, results):
+def peak(row: str, model: str, pruned: str, results: Any) -> None:
     """Bytes at the peak of two steps, above the process without any model."""
     torch.set_num_threads(1)
     before = resident("VmRSS")
-    student, teacher = load(pruned, dtype="bfloat16"), None
+    student = load(pruned, dtype="bfloat16")
+    teacher: Any = None
     if row == "inside":
         teacher = DenseTeacher.of_pruned(load(model, dtype="bfloat16"), student)
         student = teacher.student
@@ -68,7 +75,7 @@ def peak(row, model, pruned, results):
     results.put(resident("VmHWM") - before)
 
 
-def main(model, pruned):
+def main(model: str, pruned: str) -> None:
     """Print the table."""
     context = get_context("spawn")
     print("| teacher | peak, MB |\n| --- | ---: |")

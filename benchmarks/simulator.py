@@ -8,91 +8,20 @@ much of the states stays valid, and how often lazy search is surprised.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.errors import LitPruneError
-from lit_prune.loading.models import skeleton
+from lit_prune.evaluation import MODES, Work, require_mode
 from lit_prune.measure import Portion, Runner, WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores, SublayerId
 from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget
-
-MODES: Mapping[str, tuple[str, bool]] = {
-    "progressive": ("progressive", False),
-    "lazy": ("lazy", False),
-    "one_shot": ("one_shot", False),
-    "progressive, stream": ("progressive", True),
-    "one_shot, stream": ("one_shot", True),
-}
-"""The search, and whether one pass scores all candidates (block_influence, cosine, angular, relative_norm)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a search runs.
-
-    Attributes:
-        mode: Of `MODES`.
-        num_removed: Candidates that it takes out.
-        block_evaluations: Decoder blocks, times batches.
-        head_evaluations: Passes through final norm and head, times batches.
-        dense_passes: The block evaluations in full passes over the calibration set.
-    """
-
-    mode: str
-    num_removed: int
-    block_evaluations: int
-    head_evaluations: int
-    dense_passes: float
-
-
-def require_mode(name: str) -> None:
-    """Refuse what is none of `MODES`.
-
-    Raises:
-        LitPruneError: It is none.
-    """
-    if name not in MODES:
-        raise LitPruneError(f"unknown mode {name!r}; expected one of {', '.join(MODES)}")
-
-
-def shape_names() -> tuple[str, ...]:
-    """Shapes that have a name here."""
-    return tuple(_shapes())
-
-
-def shaped(name: str) -> PreTrainedModel:
-    """A model on the meta device, in bfloat16.
-
-    Args:
-        name: Of `shape_names`, or a model as for `skeleton`.
-
-    Raises:
-        ModelError: It is neither.
-    """
-    settings = _shapes().get(name)
-    if settings is None:
-        network: Any = skeleton(name)
-        return cast(PreTrainedModel, network.to(torch.bfloat16))
-    return unfilled(AutoConfig.for_model(**settings))
-
-
-def unfilled(config: Any) -> PreTrainedModel:
-    """A config's model on the meta device, in bfloat16."""
-    factory: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        return cast(PreTrainedModel, factory.from_config(config, dtype=torch.bfloat16).eval())
 
 
 def simulate(
@@ -213,6 +142,6 @@ class _InOnePass:
         return Scores({each: self.losses(frozenset(each.sublayers), 0) for each in candidates})
 
 
-def _shapes() -> dict[str, dict[str, Any]]:
-    text = resources.files("lit_prune.evaluation").joinpath("shapes.json").read_text(encoding="utf-8")
-    return cast(dict[str, dict[str, Any]], json.loads(text))
+def blank_batches(num_batches: int, batch_size: int, window: int) -> Sequence[Mapping[str, Tensor]]:
+    """Batches of the right sizes for a search that is simulated."""
+    return [{"input_ids": torch.zeros(batch_size, window, dtype=torch.long)} for _ in range(num_batches)]

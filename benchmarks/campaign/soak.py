@@ -1,4 +1,4 @@
-"""`python -m tests.campaign.soak`: 50 rounds of drop, heal, checkpoint, resume on a model of 64 blocks, in one process.
+"""`python -m benchmarks.campaign.soak`: 50 rounds of drop, heal, checkpoint, resume in one process, on 64 blocks.
 
 A round is an epoch: the callback drops two sublayers, adapters are trained for some steps, a checkpoint is written, and
 the next round begins with new objects from it. Ends with 1 where anything differs from what must be, or memory grows.
@@ -14,17 +14,15 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lit_prune.callbacks import SublayerPruneCallback
-from torch.utils.data import DataLoader
 
+from benchmarks.campaign.programs import random_batches
 from lit_prune import LitCausalLM, LoraHealing
 from lit_prune.surgery import removed_sublayers
-from tests.campaign.programs import windows
 from tests.tiny import tiny_model
 
 NUM_BLOCKS, PER_ROUND, WARM_UP = 64, 2, 10
@@ -68,8 +66,8 @@ def one_round(number: int, folder: Path, watch: Watch) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loaders: Any = (DataLoader(windows(8, seed=1), batch_size=2), DataLoader(windows(4, seed=2), batch_size=4))  # type: ignore[arg-type]
-    trainer.fit(module, *loaders, ckpt_path=folder / "round.ckpt" if number else None)
+    path = folder / "round.ckpt" if number else None
+    trainer.fit(module, random_batches(8, 2, seed=1), random_batches(4, 4, seed=2), ckpt_path=path)
     plan = pruning.plan
     assert plan is not None
     assert [step.epoch for step in plan.steps] == [each for each in range(number + 1) for _ in range(PER_ROUND)]
@@ -87,7 +85,7 @@ def resident() -> float:
 
 def main() -> int:
     """All rounds, and what they came to."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaign.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.campaign.soak", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     number = parser.parse_args().rounds
     torch.set_num_threads(1)

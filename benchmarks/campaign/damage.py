@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.campaign import children
-from tests.campaign.world import Case, World
+from benchmarks.campaign import children
+from benchmarks.campaign.world import Case, World
 
 PLACES = 40
 """Damaged places a case, for files that are read in milliseconds."""

@@ -30,7 +30,7 @@ def warm_up() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     import torch
 
-    import tests.campaign.programs  # noqa: F401
+    import benchmarks.campaign.programs  # noqa: F401
 
     torch.set_num_threads(1)
 

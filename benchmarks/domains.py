@@ -1,12 +1,16 @@
-"""Texts of five kinds for the figures in docs: `python -m tests.domains ../shared/eval/data texts`.
+"""Texts of five kinds for the figures in docs: `python -m benchmarks.domains ../shared/eval/data texts`.
 
 Writes FOLDER/KIND.jsonl, and every third document to FOLDER/unseen/KIND.jsonl, for measuring what was calibrated or
 healed on the others. FOLDER/mixed.jsonl has equal parts of all kinds but prose, which stays unseen.
 """
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_prune.data import BUILTIN, read_texts
 from lit_prune.files import write_text
@@ -14,10 +18,10 @@ from lit_prune.files import write_text
 CODE = ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml")
 
 
-def documents(data):
+def documents(data: Path) -> dict[str, list[str]]:
     """Documents by kind: novels, encyclopaedia, documentation, instructions with answers, source code."""
 
-    def rows(name):
+    def rows(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
     library = Path(json.__file__).parents[1]
@@ -33,7 +37,7 @@ def documents(data):
     }
 
 
-def mixed(kinds):
+def mixed(kinds: Sequence[Sequence[str]]) -> list[str]:
     """Equal parts of several kinds of text, by characters."""
     share = min(sum(map(len, texts)) for texts in kinds)
     parts = []
@@ -47,21 +51,21 @@ def mixed(kinds):
     return parts
 
 
-def written(path, texts):
-    """One document a line."""
+def write_documents(path: Path, texts: Iterable[str]) -> None:
+    """Write JSON lines, one document a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{json.dumps({'text': each})}\n" for each in texts))
 
 
-def main(data, folder):
-    """Write all of them."""
+def main(data: str, folder: str) -> None:
+    """Write all texts below a folder."""
     seen = {}
     for kind, texts in documents(Path(data)).items():
         texts = [each for each in texts if each.strip()]
         seen[kind] = [each for number, each in enumerate(texts) if number % 3]
-        written(Path(folder) / f"{kind}.jsonl", seen[kind])
-        written(Path(folder) / "unseen" / f"{kind}.jsonl", texts[::3])
-    written(Path(folder) / "mixed.jsonl", mixed([texts for kind, texts in seen.items() if kind != "prose"]))
+        write_documents(Path(folder) / f"{kind}.jsonl", seen[kind])
+        write_documents(Path(folder) / "unseen" / f"{kind}.jsonl", texts[::3])
+    write_documents(Path(folder) / "mixed.jsonl", mixed([texts for kind, texts in seen.items() if kind != "prose"]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -36,15 +37,15 @@ def fit(dense: Path, folder: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    train, val = windows(12, seed=1), windows(6, seed=2)
-    loaders = DataLoader(train, batch_size=4, shuffle=True), DataLoader(val, batch_size=3)  # type: ignore[arg-type]
-    trainer.fit(module, *loaders, ckpt_path=last_whole(folder / "kept"))
+    training = random_batches(12, 4, seed=1, shuffle=True)
+    trainer.fit(module, training, random_batches(6, 3, seed=2), ckpt_path=last_whole(folder / "kept"))
 
 
-def windows(number: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Random tokens."""
+def random_batches(number: int, batch_size: int, *, seed: int, shuffle: bool = False) -> DataLoader[Any]:
+    """Batches of some windows of random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    return [{"input_ids": torch.randint(3, VOCAB_SIZE, (24,), generator=generator)} for _ in range(number)]
+    windows = [{"input_ids": torch.randint(3, VOCAB_SIZE, (24,), generator=generator)} for _ in range(number)]
+    return DataLoader(windows, batch_size=batch_size, shuffle=shuffle)  # type: ignore[arg-type]
 
 
 def last_whole(folder: Path, tell: Callable[[str], object] = print) -> Path | None:

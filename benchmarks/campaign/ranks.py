@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from random import Random
 
-from tests.campaign import children
-from tests.campaign.children import Child
-from tests.campaign.world import LEFT, Case, World
+from benchmarks.campaign import children
+from benchmarks.campaign.children import Child
+from benchmarks.campaign.world import LEFT, Case, World
 
 BOUND = 60.0
 """Seconds within which the process that is left must end."""

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.campaign import children
-from tests.campaign.world import Case, World
+from benchmarks.campaign import children
+from benchmarks.campaign.world import Case, World
 
 NOBODY = 65534
 
@@ -131,9 +131,9 @@ def _full_above(room: int) -> None:
     from torch import nn
 
     def allocate(module: nn.Module, inputs: tuple[object, ...]) -> None:
-        wide = isinstance(module, nn.Linear | nn.Embedding) and isinstance(inputs[0], torch.Tensor)
+        states = inputs[0] if isinstance(module, nn.Linear | nn.Embedding) else None
         # The proof that a model is understood runs before the search, on one short sequence.
-        if wide and len(inputs[0]) > room and inputs[0].shape[1] > 40:
+        if isinstance(states, torch.Tensor) and len(states) > room and states.shape[1] > 40:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
 
     nn.modules.module.register_module_forward_pre_hook(allocate)
@@ -168,7 +168,7 @@ def rivals(program: str) -> Case:
     """The same command twice at once."""
 
     def case(world: World, chance: Random) -> str:
-        whole = world.undisturbed[program] and world.seconds[program]
+        whole = world.seconds_of(program)
         folder = world.case()
         first = children.fork(world.work(program, folder), world.base / "first.txt")
         time.sleep(chance.uniform(0, whole))

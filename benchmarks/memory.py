@@ -1,0 +1,161 @@
+"""`python -m benchmarks.memory MODEL`: what a search takes beside the model, at the peak of the process or GPU."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import run
+from lit_prune.anatomy import find_sublayers, language_model
+from lit_prune.commands.arguments import default_device, require_writable
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.errors import MeasureError
+from lit_prune.files import say, write_text
+from lit_prune.loading.models import load, load_tokenizer
+from lit_prune.measure import input_ids_of
+from lit_prune.pruning import prune
+from lit_prune.searches import require_share
+
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class SearchMemory:
+    """Bytes.
+
+    Attributes:
+        model: Of the parameters.
+        states: Of what the blocks put out for one sequence, the longest.
+        growth: From just before the search to its peak.
+    """
+
+    model: int
+    states: int
+    growth: int
+
+    @property
+    def share(self) -> float:
+        """Model and growth, of the model and one sequence's states.
+
+        Example:
+            >>> SearchMemory(model=900, states=100, growth=150).share
+            1.05
+        """
+        return (self.model + self.growth) / (self.model + self.states)
+
+
+def measure_search_memory(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], search: Callable[[], object]
+) -> SearchMemory:
+    """Search, and say what memory that took.
+
+    Args:
+        model: A causal language model, on one device.
+        batches: Its calibration.
+        search: Searches the model on them.
+
+    Raises:
+        MeasureError: The peak cannot be read: on a device that is no CUDA GPU, on a CPU without Linux.
+    """
+    network = language_model(model)
+    anatomy = find_sublayers(network)
+    size = sum(each.nbytes for each in network.parameters())
+    longest = max(input_ids_of(batch).shape[1] for batch in batches)
+    states = len(anatomy.blocks) * longest * anatomy.facts().hidden_size * network.dtype.itemsize
+    before = _begin(network.device)
+    search()
+    return SearchMemory(size, states, _peak(network.device) - before)
+
+
+def _begin(device: torch.device) -> int:
+    """Bytes in use now; the peak counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu" or not (PROCESS / "clear_refs").exists():
+        raise MeasureError(f"the memory of a search can be read on CUDA, and on Linux's CPUs; found {device}")
+    (PROCESS / "clear_refs").write_text("5")  # see proc(5): resets VmHWM
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", (PROCESS / "status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def memory(
+    model: str,
+    *,
+    search: str = "progressive",
+    amount: float = 0.2,
+    scorer: str = "nri",
+    data: str = "builtin",
+    window: int = 256,
+    num_windows: int = 8,
+    batch_size: int = 2,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    offload: bool = False,
+    output: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Measure the memory that a search takes, at its peak.
+
+    Args:
+        model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
+        search: As for prune.
+        amount: Share of all parameters to remove, above 0 and below 1.
+        scorer: nri, ri or ppl.
+        data: Text as for prune.
+        window: Tokens in a window.
+        num_windows: Windows that the search measures on.
+        batch_size: Windows in a batch, the least that a search can screen on.
+        dtype: Of the weights: float32, bfloat16, float16 or auto.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn.
+        offload: As for prune.
+        output: Markdown file for the table.
+        trust_remote_code: Run code that comes with the model.
+    """
+    require_writable(output)
+    require_share(amount)
+    require_positive(num_windows=num_windows, batch_size=batch_size)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    windows = drawn_windows(data, tokenizer, window=window, wanted=num_windows, seed=seed)[:num_windows]
+    batches = calibration_batches(windows, batch_size)
+    network = load(model, dtype=dtype, device=default_device(device), trust_remote_code=trust_remote_code)
+    found = measure_search_memory(
+        network, batches, lambda: prune(network, batches, amount=amount, search=search, scorer=scorer, offload=offload)
+    )
+    page = table(found)
+    if output is not None:
+        write_text(output, page)
+    say(page)
+
+
+def table(found: SearchMemory) -> str:
+    """The figures as a Markdown table."""
+    figures = {"model": found.model, "states of one sequence": found.states, "growth at the peak": found.growth}
+    lines = [f"| {name} | {value / 1e6:,.1f} MB |" for name, value in figures.items()]
+    share = f"| model and growth, of model and states | {found.share:.2f} |"
+    return "\n".join(["| memory | |", "| --- | ---: |", *lines, share, ""])
+
+
+main = partial(run, memory)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""`python -m benchmarks.search MODEL`: what searches cost and what they find, on one model and one set of tokens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks import run
+from benchmarks.naive import NaiveWhatIf
+from lit_prune.commands.arguments import default_device, require_writable
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.errors import LitPruneError
+from lit_prune.evaluation import perplexity
+from lit_prune.files import markdown_line, markdown_table, say, write_text
+from lit_prune.loading.models import load, load_tokenizer
+from lit_prune.measure import WhatIf, input_ids_of, progress_bar
+from lit_prune.plan import Named
+from lit_prune.pruning import Pruner
+from lit_prune.searches import Budget, require_share
+
+NAIVE = "naive"
+HEADS = (
+    "search",
+    "block evaluations",
+    "heads",
+    "dense passes",
+    "of the first",
+    "tokens",
+    "disturbed",
+    "seconds",
+    "removed",
+    "ppl",
+)
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """One search.
+
+    Attributes:
+        name: `naive`, or the search's.
+        removed: What it took out, in order.
+        block_evaluations: Decoder blocks that ran, times batches of the calibration set.
+        head_evaluations: Losses that were computed, times batches.
+        dense_passes: The block evaluations in full passes over the calibration set.
+        tokens: Calibration tokens whose loss was computed, over all candidates and rounds.
+        num_disturbed: Rounds in which a search that spares itself work was surprised; None for others.
+        seconds: From the first measurement to the last removal.
+        share_removed: Of all parameters.
+        ppl: Perplexity of what is left on text that no search has seen.
+    """
+
+    name: str
+    removed: tuple[str, ...]
+    block_evaluations: int
+    head_evaluations: int
+    dense_passes: float
+    tokens: int
+    num_disturbed: int | None
+    seconds: float
+    share_removed: float
+    ppl: float
+
+
+def compare_searches(
+    make_model: Callable[[], PreTrainedModel],
+    batches: Sequence[Mapping[str, Tensor]],
+    unseen: Sequence[Mapping[str, Tensor]],
+    *,
+    amount: float,
+    searches: Sequence[Named],
+    scorer: Named = "nri",
+    clock: Callable[[], float] = time.perf_counter,
+    progress: bool = True,
+) -> Iterator[SearchCost]:
+    """Prune a fresh copy of a model by each search in turn, and yield what each cost.
+
+    Args:
+        make_model: Loads the model.
+        batches: What the searches measure on.
+        unseen: What the perplexity of the result is measured on.
+        amount: Share of all parameters to remove.
+        searches: Names or mappings as for `Pruner`; `naive` is progressive search by full passes.
+        scorer: As for `Pruner`.
+        clock: Seconds.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        LitPruneError: A search is unknown, or the amount cannot be reached; before anything is measured.
+    """
+    if not searches:
+        raise LitPruneError("name at least one search to compare")
+    for search in searches:
+        yield _cost(make_model(), batches, unseen, amount, search, scorer, clock, progress)
+
+
+def _cost(
+    model: PreTrainedModel,
+    batches: Sequence[Mapping[str, Tensor]],
+    unseen: Sequence[Mapping[str, Tensor]],
+    amount: float,
+    search: Named,
+    scorer: Named,
+    clock: Callable[[], float],
+    progress: bool,
+) -> SearchCost:
+    name = search if isinstance(search, str) else str(search["name"])
+    pruner = Pruner(model, scorer=scorer, search="progressive" if name == NAIVE else search)
+    budget = Budget(amount, pruner.num_parameters)
+    pruner.require_reachable(budget)
+    started = clock()
+    with progress_bar(name, goal=budget.target, shown=progress) as bar:
+        measure = NaiveWhatIf if name == NAIVE else WhatIf
+        what_if = measure(model, batches, progress=bar)
+        for _ in pruner.steps(what_if, budget):
+            bar.removed(pruner.reached)
+    tokens = sum(input_ids_of(batch).numel() for batch in batches)
+    return SearchCost(
+        name=name,
+        removed=tuple(step.removed.name for step in pruner.plan.steps),
+        block_evaluations=what_if.num_block_evaluations,
+        head_evaluations=what_if.num_head_evaluations,
+        dense_passes=what_if.cost,
+        tokens=what_if.num_head_evaluations * tokens // len(batches),
+        num_disturbed=pruner.plan.num_disturbed,
+        seconds=clock() - started,
+        share_removed=pruner.plan.num_removed_parameters / pruner.num_parameters,
+        ppl=perplexity(model, unseen).ppl,
+    )
+
+
+def search(
+    model: str,
+    *,
+    searches: list[str] | None = None,
+    amount: float = 0.2,
+    scorer: str = "nri",
+    data: str = "builtin",
+    window: int = 256,
+    num_windows: int = 8,
+    batch_size: int = 2,
+    num_unseen: int = 24,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Compare what searches cost and what they find, on one model and text.
+
+    Args:
+        model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
+        searches: Which ones, in this order; by default [naive, progressive, lazy, one_shot]. naive is progressive
+            search by a full pass for every candidate.
+        amount: Share of all parameters to remove, above 0 and below 1.
+        scorer: nri, ri or ppl.
+        data: Text as for prune; some windows are scored, others measure what was found.
+        window: Tokens in a window.
+        num_windows: Windows that the searches measure on.
+        batch_size: Windows in a batch, the least that a search can screen on.
+        num_unseen: Windows for the perplexity of the result, none of which a search sees.
+        dtype: Of the weights: float32, bfloat16, float16 or auto.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+        seed: Decides which windows are drawn.
+        output: Markdown file for the table.
+        trust_remote_code: Run code that comes with the model.
+    """
+    require_writable(output)
+    require_share(amount)
+    require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    drawn = drawn_windows(data, tokenizer, window=window, wanted=num_windows + num_unseen, seed=seed)
+    batches = calibration_batches(drawn[:num_windows], batch_size)
+    unseen = calibration_batches(drawn[num_windows : num_windows + num_unseen], batch_size)
+    make_model = partial(load, model, dtype=dtype, device=default_device(device), trust_remote_code=trust_remote_code)
+    names = searches or [NAIVE, "progressive", "lazy", "one_shot"]
+    costs: list[SearchCost] = []
+    for cost in compare_searches(make_model, batches, unseen, amount=amount, searches=names, scorer=scorer):
+        costs.append(cost)
+        say(f"{cost.name}: {', '.join(cost.removed)}")
+        if output is not None:
+            write_text(output, table(costs))
+    say(table(costs))
+
+
+def table(costs: Sequence[SearchCost]) -> str:
+    """A Markdown table, and the order that each search found."""
+    rows = [
+        (
+            cost.name,
+            f"{cost.block_evaluations:,}",
+            f"{cost.head_evaluations:,}",
+            f"{cost.dense_passes:.1f}",
+            f"{cost.dense_passes / costs[0].dense_passes:.3f}",
+            f"{cost.tokens:,}",
+            "" if cost.num_disturbed is None else f"{cost.num_disturbed} of {len(cost.removed)}",
+            f"{cost.seconds:.0f}",
+            f"{cost.share_removed:.2%}",
+            f"{cost.ppl:.2f}",
+        )
+        for cost in costs
+    ]
+    orders = [f"- {markdown_line(cost.name)}: {', '.join(cost.removed)}" for cost in costs]
+    return "\n".join([markdown_table(HEADS, rows), "", "Order of removal:", "", *orders, ""])
+
+
+main = partial(run, search)
+
+if __name__ == "__main__":
+    sys.exit(main())
