@@ -26,7 +26,7 @@ test-slow: .venv/.model
 architectures: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
 
-# The map of rooms in CONTRIBUTING.md, from the doors of the rooms.
+# The map of packages in CONTRIBUTING.md, from the first sentence of each.
 map:
 	python3 -m tests.layers
 

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do: read arguments, call the rooms below, say what was written."""
+"""What the verbs of the command line do: read arguments, call the packages below, say what was written."""

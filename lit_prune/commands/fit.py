@@ -24,15 +24,16 @@ from lit_prune.loading.untrusted import read_settings, require_plain_metadata
 from lit_prune.training import LitCausalLM
 
 
-def run(verb: str, arguments: Sequence[str]) -> None:
-    """The verbs' entry; `verb` is the subcommand."""
+def run(program: str, arguments: Sequence[str]) -> None:
+    """Run LightningCLI with the verb that a program's name, such as `lit-prune fit`, ends with."""
+    command = [program.rpartition(" ")[2], *arguments]
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
     try:
         PruneCLI(
             LitCausalLM,
             TextDataModule,
             # Lightning warns of arguments that are given twice.
-            args=None if sys.argv[1:] == [verb, *arguments] else [verb, *arguments],
+            args=None if sys.argv[1:] == command else command,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
             trainer_defaults={"callbacks": EndTogether()},

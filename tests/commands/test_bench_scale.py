@@ -17,8 +17,8 @@ def test_predictions_are_tables_of_every_mode(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_estimate_is_near_a_simulated_search(mode):
-    estimate = estimated_work(shaped("8b"), mode, amount=0.2, num_batches=3)
-    simulated = simulate(lambda: shaped("8b"), blank_batches(3, 2, 16), mode, amount=0.2)
+    estimate = estimated_work(shaped("300m"), mode, amount=0.2, num_batches=3)
+    simulated = simulate(lambda: shaped("300m"), blank_batches(3, 2, 16), mode, amount=0.2)
     if mode in ("one_shot", "one_shot, stream"):
         assert estimate.block_evaluations == simulated.block_evaluations
         assert estimate.head_evaluations == simulated.head_evaluations
