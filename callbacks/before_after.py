@@ -34,8 +34,8 @@ from .story import score_map_of
 from .sublayer_prune import SublayerPruneCallback
 from .validation import fed_batches, transferred
 
-SPEEDS = ("prefill_speedup", "decode_speedup")
-"""How many times as fast as before a prompt is read, and a token is written."""
+FIGURES = ("final/ppl_before", "final/ppl", "final/prefill_speedup", "final/decode_speedup")
+"""Logged at the end: perplexities, then how many times as fast as before a prompt is read, and a token is written."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class BeforeAfterCallback(Callback):
     @property
     def final_figures(self) -> tuple[str, ...]:
         """Names of what is logged at the end, for `SublayerPruneCallback`, which names them with the settings."""
-        return tuple(f"final/{name}" for name in ("ppl_before", "ppl", *(SPEEDS if self.repeats else ())))
+        return FIGURES if self.repeats else FIGURES[:2]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a run without a plan to report, or with timings that the model has no room for."""
         if stage != "fit":
             return
         self._before = {}  # a checkpoint's come later, with load_state_dict
-        self._require_order(trainer)
+        self._pruning(trainer)
         if self.repeats:
             requirements.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
         context = context_length(loop.model_in(pl_module, self.model).config)
@@ -131,23 +131,20 @@ class BeforeAfterCallback(Callback):
         self._before = dict(state_dict)
 
     def _report(
-        self, trainer: L.Trainer, module: L.LightningModule, folder: Path, batches: HeldOut, after: dict[str, Any]
+        self, trainer: L.Trainer, module: L.LightningModule, folder: Path, held_out: HeldOut, after: dict[str, Any]
     ) -> None:
-        plan = self._pruning(trainer).plan
+        plan, before = self._pruning(trainer).plan, self._before
         assert plan is not None
         speeds = self._speeds(loop.model_in(module, self.model))
-        rows = _rows(self._before, after, batches) + _speed_rows(speeds)
-        answers = [Answer(self.question, self._before["answer"], after["answer"])] if "answer" in after else []
-        notes = [f"Perplexity: {batches.name}, {after['windows']}."]
-        figures = {"ppl_before": self._before["ppl"], "ppl": after["ppl"], **_ratios(speeds)}
-        for logger in trainer.loggers:
-            log_scalars(
-                logger,
-                {f"final/{name}": value for name, value in figures.items() if value is not None},
-                trainer.global_step,
-            )
-            for reply in answers:
-                log_text(logger, "answers", answer_markdown(reply), trainer.global_step)
+        rows = [
+            Row("parameters", before["parameters"], after["parameters"]),
+            Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
+            *(_speed_rows(*speeds) if speeds else ()),
+        ]
+        answers = [Answer(self.question, before["answer"], after["answer"])] if "answer" in after else []
+        notes = [f"Perplexity: {held_out.name}, {after['windows']}."]
+        ratios = speeds[1].times_as_fast(speeds[0]) if speeds else ()
+        _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers)
         print_summary(rows, plan=plan, answers=answers, notes=notes)
         if loop.leaves_nothing(trainer):
             return
@@ -178,47 +175,38 @@ class BeforeAfterCallback(Callback):
         name = "test batches, used neither for training nor for scoring"
         return HeldOut("held-out text", name, (transferred(trainer, batch) for batch in data.test_dataloader()))
 
-    def _speeds(self, model: PreTrainedModel) -> dict[str, Speed]:
+    def _speeds(self, model: PreTrainedModel) -> tuple[Speed, ...]:
+        """The speeds of the dense and of the pruned model, none where they are not asked for."""
         if not self.repeats:
-            return {}
-        return compare_speed(
-            {"before": dense_twin(model), "after": model},
-            prompt_tokens=self.prompt_tokens,
-            new_tokens=self.new_tokens,
-            repeats=self.repeats,
+            return ()
+        models = {"before": dense_twin(model), "after": model}
+        timed = compare_speed(
+            models, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, repeats=self.repeats
         )
+        return timed["before"], timed["after"]
 
-    def _require_order(self, trainer: L.Trainer) -> None:
+    def _pruning(self, trainer: L.Trainer) -> SublayerPruneCallback:
         callbacks = loop.callbacks_of(trainer)
-        if not any(isinstance(callback, SublayerPruneCallback) for callback in callbacks[: callbacks.index(self)]):
+        before = [other for other in callbacks[: callbacks.index(self)] if isinstance(other, SublayerPruneCallback)]
+        if not before:
             raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")
-
-    @staticmethod
-    def _pruning(trainer: L.Trainer) -> SublayerPruneCallback:
-        callbacks = loop.callbacks_of(trainer)
-        return next(callback for callback in callbacks if isinstance(callback, SublayerPruneCallback))
+        return before[0]
 
 
-def _rows(before: dict[str, Any], after: dict[str, Any], held_out: HeldOut) -> list[Row]:
-    return [
-        Row("parameters", before["parameters"], after["parameters"]),
-        Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
-    ]
+def _log(trainer: L.Trainer, figures: dict[str, float | None], answers: list[Answer]) -> None:
+    known = {name: value for name, value in figures.items() if value is not None}
+    for logger in trainer.loggers:
+        log_scalars(logger, known, trainer.global_step)
+        for answered in answers:
+            log_text(logger, "answers", answer_markdown(answered), trainer.global_step)
 
 
-def _ratios(speeds: dict[str, Speed]) -> dict[str, float]:
-    if not speeds:
-        return {}
-    return dict(zip(SPEEDS, speeds["after"].times_as_fast(speeds["before"]), strict=True))
-
-
-def _speed_rows(speeds: dict[str, Speed]) -> list[Row]:
-    if not speeds:
-        return []
-    dense, pruned = speeds["before"], speeds["after"]
+def _speed_rows(dense: Speed, pruned: Speed) -> list[Row]:
     prompt = f"prefill of {dense.batch} x {dense.prompt_tokens} tokens ({dense.device}, {dense.dtype})"
+    seconds = {
+        prompt: (dense.prefill_seconds, pruned.prefill_seconds),
+        "decoding, per token": (dense.decode_seconds_per_token, pruned.decode_seconds_per_token),
+    }
     return [
-        Row(prompt, 1e3 * dense.prefill_seconds, 1e3 * pruned.prefill_seconds, unit="ms", better="lower"),
-        Row("decoding, per token", 1e3 * dense.decode_seconds_per_token, 1e3 * pruned.decode_seconds_per_token,
-            unit="ms", better="lower"),
-    ]  # fmt: skip
+        Row(name, 1e3 * before, 1e3 * after, unit="ms", better="lower") for name, (before, after) in seconds.items()
+    ]

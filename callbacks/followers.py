@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
-from lit_prune.healing import merge_lora
+from lit_prune.healing import merge
 from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import cut_groups, remove
 from lit_prune.training import follow_checkpoints, restore_structure, structure_of
@@ -44,7 +44,7 @@ class Following:
         """Let go of the module; adapters that a checkpoint brought are merged unless they are kept to be trained on."""
         self._held.close()
         if self._lent is not None and not keep:
-            merge_lora(self._lent)
+            merge(self._lent)
         self._lent = None
 
     def _restore(self, trainer: L.Trainer, model: nn.Module, name: str | None, checkpoint: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
-from lit_prune.healing import DenseTeacher, Distillation, LoraHealing, attach_lora, cut_states, merge_lora, taught_loss
+from lit_prune.healing import DenseTeacher, Distillation, LoraHealing, attach_lora, cut_states, merge, taught_loss
 from lit_prune.measure import labels_of
 
 
@@ -82,7 +82,7 @@ class Mending:
     def merge(self) -> None:
         """Fold the adapters into the weights, and let go of what the teacher kept."""
         if self._adapted is not None:
-            merge_lora(self._adapted)
+            merge(self._adapted)
             self._adapted = self._teacher = None
 
 

@@ -278,9 +278,15 @@ class SublayerPruneCallback(Callback):
         loop.renew_ddp(trainer)
 
     def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
-        names = ("scorer", "search", "granularity", "protect", "compensate")
-        options: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return Pruner(model, **options, model_name=str(getattr(module, "model_name", "")))
+        return Pruner(
+            model,
+            scorer=self.scorer,
+            search=self.search,
+            granularity=self.granularity,
+            protect=self.protect,
+            compensate=self.compensate,
+            model_name=str(getattr(module, "model_name", "")),
+        )
 
     def _require_pruner(self) -> Pruner:
         if self._pruner is None:

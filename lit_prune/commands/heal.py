@@ -20,7 +20,7 @@ from lit_prune.healing import (
     HealingSettings,
     LoraHealing,
     heal,
-    merge_lora,
+    merge,
     save_adapter,
     written_windows,
 )
@@ -116,7 +116,7 @@ def heal_model(
     if keep_adapter:
         save_adapter(network, place, base=model)
     else:
-        merge_lora(network)
+        merge(network)
         healed = {**asdict(report), "lora": asdict(lora), "training": asdict(training), "distilled": distill}
         healed |= {"data": texts, **fingerprint(calibration_batches(train, batch_size))}
         # Beside the number of tokens in the data, that of training.

@@ -11,17 +11,9 @@ from lit_prune.healing.compensation import (
 )
 from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
-from lit_prune.healing.lora import (
-    LoraHealing,
-    adapters_off,
-    attach_lora,
-    attached_lora,
-    merge,
-    merge_lora,
-    save_adapter,
-)
+from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
-from lit_prune.healing.stage import checkpoint_activations
+from lit_prune.healing.stage import adamw, checkpoint_activations
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.healing.token_mean import TokenMean
 
@@ -34,6 +26,7 @@ __all__ = [
     "HealingSettings",
     "LoraHealing",
     "TokenMean",
+    "adamw",
     "adapters_of",
     "adapters_off",
     "attach_lora",
@@ -46,7 +39,6 @@ __all__ = [
     "fold_factor",
     "heal",
     "merge",
-    "merge_lora",
     "require_possible",
     "restore_adapters",
     "restore_switches",

@@ -26,10 +26,7 @@ OF_NO_EFFECT = ("base_model_name_or_path", "inference_mode", "revision", "task_t
 
 
 def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
-    """The adapters of a model as plain data: where they are, their name, their whole config.
-
-    Args:
-        model: A Hugging Face model, without peft's wrapper.
+    """The adapters of a Hugging Face model as plain data: where they are, their name, their whole config.
 
     Raises:
         LitPruneError: A config holds what is no plain data, or names modules to import.
@@ -43,15 +40,13 @@ def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
 
 def switches_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What was done to adapted modules since: adapters that are active, off, merged into weights, scaled; by path."""
-    return {path: _switches(each) for path, each in _adapted(model)}
+    return {path: _switches(module) for path, module in _adapted(model)}
 
 
 def restore_switches(model: nn.Module, recorded: Mapping[str, Any]) -> None:
-    """Bring adapted modules to what `switches_of` recorded; nothing where the record has none, as before there was one.
+    """Bring adapted modules to what `switches_of` recorded, perhaps in the file of a stranger.
 
-    Args:
-        model: A Hugging Face model with the adapters of the record.
-        recorded: Perhaps from a file of a stranger.
+    Older records have nothing of the kind, and change nothing.
 
     Raises:
         ModelError: The record is damaged, or of other modules.
@@ -91,57 +86,54 @@ def _switches(module: Any) -> dict[str, Any]:
         "active": list(module.active_adapters),
         "off": bool(module.disable_adapters),
         "merged": list(getattr(module, "merged_adapters", ())),
-        "scaling": {name: each for name, each in numbers if isinstance(each, int | float)},
+        "scaling": {name: number for name, number in numbers if isinstance(number, int | float)},
     }
 
 
 def restore_adapters(model: nn.Module, recorded: list[Any]) -> None:
-    """Put recorded adapters on a model that lacks them; their weights are loaded afterwards.
-
-    Args:
-        model: A Hugging Face model, without peft's wrapper.
-        recorded: As `adapters_of` gives it, perhaps from a file of a stranger.
+    """Put adapters that `adapters_of` recorded on a model that lacks them; their weights are loaded afterwards.
 
     Raises:
         ModelError: The record is damaged, peft cannot attach such adapters by their config, or the model has
             adapters of that name with other settings.
     """
     present = {(path, name): config for path, name, config in _configs(model)}
-    for each in recorded:
-        kinds = {"path": str, "name": str, "config": Mapping[str, Any], "by_transformers": bool}
+    kinds = {"path": str, "name": str, "config": Mapping[str, Any], "by_transformers": bool}
+    for adapter in recorded:
         try:
-            require_kinds("its adapters", each, kinds)
+            require_kinds("its adapters", adapter, kinds)
         except TypeError as error:
             raise ModelError(f"the checkpoint is damaged: {error}") from error
-        if (each["path"], each["name"]) in present:
-            _require_same(each["name"], each["config"], _plain_config(present[each["path"], each["name"]]))
+        own = present.get((adapter["path"], adapter["name"]))
+        if own is None:
+            _attach(model, adapter)
         else:
-            _attach(model, each)
+            _require_same(adapter["name"], adapter["config"], _plain_config(own))
 
 
-def _attach(model: nn.Module, each: Mapping[str, Any]) -> None:
-    kind = str(each["config"].get("peft_type"))
+def _attach(model: nn.Module, adapter: Mapping[str, Any]) -> None:
+    config = adapter["config"]
+    kind = str(config.get("peft_type"))
     try:
         made = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # type: ignore[call-overload]
-        if made is None or any(each["config"].get(name) for name in RUNS_CODE):
+        if made is None or any(config.get(name) for name in RUNS_CODE):
             raise ModelError(
                 f"the checkpoint has adapters of the kind {kind[:40]!r} with settings that are not made here"
             )
-        own = {key: value for key, value in each["config"].items() if key not in (*OF_NO_EFFECT, *RUNS_CODE)}
-        inject_adapter_in_model(made(**own), model.get_submodule(each["path"]), each["name"])
+        settings = {name: value for name, value in config.items() if name not in (*OF_NO_EFFECT, *RUNS_CODE)}
+        inject_adapter_in_model(made(**settings), model.get_submodule(adapter["path"]), adapter["name"])
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, MemoryError, re.error) as error:
         raise ModelError(
             f"the checkpoint has {kind[:40]} adapters, and peft cannot put them on a model by their config ({error}); "
             "attach them as before, then load the checkpoint"
         ) from error
-    if each["by_transformers"]:
+    if adapter["by_transformers"]:
         setattr(model, LOADED, True)
 
 
 def _require_same(name: str, recorded: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     names = sorted({*recorded, *own} - {*OF_NO_EFFECT})
-    wrong = [each for each in names if recorded.get(each) != own.get(each)]
-    if wrong:
+    if wrong := [setting for setting in names if recorded.get(setting) != own.get(setting)]:
         first = wrong[0]
         raise ModelError(
             f"the adapters {name!r} of the checkpoint were made with {first}={recorded.get(first)!r}, those of the "
@@ -159,8 +151,7 @@ def _plain_config(config: PeftConfig) -> dict[str, Any]:
     data = config.to_dict()
     if data.get("megatron_config"):
         raise LitPruneError("adapters with a megatron_config cannot be kept in a checkpoint; leave it out")
-    found: dict[str, Any] = _plain({name: value for name, value in data.items() if name not in RUNS_CODE})
-    return found
+    return {str(name): _plain(value) for name, value in data.items() if name not in RUNS_CODE}
 
 
 def _plain(value: Any) -> Any:
@@ -169,11 +160,11 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     raise LitPruneError(
         f"the adapters' config holds a {type(value).__name__}, which no checkpoint of plain data can keep: merge the "
         "adapters, or leave that setting out"

@@ -25,19 +25,19 @@ def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0
     """Mean KL(teacher, student) in nats at a temperature, times its square as in arXiv 1503.02531.
 
     Args:
-        teacher: Logits [positions, vocab], any float type.
-        student: The same.
-        temperature: Divides both.
+        teacher: The teacher's logits [positions, vocab], of any float type.
+        student: The student's logits, of the same shape.
+        temperature: What both are divided by.
     """
     # A few positions at a time, computed again in the backward pass: float32 distributions of all of them would be the
     # largest tensors of the training.
-    pairs = zip(*(torch.split(each, POSITIONS_AT_A_TIME) for each in (teacher, student)), strict=True)
+    pairs = zip(*(torch.split(logits, POSITIONS_AT_A_TIME) for logits in (teacher, student)), strict=True)
     sums: list[Tensor] = [checkpoint(_divergence, *pair, temperature, use_reentrant=False) for pair in pairs]
     return torch.stack(sums).sum() / max(len(student), 1) * temperature**2
 
 
 def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = (F.log_softmax(each.float() / temperature, dim=-1) for each in (teacher, student))
+    log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
@@ -47,12 +47,12 @@ def taught_loss(
     """The loss of a batch that a teacher has seen as well.
 
     Args:
-        settings: How its parts are weighed.
-        taught: The teacher's output: `logits` [batch, seq, vocab], and `hidden_states` where they count.
-        out: The same of the student.
-        labels: [batch, seq]; where -100, the position before is left out.
-        text: Mean token loss on the text itself; may be None where it has no weight.
-        cuts: Entries of the hidden states that are compared: see `cut_states`.
+        settings: The weights of its parts.
+        taught: The teacher's output, with `logits` [batch, seq, vocab], and `hidden_states` where they count.
+        out: The student's output, with the same.
+        labels: The labels [batch, seq]; where one is -100, the position before it is left out.
+        text: The mean token loss on the text itself; None where it has no weight.
+        cuts: The entries of the hidden states that are compared, as `cut_states` finds them.
     """
     share = settings.cross_entropy
     loss = torch.zeros((), device=out.logits.device)
@@ -64,15 +64,15 @@ def taught_loss(
             taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
         )
     if settings.hidden > 0 and cuts:
-        pairs = [(taught.hidden_states[each], out.hidden_states[each]) for each in cuts]
-        loss = loss + settings.hidden * torch.stack([relative_distance(*pair) for pair in pairs]).mean()
+        distances = [relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]
+        loss = loss + settings.hidden * torch.stack(distances).mean()
     return loss
 
 
 def cut_states(model: nn.Module) -> list[int]:
     """Entries of a model's `hidden_states` behind blocks that have lost something."""
     anatomy = find_sublayers(model)
-    lost = {each.block for each in anatomy.removed if each in anatomy.paths}
+    lost = {sublayer.block for sublayer in anatomy.removed if sublayer in anatomy.paths}
     # The state behind the block at position p is the entry p + 1.
     return [anatomy.position(block) + 1 for block in sorted(lost)]
 
@@ -99,15 +99,14 @@ def written_windows(
     dialogue.
 
     Args:
-        model: The dense one.
-        num_windows: That are wanted.
-        window: Tokens in each; the first is the model's BOS, or drawn at random where it has none.
-        tokenizer: Where it has a chat template, every second window begins as a dialogue, at the point where the user
-            speaks (Magpie, Xu et al. 2024, https://arxiv.org/abs/2406.08464).
-        batch_size: Windows that are written at a time.
-        seed: Of the draws.
+        model: The dense model.
+        num_windows: The number of windows that are wanted.
+        window: The tokens in a window; the first is the model's BOS, or drawn at random where it has none.
+        tokenizer: The model's tokenizer. Where it has a chat template, every second window begins as a dialogue, at
+            the point where the user speaks (Magpie, Xu et al. 2024, https://arxiv.org/abs/2406.08464).
+        batch_size: The number of windows that are written at a time.
+        seed: The seed of the draws.
     """
-    network: Any = model
     config = model.config.get_text_config(decoder=True)
     bos = config.bos_token_id
     opening = dialogue_opening(tokenizer)[: window - 1]
@@ -121,20 +120,31 @@ def written_windows(
                 rows = min(batch_size, number - first)
                 drawn = torch.randint(config.vocab_size, (rows, 1), generator=generator)
                 start = torch.tensor(begin).expand(rows, -1) if begin else drawn
-                options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-                inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
-                # No token ends it. Forbidding that token instead would teach that a text never ends.
-                length = {"max_new_tokens": window - start.shape[1], "eos_token_id": NO_TOKEN}
-                parts.append(network.generate(**inputs, **options, **length, pad_token_id=0).cpu())
+                parts.append(_continued(model, start, window))
     return torch.cat(parts)[torch.randperm(num_windows, generator=generator)]
 
 
-def dialogue_opening(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+def _continued(model: Any, start: Tensor, window: int) -> Tensor:
+    inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
+    written: Tensor = model.generate(
+        **inputs,
+        max_new_tokens=window - start.shape[1],
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        # No token ends it. Forbidding that token instead would teach that a text never ends.
+        eos_token_id=NO_TOKEN,
+        pad_token_id=0,
+    )
+    return written.cpu()
+
+
+def dialogue_opening(tokenizer: Any) -> list[int]:
     """Tokens of a chat template up to where the user speaks; empty without a template."""
-    if tokenizer is None or getattr(tokenizer, "chat_template", None) is None:
+    if getattr(tokenizer, "chat_template", None) is None:
         return []
-    chat: Any = tokenizer
-    text: str = in_chat(chat, [{"role": "user", "content": USERS_WORDS}], tokenize=False)
+    text: str = in_chat(tokenizer, [{"role": "user", "content": USERS_WORDS}], tokenize=False)
     before, found, _ = text.partition(USERS_WORDS)
-    ids: list[int] = chat(before, add_special_tokens=False)["input_ids"] if found else []
+    ids: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"] if found else []
     return ids

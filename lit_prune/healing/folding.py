@@ -23,7 +23,7 @@ def scale_output(module: nn.Module, factor: float) -> None:
         raise ModelError(f"the adapters of {type(module).__name__} cannot be scaled with their layer; merge them first")
     for adapter in getattr(module, "lora_B", {}).values():
         _scale_parameters(adapter, factor)
-    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    inner = _without_adapters(module)
     if isinstance(inner, nn.Linear | Conv1D):
         _scale_parameters(inner, factor)
     else:
@@ -33,7 +33,7 @@ def scale_output(module: nn.Module, factor: float) -> None:
 @torch.no_grad()
 def add_to_projection(module: nn.Module, delta: Tensor) -> None:
     """Add a matrix [in, out] to the weight of a linear layer, of which an adapter stays as it is."""
-    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    inner = _without_adapters(module)
     delta = delta if isinstance(inner, Conv1D) else delta.T
     inner.weight.add_(delta.to(inner.weight))
 
@@ -41,12 +41,16 @@ def add_to_projection(module: nn.Module, delta: Tensor) -> None:
 @torch.no_grad()
 def add_bias(module: nn.Module, vector: Tensor) -> bool:
     """Add a vector [out] to the bias of a linear layer; returns whether it had none and got one."""
-    inner: Any = getattr(module, "get_base_layer", lambda: module)()
+    inner = _without_adapters(module)
     if inner.bias is not None:
         inner.bias.add_(vector.to(inner.bias))
         return False
     inner.bias = nn.Parameter(vector.to(inner.weight).clone(), requires_grad=inner.weight.requires_grad)
     return True
+
+
+def _without_adapters(module: nn.Module) -> Any:
+    return getattr(module, "get_base_layer", lambda: module)()
 
 
 def _scale_parameters(module: nn.Module, factor: float) -> None:

@@ -39,20 +39,20 @@ def heal(
     """Attach adapters to a model and train them, in place; the state with the best validation perplexity is kept.
 
     Args:
-        model: Pruned, without adapters; the teacher's student where there is one.
-        train: Token windows, LongTensor [num_windows, window].
-        validation: The same, of other text.
-        lora: Settings of the adapters, which stay attached: see `merge_lora`.
-        settings: Of the training.
-        teacher: Its distribution is what is learned; without one, the text itself.
-        batch_size: Windows in a batch.
-        callbacks: For Lightning's Trainer.
-        progress: Whether to show its progress bar.
+        model: The pruned model, without adapters. With a teacher it is the teacher's student.
+        train: The token windows to train on, LongTensor [num_windows, window].
+        validation: The windows of other text that perplexity is measured on, LongTensor [num_windows, window].
+        lora: The settings of the adapters, by default with a rank of 64. They stay attached: see `merge`.
+        settings: The settings of the training, by default those of `HealingSettings`.
+        teacher: The dense model whose distribution is learned; None learns from the text itself.
+        batch_size: The number of windows in a batch.
+        callbacks: Callbacks for Lightning's Trainer.
+        progress: Whether to show the Trainer's progress bar.
         trainer_options: Further arguments of the Trainer, such as accelerator, devices or precision.
 
     Raises:
         LitPruneError: The teacher is of another model, or there are adapters already.
-        MeasureError: NaN or infinite losses before the first step.
+        MeasureError: The losses before the first step are NaN or infinite.
     """
     settings = settings or HealingSettings()
     if teacher is not None and teacher.student is not model:
@@ -62,16 +62,14 @@ def heal(
         attach_lora(model, lora or LoraHealing(rank=64))
     trained = _choose_trained(model, settings)
     if teacher is not None:
-        teacher.keep(each for name, each in trained.items() if "lora_" not in name)
-    steps = math.ceil(settings.tokens / (batch_size * train.shape[1]))
-    stage = HealingStage(model, settings, steps=steps, teacher=teacher)
-    training = _loader(train, batch_size, settings.seed, shuffle=True)
-    checking = _loader(validation, batch_size, settings.seed, shuffle=False)
+        teacher.keep(parameter for name, parameter in trained.items() if "lora_" not in name)
+    num_tokens = batch_size * train.shape[1]
+    stage = HealingStage(model, settings, steps=math.ceil(settings.tokens / num_tokens), teacher=teacher)
     stops = [] if settings.patience is None else [EarlyStopping("val_loss", patience=settings.patience)]
     trainer = L.Trainer(
-        max_steps=steps,
+        max_steps=stage.steps,
         max_epochs=-1,
-        val_check_interval=max(1, steps // settings.validations),
+        val_check_interval=max(1, stage.steps // settings.validations),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
@@ -84,6 +82,24 @@ def heal(
         **trainer_options,
     )
     begin = time.monotonic()
+    training = _loader(train, batch_size, settings.seed, shuffle=True)
+    checking = _loader(validation, batch_size, settings.seed, shuffle=False)
+    before = _train(trainer, stage, training, checking)
+    seconds = time.monotonic() - begin
+    stage.restore_best()
+    return HealingReport(
+        ppl_before=perplexity_of(before),
+        ppl_after=perplexity_of(stage.best_loss),
+        step=stage.best_step,
+        steps=trainer.global_step,
+        tokens=trainer.global_step * num_tokens,
+        seconds=seconds,
+        num_trained=sum(parameter.numel() for parameter in trained.values()),
+    )
+
+
+def _train(trainer: L.Trainer, stage: HealingStage, training: DataLoader[Any], checking: DataLoader[Any]) -> float:
+    """Train between a first and a last validation; returns the loss of the first."""
     trainer.validate(stage, checking, verbose=False)
     before = stage.best_loss
     if not math.isfinite(before):
@@ -94,32 +110,21 @@ def heal(
     trainer.fit(stage, training, checking)
     if stage.validated_step != trainer.global_step:
         trainer.validate(stage, checking, verbose=False)
-    seconds = time.monotonic() - begin
-    stage.restore_best()
-    return HealingReport(
-        ppl_before=perplexity_of(before),
-        ppl_after=perplexity_of(stage.best_loss),
-        step=stage.best_step,
-        steps=trainer.global_step,
-        tokens=trainer.global_step * batch_size * train.shape[1],
-        seconds=seconds,
-        num_trained=sum(each.numel() for each in trained.values()),
-    )
+    return before
 
 
 def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Parameter]:
-    chosen: list[Any] = []
     anatomy = find_sublayers(model)
-    blocks = list(model.get_submodule(anatomy.blocks_path))
+    chosen: list[nn.Module] = []
     if settings.last_blocks:
-        chosen += blocks[-settings.last_blocks :]
+        chosen += list(model.get_submodule(anatomy.blocks_path).children())[-settings.last_blocks :]
     if "norms" in settings.also:
-        chosen += [each for each in model.modules() if is_norm(each)]
+        chosen += [module for module in model.modules() if is_norm(module)]
     if "head" in settings.also:
         chosen.append(model.get_output_embeddings())
     for module in chosen:
-        for each in module.parameters():
-            each.requires_grad_(each.is_floating_point())
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     return dict(trained_parameters(model))
 
 

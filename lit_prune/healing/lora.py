@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -39,10 +39,13 @@ class LoraHealing:
     """How a pruned model is healed: low-rank updates of its linear layers (LoRA, arXiv 2106.09685).
 
     Args:
-        rank: Rank of each update.
-        alpha: Scale of the updates, times 1 / rank; twice the rank when None.
-        dropout: Share of inputs dropped in training.
+        rank: The rank of the updates, 1 or more.
+        alpha: The scale of the updates, times 1 / rank; twice the rank when None.
+        dropout: The share of inputs dropped in training, from 0 to below 1.
         targets: `all-linear`, or names of modules such as `[q_proj, v_proj]`.
+
+    Raises:
+        LitPruneError: A number cannot be, or the targets are no expression.
     """
 
     rank: int = 8
@@ -65,18 +68,16 @@ class LoraHealing:
             ) from error
 
     def config_for(self, model: nn.Module) -> LoraConfig:
-        """The same for peft and these modules."""
-        # peft takes fractions; its annotation says int.
-        alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
-        # These layers hold their weights transposed.
-        transposed = any(isinstance(each, Conv1D) for each in model.modules())
+        """The settings as peft takes them, for the modules of a model."""
         return LoraConfig(
             r=self.rank,
-            lora_alpha=alpha,
+            # peft takes fractions; its annotation says int.
+            lora_alpha=cast(int, 2 * self.rank if self.alpha is None else self.alpha),
             lora_dropout=self.dropout,
             target_modules=self.targets,
             exclude_modules=_routers(model) or None,
-            fan_in_fan_out=transposed,
+            # These layers hold their weights transposed.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
 
 
@@ -91,7 +92,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     if is_adapted(model):
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    blocks: Any = model.get_submodule(find_sublayers(model).blocks_path)
+    blocks = model.get_submodule(find_sublayers(model).blocks_path)
     try:
         # The blocks alone: heads and towers stay as they are, and peft does not rewrite targets for a model's type.
         inject_adapter_in_model(healing.config_for(blocks), blocks)
@@ -108,8 +109,6 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
 
 
 class _Wide:
-    """Modules by name whose weights no cast of a model around them makes narrower, such as that of `bf16-true`."""
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def wide(tensor: Tensor) -> Tensor:
             cast = fn(tensor)
@@ -119,11 +118,11 @@ class _Wide:
 
 
 class WideModules(_Wide, nn.ModuleDict):
-    """See `_Wide`."""
+    """Modules by name whose weights no cast of a model around them makes narrower, such as that of `bf16-true`."""
 
 
 class WideParameters(_Wide, nn.ParameterDict):
-    """See `_Wide`."""
+    """Parameters by name that no cast of a model around them makes narrower."""
 
 
 def _keep_in_float32(adapted: BaseTunerLayer) -> None:
@@ -152,7 +151,9 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Run the model without its adapters in a `with` block, as it will run when they are merged."""
-    adapted = [each for each in model.modules() if isinstance(each, BaseTunerLayer) and not each.disable_adapters]
+    adapted = [
+        module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters
+    ]
     # peft freezes what it switches off, and thaws all that it switches on.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in adapted:
@@ -169,7 +170,8 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def merge(model: nn.Module) -> None:
     """Fold the adapters of a model into its weights and take them off, in place.
 
-    For a model that a broken-off training has left with adapters, or whose adapters you attached yourself.
+    For a model that a broken-off training has left with adapters, or whose adapters you attached yourself. What was
+    trained before them can be trained again.
 
     Args:
         model: A causal language model, perhaps wrapped by peft; the model inside has no adapters then.
@@ -177,15 +179,12 @@ def merge(model: nn.Module) -> None:
     Raises:
         AnatomyError: It is no Hugging Face model.
     """
-    merge_lora(language_model(model))
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters into the weights and take them off; what was trained before them can be trained again."""
+    model = language_model(model)
     for kind in (AuxiliaryTrainingWrapper, BaseTunerLayer):  # the first may hold the other
-        for name, module in [each for each in model.named_modules() if isinstance(each[1], kind)]:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _merged(module))
+        for name, module in [*model.named_modules()]:
+            if isinstance(module, kind):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, _merged(module))
     _untie(model)
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -196,37 +195,33 @@ def merge_lora(model: nn.Module) -> None:
         vars(model).pop(name, None)
 
 
-def _merged(module: Any) -> nn.Module:
+def _merged(module: Any) -> Any:
     """The model's own layer, computing what it computed with what was around it: adapters that are off do nothing."""
-    whole: nn.Module
+    off = module.disable_adapters
     if isinstance(module, AuxiliaryTrainingWrapper):
-        off = module.disable_adapters
-        whole = module.original_module if off else module.unload_and_optionally_merge_module(True, False, None)
-        return whole
-    if module.disable_adapters and module.merged:
+        return module.original_module if off else module.unload_and_optionally_merge_module(True, False, None)
+    if off and module.merged:
         module.unmerge()
-    elif not module.disable_adapters:
+    elif not off:
         module.merge()
-    whole = module.get_base_layer()
-    return whole
+    return module.get_base_layer()
 
 
 def _untie(model: Any) -> None:
     # A trained copy of a head stands beside the embeddings that it was tied to.
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "tie_word_embeddings", False):
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if None not in ends and ends[0].weight is not ends[1].weight:
-            config.tie_word_embeddings = False
+            model.config.tie_word_embeddings = False
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
     """Write the attached adapters as peft does, for `PeftModel.from_pretrained(load(base), directory)`.
 
     Args:
-        model: With adapters.
-        directory: Where they go; must not exist, or be empty.
-        base: The pruned folder that they belong to.
+        model: A model with the adapters.
+        directory: The folder for the adapters, which must not exist, or be empty.
+        base: The pruned model's folder, which the adapters belong to.
 
     Raises:
         ModelError: The folder is not empty, or cannot be written; nothing is left behind then.
@@ -237,8 +232,8 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
         names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
         # peft names weights as its own wrapper around the model would.
         tensors = {
-            f"base_model.model.{name.replace('.default.', '.')}": each.detach().contiguous().cpu()
-            for name, each in model.named_parameters()
+            f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous().cpu()
+            for name, parameter in model.named_parameters()
             if "lora_" in name
         }
     config.target_modules, config.exclude_modules = set(names), None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+NOTHING = torch.zeros(())
+"""The sum over no tokens."""
 
 
 @dataclass
@@ -15,17 +17,17 @@ class Moments:
     """Second moments of inputs [in] and outputs [out], 0 before the first token.
 
     Attributes:
-        inputs: Of inputs with inputs, [in, in].
-        outputs: Of inputs with outputs, [in, out].
-        total: Squares of the outputs.
+        inputs: The moments of inputs with inputs, [in, in].
+        outputs: The moments of inputs with outputs, [in, out].
+        total: The sum of the squares of the outputs.
     """
 
-    inputs: Any = 0
-    outputs: Any = 0
-    total: Any = 0
+    inputs: Tensor = NOTHING
+    outputs: Tensor = NOTHING
+    total: Tensor = NOTHING
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
-        """Count tokens in: [tokens, in], [tokens, out], [tokens]."""
+        """Count in what tokens have as inputs [tokens, in] and outputs [tokens, out], by their weights [tokens]."""
         weighted = inputs * weights[:, None]
         self.inputs = self.inputs + weighted.T @ inputs
         self.outputs = self.outputs + weighted.T @ outputs

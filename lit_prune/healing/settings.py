@@ -15,10 +15,14 @@ class Distillation:
     """What is learned from a dense teacher.
 
     Args:
-        temperature: Of both distributions in the divergence from the teacher.
-        cross_entropy: Weight of the loss on the text itself beside the divergence, from 0 to 1; 1 without a teacher.
-        hidden: Weight of the relative squared distance from the teacher's hidden states behind blocks that lost
-            something.
+        temperature: The temperature of both distributions in the divergence from the teacher, above 0.
+        cross_entropy: The weight of the loss on the text itself beside the divergence, from 0 to 1; without a teacher
+            it is 1.
+        hidden: The weight of the relative squared distance from the teacher's hidden states behind blocks that lost
+            something, 0 or more.
+
+    Raises:
+        LitPruneError: A number is outside its range.
     """
 
     temperature: float = 1.0
@@ -35,22 +39,23 @@ class Distillation:
 
 @dataclass(frozen=True)
 class HealingSettings(Distillation):
-    """How a healing trains, and what it learns from a teacher.
+    """How a healing trains; what it learns from a teacher is set as for `Distillation`.
 
     Args:
-        tokens: Of training, over all steps; rounded up to whole batches.
-        learning_rate: The highest; the default was best for 135 million parameters, larger models want less.
-        lr_schedule: cosine, linear, constant or constant_with_warmup, as in transformers.
-        warmup: Share of the steps in which the rate rises.
-        temperature: See `Distillation`.
-        cross_entropy: See `Distillation`.
-        hidden: See `Distillation`.
-        validations: How often perplexity is measured, evenly spread.
-        patience: Validations without a better perplexity after which it stops; None never stops.
+        tokens: The number of tokens to train on, over all steps; rounded up to whole batches.
+        learning_rate: The highest learning rate; the default was best for 135 million parameters, and larger models
+            want less.
+        lr_schedule: One of cosine, linear, constant and constant_with_warmup, as in transformers.
+        warmup: The share of the steps in which the rate rises, from 0 to 1.
+        validations: How often perplexity is measured, evenly spread over the steps.
+        patience: The number of validations without a better perplexity after which it stops; None never stops.
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
-        last_blocks: So many blocks at the end are trained whole.
-        gradient_checkpointing: Compute activations again in the backward pass, to spare memory.
-        seed: Of the order of the windows.
+        last_blocks: The number of blocks at the end that are trained whole.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to spare memory.
+        seed: The seed of the order of the windows, and of the adapters' first values.
+
+    Raises:
+        LitPruneError: A number is outside its range, or a name is unknown.
     """
 
     tokens: int = 300_000
@@ -81,13 +86,13 @@ class HealingReport:
     """What a healing came to.
 
     Attributes:
-        ppl_before: Perplexity on the validation windows.
-        ppl_after: The same of the state that was kept.
-        step: After which that was; 0 where nothing helped, and the model is as it was.
-        steps: That were trained.
-        tokens: That they saw.
-        seconds: Of training and validation.
-        num_trained: Parameters that were trained.
+        ppl_before: The perplexity on the validation windows before the first step.
+        ppl_after: The perplexity on them of the state that was kept.
+        step: The step after which that was; 0 where nothing helped, and the model is as it was.
+        steps: The number of steps that were trained.
+        tokens: The number of tokens that they saw.
+        seconds: The time of training and validation, in seconds.
+        num_trained: The number of parameters that were trained.
     """
 
     ppl_before: float

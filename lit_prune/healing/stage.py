@@ -21,18 +21,12 @@ from lit_prune.measure import IGNORED, labels_of, logits_of, mean_loss, model_in
 
 
 class HealingStage(L.LightningModule):
-    """A pruned model in training, beside its teacher.
-
-    Args:
-        model: With what is to be trained set to require gradients.
-        settings: Of the training.
-        steps: Of the optimizer.
-        teacher: None for plain fine-tuning.
+    """A pruned model whose parameters that require gradients are trained, beside its teacher or on the text alone.
 
     Attributes:
-        best_loss: Lowest mean token loss in a validation, in nats.
-        best_step: When that was.
-        validated_step: When the last validation was.
+        best_loss: The lowest mean token loss in a validation, in nats.
+        best_step: The optimizer step after which that was.
+        validated_step: The optimizer step after which the last validation was.
     """
 
     def __init__(
@@ -85,27 +79,40 @@ class HealingStage(L.LightningModule):
         self.validated_step = self.trainer.global_step
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.validated_step
-            self._best = {name: each.detach().clone() for name, each in trained_parameters(self.model)}
+            self._best = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model)}
         self.log("val_loss", loss, sync_dist=False)
         self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
 
     def restore_best(self) -> None:
         """Go back to the weights with the lowest validation loss, those before the first step included."""
         with torch.no_grad():
-            for name, each in trained_parameters(self.model):
-                each.copy_(self._best[name])
+            for name, parameter in trained_parameters(self.model):
+                parameter.copy_(self._best[name])
         self.model.eval()
         if self.settings.gradient_checkpointing:
             checkpoint_activations(self.model, on=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without weight decay, and the schedule, stepped with it."""
-        optimizer = torch.optim.AdamW(
-            [each for _, each in trained_parameters(self.model)], lr=self.settings.learning_rate, weight_decay=0.0
-        )
-        warmup = round(self.settings.warmup * self.steps)
-        scheduler = get_scheduler(self.settings.lr_schedule, optimizer, warmup, self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        own = self.settings
+        warmup = round(own.warmup * self.steps)
+        return adamw(self.model, own.lr_schedule, learning_rate=own.learning_rate, warmup=warmup, steps=self.steps)
+
+
+def adamw(
+    model: nn.Module,
+    schedule: str,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    steps: int | None = None,
+) -> OptimizerLRScheduler:
+    """AdamW over what is trained of a model, with a schedule by its name in transformers, stepped with every step."""
+    trained = [parameter for _, parameter in trained_parameters(model)]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    scheduler = get_scheduler(schedule, optimizer, warmup, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def checkpoint_activations(model: Any, *, on: bool = True) -> None:
@@ -119,4 +126,4 @@ def checkpoint_activations(model: Any, *, on: bool = True) -> None:
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """What requires gradients, by name."""
-    return [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

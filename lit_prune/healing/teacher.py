@@ -23,19 +23,17 @@ class DenseTeacher:
     What is kept beside the student: the sublayers that it has lost since, and the dense values of weights that differ.
 
     Args:
-        model: A causal language model; becomes the student, in place.
+        model: A causal language model, which becomes the student, in place.
 
     Attributes:
-        student: The same object.
-        num_extra_parameters: Numbers that are held beside the student's.
+        student: The model that was given.
     """
 
     def __init__(self, model: Any) -> None:
         anatomy = find_sublayers(model)
         self.student = model
-        self._parts = [
-            (part.path, model.get_submodule(part.path)) for part in anatomy.parts(each.id for each in anatomy.sublayers)
-        ]
+        parts = anatomy.parts(sublayer.id for sublayer in anatomy.sublayers)
+        self._parts = [(part.path, model.get_submodule(part.path)) for part in parts]
         self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     @classmethod
@@ -43,14 +41,14 @@ class DenseTeacher:
         """The teacher of a model that was pruned before.
 
         Args:
-            dense: A copy of the model before it was pruned; becomes the student.
-            pruned: What was made of it; only read. Its removals and its weights become the student's.
+            dense: A copy of the model before it was pruned, which becomes the student.
+            pruned: The pruned model, which is only read. Its removals and its weights become the student's.
 
         Raises:
             ModelError: The two are not of one model.
         """
         anatomy, smaller = find_sublayers(dense), find_sublayers(pruned)
-        facts = [(each.model_type, each.num_blocks, each.hidden_size) for each in (anatomy, smaller)]
+        facts = [(found.model_type, found.num_blocks, found.hidden_size) for found in (anatomy, smaller)]
         if anatomy.removed or facts[0] != facts[1]:
             raise ModelError(
                 f"the teacher must be the dense model that was pruned: a {facts[1][0]} of {facts[1][1]} blocks and "
@@ -73,15 +71,16 @@ class DenseTeacher:
 
     @property
     def num_extra_parameters(self) -> int:
-        """See the class."""
-        held = {id(each) for each in self.student.parameters()}
-        gone = {each for _, module in self._taken for each in module.parameters() if id(each) not in held}
-        return sum(each.numel() for each in gone) + sum(value.numel() for _, value in self._dense.values())
+        """The number of parameters that are held beside the student's."""
+        held = {id(parameter) for parameter in self.student.parameters()}
+        taken = {parameter for _, module in self._taken for parameter in module.parameters()}
+        gone = sum(parameter.numel() for parameter in taken if id(parameter) not in held)
+        return gone + sum(value.numel() for _, value in self._dense.values())
 
     def keep(self, parameters: Iterable[nn.Parameter]) -> None:
         """Remember the dense values of weights of the student that will be trained; not of adapters."""
-        for each in parameters:
-            self._dense.setdefault(id(each), (each, each.detach().clone()))
+        for parameter in parameters:
+            self._dense.setdefault(id(parameter), (parameter, parameter.detach().clone()))
 
     @contextmanager
     def restored(self) -> Iterator[Any]:
@@ -110,7 +109,7 @@ class DenseTeacher:
         """Move what is kept beside the student to a device."""
         for _, module in self._taken:
             module.to(device)
-        self._dense = {name: (each, value.to(device)) for name, (each, value) in self._dense.items()}
+        self._dense = {key: (parameter, value.to(device)) for key, (parameter, value) in self._dense.items()}
 
     @property
     def _taken(self) -> list[tuple[str, nn.Module]]:

@@ -32,13 +32,10 @@ class TokenMean:
         self._seen = num_tokens.detach().float(), batch_idx
 
     def backward(self, module: L.LightningModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """What a module does in its own `backward`.
+        """Do what a module does in its own `backward`, with the loss that Lightning gives it.
 
-        Args:
-            module: Whose gradients are accumulated.
-            loss: As Lightning gives it: of a batch, divided by the number of batches and perhaps scaled.
-            args: As for `Tensor.backward`.
-            kwargs: The same.
+        That is the loss of a batch, divided by the number of batches and perhaps scaled; further arguments are those of
+        `Tensor.backward`.
         """
         trainer, seen, self._seen = module.trainer, self._seen, None
         number = trainer.accumulate_grad_batches
@@ -69,5 +66,6 @@ class TokenMean:
 def _divide(trainer: L.Trainer, total: Tensor) -> None:
     # By optimizers: behind a pass, a module that FSDP2 shards holds other parameters for a while.
     groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    for grad in (each.grad for group in groups for each in group["params"] if each.grad is not None):
-        grad.mul_(UNIT / total.to(grad.device))
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        if parameter.grad is not None:
+            parameter.grad.mul_(UNIT / total.to(parameter.grad.device))

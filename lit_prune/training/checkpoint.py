@@ -27,7 +27,7 @@ from lit_prune.healing import (
     adapters_of,
     attach_lora,
     attached_lora,
-    merge_lora,
+    merge,
     restore_adapters,
     restore_switches,
     switches_of,
@@ -41,14 +41,10 @@ from lit_prune.surgery import is_sharded, put_back, remove, removed_sublayers
 
 STRUCTURE_KEY = "lit_prune"
 """Where a checkpoint keeps the structure of its model."""
-HOOK = "on_load_checkpoint"
 
 
 def structure_of(model: nn.Module) -> dict[str, Any]:
-    """What distinguishes a Hugging Face model from the one its config builds, in plain types.
-
-    Args:
-        model: Perhaps wrapped by peft.
+    """What distinguishes a Hugging Face model, perhaps wrapped by peft, from the one its config builds, in plain types.
 
     Raises:
         LitPruneError: It has adapters whose config no checkpoint can keep.
@@ -56,7 +52,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
     model = language_model(model)
     lora = attached_lora(model)
     return {
-        "removed": [str(each) for each in removed_sublayers(model)],
+        "removed": [str(sublayer) for sublayer in removed_sublayers(model)],
         "lora": asdict(lora) if lora else None,
         "adapters": [] if lora else adapters_of(model),
         "switches": {} if lora else switches_of(model),
@@ -72,7 +68,7 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
     Args:
         model: A causal language model, perhaps wrapped by peft. One that is sharded already can only lose sublayers.
         checkpoint: A Lightning checkpoint. One that lit-prune had no part in leaves the model as it is.
-        optimizers: Those that hold the model's parameters already.
+        optimizers: The optimizers that hold the model's parameters already; by default there are none.
 
     Returns:
         Whether adapters of healing were attached, which `lit_prune.merge` folds in.
@@ -90,7 +86,7 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
             "attached. Leave `healing` out, or start from a fresh model"
         )
     gone = removed_sublayers(model)
-    lost = [each for each in gone if each not in removed]
+    lost = [sublayer for sublayer in gone if sublayer not in removed]
     attaches = lora is not None and attached_lora(model) is None
     if is_sharded(model) and (lost or attaches):
         raise ModelError(
@@ -103,7 +99,7 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
     if lora is not None and attaches:
         _attach_lora(model, lora)
     restore_adapters(model, adapters)
-    remove(model, [each for each in removed if each not in gone], optimizers)
+    remove(model, [sublayer for sublayer in removed if sublayer not in gone], optimizers)
     restore_switches(model, switches)
     return attaches
 
@@ -111,26 +107,22 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
 def follow_checkpoints(
     module: L.LightningModule, strategy: Any, restore: Callable[[Mapping[str, Any]], object]
 ) -> Callable[[], None]:
-    """See to it that a checkpoint's structure is restored first, whatever the module does itself with what is loaded.
+    """Have `restore` called with every checkpoint before its weights are loaded; returns what ends this.
 
-    Args:
-        module: Any, perhaps with an `on_load_checkpoint` of its own.
-        strategy: That loads. `ModelParallelStrategy` fills the model that is there and asks the module afterwards.
-        restore: Gets the checkpoint before its weights are loaded.
-
-    Returns:
-        A function that ends this.
+    That comes before any `on_load_checkpoint` of the module's own.
     """
-    owner, name = (strategy, "load_checkpoint") if isinstance(strategy, ModelParallelStrategy) else (module, HOOK)
-    own = getattr(owner, name)
+    # This strategy fills the model that is there and asks the module afterwards.
+    loads = isinstance(strategy, ModelParallelStrategy)
+    hooked, name = (strategy, "load_checkpoint") if loads else (module, "on_load_checkpoint")
+    own = getattr(hooked, name)
 
     def first(checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
-        restore(checkpoint if owner is module else read_facts(Path(strategy.broadcast(checkpoint))))
+        restore(read_facts(Path(strategy.broadcast(checkpoint))) if loads else checkpoint)
         return own(checkpoint, *args, **kwargs)
 
     # An attribute of the object hides the method of its class.
-    vars(owner)[name] = first
-    return lambda: vars(owner).pop(name, None)
+    vars(hooked)[name] = first
+    return lambda: vars(hooked).pop(name, None)
 
 
 def read_facts(path: Path) -> Mapping[str, Any]:
@@ -157,7 +149,7 @@ def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[An
         require_kinds("its structure", found, {"adapters": list[Any], "switches": Mapping[str, Any]})
     except (TypeError, AttributeError) as error:
         raise ModelError(f"the checkpoint is damaged: {error}") from error
-    return [SublayerId.parse(each) for each in structure["removed"]], lora, found["adapters"], found["switches"]
+    return [SublayerId.parse(name) for name in structure["removed"]], lora, found["adapters"], found["switches"]
 
 
 def _attach_lora(model: nn.Module, lora: LoraHealing) -> None:
@@ -170,7 +162,7 @@ def _attach_lora(model: nn.Module, lora: LoraHealing) -> None:
 def _make_room(model: nn.Module) -> None:
     """Take adapters off a model that gets sublayers back: those need adapters as well, and all weights are replaced."""
     if attached_lora(model) is not None:
-        merge_lora(model)
+        merge(model)
     elif is_adapted(model):
         raise ModelError(
             "the checkpoint holds sublayers that this model has lost, and the model has adapters of yours, which they "
@@ -191,12 +183,12 @@ def load_checkpoint(
     Args:
         path: A Lightning checkpoint of one file. No code in it is run.
         model: The dense model that the training began with, as for `lit_prune.load`.
-        part: Attribute path of the model in the module, such as `net.lm`, where there are several.
-        dtype: Of the weights; auto takes that of the checkpoint.
-        trust_remote_code: Run code that comes with the model.
+        part: The attribute path of the model in the module, such as `net.lm`, where there are several.
+        dtype: The dtype of the weights; auto takes that of the checkpoint.
+        trust_remote_code: Whether to run code that comes with the model.
 
     Returns:
-        The model, in eval mode, and the plan that it was pruned by, where the checkpoint has one.
+        The model, in eval mode, and the plan that it was pruned by, None where the checkpoint has none.
 
     Raises:
         ModelError: It is no such file, or holds no copy of this model, or several.
@@ -209,23 +201,22 @@ def load_checkpoint(
         held = dict(checkpoint["state_dict"])
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise ModelError(f"{path} is no checkpoint of Lightning's with weights and plain data: {error!r}") from error
-    state: dict[str, Tensor] = {name.replace("_orig_mod.", ""): each for name, each in held.items()}  # compiled
-    kinds = [each.dtype for each in state.values() if isinstance(each, Tensor) and each.is_floating_point()]
+    state: dict[str, Tensor] = {name.replace("_orig_mod.", ""): value for name, value in held.items()}  # compiled
+    kinds = [value.dtype for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]
     wanted = kinds[0] if dtype == "auto" and kinds else dtype
     found = load(model, dtype=wanted, trust_remote_code=trust_remote_code)
     restore_structure(found, checkpoint)
     prefix = _prefix(found, state, part, path)
-    own = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
-    found.load_state_dict({name: own[name] for name in found.state_dict()})
+    found.load_state_dict({name: state[prefix + name] for name in found.state_dict()})
     if is_adapted(found):
-        merge_lora(found)
+        merge(found)
     found.train(False)
     return found, _plan_in(checkpoint)
 
 
 def _prefix(model: nn.Module, state: Mapping[str, Tensor], part: str | None, path: str | Path) -> str:
     """What stands before the names of a model's tensors in a module's state dict."""
-    shapes = {name: each.shape for name, each in model.state_dict().items() if each.numel()}
+    shapes = {name: value.shape for name, value in model.state_dict().items() if value.numel()}
     first = next(iter(shapes))
     ends = [name.removesuffix(first) for name in state if name.endswith(first)]
     fits = [
@@ -243,6 +234,6 @@ def _prefix(model: nn.Module, state: Mapping[str, Tensor], part: str | None, pat
 
 
 def _plan_in(checkpoint: Mapping[str, Any]) -> PrunePlan | None:
-    states = [each for each in (checkpoint.get("callbacks") or {}).values() if isinstance(each, Mapping)]
-    plans = [each["plan"] for each in states if each.get("plan") and "num_earlier" in each]
+    states = [state for state in (checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]
+    plans = [state["plan"] for state in states if state.get("plan") and "num_earlier" in state]
     return PrunePlan.from_dict(plans[0]) if plans else None

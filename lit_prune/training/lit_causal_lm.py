@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.healing import TokenMean, checkpoint_activations, merge
+from lit_prune.healing import TokenMean, adamw, checkpoint_activations, merge
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.fsdp import shard
 from lit_prune.loading.models import load, load_tokenizer
@@ -37,16 +37,16 @@ class LitCausalLM(L.LightningModule):
     Args:
         model: A hub name, a folder (dense or pruned), a GGUF file, `package:NAME` (the GGUF file inside an installed
             package), or a model that is loaded already (then `load_from_checkpoint` wants it again).
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        lr_schedule: A name that `transformers.get_scheduler` knows, such as `constant`, `linear`, `cosine`; stepped
-            every optimizer step.
-        warmup_steps: Optimizer steps until the full learning rate; with a schedule that has a warm-up.
-        dtype: Of the weights: `float32`, `bfloat16`, `auto`.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; transformers' choice when None.
-        layout: Description of blocks that are not understood by themselves, or a YAML or JSON file: see `describe`.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        trust_remote_code: Run code that comes with the model.
+        learning_rate: The learning rate of AdamW.
+        weight_decay: The weight decay of AdamW.
+        lr_schedule: A name that `transformers.get_scheduler` knows, such as `constant`, `linear`, `cosine`; the
+            schedule is stepped with every optimizer step.
+        warmup_steps: The number of optimizer steps until the full learning rate, with a schedule that has a warm-up.
+        dtype: The dtype of the weights: `float32`, `bfloat16`, `auto`.
+        attn_implementation: One of `sdpa`, `eager` and `flash_attention_2`; None leaves the choice to transformers.
+        layout: A description of blocks that are not understood by themselves, or a YAML or JSON file: see `describe`.
+        gradient_checkpointing: Whether activations are computed again in the backward pass instead of kept.
+        trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
         ModelError: The model cannot be found or loaded.
@@ -69,7 +69,7 @@ class LitCausalLM(L.LightningModule):
     ) -> None:
         super().__init__()
         if lr_schedule not in list(SchedulerType):
-            known = ", ".join(each.value for each in SchedulerType)
+            known = ", ".join(schedule.value for schedule in SchedulerType)
             raise LitPruneError(f"unknown lr_schedule {lr_schedule!r}; transformers knows {known}")
         if not isinstance(model, str | nn.Module):
             raise ModelError(f"expected the name of a model, or a model; found {model!r}")
@@ -109,13 +109,9 @@ class LitCausalLM(L.LightningModule):
     ) -> Self:
         """Make the module of a checkpoint, as Lightning does, and run no code for it; adapters of healing are merged.
 
-        Args:
-            checkpoint_path: A file, or a URL.
-            map_location: As for Lightning, and so `hparams_file` and `strict`.
-            hparams_file: See there.
-            strict: See there.
-            weights_only: Read the file without running code in it; Lightning would run that of a URL.
-            kwargs: Instead of the checkpoint's hyperparameters. `trust_remote_code` counts only when it is given here.
+        The arguments are those of Lightning's method, which would run the code in the file of a URL unless
+        `weights_only` is True. Keywords stand instead of the checkpoint's hyperparameters, and `trust_remote_code`
+        counts only when it is given here.
 
         Raises:
             ModelError: The file is damaged.
@@ -204,16 +200,19 @@ class LitCausalLM(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what is trained, and the schedule, stepped per optimizer step."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.hparams["learning_rate"], weight_decay=self.hparams["weight_decay"]
-        )
-        name = self.hparams["lr_schedule"]
+        own = self.hparams
+        name = own["lr_schedule"]
         steps = None if name.startswith("constant") else self.trainer.estimated_stepping_batches
         if steps is not None and not math.isfinite(steps):
             raise LitPruneError(f"lr_schedule={name} wants an end: give the trainer max_epochs or max_steps")
-        scheduler = get_scheduler(name, optimizer, self.hparams["warmup_steps"], None if steps is None else int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(
+            self,
+            name,
+            learning_rate=own["learning_rate"],
+            weight_decay=own["weight_decay"],
+            warmup=own["warmup_steps"],
+            steps=None if steps is None else int(steps),
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what was removed and attached, so that the checkpoint loads into a fresh model."""

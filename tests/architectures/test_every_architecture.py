@@ -10,7 +10,7 @@ from lit_prune.anatomy import CORRECTIONS, find_sublayers
 from lit_prune.costs import count_costs
 from lit_prune.errors import PlanError
 from lit_prune.export import save
-from lit_prune.healing import LoraHealing, attach_lora, merge_lora
+from lit_prune.healing import LoraHealing, attach_lora, merge
 from lit_prune.loading import autoload
 from lit_prune.loading.models import load
 from lit_prune.measure import WhatIf, require_understood
@@ -202,7 +202,7 @@ def test_adapters_are_attached_dropped_with_their_sublayer_and_merged(architectu
     model(input_ids=TOKENS, attention_mask=PADDED, labels=TOKENS).loss.backward()
     assert any(each.grad is not None and each.grad.abs().sum() > 0 for name, each in model.named_parameters()
                if "lora_" in name)  # fmt: skip
-    merge_lora(model)
+    merge(model)
     torch.testing.assert_close(logits(model), adapted, atol=1e-3, rtol=1e-3)
     assert set(model.state_dict()) == names
     finds("not the experts" if any("mlp" in each.id.kind and each.num_idle_parameters for each in left) else "yes")

@@ -16,7 +16,7 @@ from lit_prune import LitCausalLM, LoraHealing, TextDataModule, load
 from lit_prune.__main__ import main
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.files import reserved
-from lit_prune.healing import attach_lora, merge_lora
+from lit_prune.healing import attach_lora, merge
 from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.surgery import removed_sublayers
 from lit_prune.training import restore_structure
@@ -180,7 +180,7 @@ def test_frozen_parameters_stay_frozen_after_the_merge():
     model = tiny_model("llama")
     model.model.embed_tokens.weight.requires_grad_(False)
     attach_lora(model, LoraHealing(rank=2))
-    merge_lora(model)
+    merge(model)
     frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
     assert frozen == ["model.embed_tokens.weight"]
 

@@ -18,7 +18,7 @@ from lit_prune.healing import (
     attach_lora,
     distillation_loss,
     heal,
-    merge_lora,
+    merge,
     save_adapter,
     written_windows,
 )
@@ -132,7 +132,7 @@ def test_healing_helps_and_merges_into_the_same_logits(taught, hidden):
     )
     assert (report.steps, report.tokens) == (40, 40 * 160)
     adapted = logits(model)
-    merge_lora(model)
+    merge(model)
     assert torch.allclose(logits(model), adapted, atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_heads_and_tails_are_trained_where_asked_and_the_teacher_stays_dense():
     settings = HealingSettings(tokens=1600, learning_rate=1e-2, also=("norms", "head"), last_blocks=1)
     assert heal(model, text[:16], text[16:], settings=settings, teacher=teacher, **QUIET).helped
     assert torch.equal(teacher.outputs(BATCH).logits, logits(tiny_model("llama")))
-    merge_lora(model)
+    merge(model)
     changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     assert {"model.norm.weight", "lm_head.weight", "model.layers.3.input_layernorm.weight"} <= changed
     assert "model.layers.0.self_attn.q_proj.weight" in changed, "by its adapter"
