@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
 from lit_prune.healing.regression import Moments
 from lit_prune.measure import WhatIf, added_to_stream, counted_positions, model_inputs, output_projections, stream_means
-from lit_prune.plan import Registry, create
+from lit_prune.plan import Registry, create, with_defaults
 from lit_prune.plan.prune_plan import Candidate, SublayerId
 from lit_prune.surgery import record_bias
 
@@ -26,15 +26,17 @@ HELD_BACK = 4
 """One sequence of so many chooses the ridge."""
 
 
-class Compensation(Protocol):
-    """Changes weights that stay, right before a sublayer is removed, so that less is lost."""
+class Compensation:
+    """Changes weights that stay, right before a sublayer is removed, so that less is lost.
 
-    def require_possible(self, model: nn.Module) -> None:
-        """Refuse a model into whose weights the compensation cannot be folded exactly.
+    A user's own compensation may be a subclass, or any function or object that is called the same way.
 
-        Raises:
-            ModelError: The message gives the reason.
-        """
+    Attributes:
+        correction: How every sublayer must end for the compensation to be folded exactly, `SCALE` or `LINEAR` of
+            `lit_prune.anatomy`; None asks for nothing.
+    """
+
+    correction: ClassVar[str | None] = None
 
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """Measure what the sublayer does on the batches and fold it.
@@ -42,13 +44,16 @@ class Compensation(Protocol):
         Returns:
             What was done, in plain types, for the plan.
         """
-
-
-class _Exact:
-    correction: ClassVar[str]
+        raise NotImplementedError
 
     def require_possible(self, model: nn.Module) -> None:
-        """Refuse a model some of whose sublayers do not end as the correction wants."""
+        """Refuse a model into whose weights the compensation cannot be folded exactly.
+
+        Raises:
+            ModelError: The message gives the reason.
+        """
+        if self.correction is None:
+            return
         anatomy = find_sublayers(model)
         forms = {sublayer.form for sublayer in anatomy.sublayers}
         if without := [form for form in sorted(forms) if self.correction not in CORRECTIONS[form]]:
@@ -66,7 +71,7 @@ class _Exact:
 
 @COMPENSATIONS.register("scale")
 @dataclass(frozen=True)
-class Scale(_Exact):
+class Scale(Compensation):
     """One factor a cut: the mean of |stream behind| / |stream before| over the tokens (Prune&Comp, arXiv 2507.18212).
 
     The original multiplies what was written before the cut, the embedding included; since every reader norms the
@@ -85,7 +90,7 @@ class Scale(_Exact):
 
 @COMPENSATIONS.register("bias")
 @dataclass(frozen=True)
-class Bias(_Exact):
+class Bias(Compensation):
     """The mean output of the sublayer, added where it was ("linear replacement by a bias", arXiv 2407.16286).
 
     It goes into the bias of the projection that writes last before the cut. One without a bias gets one, which the
@@ -110,7 +115,7 @@ class Bias(_Exact):
 
 @COMPENSATIONS.register("linear")
 @dataclass(frozen=True)
-class Linear(_Exact):
+class Linear(Compensation):
     """A linear map of what the projection before the cut reads, fitted to what the sublayer adds, by ridge regression.
 
     ReplaceMe (arXiv 2505.02819) maps that projection's output; mapping its input folds into the same matrix and can
@@ -146,7 +151,7 @@ def create_compensation(spec: Any) -> Compensation | None:
 
 def require_possible(compensation: Compensation, model: nn.Module) -> None:
     """Ask a compensation whether it can be folded into a model; one of a user's own may have nothing to say to that."""
-    getattr(compensation, "require_possible", lambda model: None)(model)
+    with_defaults(Compensation, compensation).require_possible(model)
 
 
 def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
