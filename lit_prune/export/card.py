@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -12,13 +11,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
-from lit_prune.files import markdown_inline
-from lit_prune.plan import PLAN_FILE, PrunePlan, PruneStep
-from lit_prune.plan.prune_plan import KINDS
+from lit_prune.files import markdown_inline, markdown_table
+from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"
-IGNORED = (
+FILLED_AT_RANDOM = (
     "Told to ignore that (`ignore_mismatched_sizes=True`), it fills the removed sublayers with random weights, "
     "and another model comes out."
 )
@@ -29,7 +27,7 @@ class Usage:
     """How a saved folder is loaded.
 
     Attributes:
-        code: Python, which gives `model`; without a final newline.
+        code: Python code, which gives `model`; without a final newline.
         note: What a reader must know, in Markdown.
     """
 
@@ -38,12 +36,12 @@ class Usage:
 
 
 def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage | None = None) -> str:
-    """Write the card, in Markdown.
+    """Write the card of a model as it is saved, in Markdown.
 
     Args:
-        model: The model as it is saved.
-        plan: What was done to it, where that is known.
-        how: It is loaded, if otherwise than `usage` says.
+        model: A model, pruned or dense.
+        plan: What was done to the model, where that is known.
+        how: How the model is loaded; as `usage` says when None.
     """
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
@@ -59,22 +57,25 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
     """Say how the folder of a model is loaded: by any loader where a stock model is left, else by lit-prune.
 
     Args:
-        model: As it is saved; one without weights will do.
-        folder: What stands for it in the code.
+        model: The model as it is saved; one without weights will do.
+        folder: What stands for the folder in the code.
     """
-    place, class_name = dumps(folder, ensure_ascii=False), type(model).__name__
+    plain = stock_usage(model, folder, "This is a stock model: whatever loads models of its kind loads it.")
     if find_sublayers(model).is_stock:
-        return Usage(
-            f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
-            "This is a stock model: whatever loads models of its kind loads it.",
-        )
+        return plain
     return Usage(
-        f"import lit_prune  # without it, loading stops at the removed sublayers, whose tensors are empty\n"
-        f"from transformers import {class_name}\n\nmodel = {class_name}.from_pretrained({place})",
+        "import lit_prune  # without it, loading stops at the removed sublayers, whose tensors are empty\n"
+        + plain.code,
         "With lit_prune imported, every loader of transformers builds the model as it was pruned: auto classes, "
         "pipelines and peft too. `lit_prune.load` checks besides that no weight is missing. Without it a loader stops, "
-        f"since tensors are of another size. {IGNORED}",
+        f"since tensors are of another size. {FILLED_AT_RANDOM}",
     )
+
+
+def stock_usage(model: PreTrainedModel, folder: str, note: str) -> Usage:
+    """How transformers' own class loads the folder of a model."""
+    name, place = type(model).__name__, dumps(folder, ensure_ascii=False)
+    return Usage(f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place})", note)
 
 
 def base_name(name: str) -> str:
@@ -103,7 +104,7 @@ def _summary(base: str, anatomy: Anatomy) -> str:
 
 
 def _gone(anatomy: Anatomy, kind: str) -> str:
-    blocks = [str(each.block) for each in anatomy.removed if each.kind == kind]
+    blocks = [str(sublayer.block) for sublayer in anatomy.removed if sublayer.kind == kind]
     return f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})"
 
 
@@ -125,17 +126,15 @@ def _figures(plan: PrunePlan) -> str:
             f"- healed on {plan.healing['tokens']:,} tokens: perplexity {plan.healing['ppl_before']:.2f} -> "
             f"{plan.healing['ppl_after']:.2f} on validation windows"
         )
-    table = "\n".join(_table(plan.steps))
-    return "\n".join(["## How it was made\n", *listed, f"- the whole record: `{PLAN_FILE}`", "", table])
+    heads = ("step", "removed", "parameters", "score", "loss before", "loss after")
+    table = markdown_table(heads, (_row(number, step) for number, step in enumerate(plan.steps, start=1)), {"removed"})
+    note = "Mean token losses in nats on the calibration tokens, just before and just after the removal."
+    return "\n".join(["## How it was made\n", *listed, f"- the whole record: `{PLAN_FILE}`", "", table, "", note])
 
 
-def _table(steps: Iterable[PruneStep]) -> Iterator[str]:
-    yield "| step | removed | parameters | score | loss before | loss after |"
-    yield "|---:|---|---:|---:|---:|---:|"
-    for number, step in enumerate(steps, start=1):
-        figures = " | ".join(_figure(each) for each in (step.score, step.nll_before, step.nll_after))
-        yield f"| {number} | {step.removed.name} | {step.num_parameters:,} | {figures} |"
-    yield "\nMean token losses in nats on the calibration tokens, just before and just after the removal."
+def _row(number: int, step: PruneStep) -> list[str]:
+    figures = (_figure(value) for value in (step.score, step.nll_before, step.nll_after))
+    return [str(number), step.removed.name, f"{step.num_parameters:,}", *figures]
 
 
 def _figure(value: float | None) -> str:

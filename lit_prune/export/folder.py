@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -27,11 +28,68 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 COARSE_TOLERANCE = 1e-2
 
 
+@dataclass(frozen=True)
+class Companions:
+    """What lies beside the weights of a model in its folder; what is None is left out."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    plan: PrunePlan | None
+
+    def write(self, model: PreTrainedModel, folder: Path, how: Usage | None = None) -> None:
+        """Write tokenizer, plan and a card, which says how the folder is loaded if otherwise than `usage` does."""
+        for weights in folder.glob("*.safetensors"):
+            # safetensors writes for the owner alone, whatever the umask: who may read the config may read them.
+            weights.chmod((folder / "config.json").stat().st_mode)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.plan is not None:
+            self.plan.save(folder / PLAN_FILE)
+        (folder / CARD_FILE).write_text(model_card(model, self.plan, how), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A format that is a folder; called, it writes one aside, which gets its name when all went well.
+
+    Attributes:
+        write: Writes a model and its companions into a folder, and reads it back where it is to be verified. Blocks
+            without sublayers are closed up then where that leaves a stock model.
+        require: Refuses, before anything is written, a model that the format cannot hold.
+        tombstones: Whether empty tensors are written for the removed ones, at which other loaders stop.
+    """
+
+    write: Callable[[PreTrainedModel, Path, Companions, bool], None]
+    require: Callable[[PreTrainedModel], None] = lambda _: None
+    tombstones: bool = False
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        directory: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        plan: PrunePlan | None = None,
+        verify: bool = True,
+    ) -> Path:
+        """Write a model as `save` does, which says what the arguments are and what is refused."""
+        self.require(model)
+        path = require_empty(directory)
+        require_finished(model, plan)
+        try:
+            written = nullcontext() if self.tombstones else without_tombstones(model)
+            with folder_aside(path) as aside, compacted(model), written:
+                self.write(model, aside, Companions(tokenizer, plan), verify)
+                write_sums(aside)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"cannot save the model as {directory}: {error}") from error
+        return Path(directory).expanduser()
+
+
 def require_empty(directory: str | Path) -> Path:
     """Check that a folder can be written: it does not exist, or is empty. For asking before long work.
 
     Returns:
-        The folder, for a link where that leads to.
+        The folder; of a link, where that leads to.
 
     Raises:
         ModelError: Something is there already, or would be in the way.
@@ -44,7 +102,7 @@ def require_empty(directory: str | Path) -> Path:
                 f"{directory} exists already and would be overwritten; choose another folder or empty this one"
             )
     except OSError as error:
-        raise ModelError(f"cannot save the model as {directory}: {error}") from error
+        reason = str(error)
     if reason is not None:
         raise ModelError(f"cannot save the model as {directory}: {reason}")
     return path
@@ -64,11 +122,11 @@ def save(
 
     Args:
         model: A model of transformers without adapters, in its own dtype and in any mode.
-        directory: Where it goes; must not exist or be empty.
-        tokenizer: Written beside it.
-        plan: Written beside it as `prune_plan.json`, and told in the model card.
-        verify: Read the folder back and compare weights and logits before it gets its name; wants the memory of a
-            second copy on the model's device.
+        directory: Where the folder goes; it must not exist, or be empty.
+        tokenizer: The tokenizer, which is written beside the model; none is when None.
+        plan: The plan, which is written beside the model as `prune_plan.json`, and told in the model card.
+        verify: Whether the folder is read back, and weights and logits are compared, before it gets its name. That
+            wants the memory of a second copy on the model's device.
 
     Returns:
         The folder.
@@ -77,49 +135,29 @@ def save(
         ModelError: The folder is not empty, the model has adapters or muted sublayers, the plan is another model's, it
             cannot be written, or what was read back differs. Nothing is left behind then.
     """
-    with finished_folder(model, directory, plan, tombstones=True) as aside:
-        write_standard(model, aside, tokenizer, plan)
-        if verify:
-            attention: Any = model.config._attn_implementation
-            # No device holds what is spread over several.
-            device = None if is_spread(model) else model.device
-            require_same(model, load(aside, dtype=model.dtype, device=device, attn_implementation=attention))
-    return Path(directory).expanduser()
+    standard = FolderFormat(write_loadable, tombstones=True)
+    return standard(model, directory, tokenizer=tokenizer, plan=plan, verify=verify)
 
 
-@contextmanager
-def finished_folder(
-    model: PreTrainedModel, directory: str | Path, plan: PrunePlan | None, *, tombstones: bool = False
-) -> Iterator[Path]:
-    """A folder to write a model into, aside; it gets its name when the `with` block ends well.
-
-    Inside, blocks without sublayers are closed up where that leaves a stock model.
-
-    Args:
-        model: As for `save`.
-        directory: As for `save`.
-        plan: As for `save`.
-        tombstones: Whether empty tensors are written for the removed ones, at which other loaders stop.
+def write_loadable(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+    """Write a model for `lit_prune.load`, and compare it with what that reads.
 
     Raises:
-        ModelError: It is not empty, the model is not one to be saved, or writing failed.
+        ModelError: What was read back differs.
     """
-    path = require_empty(directory)
-    require_finished(model, plan)
-    try:
-        written = nullcontext() if tombstones else without_tombstones(model)
-        with folder_aside(path) as aside, compacted(model), written:
-            yield aside
-            write_sums(aside)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"cannot save the model as {directory}: {error}") from error
+    write_standard(model, folder, companions)
+    if verify:
+        attention = cast(str, model.config._attn_implementation)
+        # No device holds what is spread over several.
+        device = None if is_spread(model) else model.device
+        require_same(model, load(folder, dtype=model.dtype, device=device, attn_implementation=attention))
 
 
 def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
     """Refuse a model that is sharded, has adapters or muted sublayers, or one that the plan is not of.
 
     Raises:
-        ModelError: It is such a model.
+        ModelError: The model is such a one.
     """
     if is_adapted(model):
         raise ModelError("the model still has adapters; merge them before saving: lit_prune.merge(model)")
@@ -130,39 +168,14 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
     require_recorded(model)
     gone = set(removed_sublayers(model))
     if plan is not None and not set(plan.removed) <= gone:
-        missing = ", ".join(str(each) for each in plan.removed if each not in gone)
+        missing = ", ".join(str(sublayer) for sublayer in plan.removed if sublayer not in gone)
         raise ModelError(f"the plan is another model's: it removes {missing}, which this model still has")
 
 
-def write_standard(
-    model: PreTrainedModel,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    plan: PrunePlan | None,
-    how: Usage | None = None,
-) -> None:
-    """Write weights, config, tokenizer, plan and card.
-
-    Args:
-        model: As it is.
-        folder: That is there.
-        tokenizer: Left out where None.
-        plan: Left out where None.
-        how: The folder is loaded, if otherwise than `usage` says.
-    """
+def write_standard(model: PreTrainedModel, folder: Path, companions: Companions, how: Usage | None = None) -> None:
+    """Write weights and config of a model as transformers does, and its companions."""
     model.save_pretrained(folder)
-    open_weights(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    if plan is not None:
-        plan.save(folder / PLAN_FILE)
-    (folder / CARD_FILE).write_text(model_card(model, plan, how), encoding="utf-8")
-
-
-def open_weights(folder: Path) -> None:
-    """Let whoever may read the config read the weights: safetensors writes for the owner alone, whatever the umask."""
-    for weights in folder.glob("*.safetensors"):
-        weights.chmod((folder / "config.json").stat().st_mode)
+    companions.write(model, folder, how)
 
 
 def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
@@ -172,7 +185,7 @@ def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
         ModelError: They differ.
     """
     written, back = model.state_dict(), read.state_dict()
-    shapes, found = ({name: each.shape for name, each in state.items()} for state in (written, back))
+    shapes, found = ({name: tensor.shape for name, tensor in state.items()} for state in (written, back))
     if differing := sorted({name for name, _ in shapes.items() ^ found.items()}):
         raise ModelError(f"read back, the model has other tensors: {', '.join(differing[:3])} ({len(differing)})")
     for name, tensor in written.items():
@@ -180,7 +193,10 @@ def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
             raise ModelError(f"read back, the tensor {name} has other values")
     if is_spread(model):
         return  # other devices round otherwise
-    _lend_buffers(model, read)
+    # What is not saved is computed anew, in float32: rotary tables, which bf16-true training had rounded.
+    for name, buffer in model.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        setattr(read.get_submodule(parent), leaf, buffer)
     require_logits(model, read)
 
 
@@ -199,18 +215,10 @@ def require_logits(model: PreTrainedModel, read: PreTrainedModel) -> None:
         )
 
 
-def _lend_buffers(model: PreTrainedModel, read: PreTrainedModel) -> None:
-    # What is not saved is computed anew, in float32: rotary tables, which bf16-true training had rounded.
-    for name, buffer in model.named_buffers():
-        parent, _, leaf = name.rpartition(".")
-        setattr(read.get_submodule(parent), leaf, buffer)
-
-
 def _logits(model: PreTrainedModel) -> Tensor:
     """Logits [2, seq, vocab] of fixed random tokens."""
     config = model.config.get_text_config(decoder=True)
     length = min(16, context_length(config) or 16)
     tokens = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     with evaluating(model):
-        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
-    return logits.float()
+        return cast(Tensor, model(input_ids=tokens.to(model.device), use_cache=False).logits).float()

@@ -11,11 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export.folder import save
+from lit_prune.export import remote_code, vllm, zeroed
+from lit_prune.export.folder import FolderFormat, save, write_loadable
 from lit_prune.export.gguf import save_gguf
-from lit_prune.export.remote_code import save_with_code
-from lit_prune.export.vllm import save_for_vllm
-from lit_prune.export.zeroed import save_zeroed
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import compacted
 
@@ -34,10 +32,13 @@ def export(
     Args:
         model: A model of transformers without adapters.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
-        format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm or gguf: see docs/deploy.md.
-        tokenizer: Written with it.
-        plan: Written with it.
-        options: Of the format.
+        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm or gguf; see docs/deploy.md.
+        tokenizer: The tokenizer, which is written with the model; gguf wants one.
+        plan: The plan, which is written with the model.
+        options: Options of the format: `verify` of all of them, `weights` and `tokenizer_from` of gguf.
+
+    Returns:
+        What was written.
 
     Raises:
         ModelError: The format is unknown or has no such option, cannot hold this model, or what was read back differs.
@@ -50,35 +51,27 @@ def export(
     return write(model, output, tokenizer=tokenizer, plan=plan, **options)
 
 
-def save_stock(
-    model: PreTrainedModel,
-    directory: str | Path,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    plan: PrunePlan | None = None,
-    verify: bool = True,
-) -> Path:
-    """Write a model that transformers' own class builds, as `save` does.
+def require_stock(model: PreTrainedModel) -> None:
+    """Refuse a model that transformers' own class does not build.
 
     Raises:
-        ModelError: As for `save`; or single sublayers are gone, which a stock class would build.
+        ModelError: Single sublayers are gone, which a stock class would build.
     """
     with compacted(model):
         anatomy = find_sublayers(model)
         if not anatomy.is_stock:
-            left = [str(each) for each in anatomy.removed if each in anatomy.paths]
+            left = [str(sublayer) for sublayer in anatomy.removed if sublayer in anatomy.paths]
             raise ModelError(
                 f"a stock class would build {', '.join(left[:4])}{', …' if len(left) > 4 else ''} again: only a model "
                 "that lost whole blocks (--granularity block) is stock; export as hf-remote-code, or hf-zeroed"
             )
-    return save(model, directory, tokenizer=tokenizer, plan=plan, verify=verify)
 
 
 FORMATS: dict[str, Callable[..., Path]] = {
     "hf": save,
-    "hf-remote-code": save_with_code,
-    "hf-stock": save_stock,
-    "hf-zeroed": save_zeroed,
-    "vllm": save_for_vllm,
+    "hf-remote-code": FolderFormat(remote_code.write, remote_code.require_importable, tombstones=True),
+    "hf-stock": FolderFormat(write_loadable, require_stock, tombstones=True),
+    "hf-zeroed": FolderFormat(zeroed.write),
+    "vllm": FolderFormat(vllm.write, vllm.require_serving),
     "gguf": save_gguf,
 }

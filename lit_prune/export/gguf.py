@@ -20,12 +20,10 @@ from lit_prune.errors import ModelError
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.llama_cpp import require_same_in_llama_cpp
-from lit_prune.export.served import require_served
+from lit_prune.export.served import head_size, require_served
 from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
-from lit_prune.export.vllm import head_size
 from lit_prune.files import destination, name_aside, obstacle, put_in_place
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
 
 STAND_IN_ROWS = 32
@@ -46,13 +44,17 @@ def save_gguf(
     """Write a pruned model as a GGUF file with its tokenizer.
 
     Args:
-        model: As for `save`; of `targets.SERVED_TYPES`, without sliding windows.
-        file: Where it goes; must not exist.
-        tokenizer: Its tokenizer, which goes in.
-        plan: What was done; its sublayers are named in the file.
+        model: A model as for `save`; of `targets.SERVED_TYPES`, without sliding windows.
+        file: Where the file goes; it must not exist.
+        tokenizer: The model's tokenizer, which goes into the file.
+        plan: The plan of what was removed, whose name of the model goes into the file.
         weights: How matrices are stored: f32, f16, bf16 or q8_0. Norms stay in f32.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer is taken over instead.
-        verify: Read the file back and compare; where xllamacpp is installed, ask llama.cpp itself for logits.
+        verify: Whether the file is read back and compared; where xllamacpp is installed, llama.cpp itself is asked for
+            logits.
+
+    Returns:
+        The file.
 
     Raises:
         ModelError: The file exists, llama.cpp has no place for the model or its tokenizer, or what it reads differs.
@@ -93,9 +95,10 @@ def _write(
 ) -> None:
     import gguf
 
-    writer: Any = gguf.GGUFWriter(file, GGUF_ARCHITECTURE)
+    writer = gguf.GGUFWriter(file, GGUF_ARCHITECTURE)
     try:
-        _add_facts(writer, model, plan, weights)
+        planned = plan.model.name if plan is not None else ""
+        _add_facts(writer, model, planned or model.config.name_or_path or model.config.model_type, weights)
         add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
         kind = gguf.GGMLQuantizationType[weights.upper()]
         for name, value in gguf_tensors(model):
@@ -111,27 +114,26 @@ def _write(
         writer.close()
 
 
-def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weights: str) -> None:
+def _add_facts(writer: Any, model: PreTrainedModel, name: str, weights: str) -> None:
     import gguf
 
     config, anatomy = model.config, find_sublayers(model)
-    heads = list(_sizes(anatomy, "attention", config.num_attention_heads, 0))
-    shared = list(_sizes(anatomy, "attention", config.num_key_value_heads, 0))
+    heads = _sizes(anatomy, "attention", config.num_attention_heads, 0)
+    shared = _sizes(anatomy, "attention", config.num_key_value_heads, 0)
     if not heads[0]:
         heads[0] = shared[0] = 1
-    writer.add_name((plan.model.name if plan is not None else "") or config.name_or_path or config.model_type)
+    writer.add_name(name)
     writer.add_description(f"lit-prune removed {', '.join(map(str, anatomy.removed)) or 'nothing'}")
     writer.add_file_type(GGUF_FILE_TYPES[weights])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(anatomy.blocks))
-    writer.add_feed_forward_length(list(_sizes(anatomy, "mlp", config.intermediate_size, STAND_IN_ROWS)))
+    writer.add_feed_forward_length(_sizes(anatomy, "mlp", config.intermediate_size, STAND_IN_ROWS))
     writer.add_head_count(heads)
     writer.add_head_count_kv(shared)
-    writer.add_key_length(head_size(model))
-    writer.add_value_length(head_size(model))
-    writer.add_rope_dimension_count(head_size(model))
+    for add_size in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_size(head_size(model))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -140,16 +142,12 @@ def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weig
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> Iterator[int]:
-    return (there if SublayerId(block, kind) in anatomy else gone for block in anatomy.blocks)
+def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> list[int]:
+    return [there if SublayerId(block, kind) in anatomy else gone for block in anatomy.blocks]
 
 
 def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by llama.cpp's names, stand-ins included, one at a time.
-
-    Args:
-        model: Pruned, of `targets.SERVED_TYPES`.
-    """
+    """Tensors of a pruned model by llama.cpp's names, stand-ins included, one at a time."""
     config, anatomy = model.config, find_sublayers(model)
     network: Any = model
     yield "token_embd.weight", network.model.embed_tokens.weight
@@ -160,30 +158,35 @@ def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         # llama.cpp divides the frequencies by these.
         plain = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_size(model), 2) / head_size(model))
         yield "rope_freqs.weight", plain / network.model.rotary_emb.inv_freq.cpu()
-    for position, block in enumerate(anatomy.blocks):
-        layer = network.get_submodule(f"{anatomy.blocks_path}.{position}")
-        for kind, names in GGUF_NAMES.items():
-            there = SublayerId(block, kind) in anatomy
-            if there:
-                norm, target = GGUF_NORMS[kind]
-                yield f"blk.{position}.{target}.weight", layer.get_submodule(norm).weight
-                parts = layer.self_attn if kind == "attention" else layer.mlp
-                for name, other in names.items():
-                    for leaf, value in parts.get_submodule(name).named_parameters():
-                        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name)
-                        yield f"blk.{position}.{other}.{leaf}", value if heads is None else interleaved(value, heads)
+    for position, layer in enumerate(anatomy.block_list(model)):
+        for kind in GGUF_NAMES:
+            if SublayerId(anatomy.blocks[position], kind) in anatomy:
+                own = _of_sublayer(layer, config, kind)
             elif kind == "mlp" or position == 0:
-                yield from _stand_in(model, position, kind)
+                own = _stand_in(model, kind)
+            else:
+                continue
+            yield from ((f"blk.{position}.{name}", value) for name, value in own)
 
 
-def _stand_in(model: PreTrainedModel, position: int, kind: str) -> Iterator[tuple[str, Tensor]]:
+def _of_sublayer(layer: Any, config: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
+    norm, target = GGUF_NORMS[kind]
+    yield f"{target}.weight", layer.get_submodule(norm).weight
+    parts = layer.self_attn if kind == "attention" else layer.mlp
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, other in GGUF_NAMES[kind].items():
+        for leaf, value in parts.get_submodule(name).named_parameters():
+            yield f"{other}.{leaf}", interleaved(value, heads[name]) if name in heads else value
+
+
+def _stand_in(model: PreTrainedModel, kind: str) -> Iterator[tuple[str, Tensor]]:
     """A sublayer of the least size that llama.cpp takes, which adds zero."""
     width, rows = model.config.hidden_size, STAND_IN_ROWS if kind == "mlp" else head_size(model)
-    yield f"blk.{position}.{GGUF_NORMS[kind][1]}.weight", torch.ones(width)
+    yield f"{GGUF_NORMS[kind][1]}.weight", torch.ones(width)
     *into, out = GGUF_NAMES[kind].values()
     for name in into:
-        yield f"blk.{position}.{name}.weight", torch.zeros(rows, width)
-    yield f"blk.{position}.{out}.weight", torch.zeros(width, rows)
+        yield f"{name}.weight", torch.zeros(rows, width)
+    yield f"{out}.weight", torch.zeros(width, rows)
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
@@ -197,7 +200,7 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
 def _require_same(model: PreTrainedModel, file: Path, weights: str) -> None:
     import gguf
 
-    read = {each.name: each for each in gguf.GGUFReader(file).tensors}
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     for name, value in gguf_tensors(model):
         expected = value.detach().float().cpu()
         found = read.pop(name, None)

@@ -17,16 +17,16 @@ from lit_prune.export.targets import BYTE_LEVEL, PRE_TOKENIZERS, SENTENCE_PIECE
 
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, tokenizer_from: str | None) -> None:
-    """Add a tokenizer to a file that is being written.
+    """Add a fast tokenizer with byte-pair merges to what a gguf.GGUFWriter writes.
 
     Args:
-        writer: A gguf.GGUFWriter.
-        tokenizer: A fast tokenizer with byte-pair merges.
+        writer: The GGUFWriter.
+        tokenizer: The tokenizer.
         vocab_size: Rows of the embedding; numbers without a token are filled up.
-        tokenizer_from: A GGUF file to take it from instead.
+        tokenizer_from: A GGUF file from which a tokenizer is taken instead.
 
     Raises:
-        ModelError: llama.cpp is not known to cut text as it does.
+        ModelError: llama.cpp is not known to cut text as the tokenizer does.
     """
     if tokenizer_from is not None:
         _copy(writer, tokenizer_from)
@@ -39,7 +39,7 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         raise ModelError(f"the tokenizer is a {data['model']['type']}, only byte-pair encodings are written; {LENT}")
     pieces = bool(data["model"].get("byte_fallback"))
     tokens, types = _tokens(tokenizer, data, vocab_size)
-    merges = [each if isinstance(each, str) else " ".join(each) for each in data["model"]["merges"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
     writer.add_tokenizer_model(SENTENCE_PIECE if pieces else BYTE_LEVEL)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -47,7 +47,7 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         # The lower its merge stands in the list, the less a piece is worth.
         made = {merge.replace(" ", "", 1): -float(rank) for rank, merge in reversed([*enumerate(merges)])}
         unmade = {_NORMAL: -1e9}
-        scores = [made.get(each, unmade.get(kind, 0.0)) for each, kind in zip(tokens, types, strict=True)]
+        scores = [made.get(token, unmade.get(kind, 0.0)) for token, kind in zip(tokens, types, strict=True)]
         writer.add_token_scores(scores)
         writer.add_add_space_prefix(_adds_space(data))
     else:
@@ -83,7 +83,7 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any], vocab_size: int
 ) -> tuple[list[str], list[int]]:
     names: dict[int, str] = {number: name for name, number in tokenizer.get_vocab().items()}
-    added = {each["id"]: each for each in data["added_tokens"]}
+    added = {token["id"]: token for token in data["added_tokens"]}
     if max(names, default=-1) >= vocab_size:
         raise ModelError(
             f"the tokenizer has the token {names[max(names)]!r} with the number {max(names)}, and the model has "
@@ -109,13 +109,8 @@ def _adds_space(data: Mapping[str, Any]) -> bool:
 
 
 def _add_special(writer: Any, tokenizer: Any) -> None:
-    for kind, number in (
-        ("bos", tokenizer.bos_token_id),
-        ("eos", tokenizer.eos_token_id),
-        ("unk", tokenizer.unk_token_id),
-        ("pad", tokenizer.pad_token_id),
-    ):
-        if number is not None:
+    for kind in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{kind}_token_id")) is not None:
             getattr(writer, f"add_{kind}_token_id")(number)
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
@@ -134,11 +129,10 @@ def _copy(writer: Any, file: str) -> None:
         fields = gguf.GGUFReader(file).fields
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the GGUF file {file}: {error}") from error
-    own = {name: each for name, each in fields.items() if name.startswith("tokenizer.")}
+    own = {name: field for name, field in fields.items() if name.startswith("tokenizer.")}
     if not own:
         raise ModelError(f"{file} holds no tokenizer")
-    for name, each in own.items():
-        kind = each.types[0]
-        writer.add_key_value(
-            name, each.contents(), kind, *(each.types[1:2] if kind == gguf.GGUFValueType.ARRAY else ())
-        )
+    for name, field in own.items():
+        kind = field.types[0]
+        inner = field.types[1:2] if kind == gguf.GGUFValueType.ARRAY else ()
+        writer.add_key_value(name, field.contents(), kind, *inner)

@@ -56,15 +56,14 @@ def require_same_in_llama_cpp(
 ) -> None:
     """Compare tokens of hard texts, and probabilities behind tokens, by transformers and by llama.cpp.
 
-    Nothing where that is not installed.
+    Does nothing where llama.cpp is not installed.
 
     Args:
-        model: What the file was made of.
-        tokenizer: Its tokenizer.
+        model: The model that the file was made of.
+        tokenizer: The model's tokenizer.
         file: The GGUF file.
-        exact: Whether it holds weights in float32.
-        lent: Whether the tokenizer in the file is another GGUF file's, as which it is taken: what that cuts otherwise
-            is a warning.
+        exact: Whether the file holds weights in float32.
+        lent: Whether the tokenizer in the file was taken from another GGUF file: what that cuts otherwise is a warning.
 
     Raises:
         ModelError: They differ, or llama.cpp does not read the file; with its reason.
@@ -76,7 +75,7 @@ def require_same_in_llama_cpp(
     room = min(CONTEXT, context_length(model.config) or CONTEXT) - 1
     # As numbers, which llama.cpp does not cut.
     prompts = [_ids(tokenizer, text)[:room] for text in (QUESTION, "".join(HARD_TEXTS))]
-    answer = _asked(file, (*texts, *rare), [_request(each, _plain_token(tokenizer)) for each in prompts])
+    answer = _asked(file, (*texts, *rare), [_request(ids, _plain_token(tokenizer)) for ids in prompts])
     found = list(zip((*texts, *rare), expected, answer["tokens"], strict=True))
     difference = _cut_otherwise(tokenizer, found[: len(texts)])
     if difference is not None and not lent:
@@ -91,8 +90,8 @@ def require_same_in_llama_cpp(
 
 def _texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
     """Those that llama.cpp has to cut alike, and those that sound files cut otherwise; added tokens are in both."""
-    added = [str(each) for each in tokenizer.added_tokens_decoder.values()]
-    hard, rare = "".join(f"a{each}" for each in added), "".join(f"{each} b" for each in added)
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    hard, rare = "".join(f"a{token}" for token in added), "".join(f"{token} b" for token in added)
     return [*HARD_TEXTS, *filter(None, [hard])], [*RARE_TEXTS, *filter(None, [rare])]
 
 
@@ -116,7 +115,7 @@ def _request(ids: Sequence[int], plain: int | None) -> dict[str, Any]:
 
 
 def _asked(file: Path, texts: Sequence[str], requests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    asked = {"file": str(file), "threads": torch.get_num_threads(), "texts": list(texts), "requests": list(requests)}
+    asked = {"file": str(file), "threads": torch.get_num_threads(), "texts": texts, "requests": requests}
     done = subprocess.run(
         [sys.executable, "-P", llama_cpp_process.__file__],
         input=json.dumps(asked),
@@ -148,21 +147,20 @@ def _cut_otherwise(
         if list(ours) != list(theirs):
             place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), None)
             start = min(len(ours), len(theirs)) if place is None else place  # one may be the other's beginning
-            one, two = (tokenizer.convert_ids_to_tokens(list(each[start : start + 4])) for each in (ours, theirs))
+            one, two = (tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, theirs))
             return f"llama.cpp cuts {text[:60]!r} otherwise: into {two} where the tokenizer has {one}"
     return None
 
 
 def _require_likeliest(model: PreTrainedModel, ids: Sequence[int], answer: Mapping[str, Any], allowed: float) -> None:
-    network: Any = model
     with evaluating(model):
-        logits = network(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
     expected = torch.log_softmax(logits.float(), dim=-1).cpu()
     try:
         likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     except (KeyError, IndexError, TypeError) as error:
         raise ModelError(f"llama.cpp does not answer with this file: {answer.get('error', answer)}") from error
-    worst = max(abs(float(expected[each["id"]]) - each["logprob"]) for each in likeliest)
+    worst = max(abs(float(expected[token["id"]]) - token["logprob"]) for token in likeliest)
     if not worst <= allowed:
         raise ModelError(
             f"llama.cpp reads the file otherwise: log-probabilities of the likeliest tokens differ by {worst:.3g}, "

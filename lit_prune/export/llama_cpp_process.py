@@ -24,11 +24,11 @@ def server(file: Path, *, context: int = CONTEXT, threads: int = 1) -> Iterator[
 
     Args:
         file: A GGUF file.
-        context: Tokens that it keeps.
-        threads: Of the CPU.
+        context: Number of tokens that the server keeps.
+        threads: Number of the CPU's threads that it uses.
 
     Raises:
-        RuntimeError: It does not read the file; the error stream says why.
+        RuntimeError: llama.cpp does not read the file; the error stream says why.
     """
     import xllamacpp
 
@@ -47,12 +47,7 @@ def server(file: Path, *, context: int = CONTEXT, threads: int = 1) -> Iterator[
 
 
 def tokens_of(runtime: Any, text: str) -> list[int]:
-    """What llama.cpp cuts a text into, by its server's own door on this machine, past any proxy.
-
-    Args:
-        runtime: Of `server`.
-        text: Any.
-    """
+    """What llama.cpp cuts a text into, asked of its server at its own address, past any proxy."""
     data = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
     request = Request(f"{runtime.listening_address}/tokenize", data, {"Content-Type": "application/json"})
     with build_opener(ProxyHandler({})).open(request) as answer:
@@ -60,7 +55,7 @@ def tokens_of(runtime: Any, text: str) -> list[int]:
 
 
 def main() -> None:
-    """Answer: `tokens` of the `texts`, and `completions` of the `requests`."""
+    """Answer what is asked: `tokens` of the `texts`, and `completions` of the `requests`."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what else is printed is no answer
     asked = json.load(sys.stdin)

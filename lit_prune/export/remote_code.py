@@ -17,17 +17,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from lit_prune.anatomy import Record, SublayerStub, decoder_config, find_sublayers, stubs
+from lit_prune.anatomy import SublayerStub, find_sublayers, stubs
 from lit_prune.errors import ModelError
-from lit_prune.export.card import IGNORED, Usage
-from lit_prune.export.folder import finished_folder, require_same, write_standard
+from lit_prune.export.card import FILLED_AT_RANDOM, Usage
+from lit_prune.export.folder import Companions, require_same, write_standard
 from lit_prune.files import write_text
 from lit_prune.loading import autoload
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import SublayerId
-from lit_prune.surgery import without_tombstones
+from lit_prune.surgery import recorded_biases, remember, without_tombstones
 
 CODE_FILE = f"{autoload.CODE_MODULE}.py"
 
@@ -92,42 +90,33 @@ def stub(as_tuple: bool, layer_idx: int | None, residual: tuple[str, int] | None
 '''
 
 
-def save_with_code(
-    model: PreTrainedModel,
-    directory: str | Path,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    plan: PrunePlan | None = None,
-    verify: bool = True,
-) -> Path:
-    """Write a pruned model as `save` does, and beside it the Python file that builds it.
-
-    Args:
-        model: As for `save`.
-        directory: Where it goes; must not exist or be empty.
-        tokenizer: Written beside it.
-        plan: Written beside it.
-        verify: Load it by that file and compare before it gets its name.
+def require_importable(model: PreTrainedModel) -> None:
+    """Refuse a model whose class a file cannot import.
 
     Raises:
-        ModelError: As for `save`; or its class does not come with transformers.
+        ModelError: The class does not come with transformers.
     """
-    name = type(model).__name__
     if not type(model).__module__.startswith("transformers."):
+        name = type(model).__name__
         raise ModelError(f"{name} does not come with transformers, so a file cannot import it; export as hf")
-    factory = AutoModelForCausalLM if type(model.config) in AutoModelForCausalLM._model_mapping else _WITH_IMAGES
-    with finished_folder(model, directory, plan, tombstones=True) as aside, _pointing(model, factory.__name__, name):
+
+
+def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+    """Write a pruned model as `save` does, and beside it the Python file that builds it, by which it is read back.
+
+    Raises:
+        ModelError: What was read back differs.
+    """
+    is_text = type(model.config) in AutoModelForCausalLM._model_mapping
+    factory: Any = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    with _pointing(model, factory.__name__):
         # First: saving leaves the dtype in the config as a word, with which not every class can be built.
-        write_text(aside / CODE_FILE, modelling_code(model))
-        write_standard(model, aside, tokenizer, plan, _usage(factory.__name__))
+        write_text(folder / CODE_FILE, modelling_code(model))
+        write_standard(model, folder, companions, _usage(factory.__name__))
         if verify:
-            read = _read_back(factory, aside, model.dtype)
+            read = _read_back(factory, folder, model.dtype)
             with without_tombstones(model):
                 require_same(model, read.to(model.device).eval())
-    return Path(directory).expanduser()
-
-
-_WITH_IMAGES = AutoModelForImageTextToText
 
 
 def _read_back(factory: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -139,17 +128,13 @@ def _read_back(factory: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def modelling_code(model: PreTrainedModel) -> str:
-    """The Python source of a class that builds a pruned model.
-
-    Args:
-        model: Pruned; its class is transformers' own.
-    """
+    """The Python source of a class that builds a pruned model of a class of transformers'."""
     name, module = type(model).__name__, type(model).__module__
     head = f'"""{name} as lit-prune {version("lit-prune")} left it. Written by a program: changes are lost."""'
     source = inspect.getsource(stubs).partition('"""\n\n')[2]
     future, _, classes = source.partition(CACHE)
     parts = pformat(_gone(model), sort_dicts=False, width=116)
-    biases = dumps([_projection(model, *each) for each in Record.of(decoder_config(model)).biases.items()])
+    biases = dumps(recorded_biases(model))
     own = f"{GUARDED_CACHE}from {module} import {name} as Dense\n"
     return f"{head}\n\n{future}{own}{classes}{CLASS.format(gone=parts, biases=biases, name=name)}"
 
@@ -158,7 +143,7 @@ def _gone(model: PreTrainedModel) -> dict[str, dict[str, Any] | None]:
     config = copy.deepcopy(model.config)
     with torch.device("meta"), autoload.teaching(False):
         anatomy = find_sublayers(type(model)(config))
-    gone = [each for each in find_sublayers(model).removed if each in anatomy]
+    gone = [sublayer for sublayer in find_sublayers(model).removed if sublayer in anatomy]
     return {part.path: _options(part.stub()) for part in anatomy.parts(gone)}
 
 
@@ -169,27 +154,21 @@ def _options(stub: nn.Module) -> dict[str, Any] | None:
     return {"as_tuple": stub.as_tuple, "layer_idx": stub.layer_idx, "residual": residual}
 
 
-def _projection(model: PreTrainedModel, sublayer: str, path: str) -> str:
-    return ".".join(filter(None, (find_sublayers(model)[SublayerId.parse(sublayer)].path, path)))
-
-
 @contextmanager
-def _pointing(model: PreTrainedModel, factory: str, name: str) -> Iterator[None]:
+def _pointing(model: PreTrainedModel, factory: str) -> Iterator[None]:
     """The config names the file and no other code, for as long as it is written."""
-    own = vars(model.config)
-    before = own.get("auto_map")
-    own["auto_map"] = {factory: f"{autoload.CODE_MODULE}.{name}"}
+    put_back = remember([vars(model.config)], ["auto_map"])
+    model.config.auto_map = {factory: f"{autoload.CODE_MODULE}.{type(model).__name__}"}
     try:
         yield
     finally:
-        own.pop("auto_map")
-        own.update({} if before is None else {"auto_map": before})
+        put_back()
 
 
 def _usage(factory: str) -> Usage:
     return Usage(
         f'from transformers import {factory}\n\nmodel = {factory}.from_pretrained("FOLDER", trust_remote_code=True)',
         "Without `trust_remote_code=True` transformers stops, since the tensors of the removed sublayers are empty. "
-        f"{IGNORED} The file `{CODE_FILE}` "
+        f"{FILLED_AT_RANDOM} The file `{CODE_FILE}` "
         "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed.",
     )

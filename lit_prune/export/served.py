@@ -19,12 +19,12 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
     """Refuse what computes otherwise than the runtimes do.
 
     Args:
-        model: Of any kind.
+        model: A model of any kind.
         target: What the runtime is called.
-        positions: The kinds of rotary positions that it computes, each with the settings that it reads.
+        positions: The kinds of rotary positions that it computes, with the settings that it reads.
 
     Raises:
-        ModelError: It does; the message says in what.
+        ModelError: The model does; the message says in what.
     """
     config = model.config
     if config.model_type not in SERVED_TYPES:
@@ -49,13 +49,19 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
     _require_positions(config.rope_parameters or {}, target, positions)
 
 
+def head_size(model: PreTrainedModel) -> int:
+    """Numbers in a head of attention."""
+    config = model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _unread(config: Any) -> list[str]:
     """Settings of the config's own class that nobody reads and that are not as ever."""
     plain = type(config)()
     return [
-        f"{each.name} = {getattr(config, each.name)!r}"
-        for each in dataclasses.fields(config)
-        if each.name not in (*SERVED_READ, *SERVED_INERT) and getattr(config, each.name) != getattr(plain, each.name)
+        f"{field.name} = {getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in (*SERVED_READ, *SERVED_INERT) and getattr(config, field.name) != getattr(plain, field.name)
     ]
 
 

@@ -1,18 +1,20 @@
-"""A stock model of the dense shape, in which what was removed computes zero: for tools that know no other shape."""
+"""A stock model of the dense shape, in which what was removed computes zero: for tools that know no other shape.
+
+It saves nothing. Blocks that went whole stay away.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_prune.errors import ModelError
-from lit_prune.export.card import Usage
-from lit_prune.export.folder import finished_folder, require_logits, require_same, write_standard
+from lit_prune.export.card import stock_usage
+from lit_prune.export.folder import Companions, require_logits, require_same, write_standard
 from lit_prune.loading import autoload
-from lit_prune.plan import PrunePlan
 from lit_prune.surgery import stock_config, without_tombstones
 
 NOTE = (
@@ -21,38 +23,20 @@ NOTE = (
 )
 
 
-def save_zeroed(
-    model: PreTrainedModel,
-    directory: str | Path,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    plan: PrunePlan | None = None,
-    verify: bool = True,
-) -> Path:
-    """Write a pruned model in the shape of a dense one, which saves nothing. Blocks that went whole stay away.
-
-    Args:
-        model: As for `save`.
-        directory: Where it goes; must not exist or be empty.
-        tokenizer: Written beside it.
-        plan: Written beside it.
-        verify: Compare its logits with the pruned model's, read it back and compare again.
+def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+    """Write a pruned model in the shape of a dense one, and compare it with what transformers reads.
 
     Raises:
-        ModelError: As for `save`; or with zeros the model computes something else.
+        ModelError: With zeros the model computes something else, or what was read back differs.
     """
-    with finished_folder(model, directory, plan) as aside:
-        filled = with_zeros(model)
-        if verify:
-            require_logits(model, filled)  # zeros may not hold; before anything is written
-        place = f'{type(model).__name__}.from_pretrained("FOLDER")'
-        how = Usage(f"from transformers import {type(model).__name__}\n\nmodel = {place}", NOTE)
-        write_standard(filled, aside, tokenizer, plan, how)
-        if verify:
-            with autoload.teaching(False):
-                read: Any = type(model).from_pretrained(aside, dtype=model.dtype)
-            require_same(filled, read.to(model.device).eval())
-    return Path(directory).expanduser()
+    filled = with_zeros(model)
+    if verify:
+        require_logits(model, filled)  # zeros may not hold; before anything is written
+    write_standard(filled, folder, companions, stock_usage(model, "FOLDER", NOTE))
+    if verify:
+        with autoload.teaching(False):
+            read = cast(Any, type(model)).from_pretrained(folder, dtype=model.dtype)
+        require_same(filled, read.to(model.device).eval())
 
 
 def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
@@ -61,14 +45,13 @@ def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ModelError: The weights do not fit the stock model.
     """
-    stock: Any = type(model)
-    device = model.device
+    stock, device = cast(Any, type(model)), model.device
     # Built for real, since some classes keep tables that are no buffers.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         twin = stock(stock_config(model)).to(device)
     for parameter in twin.parameters():
         parameter.data = torch.zeros_like(parameter, dtype=model.dtype)
-    # Each in its own dtype: rotary tables are float32 beside weights of any.
+    # Buffers keep their own dtypes: rotary tables are float32 beside weights of any.
     own = dict(model.named_buffers())
     for name, buffer in twin.named_buffers():
         if name in own:
@@ -79,4 +62,4 @@ def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
         raise ModelError(f"the stock {stock.__name__} has no place for {', '.join(unfit[:3])} ({len(unfit)})")
     twin.tie_weights()
     twin.generation_config = model.generation_config
-    return twin.eval()  # type: ignore[no-any-return]
+    return cast(PreTrainedModel, twin.eval())

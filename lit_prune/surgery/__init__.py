@@ -1,7 +1,15 @@
 """Mute sublayers for a while, remove them for good. Decides nothing and measures nothing."""
 
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
-from lit_prune.surgery.config import describe, make_recorded_biases, record_bias, record_removal, stock_config
+from lit_prune.surgery.config import (
+    describe,
+    make_recorded_biases,
+    record_bias,
+    record_removal,
+    recorded_biases,
+    remember,
+    stock_config,
+)
 from lit_prune.surgery.mute import mute
 from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
 from lit_prune.surgery.passing import evaluating
@@ -32,7 +40,9 @@ __all__ = [
     "put_back",
     "record_bias",
     "record_removal",
+    "recorded_biases",
     "release",
+    "remember",
     "remove",
     "removed_sublayers",
     "require_forgetful",

@@ -92,15 +92,19 @@ def make_recorded_biases(model: Any) -> None:
     Raises:
         AnatomyError: The config names something else.
     """
-    anatomy = find_sublayers(model)
-    for name, path in Record.of(decoder_config(model)).biases.items():
-        sublayer = SublayerId.parse(name)
-        if sublayer in anatomy:
-            place = ".".join(filter(None, (anatomy[sublayer].path, path)))
-            projection: Any = dict(model.named_modules()).get(place)
-            if getattr(projection, "weight", None) is None:
-                raise AnatomyError(f"the record in the model's config gives a bias to {place}, which is no projection")
-            projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
+    modules = dict(model.named_modules())
+    for place in recorded_biases(model):
+        projection = modules.get(place)
+        if projection is None or getattr(projection, "weight", None) is None:
+            raise AnatomyError(f"the record in the model's config gives a bias to {place}, which is no projection")
+        projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))
+
+
+def recorded_biases(model: Any) -> list[str]:
+    """Module paths of the projections of sublayers that are present to which the config gives a bias."""
+    anatomy, biases = find_sublayers(model), Record.of(decoder_config(model)).biases
+    present = {SublayerId.parse(name): path for name, path in biases.items() if SublayerId.parse(name) in anatomy}
+    return [".".join(filter(None, (anatomy[sublayer].path, path))) for sublayer, path in present.items()]
 
 
 def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:
