@@ -63,6 +63,8 @@ class Sublayer:
 class Anatomy:
     """The decoder blocks of a model and the sublayers that are still in them.
 
+    Methods that are asked for a sublayer raise a PlanError where it is not in the model.
+
     Attributes:
         model_type: `config.model_type` of the decoder.
         blocks_path: Module path of the list of blocks.
@@ -99,11 +101,6 @@ class Anatomy:
         return sublayer in self._by_id
 
     def __getitem__(self, sublayer: SublayerId) -> Sublayer:
-        """Look up a sublayer that is present.
-
-        Raises:
-            PlanError: The sublayer was removed before, or the model never had it.
-        """
         if sublayer not in self._by_id:
             why = "was removed before" if sublayer in self.removed else f"is not one of its {self.num_blocks} blocks"
             raise PlanError(f"cannot take {sublayer} out of this {self.model_type} model: it {why}")
@@ -123,11 +120,7 @@ class Anatomy:
         return self.blocks.index(block)
 
     def writer_before(self, sublayer: SublayerId) -> Sublayer | None:
-        """The last sublayer to write into the stream before the place of another: nothing reads it between the two.
-
-        Raises:
-            PlanError: The sublayer is not in the model.
-        """
+        """The last sublayer to write into the stream before the place of another: nothing reads it between the two."""
         if self[sublayer].form in PARALLEL_FORMS:
             beside = [other for other in self.sublayers if other.id.block == sublayer.block and other.id != sublayer]
             if beside:
@@ -136,11 +129,7 @@ class Anatomy:
         return before[-1] if before else None
 
     def behind(self, sublayer: SublayerId) -> list[Sublayer]:
-        """Sublayers that write into the stream behind the place of this one.
-
-        Raises:
-            PlanError: The sublayer is not in the model.
-        """
+        """Sublayers that write into the stream behind the place of this one."""
         if self[sublayer].form in PARALLEL_FORMS:
             return [other for other in self.sublayers if other.id != sublayer and other.id.block >= sublayer.block]
         return [other for other in self.sublayers if other.id > sublayer]
@@ -151,11 +140,7 @@ class Anatomy:
         return not any(sublayer in self.paths for sublayer in self.removed)
 
     def parts(self, sublayers: Iterable[SublayerId]) -> tuple[Part, ...]:
-        """Every module that goes when these sublayers go together.
-
-        Raises:
-            PlanError: One of them is not in the model.
-        """
+        """Every module that goes when these sublayers go together."""
         going = dict.fromkeys(sublayers)
         own = [part for sublayer in going for part in self[sublayer].parts]
         left = {sublayer.block for sublayer in self._by_id if sublayer not in going}
@@ -163,11 +148,7 @@ class Anatomy:
         return (*own, *(part for block in emptied for part in self.shared.get(block, ())))
 
     def num_freed(self, sublayers: Iterable[SublayerId]) -> int:
-        """Parameters that are freed when these sublayers go together.
-
-        Raises:
-            PlanError: One of them is not in the model.
-        """
+        """Parameters that are freed when these sublayers go together."""
         parts = self.parts(sublayers)
         paths = [part.path for part in parts]
         return sum(part.num_parameters for part in parts) - sum(shared.surplus(paths) for shared in self.common)

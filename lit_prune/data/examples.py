@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_prune.data.windows import leading_bos
+from lit_prune.data.windows import leading_bos, tokens_of
 from lit_prune.errors import DataError
 from lit_prune.files import parsed, read_text
 
@@ -24,9 +24,9 @@ class Example:
     """One question.
 
     Attributes:
-        prompt: What the model is given.
-        choices: What it may go on with, as it stands behind the prompt; one where there is nothing to choose.
-        answer: Which of them is right.
+        prompt: Text that the model is given.
+        choices: Texts that it may go on with, as they stand behind the prompt; one where there is nothing to choose.
+        answer: Number of the choice that is right, from 0.
     """
 
     prompt: str
@@ -35,11 +35,11 @@ class Example:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read a task.
+    """Read the examples of a task.
 
     Args:
-        path: JSON lines, all with `prompt` and `completion`, or all with `prompt`, `choices` and `answer`: the number
-            of the right choice, from 0, or its text.
+        path: A file of JSON lines, all with `prompt` and `completion`, or all with `prompt`, `choices` and `answer`:
+            the number of the right choice, from 0, or its text.
 
     Raises:
         DataError: The file is missing, empty or damaged; the message names the line.
@@ -51,7 +51,7 @@ def read_examples(path: str | Path) -> list[Example]:
     examples = [_read(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not examples:
         raise DataError(f"{path} holds no examples; expected lines such as {FORMS}")
-    if len({len(each.choices) > 1 for each in examples}) > 1:
+    if len({len(example.choices) > 1 for example in examples}) > 1:
         raise DataError(f"{path} mixes completions and choices; expected lines of one form")
     return examples
 
@@ -59,12 +59,12 @@ def read_examples(path: str | Path) -> list[Example]:
 def example_batches(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[dict[str, Tensor]]:
-    """One sequence for each choice of each example: the prompt, and the choice as labels.
+    """Make one sequence for each choice of each example: the prompt, and the choice as labels.
 
     Args:
-        examples: All choices of one stand in the same batch.
-        tokenizer: Where it begins a text with a BOS token, so does every sequence.
-        batch_size: Sequences in a batch; more where an example has more choices.
+        examples: Examples; all choices of one stand in the same batch.
+        tokenizer: A tokenizer; where it begins a text with a BOS token, so does every sequence.
+        batch_size: Number of sequences in a batch; there are more where an example has more choices.
 
     Returns:
         Dicts with `input_ids`, `attention_mask` and `labels`, LongTensors [sequences, longest].
@@ -74,8 +74,8 @@ def example_batches(
     """
     bos = leading_bos(tokenizer)
     batches: list[list[tuple[list[int], int]]] = [[]]
-    for each in examples:
-        rows = [_encode(each.prompt, choice, tokenizer, bos) for choice in each.choices]
+    for example in examples:
+        rows = [_encode(example.prompt, choice, tokenizer, bos) for choice in example.choices]
         if batches[-1] and len(batches[-1]) + len(rows) > batch_size:
             batches.append([])
         batches[-1] += rows
@@ -84,13 +84,9 @@ def example_batches(
 
 def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: list[int]) -> tuple[list[int], int]:
     """Tokens of prompt and choice, and how many the prompt has."""
-
-    def tokens(text: str) -> list[int]:
-        return [*bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-
     # A space at the end of a prompt belongs to the first word that follows.
-    head = prompt.rstrip(" ")
-    start, whole = len(tokens(head)), tokens(prompt + choice)
+    head, whole = ([*bos, *tokens_of(tokenizer, text)] for text in (prompt.rstrip(" "), prompt + choice))
+    start = len(head)
     if not 0 < start < len(whole):
         raise DataError(f"an example needs a prompt, and tokens behind it: found {prompt!r} and {choice!r}")
     return whole, start
@@ -114,7 +110,7 @@ def _read(line: str, place: str) -> Example:
     if isinstance(row.get("completion"), str):
         return Example(row["prompt"], (row["completion"],), 0)
     choices = row.get("choices")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(each, str) for each in choices):
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
         raise DataError(f"{place}: expected {FORMS}, with two choices at least; found {line[:80]}")
     return Example(row["prompt"], tuple(choices), _answer(row.get("answer"), choices, place))
 

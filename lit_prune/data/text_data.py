@@ -30,16 +30,16 @@ class TextDataModule(L.LightningDataModule):
     Batches are dicts with `input_ids` and `labels`, LongTensors [batch, window].
 
     Args:
-        source: As for `read_texts`: `builtin`, a file, a folder of files, or a data set on the hub.
-        name: Configuration of a hub data set.
+        source: A source as for `read_texts`: `builtin`, a file, a folder of files, or a data set on the hub.
+        name: Configuration of a hub data set; its default when None.
         tokenizer: A tokenizer, or the name of a model; None takes that of the `LitCausalLM` that is trained.
-        window: Tokens in a window.
-        batch_size: Windows in a batch.
+        window: Number of tokens in a window.
+        batch_size: Number of windows in a batch.
         field: Key of the text in rows of files and hub data sets.
-        train_windows: So many windows, drawn at random, instead of all.
-        val_windows: The same for validation; all when None.
-        test_windows: The same for the test; all when None.
-        num_workers: Processes that load; 0 is best, as the windows are in memory.
+        train_windows: Number of windows for training, drawn at random; all when None.
+        val_windows: Number of windows for validation; all when None.
+        test_windows: Number of windows for the test; all when None.
+        num_workers: Number of processes that load; 0 is best, as the windows are in memory.
         seed: Decides the share-out, the draw of windows and the order in training.
 
     Raises:
@@ -91,9 +91,10 @@ class TextDataModule(L.LightningDataModule):
         return self._windows[part]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled anew every epoch, by seed and epoch alone; a step of several processes takes what it does in one.
+        """Batches that are shuffled anew every epoch, by seed and epoch alone.
 
-        Processes share the windows out; each takes `batch_size` of them a step.
+        Processes share the windows out and take `batch_size` of them a step; a step of them all takes the windows that
+        one process would.
         """
         shares = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         windows = TensorDataset(self._windows["train"])
@@ -104,11 +105,11 @@ class TextDataModule(L.LightningDataModule):
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In a fixed order."""
+        """Batches for validation, in a fixed order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """In a fixed order; text that neither trains nor scores."""
+        """Batches for the test, in a fixed order, of text that neither trains nor scores."""
         return self._loader("test")
 
     def _loader(self, part: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
@@ -120,15 +121,15 @@ class TextDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=_collate,
             # Without its own, a loader draws a seed from the random state of the process at every epoch.
-            generator=_generator(self.seed),
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _draw(self, part: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        limit, options = self.limits[part], {"window": self.window, "seed": self.seed, "in_order": True}
+        limit, window = self.limits[part], self.window
         try:
             if limit is None:
-                return token_windows(texts, tokenizer, self.window)
-            return draw_windows(texts, tokenizer, most=limit, **options)  # type: ignore[arg-type]
+                return token_windows(texts, tokenizer, window)
+            return draw_windows(texts, tokenizer, window=window, most=limit, seed=self.seed, in_order=True)
         except DataError as error:
             raise DataError(f"the {part} part of {self.source}: {error}") from error
 
@@ -139,8 +140,7 @@ class TextDataModule(L.LightningDataModule):
         return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     def _require_context(self) -> None:
-        config: Any = getattr(getattr(self._module(), "model", None), "config", None)
-        context = context_length(config)
+        context = context_length(getattr(getattr(self._module(), "model", None), "config", None))
         if context is not None and self.window > context:
             raise DataError(
                 f"a window of {self.window} tokens exceeds the model's context of {context}; make it shorter"
@@ -152,7 +152,3 @@ class TextDataModule(L.LightningDataModule):
 
 def _collate(rows: Sequence[tuple[Tensor]]) -> dict[str, Tensor]:
     return batch_of(torch.stack([row for (row,) in rows]))
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

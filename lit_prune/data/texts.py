@@ -27,11 +27,11 @@ def read_texts(
     """Read documents.
 
     Args:
-        source: `builtin` (Python's own help topics, in every installation, varying a little with its version), a `.txt`
-            file (one document), a `.jsonl` file (one a line), `.json` (a list, or lines) or `.parquet`, any of them but
-            the last with `.gz` behind it, a folder of such files, or a data set on the hub.
-        name: Configuration of a hub data set, such as `wikitext-2-raw-v1`.
-        split: Split of a hub data set; `train` when None.
+        source: The word `builtin` (Python's own help topics, in every installation, varying a little with its version),
+            a `.txt` file (one document), a `.jsonl` file (one a line), `.json` (a list, or lines) or `.parquet`, any of
+            them but the last with `.gz` behind it, a folder of such files, or a data set on the hub.
+        name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
+        split: Name of a hub data set's split; `train` when None.
         field: Key of the text in rows of files and hub data sets.
 
     Returns:
@@ -62,7 +62,7 @@ def read_parts(
     A hub data set that has all three splits keeps them. Anything else is shared out 80 : 10 : 10.
 
     Raises:
-        DataError: As `read_texts`, or there is too little to share out.
+        DataError: There is too little to share out, or as for `read_texts`.
     """
     if is_hub(source) and set(HUB_SPLITS.values()) <= set(_hub_splits(str(source), name)):
         return {part: read_texts(source, name=name, split=split, field=field) for part, split in HUB_SPLITS.items()}
@@ -153,10 +153,10 @@ def _read_path(path: Path, field: str) -> list[str]:
 
 def _files_of(folder: Path) -> list[Path]:
     """The files of text in a folder; of JSON, which may be anything, only where nothing else is there."""
-    files = [each for each in sorted(folder.iterdir()) if each.is_file() and str(each).endswith(SUFFIXES)]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and str(file).endswith(SUFFIXES)]
     if not files:
         raise DataError(f"the folder {folder} holds no {EXPECTED}")
-    return [each for each in files if kind_of(each) != WHOLE] or files
+    return [file for file in files if kind_of(file) != WHOLE] or files
 
 
 def _read_hub(source: str, name: str | None, split: str, field: str) -> list[str]:

@@ -26,7 +26,7 @@ JOINT = "\n\n"
 LONG = 4_000_000
 """Characters up to which a text is tokenised as one."""
 PIECE = 500_000
-"""Characters of a longer one that are tokenised at a time."""
+"""Characters of a longer text that are tokenised at a time."""
 ROOM = 12
 """Characters for each token of the stretch that a window is taken of; most often three times too many."""
 
@@ -38,26 +38,25 @@ def token_windows(
 
     Args:
         texts: Documents; they are joined by two newlines and tokenised once, or in pieces where they are long.
-        tokenizer: Where it begins a text with a BOS token, every window begins with it too: some models need that.
-        window: Tokens in a window, BOS included.
-        stride: Tokens from the beginning of one window to that of the next; windows do not overlap when None.
+        tokenizer: A tokenizer; where it begins a text with a BOS token, every window does so, as some models need.
+        window: Number of tokens in a window, BOS included.
+        stride: Number of tokens from the beginning of one window to that of the next; without overlap when None.
 
     Returns:
         LongTensor [num_windows, window].
 
     Raises:
-        DataError: The text is shorter than one window, a window has no room for two tokens, or a stride skips some.
+        DataError: The text is shorter than one window, a window cannot hold two tokens, or a stride skips some.
     """
-    bos, length, step = _sizes(tokenizer, window, stride)
-    joined = _Joined(texts)
+    cut, joined = _Cut(tokenizer, window, stride), _Joined(texts)
     pieces = joined.pieces() if joined.length > LONG else [JOINT.join(texts)]
-    tokens = torch.cat([torch.tensor(_tokens(tokenizer, each), dtype=torch.int32) for each in pieces])
-    num_windows = max(0, (len(tokens) - length) // step + 1)
+    tokens = torch.cat([torch.tensor(tokens_of(tokenizer, piece), dtype=torch.int32) for piece in pieces])
+    num_windows = max(0, (len(tokens) - cut.length) // cut.step + 1)
     if not num_windows:
         raise DataError(
             f"the text has {len(tokens)} tokens, shorter than one window of {window}; give more, or cut shorter"
         )
-    return _behind(bos, tokens.unfold(0, length, step))
+    return cut.windows(tokens.unfold(0, cut.length, cut.step))
 
 
 def draw_windows(
@@ -70,30 +69,32 @@ def draw_windows(
     stride: int | None = None,
     in_order: bool = False,
 ) -> Tensor:
-    """Windows of a text that a seed decides, so many at most.
+    """Draw windows of documents by a seed.
 
     Args:
         texts: Documents.
-        tokenizer: As for `token_windows`.
-        window: Tokens in a window.
-        most: So many are wanted; there are fewer where the text has no more.
-        seed: Decides which ones, and their order.
-        stride: As for `token_windows`. Those drawn from a long text never overlap.
-        in_order: Whether they come in the order of the text.
+        tokenizer: A tokenizer as for `token_windows`.
+        window: Number of tokens in a window.
+        most: Number of windows that are wanted; there are fewer where the text has no more.
+        seed: Decides which windows are drawn, and their order.
+        stride: A stride as for `token_windows`. Windows drawn from a long text never overlap.
+        in_order: Whether windows come in the order of the text.
 
     Returns:
         LongTensor [num_windows, window].
 
     Raises:
-        DataError: As for `token_windows`.
+        DataError: Nothing is wanted, or as for `token_windows`.
     """
     if most < 1:
         raise DataError(f"1 window or more is drawn; found {most}")
     joined, size = _Joined(texts), ROOM * window
     if joined.length > LONG and joined.length // size >= 2 * most:
-        drawn = _stretches(joined, tokenizer, window, most, seed, size, in_order=in_order)
+        cut = _Cut(tokenizer, window)
+        drawn = _beginnings(joined, cut, size, most, seed)
         if len(drawn) == most:
-            return drawn
+            places = sorted(drawn) if in_order else drawn
+            return cut.windows(torch.tensor([drawn[place] for place in places], dtype=torch.int32))
     # Short, or of longer tokens than there is room for: all of it is looked at.
     windows = token_windows(texts, tokenizer, window, stride)
     chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:most]
@@ -106,6 +107,11 @@ def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text, without any that a tokenizer adds."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def drawn_windows(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -116,19 +122,22 @@ def drawn_windows(
     most: int | None = None,
     stride: int | None = None,
 ) -> Tensor:
-    """Windows of a text, [windows, window], in the order that a seed decides.
+    """Draw windows of a text by its source.
 
     Args:
-        source: As for `read_texts`.
-        tokenizer: Of the model.
-        window: Tokens in a window.
-        wanted: So many are needed.
-        seed: Decides which ones, and their order.
-        most: So many are taken where the text has them; `wanted` when None.
-        stride: As for `token_windows`.
+        source: A source as for `read_texts`.
+        tokenizer: The model's tokenizer.
+        window: Number of tokens in a window.
+        wanted: Number of windows that are needed.
+        seed: Decides which windows are drawn, and their order.
+        most: Number of windows that are taken where the text has them; `wanted` when None.
+        stride: A stride as for `token_windows`.
+
+    Returns:
+        LongTensor [num_windows, window].
 
     Raises:
-        DataError: There are fewer than `wanted`.
+        DataError: There are fewer windows than are needed, or as for `read_texts` and `draw_windows`.
     """
     most = wanted if most is None else most
     windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)
@@ -138,11 +147,11 @@ def drawn_windows(
 
 
 def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
-    """Batches in the form that models and scorers take.
+    """Make batches in the form that models and scorers take.
 
     Args:
         windows: LongTensor [num_windows, window].
-        batch_size: Windows in a batch; the last one may have fewer.
+        batch_size: Number of windows in a batch; the last one may have fewer.
 
     Raises:
         DataError: `batch_size` is below 1.
@@ -155,7 +164,7 @@ def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
     """What identifies a set of tokens, however it is cut into batches and wherever it came from.
 
     Args:
-        batches: Each with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
+        batches: Batches with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
 
     Returns:
         `num_sequences`, `num_tokens` (padding included) and `sha256` over tokens and labels.
@@ -188,16 +197,34 @@ def require_positive(**numbers: int | None) -> None:
             raise DataError(f"{name} is 1 or more; found {value}")
 
 
+class _Cut:
+    """How a tokenizer's tokens are cut: the BOS token, the tokens of text in a window, and those to the next one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None) -> None:
+        if window < 2:
+            raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
+        self.tokenizer = tokenizer
+        self.bos = leading_bos(tokenizer)
+        self.length = window - len(self.bos)
+        self.step = self.length if stride is None else stride
+        if not 1 <= self.step <= self.length:
+            raise DataError(f"a stride must be from 1 to the {self.length} tokens of a window; found {self.step}")
+
+    def windows(self, body: Tensor) -> Tensor:
+        """Tokens of text [num_windows, length] behind the BOS token."""
+        return torch.cat([torch.tensor(self.bos, dtype=torch.long).expand(len(body), -1), body.long()], dim=1)
+
+
 class _Joined:
     """Documents as one text with joints between them, which is never made."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        self.starts = list(accumulate((len(each) + len(JOINT) for each in texts), initial=0))
+        self.starts = list(accumulate((len(text) + len(JOINT) for text in texts), initial=0))
         self.length = max(0, self.starts.pop() - len(JOINT))
 
     def stretch(self, start: int, size: int) -> str:
-        """So many characters from there on."""
+        """A number of characters from a place on."""
         parts: list[str] = []
         number = bisect_right(self.starts, start) - 1
         offset = start - self.starts[number]
@@ -212,7 +239,7 @@ class _Joined:
         return "".join(parts)
 
     def pieces(self) -> Iterator[str]:
-        """All of it, cut behind lines, or where words begin."""
+        """All of the text, cut behind lines, or where words begin."""
         start = 0
         while start < self.length:
             text = self.stretch(start, PIECE)
@@ -222,54 +249,23 @@ class _Joined:
             start += len(text)
 
 
-def _stretches(
-    joined: _Joined,
-    tokenizer: PreTrainedTokenizerBase,
-    window: int,
-    most: int,
-    seed: int,
-    size: int,
-    *,
-    in_order: bool,
-) -> Tensor:
-    """The first window of each of some stretches of the text, drawn; fewer than wanted where most are too short."""
-    bos, length, _ = _sizes(tokenizer, window, None)
+def _beginnings(joined: _Joined, cut: _Cut, size: int, most: int, seed: int) -> dict[int, list[int]]:
+    """The first window of some stretches of the text, drawn; fewer than wanted where too many are too short."""
     found: dict[int, list[int]] = {}
     order = torch.randperm(joined.length // size, generator=torch.Generator().manual_seed(seed)).tolist()
-    for each in order[: 2 * most]:
+    for stretch in order[: 2 * most]:
         if len(found) == most:
             break
-        tokens = _tokens(tokenizer, _from_a_word(joined.stretch(each * size, size)))
-        if len(tokens) >= length:
-            found[each] = tokens[:length]
-    rows = [found[each] for each in (sorted(found) if in_order else found)]
-    return _behind(bos, torch.tensor(rows, dtype=torch.int32).reshape(-1, length))
+        tokens = tokens_of(cut.tokenizer, _from_a_word(joined.stretch(stretch * size, size)))
+        if len(tokens) >= cut.length:
+            found[stretch] = tokens[: cut.length]
+    return found
 
 
 def _from_a_word(text: str) -> str:
     """Without what is left of a word at the beginning."""
     gap = re.search(r"\s", text[:100])
     return text[gap.start() :] if gap else text
-
-
-def _sizes(tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None) -> tuple[list[int], int, int]:
-    """The BOS token, the tokens of text in a window, and those from one to the next."""
-    if window < 2:
-        raise DataError(f"a window of {window} tokens predicts nothing; expected 2 at least")
-    bos = leading_bos(tokenizer)
-    length = window - len(bos)
-    step = length if stride is None else stride
-    if not 1 <= step <= length:
-        raise DataError(f"a stride must be from 1 to the {length} tokens of a window; found {step}")
-    return bos, length, step
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _behind(bos: list[int], body: Tensor) -> Tensor:
-    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(body), -1), body.long()], dim=1)
 
 
 def _bytes(row: Tensor) -> bytes:

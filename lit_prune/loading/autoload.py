@@ -30,7 +30,7 @@ _OVERRIDE: ContextVar[bool | None] = ContextVar("lit_prune_loaders", default=Non
 
 def install() -> None:
     """Teach `PreTrainedModel`, at once or as soon as transformers' part with it is imported, however often that is."""
-    if not any(hasattr(each, _TAUGHT) for each in sys.meta_path):
+    if not any(hasattr(finder, _TAUGHT) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     if MODULE in sys.modules:
         # Another thread may be in the middle of importing it: this waits.
@@ -38,13 +38,13 @@ def install() -> None:
 
 
 def teach_loaders(on: bool = True) -> None:
-    """Say whether transformers builds pruned models as they are; the environment variable LIT_PRUNE_LOADERS=off, too.
+    """Say whether transformers builds pruned models as they are; LIT_PRUNE_LOADERS=off in the environment says no.
 
-    Without it, a loader of transformers stops at a pruned folder with an error that names its removed tensors.
+    Where it does not, a loader of transformers stops at a pruned folder with an error that names its removed tensors.
     `lit_prune.load` does not depend on this.
 
     Args:
-        on: What it is when lit_prune is imported.
+        on: Whether it does so; it does when lit_prune is imported.
     """
     global _is_on
     _is_on = on
@@ -66,7 +66,7 @@ def build_as_recorded(model: Any) -> None:
     """Take out of a model without weights what its config says is gone, and add the biases that it records.
 
     Args:
-        model: Of transformers, at the end of its `__init__`; perhaps a part of another.
+        model: A model of transformers at the end of its `__init__`; perhaps a part of another.
 
     Raises:
         AnatomyError: The record is damaged, or of a newer lit-prune.
@@ -80,7 +80,7 @@ def build_as_recorded(model: Any) -> None:
     anatomy = find_sublayers(model)
     record = Record.of(decoder_config(model))
     record.require_possible(len(anatomy.blocks))
-    remove(model, [each for each in record.removed if each in anatomy])
+    remove(model, [sublayer for sublayer in record.removed if sublayer in anatomy])
     # The body's parts are gone already when the whole is built, which has settings of its own.
     record_removal(model, find_sublayers(model))
     make_recorded_biases(model)
@@ -96,11 +96,11 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
     """What `save_pretrained` is to write of a model's tensors, so that no loader takes gaps for forgotten weights.
 
     Args:
-        model: Of transformers, pruned or not.
+        model: A model of transformers, pruned or not.
         state: Tensors that the user gives, perhaps parameters alone; None for those of the model.
 
     Returns:
-        The same, with the tombstones that they lack.
+        The same tensors, with the tombstones that they lack.
 
     Raises:
         ModelError: Sublayers of the model are only muted, its config says of others that they are gone, or it has
@@ -129,14 +129,14 @@ def _is_by_file(model: Any) -> bool:
 
 def _has_stubs(model: Any) -> bool:
     stubs = sys.modules.get("lit_prune.anatomy.stubs")
-    return stubs is not None and any(isinstance(each, stubs.SublayerStub) for each in model.modules())
+    return stubs is not None and any(isinstance(module, stubs.SublayerStub) for module in model.modules())
 
 
 def _is_recorded(config: Any) -> bool:
     # Most models are dense, and are built without looking further.
     parts = (config, *(getattr(config, name, None) for name in type(config).sub_configs))
-    records = [vars(each)["lit_prune"] for each in parts if each is not None and vars(each).get("lit_prune")]
-    return any(not isinstance(each, dict) or each.get("removed") or each.get("biases") for each in records)
+    records = [vars(part)["lit_prune"] for part in parts if part is not None and vars(part).get("lit_prune")]
+    return any(not isinstance(record, dict) or record.get("removed") or record.get("biases") for record in records)
 
 
 def _forget_code(config: Any) -> None:
@@ -162,9 +162,8 @@ class _Finder:
     ) -> ModuleSpec | None:
         if name != MODULE:
             return None
-        others: list[Any] = [each for each in sys.meta_path if not hasattr(each, _TAUGHT)]
-        found = (each.find_spec(name, path, target) for each in others)
-        spec = next((each for each in found if each is not None), None)
+        others = [finder for finder in sys.meta_path if not hasattr(finder, _TAUGHT)]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         loader: Any = None if spec is None else spec.loader
         if loader is not None:
             execute = loader.exec_module

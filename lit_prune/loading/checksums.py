@@ -18,7 +18,7 @@ SUMS_FILE = "weights.sha256"
 SUMMED = ("*.safetensors", "*.safetensors.index.json", "config.json")
 """What makes the model what it is; tokenizer, plan and card may be edited."""
 LAST_FILE = "meta.pt"
-"""That Lightning writes into the folder of a distributed checkpoint: all but weights and the optimizers' states."""
+"""What Lightning writes last into the folder of a distributed checkpoint: all but weights and optimizers' states."""
 
 
 def write_sums(folder: Path) -> None:
@@ -44,7 +44,7 @@ def require_intact(folder: Path) -> None:
         found = _sums(expected)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} or what it names cannot be read: {error}. {_ADVICE}") from error
-    wrong = [each.name for each, digest in expected.items() if found[each] != digest]
+    wrong = [file.name for file, digest in expected.items() if found[file] != digest]
     if wrong:
         raise ModelError(f"in {folder}, {', '.join(wrong)} is not what lit-prune wrote, by {SUMS_FILE}. {_ADVICE}")
 
@@ -59,11 +59,11 @@ def require_intact_checkpoint(path: str | os.PathLike[str] | None) -> None:
     """Compare a checkpoint with the checksums that torch writes into it, and does not read.
 
     Args:
-        path: A file of `torch.save`, or a distributed checkpoint's folder, of which `LAST_FILE` is compared; what is
-            none, or elsewhere, is left to who loads it.
+        path: A file of `torch.save`, or a distributed checkpoint's folder, of which `LAST_FILE` is compared. None, and
+            what is neither or not on this machine, is left to whoever loads it.
 
     Raises:
-        ModelError: Its content has changed, or it was not written to its end.
+        ModelError: The content has changed, or was not written to its end.
     """
     if path is not None and os.path.isdir(path):
         folder, path = path, os.path.join(path, LAST_FILE)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lit_prune.errors import ModelError
 
@@ -17,11 +18,8 @@ DeviceMap = str | Mapping[str, int | str]
 def require_device(device: str | torch.device) -> None:
     """Refuse a device that PyTorch does not know or does not find here, before anything is read.
 
-    Args:
-        device: Such as `cuda:0`, `cpu` or `meta`.
-
     Raises:
-        ModelError: It is none, with what there is.
+        ModelError: There is no such device; the message lists those that there are.
     """
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     number = 0 if there is None else torch.accelerator.device_count()
@@ -40,8 +38,8 @@ def device_map_of(device: str | torch.device | None, device_map: DeviceMap | Non
     """What `from_pretrained` is told, so that weights go from disk straight to where they belong.
 
     Args:
-        device: One device for all; None leaves it to the map, or to the CPU.
-        device_map: For a model that no device holds.
+        device: One device for all weights; None leaves them to the map, or to the CPU.
+        device_map: Devices of modules, for a model that no device holds.
 
     Raises:
         ModelError: Both are given.
@@ -68,14 +66,9 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def values_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A parameter's or buffer's values, which accelerate may have put elsewhere and left on the meta device.
+    """Values of a model's parameter or buffer, which accelerate may have put elsewhere and left on the meta device.
 
-    Of one that is sharded over processes, all of them must ask.
-
-    Args:
-        model: That it is of.
-        name: Its name in the model.
-        tensor: It itself.
+    Where the tensor is sharded over processes, all of them must ask.
     """
     if not tensor.is_meta:
         return whole(tensor.detach())
@@ -84,18 +77,30 @@ def values_of(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     with align_module_device(module, execution_device="cpu"):
-        values: Tensor = getattr(module, own)
-        return values.detach().clone()
+        return cast(Tensor, getattr(module, own)).detach().clone()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded over processes (a DTensor), of which all must ask then."""
     gather = getattr(tensor, "full_tensor", None)
-    found: Tensor = tensor if gather is None else gather()
-    return found
+    return tensor if gather is None else cast(Tensor, gather())
+
+
+def with_tensors(
+    model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], like: PreTrainedModel
+) -> PreTrainedModel:
+    """A model of a class and config that holds these tensors on the CPU; its dtype and ways to generate are of `like`."""
+    from accelerate import init_empty_weights
+
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        model = model_class._from_config(config, dtype=like.dtype)
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    model.generation_config = like.generation_config
+    return cast(PreTrainedModel, model.eval())
 
 
 def bytes_held(model: nn.Module) -> int:
-    """Bytes of a process's part of the weights, the same number in each: a shard where they are sharded, else all."""
-    meshes = [(each.nbytes, getattr(each, "device_mesh", None)) for each in model.parameters()]
+    """Bytes of a process's part of the weights, the same number in all: a shard where they are sharded, else all."""
+    meshes = [(parameter.nbytes, getattr(parameter, "device_mesh", None)) for parameter in model.parameters()]
     return sum(nbytes if mesh is None else nbytes // int(mesh.size()) for nbytes, mesh in meshes)

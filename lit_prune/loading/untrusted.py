@@ -27,7 +27,7 @@ COUNTS = ("layer", "block", "expert")
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 METADATA = ".metadata"
 RECORDS = "torch.distributed.checkpoint.metadata"
-"""Whose own classes a distributed checkpoint's metadata is made of, beside `OTHERS` and dtypes."""
+"""The module whose own classes a distributed checkpoint's metadata is made of, beside `OTHERS` and dtypes."""
 OTHERS = (
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
@@ -44,12 +44,12 @@ def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: boo
     """Refuse a model whose files ask for what no model may have, before anything is made of them.
 
     Args:
-        source: Where it is.
-        options: For finding the config on the hub.
-        trusted: Whether code that comes with it may run.
+        source: Where the model's files are.
+        options: Keyword arguments for finding the config on the hub.
+        trusted: Whether code that comes with the model may run.
 
     Raises:
-        ModelError: It names weights outside of its folder, kernels that would be fetched, or too many blocks.
+        ModelError: The model names weights outside of its folder, kernels that would be fetched, or too many blocks.
     """
     if source.gguf_file is not None:
         return  # one file, without code
@@ -65,7 +65,7 @@ def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: boo
                 f"the config of {source.label} names the kernel {value!r}, which is code from the hub; take it out of "
                 "the config, or allow it by trust_remote_code"
             )
-        too_many = type(value) is int and value > MAX_BLOCKS and any(each in name for each in COUNTS)
+        too_many = type(value) is int and value > MAX_BLOCKS and any(count in name for count in COUNTS)
         if too_many and not name.endswith(("_size", "_dim", "_id")):
             raise ModelError(f"the config of {source.label} says {name} = {value:,}; no model has over {MAX_BLOCKS:,}")
 
@@ -97,8 +97,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def require_plain_metadata(folder: str | Path) -> None:
     """Refuse a distributed checkpoint whose metadata would run code: torch reads that file as an unrestricted pickle.
 
-    Args:
-        folder: Of the checkpoint; anything else is let through.
+    What is no folder of such a checkpoint is let through.
 
     Raises:
         ModelError: The metadata holds anything but torch's own records.
@@ -141,12 +140,12 @@ def _entries(data: Any) -> Iterator[tuple[str, Any]]:
     """Every name with its value, of mappings inside too."""
     waiting = [data]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, Mapping):
-            yield from ((str(name), value) for name, value in each.items())
-            waiting += each.values()
-        elif isinstance(each, list | tuple):
-            waiting += each
+        data = waiting.pop()
+        if isinstance(data, Mapping):
+            yield from ((str(name), value) for name, value in data.items())
+            waiting += data.values()
+        elif isinstance(data, list | tuple):
+            waiting += data
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,11 +10,9 @@ from lit_prune.surgery.config import (
     remember,
     stock_config,
 )
-from lit_prune.surgery.mute import mute
+from lit_prune.surgery.mute import evaluating, mute
 from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
-from lit_prune.surgery.passing import evaluating
-from lit_prune.surgery.rebuild import put_back
-from lit_prune.surgery.remove import remove, removed_sublayers, require_recorded
+from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, release, reshard
 from lit_prune.surgery.tombstones import (
     are_aside,

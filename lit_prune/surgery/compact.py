@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import (
@@ -24,10 +24,10 @@ from lit_prune.anatomy import (
     language_model,
 )
 from lit_prune.surgery.config import record_removal, stock_config
-from lit_prune.surgery.mute import mute
-from lit_prune.surgery.passing import passing
+from lit_prune.surgery.mute import evaluating, mute
 
 PLAIN_TYPES = (bool, int, float, str, type(None), tuple)
+NUM_TOKENS = 4
 PASSING = ("training", "gradient_checkpointing")
 
 
@@ -83,7 +83,7 @@ def closable_blocks(model: nn.Module) -> tuple[int, ...]:
     anatomy = find_sublayers(root)
     blocks = list(anatomy.block_list(root))
     with mute(root, anatomy.ids, anatomy=anatomy):
-        identities = passing(root, blocks) if anatomy.passes_through else [False] * len(blocks)
+        identities = _passing(root, blocks) if anatomy.passes_through else [False] * len(blocks)
     closable, last, answer = [], None, False
     for number, passes in zip(anatomy.blocks, identities, strict=True):
         if passes:
@@ -103,7 +103,7 @@ def _staying(model: Any, anatomy: Anatomy) -> list[int]:
     if Record.of(decoder_config(model)).biases or not anatomy.passes_through or not full or not empty:
         return positions
     blocks = anatomy.block_list(model)
-    identities = passing(model, [blocks[position] for position in empty])
+    identities = _passing(model, [blocks[position] for position in empty])
     going = {position for position, passes in zip(empty, identities, strict=True) if passes}
     return [position for position in positions if position not in going]
 
@@ -222,3 +222,41 @@ def _traits(module: nn.Module) -> dict[str, Any]:
     }
     shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
     return {"class": type(module), **settings, **shapes}
+
+
+def _passing(model: Any, blocks: Sequence[nn.Module]) -> list[bool]:
+    """Which of a model's blocks without attention and FFN are identities for the residual stream, to the last bit.
+
+    A block may scale the stream, or hold parameters of its own beside it: it is none then, though nothing adds to it.
+    The model runs on a few tokens; on the meta device, where there are no values, only parameters count.
+    """
+    bare = {id(block): next(block.parameters(), None) is None for block in blocks}
+    if model.device.type == "meta" or not any(bare.values()):
+        return [bare[id(block)] for block in blocks]
+    same: dict[int, bool] = {}
+    handles = [block.register_forward_pre_hook(_widen, with_kwargs=True) for block in blocks]
+
+    def compare(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        before, after = _hidden(args, kwargs), output[0] if isinstance(output, tuple) else output
+        same[id(block)] = torch.equal(after, before.to(after))
+
+    handles += [block.register_forward_hook(compare, with_kwargs=True) for block in blocks]
+    try:
+        with evaluating(model):
+            tokens = torch.arange(NUM_TOKENS, device=model.device)[None]
+            model(input_ids=tokens % model.get_input_embeddings().weight.shape[0], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [bare[id(block)] and same[id(block)] for block in blocks]
+
+
+def _hidden(args: Any, kwargs: Any) -> Tensor:
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
+
+
+def _widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Other numbers than a few embeddings hold, so that a limit would show as well."""
+    hidden = _hidden(args, kwargs)
+    wide = hidden + 8 * torch.linspace(-1, 1, hidden.shape[-1]).to(hidden)
+    return ((wide, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": wide})

@@ -1,10 +1,12 @@
-"""Sublayers taken out for a while: everything is as before when the context ends, even after an exception."""
+"""Changes for a while: everything is as before when the context ends, even after an exception."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 from lit_prune.anatomy import Anatomy, Part, find_sublayers, language_model
@@ -24,7 +26,7 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
         anatomy: What `find_sublayers` says of the model, where that is known already.
 
     Raises:
-        PlanError: One of them is not in the model.
+        PlanError: One of the sublayers is not in the model.
     """
     root = language_model(model)
     anatomy = anatomy or find_sublayers(root)
@@ -40,7 +42,7 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
 
 
 def put_stubs(model: nn.Module, parts: Iterable[Part]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace parts by what stands for them; returns `(parent, child name, original)` of each, to be put back."""
+    """Replace parts by what stands for them; returns `(parent, child name, original)` of all, to be put back."""
     taken = []
     for part in parts:
         parent_path, _, name = part.path.rpartition(".")
@@ -48,3 +50,18 @@ def put_stubs(model: nn.Module, parts: Iterable[Part]) -> list[tuple[nn.Module, 
         taken.append((parent, name, getattr(parent, name)))
         setattr(parent, name, part.stub())
     return taken
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and compilation; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    # A compiled model would be compiled anew for every sublayer that is out.
+    uncompiled = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    try:
+        model.eval()
+        with torch.no_grad(), uncompiled:
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -45,9 +45,8 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
         stub.register_buffer(name, buffer)
     # No children: an attribute of the object is not looked for among them.
     vars(stub).update(dict(grave.named_children()), **{GRAVES: tuple(grave._modules)})
-    hooked: Any = stub
-    hooked._register_state_dict_hook(_write)
-    hooked.register_load_state_dict_pre_hook(_read)
+    stub._register_state_dict_hook(_write)  # type: ignore[no-untyped-call]
+    stub.register_load_state_dict_pre_hook(_read)  # type: ignore[no-untyped-call]
 
 
 def tombstones(model: nn.Module) -> dict[str, Tensor]:
