@@ -89,7 +89,7 @@ def whole(tensor: Tensor) -> Tensor:
 def with_tensors(
     model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], like: PreTrainedModel
 ) -> PreTrainedModel:
-    """A model of a class and config that holds these tensors on the CPU; its dtype and ways to generate are of `like`."""
+    """A model of this class and config with these tensors, on the CPU; dtype and generation config are those of `like`."""
     from accelerate import init_empty_weights
 
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
