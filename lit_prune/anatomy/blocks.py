@@ -47,10 +47,9 @@ class BlockReader:
         self.described = layout
 
     def read(self, block: nn.Module, path: str, number: int) -> BlockAnatomy:
-        """Read the block that is at a module path, and had a number in the original model.
+        """Read the block at a module path, by its number in the original model.
 
-        Raises:
-            AnatomyError: The block is not understood; the message says what was found and what was expected.
+        An AnatomyError says what was found and what was expected where the block is not understood.
         """
         layout = self._layout(block).for_config(self.config)
         attention = self._attention(block, layout)
@@ -181,11 +180,7 @@ def _count_idle(module: nn.Module, config: Any) -> int:
 
 
 def experts_per_token(config: Any) -> int:
-    """How many experts a token goes through.
-
-    Raises:
-        AnatomyError: The config does not say.
-    """
+    """How many experts a token goes through; an AnatomyError where the config does not say."""
     counts = (getattr(config, name, None) for name in EXPERTS_PER_TOKEN)
     stated = next((count for count in counts if isinstance(count, int)), None)
     if stated is None:

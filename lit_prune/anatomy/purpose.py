@@ -33,11 +33,7 @@ def classifies(model: Any) -> bool:
 
 
 def require_tokens_out(model: Any) -> None:
-    """Refuse transformers' own classes that are for something else; others show it when they run.
-
-    Raises:
-        AnatomyError: The model is of such a class.
-    """
+    """Refuse with an AnatomyError transformers' own classes that are for something else; others show it as they run."""
     kind = type(model)
     if kind.__module__.startswith("transformers.") and gives_no_tokens(kind.__name__):
         raise AnatomyError(f"{kind.__name__} {NO_TOKENS}")

@@ -67,11 +67,7 @@ class Record:
         setattr(config, RECORD_KEY, data)
 
     def require_possible(self, length: int) -> None:
-        """Check the entry of a saved model against the length of its list of blocks.
-
-        Raises:
-            AnatomyError: The entry names blocks that the original model cannot have had.
-        """
+        """Refuse with an AnatomyError an entry that does not fit a saved model with a list of blocks of this length."""
         whole = length if self.num_blocks is None else self.num_blocks
         named = (*self.removed, *map(SublayerId.parse, self.biases))
         beyond = [str(sublayer) for sublayer in named if sublayer.block >= whole]

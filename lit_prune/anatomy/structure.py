@@ -30,10 +30,9 @@ def language_model(model: nn.Module) -> Any:
 
 
 def require_no_prompt(module: nn.Module) -> None:
-    """Refuse trained prompts around a model or in what holds it (prompt tuning, prefix tuning, P-tuning of peft).
+    """Refuse with an AnatomyError trained prompts of peft around a model or in what holds it (such as prefix tuning).
 
-    Raises:
-        AnatomyError: There are some; what is scored without them would not be what is trained.
+    What is scored without them would not be what is trained.
     """
     for wrapper in module.modules():
         configs = getattr(wrapper, "peft_config", None)

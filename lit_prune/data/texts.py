@@ -99,11 +99,7 @@ def share_out(texts: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
 
 
 def require_source(source: str | Path) -> None:
-    """Refuse, without reading it, a source that `read_texts` would not find.
-
-    Raises:
-        DataError: There is no such file, it is none of text, or hub data sets cannot be loaded.
-    """
+    """Refuse with a DataError, without reading it, a source that `read_texts` would not find or cannot read here."""
     path = Path(source).expanduser()
     if is_hub(source):
         _datasets(str(source))

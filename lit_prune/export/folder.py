@@ -54,7 +54,7 @@ class FolderFormat:
     Attributes:
         write: Writes a model and its companions into a folder, and reads it back where it is to be verified. Blocks
             without sublayers are closed up then where that leaves a stock model.
-        require: Refuses, before anything is written, a model that the format cannot hold.
+        require: Refuses with a ModelError, before anything is written, a model that the format cannot hold.
         tombstones: Whether empty tensors are written for the removed ones, at which other loaders stop.
     """
 
@@ -140,11 +140,7 @@ def save(
 
 
 def write_loadable(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
-    """Write a model for `lit_prune.load`, and compare it with what that reads.
-
-    Raises:
-        ModelError: What was read back differs.
-    """
+    """Write a model for `lit_prune.load`, and compare it with what that reads."""
     write_standard(model, folder, companions)
     if verify:
         attention = cast(str, model.config._attn_implementation)
@@ -154,11 +150,7 @@ def write_loadable(model: PreTrainedModel, folder: Path, companions: Companions,
 
 
 def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
-    """Refuse a model that is sharded, has adapters or muted sublayers, or one that the plan is not of.
-
-    Raises:
-        ModelError: The model is such a one.
-    """
+    """Refuse with a ModelError a model that is sharded, has adapters or muted sublayers, or is not the plan's."""
     if is_adapted(model):
         raise ModelError("the model still has adapters; merge them before saving: lit_prune.merge(model)")
     if is_sharded(model):
@@ -179,11 +171,7 @@ def write_standard(model: PreTrainedModel, folder: Path, companions: Companions,
 
 
 def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
-    """Compare tensors and logits of a model with what was read back.
-
-    Raises:
-        ModelError: They differ.
-    """
+    """Compare tensors and logits of a model with what was read back; a ModelError says where they differ."""
     written, back = model.state_dict(), read.state_dict()
     shapes, found = ({name: tensor.shape for name, tensor in state.items()} for state in (written, back))
     if differing := sorted({name for name, _ in shapes.items() ^ found.items()}):
@@ -201,11 +189,7 @@ def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:
 
 
 def require_logits(model: PreTrainedModel, read: PreTrainedModel) -> None:
-    """Compare the logits of two models on the same device.
-
-    Raises:
-        ModelError: They differ by more than the rounding of the dtype.
-    """
+    """Compare the logits of two models on one device; a ModelError says if they differ by more than rounding."""
     expected, found = _logits(model), _logits(read)
     allowed = TOLERANCES.get(model.dtype, COARSE_TOLERANCE) * max(1.0, float(expected.abs().max()))
     difference = float((expected - found).abs().max())

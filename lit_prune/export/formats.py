@@ -52,11 +52,7 @@ def export(
 
 
 def require_stock(model: PreTrainedModel) -> None:
-    """Refuse a model that transformers' own class does not build.
-
-    Raises:
-        ModelError: Single sublayers are gone, which a stock class would build.
-    """
+    """Refuse with a ModelError a model without single sublayers, which transformers' own class would build again."""
     with compacted(model):
         anatomy = find_sublayers(model)
         if not anatomy.is_stock:

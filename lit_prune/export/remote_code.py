@@ -91,22 +91,14 @@ def stub(as_tuple: bool, layer_idx: int | None, residual: tuple[str, int] | None
 
 
 def require_importable(model: PreTrainedModel) -> None:
-    """Refuse a model whose class a file cannot import.
-
-    Raises:
-        ModelError: The class does not come with transformers.
-    """
+    """Refuse with a ModelError a model whose class does not come with transformers, so that a file cannot import it."""
     if not type(model).__module__.startswith("transformers."):
         name = type(model).__name__
         raise ModelError(f"{name} does not come with transformers, so a file cannot import it; export as hf")
 
 
 def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
-    """Write a pruned model as `save` does, and beside it the Python file that builds it, by which it is read back.
-
-    Raises:
-        ModelError: What was read back differs.
-    """
+    """Write a pruned model as `save` does, and beside it the Python file that builds it, by which it is read back."""
     is_text = type(model.config) in AutoModelForCausalLM._model_mapping
     factory: Any = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
     with _pointing(model, factory.__name__):

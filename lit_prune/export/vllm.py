@@ -34,11 +34,7 @@ PARTS = {"attention": "self_attn", "ffn": "mlp"}
 
 
 def require_serving(model: PreTrainedModel) -> None:
-    """Refuse a model that vLLM cannot serve.
-
-    Raises:
-        ModelError: It cannot; the message gives the reason.
-    """
+    """Refuse with a ModelError a model that vLLM cannot serve."""
     require_served(model, "vLLM's DeciLM", VLLM_POSITIONS)
 
 
@@ -46,9 +42,6 @@ def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: 
     """Write a pruned model in DeciLM's layout, and compare tensors and blocks with what is on disk.
 
     vLLM itself is not asked: it wants another transformers.
-
-    Raises:
-        ModelError: What was read back differs.
     """
     anatomy = find_sublayers(model)
     stub = _needs_stub(anatomy)

@@ -24,11 +24,7 @@ NOTE = (
 
 
 def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
-    """Write a pruned model in the shape of a dense one, and compare it with what transformers reads.
-
-    Raises:
-        ModelError: With zeros the model computes something else, or what was read back differs.
-    """
+    """Write a pruned model in the shape of a dense one, and compare it with zeros and with what transformers reads."""
     filled = with_zeros(model)
     if verify:
         require_logits(model, filled)  # zeros may not hold; before anything is written
@@ -40,11 +36,7 @@ def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: 
 
 
 def with_zeros(model: PreTrainedModel) -> PreTrainedModel:
-    """A stock model in memory that computes what a pruned one does, at the dense one's price.
-
-    Raises:
-        ModelError: The weights do not fit the stock model.
-    """
+    """A stock model in memory that computes what a pruned one does, at the dense one's price."""
     stock, device = cast(Any, type(model)), model.device
     # Built for real, since some classes keep tables that are no buffers.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):

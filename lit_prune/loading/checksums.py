@@ -30,11 +30,7 @@ def write_sums(folder: Path) -> None:
 
 
 def require_intact(folder: Path) -> None:
-    """Compare a folder's weights and config with the checksums beside them, where there are some.
-
-    Raises:
-        ModelError: A file is not what was written.
-    """
+    """Compare weights and config in a folder with the checksums beside them; a ModelError names files that differ."""
     path = folder / SUMS_FILE
     if not path.is_file():
         return

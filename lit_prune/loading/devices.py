@@ -16,11 +16,7 @@ DeviceMap = str | Mapping[str, int | str]
 
 
 def require_device(device: str | torch.device) -> None:
-    """Refuse a device that PyTorch does not know or does not find here, before anything is read.
-
-    Raises:
-        ModelError: There is no such device; the message lists those that there are.
-    """
+    """Refuse with a ModelError a device that PyTorch does not know or does not find here, before anything is read."""
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     number = 0 if there is None else torch.accelerator.device_count()
     names = ["cpu", *(f"{there}:{index}" for index in range(number))]
@@ -89,7 +85,7 @@ def whole(tensor: Tensor) -> Tensor:
 def with_tensors(
     model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], like: PreTrainedModel
 ) -> PreTrainedModel:
-    """A model of this class and config with these tensors, on the CPU; dtype and generation config are those of `like`."""
+    """A model of this class and config on the CPU with these tensors, the dtype and generation config as of `like`."""
     from accelerate import init_empty_weights
 
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):

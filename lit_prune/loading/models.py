@@ -163,11 +163,7 @@ def _load_standard(source: Source, revision: str | None, trusted: bool, options:
 
 
 def _factory(config: PreTrainedConfig, source: Source) -> Any:
-    """The one of transformers' auto classes that builds the model: of text alone, else of text with images.
-
-    Raises:
-        ModelError: None of them does.
-    """
+    """The one of transformers' auto classes that builds the model: of text alone, else of text with images."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
     remote = getattr(config, "auto_map", None) or {}

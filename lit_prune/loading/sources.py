@@ -164,8 +164,7 @@ def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: An
 def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Read the description of a model's blocks from a YAML or JSON file; a mapping is returned as it is.
 
-    Raises:
-        AnatomyError: There is no such file, or it is neither.
+    An AnatomyError says so where there is no such file, or it is neither.
     """
     if layout is None or isinstance(layout, Mapping):
         return layout
@@ -180,11 +179,7 @@ def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
 
 @contextmanager
 def explained(source: Source, what: str) -> Iterator[None]:
-    """Load something of a source without progress bars, turning what goes wrong into one clear error.
-
-    Raises:
-        ModelError: What is loaded cannot be found or read.
-    """
+    """Load something of a source without progress bars, turning what goes wrong into one clear ModelError."""
     bars: Any = logging
     shown = bars.is_progress_bar_enabled()
     # Files on this machine load in seconds; a download is worth its bar.

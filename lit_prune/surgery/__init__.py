@@ -11,12 +11,11 @@ from lit_prune.surgery.config import (
     stock_config,
 )
 from lit_prune.surgery.mute import evaluating, mute
-from lit_prune.surgery.optimizers import cut_groups, forget_parameters, require_forgetful
+from lit_prune.surgery.optimizers import cut_groups, require_forgetful
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
-from lit_prune.surgery.sharded import is_sharded, release, reshard
+from lit_prune.surgery.sharded import is_sharded, reshard
 from lit_prune.surgery.tombstones import (
     are_aside,
-    leave_tombstones,
     set_tombstones_aside,
     tombstones,
     without_tombstones,
@@ -30,16 +29,13 @@ __all__ = [
     "cut_groups",
     "describe",
     "evaluating",
-    "forget_parameters",
     "is_sharded",
-    "leave_tombstones",
     "make_recorded_biases",
     "mute",
     "put_back",
     "record_bias",
     "record_removal",
     "recorded_biases",
-    "release",
     "remember",
     "remove",
     "removed_sublayers",

@@ -87,10 +87,9 @@ def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:
 
 
 def make_recorded_biases(model: Any) -> None:
-    """Give the projections that the config names their bias, zeros until weights are loaded.
+    """Give the projections that the config names a bias, zeros until weights are loaded.
 
-    Raises:
-        AnatomyError: The config names something else.
+    An AnatomyError says so where the config names something else.
     """
     modules = dict(model.named_modules())
     for place in recorded_biases(model):

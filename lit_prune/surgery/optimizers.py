@@ -52,11 +52,7 @@ def cut_groups(groups: Sequence[Mapping[str, Any]], keeps: Callable[[Any], bool]
 
 
 def require_forgetful(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that keeps parameters where nobody knows how to drop some of them.
-
-    Raises:
-        LitPruneError: The optimizer is such a one; the message names the attribute that holds them.
-    """
+    """Refuse with a LitPruneError an optimizer that keeps parameters where nobody knows how to drop some of them."""
     shared = [group["params"] for group in optimizer.param_groups]
     for name, value in vars(optimizer).items():
         if name in OWN or any(value is params for params in shared) or isinstance(value, Optimizer):

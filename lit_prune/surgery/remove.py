@@ -98,10 +98,9 @@ def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:
 
 
 def require_recorded(model: nn.Module) -> None:
-    """Refuse a model that is not as its config says, which would load as another one.
+    """Refuse with a ModelError a model that is not as its config says, which would load as another one.
 
-    Raises:
-        ModelError: The model has muted sublayers, or shares its config with a model that has lost others.
+    It has muted sublayers, or shares its config with a model that has lost others.
     """
     gone, recorded = set(removed_sublayers(model)), set(Record.of(decoder_config(model)).removed)
     if muted := _names(gone - recorded):

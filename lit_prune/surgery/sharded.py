@@ -26,11 +26,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def release(model: nn.Module, gone: Iterable[nn.Module]) -> None:
-    """Make FSDP2 forget what is gone from a model; it would gather the weights, and keep their memory, for ever.
-
-    Raises:
-        ModelError: This version of torch keeps sharded weights elsewhere.
-    """
+    """Make FSDP2 forget what is gone from a model; it would gather the weights, and keep their memory, for ever."""
     gone = list(gone)
     kept = set(map(id, model.parameters()))
     dropped = {id(parameter) for module in gone for parameter in module.parameters()} - kept
