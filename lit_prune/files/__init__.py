@@ -16,11 +16,13 @@ from lit_prune.files.atomic import (
     write_text,
 )
 from lit_prune.files.markup import (
+    Markdown,
     bold,
     clean,
     figure_text,
     markdown_inline,
     markdown_line,
+    markdown_quote,
     markdown_table,
     say,
 )
@@ -43,6 +45,7 @@ from lit_prune.files.text_files import (
 __all__ = [
     "EXPECTED",
     "SUFFIXES",
+    "Markdown",
     "NotPlacedError",
     "beside",
     "bold",
@@ -56,6 +59,7 @@ __all__ = [
     "kind_of",
     "markdown_inline",
     "markdown_line",
+    "markdown_quote",
     "markdown_table",
     "name_aside",
     "obstacle",

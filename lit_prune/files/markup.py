@@ -45,6 +45,21 @@ def markdown_line(text: str) -> str:
     return re.sub(r"^(\d*)([#+\-=.)])", r"\1\\\2", markdown_inline(text))
 
 
+def markdown_quote(text: str, empty: str) -> str:
+    """A text as a block quote that shows it line by line; `empty` stands in for one that says nothing."""
+    lines = [_indented(line) for line in clean(text.strip()).splitlines()] or [empty]
+    # A backslash at the end keeps a line break; before an empty line, where a paragraph ends, it would be shown.
+    ends = ["\\" if line and following else "" for line, following in zip(lines, [*lines[1:], ""], strict=True)]
+    return "\n".join(f"> {line}{end}".rstrip() for line, end in zip(lines, ends, strict=True))
+
+
+def _indented(line: str) -> str:
+    # Four leading blanks would begin a code block, in which escapes are shown.
+    line = line.expandtabs(4).rstrip()
+    bare = line.lstrip()
+    return "&nbsp;" * (len(line) - len(bare)) + markdown_line(bare)
+
+
 def bold(text: str) -> Markdown:
     """The text in bold, as it is."""
     return Markdown(f"**{markdown_inline(text)}**")

@@ -1,22 +1,31 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
-from lit_prune.report.analysis import analysis_figures
-from lit_prune.report.analysis_page import analysis_markdown, write_analysis
-from lit_prune.report.anatomy_table import print_inventory
-from lit_prune.report.answers import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
-from lit_prune.report.comparison import (
+from lit_prune.report.analyses import analysis_markdown, write_analysis
+from lit_prune.report.analysis_pictures import analysis_figures
+from lit_prune.report.comparisons import (
     comparison_csv,
     comparison_figure,
     comparison_markdown,
     rank_correlation,
     removal_figure,
 )
-from lit_prune.report.evaluation import evaluation_markdown
-from lit_prune.report.markdown import answer_markdown, plan_markdown, summary_markdown
-from lit_prune.report.record import Summary, read_summary, save_summary
-from lit_prune.report.score_map import save_figure, score_map
-from lit_prune.report.screen import print_summary
-from lit_prune.report.summary import Answer, Row, disturbance
+from lit_prune.report.dialogues import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
+from lit_prune.report.drawing import save_figure
+from lit_prune.report.evaluations import evaluation_markdown
+from lit_prune.report.inventory_table import print_inventory
+from lit_prune.report.score_map import score_map
+from lit_prune.report.summary import (
+    Answer,
+    Row,
+    Summary,
+    answer_markdown,
+    disturbance,
+    plan_markdown,
+    print_summary,
+    read_summary,
+    save_summary,
+    summary_markdown,
+)
 from lit_prune.report.tracking import log_figure, log_scalars, log_settings, log_text
 
 __all__ = [

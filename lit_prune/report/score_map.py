@@ -6,16 +6,14 @@ Figures are made without pyplot, which would keep each of them for ever and may 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prune.files import figure_text, name_aside
+from lit_prune.files import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,19 +77,6 @@ def score_map(
     _add_colorbar(figure, mesh, axes, history)
     _add_legend(figure, marked=bool(panels))
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG aside and rename it into place; parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = name_aside(path)
-    try:
-        figure.savefig(aside, format="png", dpi=120)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
 
 
 def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_blocks: int) -> _History:

@@ -1,98 +1,60 @@
-"""The summary on the screen, in tables."""
+"""Tables and texts on the terminal, which shows other people's text as it is and writes what it can."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import os
 from typing import TYPE_CHECKING
 
 from lit_prune.files import clean
-from lit_prune.plan import PrunePlan
-from lit_prune.report.summary import (
-    EMPTY,
-    FIGURES,
-    LEFT_ALIGNED,
-    Answer,
-    Row,
-    facts,
-    figures,
-    outcome,
-    removals,
-    title,
-    verdict,
-)
+from lit_prune.report.parts import EMPTY, Table
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-STYLES = {"better": "green", "worse": "red"}
-
-
-def print_summary(
-    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
-) -> None:
-    """Show on the screen what `summary_markdown` writes.
-
-    Args:
-        rows: Figures before and after.
-        plan: What was removed, and how that was found.
-        answers: Shown as they are.
-        notes: Sentences at the end.
-    """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for part in _on_screen(console, rows, plan, answers, notes):
-        console.print(part)
-
-
-def _on_screen(
-    console: Console, rows: Sequence[Row], plan: PrunePlan, answers: Sequence[Answer], notes: Sequence[str]
-) -> Iterator[RenderableType]:
-    yield text(console, title(plan), "bold")
-    if rows:
-        styles = [STYLES.get(verdict(row), "") for row in rows]
-        yield table(console, FIGURES, [figures(row) for row in rows], styles)
-    yield text(console, outcome(plan), "bold")
-    if plan.steps:
-        yield table(console, *removals(plan))
-    for fact in facts(plan):
-        yield text(console, fact)
-    for each in answers:
-        yield text(console, f"\n{each.question}", "bold")
-        yield _answer(console, "before", each.before)
-        yield _answer(console, "after", each.after)
-    for note in notes:
-        yield text(console, note)
-
-
-def text(console: Console, words: str, style: str = "") -> RenderableType:
-    """Text that the terminal can write."""
     from rich.text import Text
 
-    # What the terminal cannot write must not end a run that took hours.
-    return Text(clean(words).encode(console.encoding, "replace").decode(console.encoding), style=style)
+STYLES = {"": "", "better": "green", "worse": "red"}
+FILE_WIDTH = 120
+"""Columns where no terminal says how many."""
 
 
-def table(
-    console: Console,
-    heads: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    styles: Sequence[str] | None = None,
-    left: Collection[str] = LEFT_ALIGNED,
-) -> RenderableType:
-    """Rows of cells under heads; `styles` are those of each row's last cell, `left` the heads of words."""
-    from rich.table import Table
+class Screen:
+    """The standard output.
 
-    rows = Table()
-    for head in heads:
-        # On a narrow screen a number goes on in the next line; cut off it would be another number.
-        rows.add_column(head, justify="left" if head in left else "right", overflow="fold")
-    for row, style in zip(cells, styles or [""] * len(cells), strict=True):
-        rows.add_row(*(text(console, cell) for cell in row[:-1]), text(console, row[-1], style))
-    return rows
+    Args:
+        wide: Whether a file gets lines of `FILE_WIDTH` columns, where no terminal and no COLUMNS say how many it has.
+    """
 
+    def __init__(self, *, wide: bool = False) -> None:
+        from rich.console import Console
 
-def _answer(console: Console, when: str, answer: str) -> RenderableType:
-    from rich.panel import Panel
+        self._console = Console(highlight=False)
+        if wide and not self._console.is_terminal and "COLUMNS" not in os.environ:
+            self._console.width = FILE_WIDTH
 
-    return Panel(text(console, answer.strip() or EMPTY), title=when, title_align="left")
+    def say(self, words: str, style: str = "") -> None:
+        """Show a text in a style of rich, such as `bold`."""
+        self._console.print(self._text(words, style))
+
+    def show(self, table: Table) -> None:
+        """Show a table, without its note."""
+        from rich.table import Table as Grid
+
+        grid = Grid()
+        for head in table.heads:
+            # On a narrow screen a number goes on in the next line; cut off it would be another number.
+            grid.add_column(head, justify="left" if head in table.words else "right", overflow="fold")
+        for row in table.rows:
+            grid.add_row(*(self._text(cell.text, STYLES[cell.verdict]) for cell in row))
+        self._console.print(grid)
+
+    def quote(self, title: str, words: str) -> None:
+        """Show a text in a frame."""
+        from rich.panel import Panel
+
+        self._console.print(Panel(self._text(words.strip() or EMPTY, ""), title=title, title_align="left"))
+
+    def _text(self, words: str, style: str) -> Text:
+        from rich.text import Text
+
+        # What the terminal cannot write must not end a run that took hours.
+        encoding = self._console.encoding
+        return Text(clean(words).encode(encoding, "replace").decode(encoding), style=style)

@@ -1,24 +1,26 @@
-"""The summary of a run as plain text, cell by cell: figures before and after, what went, how it was found.
-
-How it looks is `markdown.py`'s and `screen.py`'s.
-"""
+"""The summary of a run: figures before and after, what went and how it was found; Markdown, JSON, or on the screen."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from lit_prune.errors import DataError
+from lit_prune.files import checked, markdown_inline, markdown_line, markdown_quote, read_json, to_json, write_text
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
+from lit_prune.report.parts import EMPTY, Cell, Table, number
+from lit_prune.report.screen import Screen
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
 FIGURES = ("", "before", "after", "change")
 REMOVALS = ("epoch", "removed", "score", "parameters", "left", "ppl before", "ppl after")
-LEFT_ALIGNED = ("", "removed")
-EMPTY = "(nothing)"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Row:
 
     Attributes:
         name: What was measured.
-        before: Of the dense model, None where it was not measured.
-        after: Of the pruned model, None where it was not measured.
-        unit: Such as `ms`; times also get a ratio.
+        before: The dense model's figure, None where it was not measured.
+        after: The pruned model's figure, None where it was not measured.
+        unit: The unit, such as `ms`; times also get a ratio.
         better: Which direction is good, None where neither is.
     """
 
@@ -49,28 +51,140 @@ class Answer:
     after: str
 
 
-def title(plan: PrunePlan) -> str:
-    """What the page is about."""
-    return f"{plan.model.name or plan.model.model_type}, before and after pruning"
+@dataclass(frozen=True)
+class Summary:
+    """What was measured before and after a run.
 
-
-def figures(row: Row) -> list[str]:
-    """The cells of one row of `FIGURES`."""
-    return [row.name, number(row.before, row.unit), number(row.after, row.unit), _change(row)]
-
-
-def number(value: float | int | None, unit: str = "") -> str:
-    """Whole numbers in full, others with four digits.
-
-    Example:
-        >>> number(134515008), number(12.34567, "ms"), number(98765.4), number(None)
-        ('134,515,008', '12.35 ms', '98,765', 'n/a')
+    Attributes:
+        rows: The figures.
+        plan: What was removed, and how that was found.
+        answers: Answers to the same questions.
+        notes: Sentences for the reader.
     """
-    if value is None:
-        return "n/a"
-    whole = isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000)
-    text = f"{value:,.0f}" if whole else f"{value:.4g}"
-    return f"{text} {unit}" if unit else text
+
+    rows: tuple[Row, ...]
+    plan: PrunePlan
+    answers: tuple[Answer, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def summary_markdown(
+    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
+) -> str:
+    """Write the summary as one Markdown page.
+
+    Args:
+        rows: Figures before and after.
+        plan: What was removed, and how that was found.
+        answers: Answers before and after; they are shown as quotes, each line escaped.
+        notes: Sentences at the end.
+    """
+    return "\n\n".join(_sections(Summary(tuple(rows), plan, tuple(answers), tuple(notes)))) + "\n"
+
+
+def print_summary(
+    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
+) -> None:
+    """Show on the screen what `summary_markdown` writes, from the same arguments."""
+    screen = Screen()
+    screen.say(_title(plan), "bold")
+    if rows:
+        screen.show(figures_table(rows))
+    screen.say(_outcome(plan), "bold")
+    if plan.steps:
+        screen.show(_removals(plan))
+    for fact in _facts(plan):
+        screen.say(fact)
+    for answer in answers:
+        screen.say(f"\n{answer.question}", "bold")
+        screen.quote("before", answer.before)
+        screen.quote("after", answer.after)
+    for note in notes:
+        screen.say(note)
+
+
+def save_summary(
+    folder: str | Path,
+    rows: Sequence[Row],
+    *,
+    plan: PrunePlan,
+    answers: Sequence[Answer] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write what `summary_markdown` shows, unrounded, as `summary.json` into the folder of a run.
+
+    Returns:
+        The file, which is written aside and then renamed.
+    """
+    data = {"figures": [asdict(row) for row in rows], "answers": [asdict(answer) for answer in answers]}
+    record = to_json({**data, "notes": list(notes), "plan": plan.to_dict()})
+    return write_text(Path(folder) / SUMMARY_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def read_summary(path: str | Path) -> Summary:
+    """Read the file that `save_summary` wrote.
+
+    Raises:
+        DataError: The file cannot be read, or is damaged.
+        PlanError: The plan in it is damaged.
+    """
+    try:
+        data = read_json(Path(path).read_text(encoding="utf-8"))
+        rows = tuple(checked(Row, row) for row in data["figures"])
+        answers = tuple(checked(Answer, answer) for answer in data["answers"])
+        return Summary(rows, PrunePlan.from_dict(data["plan"]), answers, tuple(map(str, data["notes"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read the summary {path}: {error!r}") from error
+
+
+def plan_markdown(plan: PrunePlan) -> str:
+    """Write the removals of a plan as a Markdown table."""
+    return _removals(plan).markdown
+
+
+def answer_markdown(answer: Answer) -> str:
+    """Write one question and what was answered before and after, as quotes that nothing in them can end."""
+    before, after = (markdown_quote(text, EMPTY) for text in (answer.before, answer.after))
+    return f"**{markdown_inline(answer.question)}**\n\nBefore:\n\n{before}\n\nAfter:\n\n{after}"
+
+
+def disturbance(plan: PrunePlan) -> str:
+    """Say how often a search that spares itself work was surprised."""
+    return f"Order disturbed: in {plan.num_disturbed} of {len(plan.steps)} rounds"
+
+
+def figures_table(rows: Sequence[Row]) -> Table:
+    """Figures before and after, a row of `FIGURES` each."""
+    return Table.of(FIGURES, [[*figures_of(row)[:-1], Cell(_change(row), verdict=_verdict(row))] for row in rows])
+
+
+def figures_of(row: Row) -> tuple[str, str, str, str]:
+    """The texts of one row of `FIGURES`."""
+    return row.name, number(row.before, row.unit), number(row.after, row.unit), _change(row)
+
+
+def _sections(summary: Summary) -> Iterator[str]:
+    plan = summary.plan
+    yield f"# {markdown_inline(_title(plan))}"
+    if summary.rows:
+        yield figures_table(summary.rows).markdown
+    yield f"## What was removed\n\n{markdown_inline(_outcome(plan))}"
+    if plan.steps:
+        yield plan_markdown(plan)
+    yield f"## How it was found\n\n{_list(_facts(plan))}"
+    if summary.answers:
+        yield "## Answers"
+    yield from map(answer_markdown, summary.answers)
+    if summary.notes:
+        yield f"## Notes\n\n{_list(summary.notes)}"
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_line(sentence)}" for sentence in sentences)
+
+
+def _title(plan: PrunePlan) -> str:
+    return f"{plan.model.name or plan.model.model_type}, before and after pruning"
 
 
 def _change(row: Row) -> str:
@@ -83,7 +197,7 @@ def _change(row: Row) -> str:
     if not row.before or row.after is None or not math.isfinite(row.before) or not math.isfinite(row.after):
         return ""
     percent = f"{(row.after - row.before) / abs(row.before):+.1%}"
-    remark = _ratio(row.before, row.after) if row.unit in TIMES else verdict(row)
+    remark = _ratio(row.before, row.after) if row.unit in TIMES else _verdict(row)
     return f"{percent} ({remark})" if remark else percent
 
 
@@ -93,36 +207,28 @@ def _ratio(before: float, after: float) -> str:
     return f"{before / after:.2f}x faster" if after < before else f"{after / before:.2f}x slower"
 
 
-def verdict(row: Row) -> str:
-    """`better`, `worse`, or nothing where neither can be said."""
+def _verdict(row: Row) -> str:
     if row.better is None or row.before is None or row.after is None or row.before == row.after:
         return ""
     return "better" if (row.after < row.before) == (row.better == "lower") else "worse"
 
 
-def outcome(plan: PrunePlan) -> str:
-    """How much went, in one sentence."""
+def _outcome(plan: PrunePlan) -> str:
     if not plan.steps:
         return "Nothing was removed."
-    gone, all_of_it = plan.num_removed_parameters, plan.model.num_parameters
-    removals_made = "1 removal" if len(plan.steps) == 1 else f"{len(plan.steps)} removals"
-    return f"{removals_made}, {gone:,} of {all_of_it:,} parameters ({gone / all_of_it:.1%})"
+    gone, whole = plan.num_removed_parameters, plan.model.num_parameters
+    removals = "1 removal" if len(plan.steps) == 1 else f"{len(plan.steps)} removals"
+    return f"{removals}, {gone:,} of {whole:,} parameters ({gone / whole:.1%})"
 
 
-def disturbance(plan: PrunePlan) -> str:
-    """How often a search that spares itself work was surprised."""
-    return f"Order disturbed: in {plan.num_disturbed} of {len(plan.steps)} rounds"
-
-
-def removals(plan: PrunePlan) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Heads and cells of what was removed; epochs only where there was training."""
-    left, cells = plan.model.num_parameters, []
+def _removals(plan: PrunePlan) -> Table:
+    """A row for each removal; epochs only where there was training."""
+    left, rows = plan.model.num_parameters, []
     for step in plan.steps:
         left -= step.num_parameters
-        cells.append(_removal(step, left / plan.model.num_parameters))
-    if all(step.epoch is None for step in plan.steps):
-        return REMOVALS[1:], [each[1:] for each in cells]
-    return REMOVALS, cells
+        rows.append(_removal(step, left / plan.model.num_parameters))
+    first = 1 if all(step.epoch is None for step in plan.steps) else 0
+    return Table.of(REMOVALS[first:], [row[first:] for row in rows], words=["removed"])
 
 
 def _removal(step: PruneStep, left: float) -> list[str]:
@@ -131,7 +237,7 @@ def _removal(step: PruneStep, left: float) -> list[str]:
     return [epoch, step.removed.name, number(step.score), f"{step.num_parameters:,}", f"{left:.1%}", *losses]
 
 
-def facts(plan: PrunePlan) -> Iterator[str]:
+def _facts(plan: PrunePlan) -> Iterator[str]:
     """How the removals were found, what that cost, and with which versions."""
     yield f"Search: {_described(plan.search)}; scorer: {_described(plan.scorer)}"
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"

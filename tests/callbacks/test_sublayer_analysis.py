@@ -61,7 +61,7 @@ def test_without_a_change_there_is_the_first_alone(tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They are drawn in half a second each, and this test is not of them."""
-    monkeypatch.setattr("lit_prune.report.analysis_page.analysis_figures", lambda analyses: {})
+    monkeypatch.setattr("lit_prune.report.analyses.analysis_figures", lambda analyses: {})
 
 
 @pytest.mark.usefixtures("no_pictures")

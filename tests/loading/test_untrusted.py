@@ -24,10 +24,8 @@ from lit_prune.loading.untrusted import require_plain_metadata
 from lit_prune.measure import Journal
 from lit_prune.plan import MAX_BLOCKS, Candidate, ModelFacts, PruneStep
 from lit_prune.plan.prune_plan import SublayerId
-from lit_prune.report import read_summary
-from lit_prune.report.markdown import answer_markdown
+from lit_prune.report import Answer, answer_markdown, read_summary
 from lit_prune.report.page import read_sources
-from lit_prune.report.summary import Answer
 from lit_prune.surgery import remove
 from lit_prune.training import read_facts
 from tests.tiny import character_tokenizer, tiny_model

@@ -9,6 +9,7 @@ from lit_prune.commands import bench_speed
 from lit_prune.evaluation import Analysis, Measured, Perplexity, Prompt, Result, Signs, Speed, TaskScore
 from lit_prune.files import markdown_table, say
 from lit_prune.report import (
+    analysis_markdown,
     answers_markdown,
     comparison_figure,
     comparison_markdown,
@@ -18,7 +19,6 @@ from lit_prune.report import (
     score_map,
     signs_markdown,
 )
-from lit_prune.report.analysis_page import analysis_markdown
 
 HOSTILE = ["<script>alert(1)</script>", "x](javascript:alert(1))|y", "a\x1b[2J\u2028# b\n# c", "\u202emoc"]
 

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lit_prune.evaluation import Measured
-from lit_prune.report.page.sources import Evaluation, ModelRun
-
-
-@dataclass(frozen=True)
-class Match:
-    """A run's row of an evaluation, and the row that it is held against.
-
-    Attributes:
-        evaluation: Where both are from.
-        after: Of the run's model.
-        before: Of the reference; None where there is none.
-    """
-
-    evaluation: Evaluation
-    after: Measured
-    before: Measured | None
+from lit_prune.report.evaluations import Evaluation, Match
+from lit_prune.report.runs import ModelRun
 
 
 def matches(run: ModelRun, runs: Sequence[ModelRun], evaluations: Sequence[Evaluation]) -> list[Match]:
-    """The rows of a run.
-
-    Args:
-        run: One of `runs`.
-        runs: All that the page shows: a row that is of two of them is of none.
-        evaluations: All that the page shows.
+    """The rows of one of some runs; a row that is of two of them is of none.
 
     Example:
         >>> row = Measured("out/healed", 7, {}, {})
@@ -62,13 +42,13 @@ def _same(one: Path, other: Path) -> bool:
 
 def _end(one: Path, other: Path) -> bool:
     """Whether one path is the other's end: an evaluation may have been made in another folder."""
-    mine, other_parts = one.parts, other.resolve().parts
-    number = min(len(mine), len(other_parts))
-    return number > 0 and mine[-number:] == other_parts[-number:]
+    mine, others = one.parts, other.resolve().parts
+    number = min(len(mine), len(others))
+    return number > 0 and mine[-number:] == others[-number:]
 
 
 def _reference(run: ModelRun, row: Measured, evaluation: Evaluation) -> Measured | None:
     """What was named as the reference, else the model that the plan names."""
     base = run.plan.model.name if run.plan is not None else ""
     name = evaluation.against or base
-    return next((each for each in evaluation.rows if each.model == name and each is not row), None)
+    return next((other for other in evaluation.rows if other.model == name and other is not row), None)

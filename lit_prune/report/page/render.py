@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lit_prune.files import clean
-from lit_prune.report.page.matching import Match, matches
-from lit_prune.report.page.sources import Evaluation, Sources, read_sources
-from lit_prune.report.page.tables import runs_table
-from lit_prune.report.page.views import AnalysisView, ComparisonView, EvaluationView, RunView, overview_figure
+from lit_prune.report.analyses import analysis_parts
+from lit_prune.report.comparisons import comparison_parts
+from lit_prune.report.evaluations import Match, evaluation_parts
+from lit_prune.report.page.folders import Sources, read_sources
+from lit_prune.report.page.matching import matches
+from lit_prune.report.parts import Part
+from lit_prune.report.runs import overview_parts, run_parts
 
 PAGE = "page.html.jinja"
 
@@ -24,9 +27,8 @@ def report_page(folders: Sequence[str | Path], *, trust_remote_code: bool = Fals
     """Write one HTML page about runs.
 
     Args:
-        folders: That lit-prune has written: pruned models, trainings, evaluations, comparisons,
-            analyses. Evaluations are put to
-            the models that they measured, by the models' folders.
+        folders: Folders that lit-prune has written: pruned models, trainings, evaluations, comparisons, analyses.
+            Evaluations are put to the models that they measured, by the models' folders.
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
 
     Raises:
@@ -36,49 +38,46 @@ def report_page(folders: Sequence[str | Path], *, trust_remote_code: bool = Fals
 
 
 def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
-    """The page about what was read.
+    """Write the page about what was read.
 
     Args:
-        sources: What it shows.
-        trust_remote_code: As for `report_page`.
+        sources: What `read_sources` found.
+        trust_remote_code: Run code that comes with a model, to find out how it is loaded.
     """
-    found = [matches(run, sources.models, sources.evaluations) for run in sources.models]
-    shown = _models_shown(found)
+    models = sources.models
+    found = [matches(run, models, sources.evaluations) for run in models]
+    return (
+        _environment()
+        .get_template(PAGE)
+        .render(
+            version=version("lit-prune"),
+            title=", ".join(sources.names),
+            several=len(models) + len(sources.comparisons) > 1,
+            overview=list(overview_parts(models, drawn=not sources.evaluations)) if len(models) > 1 else [],
+            runs=[
+                (run.name, list(run_parts(run, own, trust_remote_code=trust_remote_code)))
+                for run, own in zip(models, found, strict=True)
+            ],
+            evaluations=list(_evaluations(sources, [match for own in found for match in own])),
+            comparisons=[(comparison.name, list(comparison_parts(comparison))) for comparison in sources.comparisons],
+            analyses=[(analysis.name, list(analysis_parts(analysis))) for analysis in sources.analyses],
+        )
+    )
+
+
+def _evaluations(sources: Sources, found: Iterable[Match]) -> Iterator[tuple[str, list[Part]]]:
+    """Names and parts; a pair that a run shows whole is not shown twice."""
+    shown: dict[str, set[str]] = defaultdict(set)
+    for match in found:
+        shown[match.evaluation.name] |= {row.model for row in (match.before, match.after) if row is not None}
     bases = {run.plan.model.name for run in sources.models if run.plan}
     base = bases.pop() if len(bases) == 1 else ""
-    several = len(sources.models) + len(sources.comparisons) > 1
-    views: dict[str, Any] = {
-        "version": version("lit-prune"),
-        "title": ", ".join(sources.names),
-        "several": several,
-        "overview": runs_table(sources.models) if len(sources.models) > 1 else None,
-        "overview_figure": overview_figure(sources) if len(sources.models) > 1 else None,
-        "runs": [
-            RunView(run, each, trust_remote_code=trust_remote_code)
-            for run, each in zip(sources.models, found, strict=True)
-        ],
-        # A pair that a run shows whole is not shown twice.
-        "evaluations": [
-            EvaluationView(each, base, with_answers=not _answering(each) <= shown[each.name])
-            for each in sources.evaluations
-            if len(each.rows) > 2 or not {row.model for row in each.rows} | _answering(each) <= shown[each.name]
-        ],
-        "comparisons": [ComparisonView(each) for each in sources.comparisons],
-        "analyses": [AnalysisView(each) for each in sources.analyses],
-    }
-    return _environment().get_template(PAGE).render(views)
-
-
-def _models_shown(found: Sequence[Sequence[Match]]) -> dict[str, set[str]]:
-    """By the name of an evaluation, the models whose figures and answers runs show."""
-    shown: dict[str, set[str]] = defaultdict(set)
-    for match in (match for each in found for match in each):
-        shown[match.evaluation.name] |= {row.model for row in (match.before, match.after) if row is not None}
-    return shown
-
-
-def _answering(evaluation: Evaluation) -> set[str]:
-    return {model for each in evaluation.answers for model in each.answers}
+    for evaluation in sources.evaluations:
+        measured = {row.model for row in evaluation.rows}
+        answering = {model for dialogue in evaluation.answers for model in dialogue.answers}
+        new_answers = not answering <= shown[evaluation.name]
+        if len(evaluation.rows) > 2 or new_answers or not measured <= shown[evaluation.name]:
+            yield evaluation.name, list(evaluation_parts(evaluation, base, with_answers=new_answers))
 
 
 def _environment() -> Environment:
@@ -101,7 +100,7 @@ def _readable(value: Any) -> Any:
 
 def _code(text: str) -> Markup:
     """Plain text whose parts between backticks are code, as in Markdown."""
-    parts = [escape(clean(each)) for each in text.split("`")]
+    parts = [escape(clean(part)) for part in text.split("`")]
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts)
     )

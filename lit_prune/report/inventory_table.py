@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from lit_prune.anatomy import LINEAR, SCALE
 from lit_prune.costs import Inventory, SublayerFigures
 from lit_prune.plan.prune_plan import KINDS, SublayerId
-from lit_prune.report.screen import table, text
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+from lit_prune.report.parts import Table
+from lit_prune.report.screen import Screen
 
 COSTS = ("blocks", "sublayer", "parameters", "active", "share", "FLOP", "of all", "KV bytes")
 WAYS = ("blocks", "sublayer", "module", "residual form", "folds", "whole block")
-LEFT_ALIGNED = ("blocks", "sublayer", *WAYS)
 NOTHING = "-"
 WORDS = {
     SCALE: "a factor can make up for some of the loss, folded into weights behind it",
     LINEAR: "a matrix can make up for some of the loss, folded into weights before it",
 }
-FILE_WIDTH = 120
-"""Columns where no terminal says how many: a table is for reading, in a file too."""
-
 Row = tuple[int, str, tuple[str, ...]]
 """Block, kind, and the cells behind them."""
 
@@ -34,34 +26,24 @@ def print_inventory(inventory: Inventory, *, every_block: bool = False) -> None:
     """Show an inventory on the screen.
 
     Args:
-        inventory: Of a model.
-        every_block: Give each block rows of its own, where neighbours that are the same stand together otherwise.
+        inventory: What `lit_prune.costs.take_inventory` found of a model.
+        every_block: Whether each block gets rows of its own; neighbours that are the same stand together otherwise.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = FILE_WIDTH
-    for part in _on_screen(console, inventory, every_block):
-        console.print(part)
-
-
-def _on_screen(console: Console, inventory: Inventory, every_block: bool) -> Iterator[RenderableType]:
-    yield text(console, f"{inventory.model} ({inventory.architecture})", "bold")
+    screen = Screen(wide=True)
+    screen.say(f"{inventory.model} ({inventory.architecture})", "bold")
     for fact in _facts(inventory):
-        yield text(console, fact)
-    heads, costs = _without_active(inventory, [*_grouped(_costs(inventory), every_block), *_sums(inventory)])
-    yield table(console, heads, costs, left=LEFT_ALIGNED)
-    yield table(console, WAYS, _grouped(map(_ways, inventory.sublayers), every_block), left=LEFT_ALIGNED)
+        screen.say(fact)
+    costs = [*_grouped(_costs(inventory), every_block), *_sums(inventory)]
+    screen.show(Table.of(COSTS, costs, words=COSTS[:2]).filled)
+    screen.show(Table.of(WAYS, _grouped(map(_ways, inventory.sublayers), every_block), words=WAYS))
     for note in _notes(inventory):
-        yield text(console, note)
+        screen.say(note)
 
 
 def _facts(inventory: Inventory) -> Iterator[str]:
     here = "" if inventory.num_blocks_in_list == inventory.num_blocks else f"{inventory.num_blocks_in_list} of "
     yield f"{here}{inventory.num_blocks} blocks in {inventory.blocks_path}, hidden size {inventory.hidden_size:,}"
-    active = inventory.num_active_parameters
-    per_token = "" if active == inventory.num_parameters else f"; a token goes through {active:,}"
+    per_token = f"; a token goes through {inventory.num_active_parameters:,}" if _has_experts(inventory) else ""
     weights = f"{_short(inventory.weight_bytes)}B in {inventory.dtype}"
     yield f"{inventory.num_parameters:,} parameters, {weights}{per_token}"
     most = f" (the model is made for {inventory.max_context:,})" if inventory.max_context else ""
@@ -71,21 +53,28 @@ def _facts(inventory: Inventory) -> Iterator[str]:
         yield f"Gone: {', '.join(inventory.removed)}"
 
 
+def _has_experts(inventory: Inventory) -> bool:
+    """Whether active parameters are worth a column."""
+    return inventory.num_active_parameters != inventory.num_parameters
+
+
 def _costs(inventory: Inventory) -> list[Row]:
-    present = [(each.block, each.kind, _cost_cells(each)) for each in inventory.sublayers]
-    ids = [SublayerId.parse(each) for each in inventory.removed]
-    gone = [(each.block, str(each.kind), ("gone", *[NOTHING] * 5)) for each in ids]
-    return sorted([*present, *gone], key=lambda row: row[0])
+    cells = [_cells(_amounts(sublayer), inventory) for sublayer in inventory.sublayers]
+    present = [(found.block, found.kind, own) for found, own in zip(inventory.sublayers, cells, strict=True)]
+    gone = ("gone", NOTHING if _has_experts(inventory) else "", *[NOTHING] * 4)
+    ids = [SublayerId.parse(name) for name in inventory.removed]
+    return sorted([*present, *((sublayer.block, str(sublayer.kind), gone) for sublayer in ids)], key=lambda row: row[0])
 
 
-def _cost_cells(each: SublayerFigures) -> tuple[str, ...]:
-    amounts = (each.num_parameters, each.num_active_parameters, each.flops, each.kv_bytes)
-    return _cells(amounts, each.parameters_share, each.flops_share)
+def _amounts(found: Inventory | SublayerFigures) -> tuple[int, ...]:
+    return found.num_parameters, found.num_active_parameters, found.flops, found.kv_bytes
 
 
-def _cells(amounts: Sequence[int], share: float, flops_share: float) -> tuple[str, ...]:
+def _cells(amounts: Sequence[int], inventory: Inventory) -> tuple[str, ...]:
     parameters, active, flops, kv_bytes = amounts
-    return f"{parameters:,}", f"{active:,}", _percent(share), _short(flops), _percent(flops_share), f"{kv_bytes:,}"
+    share, flops_share = _percent(parameters / inventory.num_parameters), _percent(flops / inventory.flops)
+    shown = f"{active:,}" if _has_experts(inventory) else ""
+    return f"{parameters:,}", shown, share, _short(flops), flops_share, f"{kv_bytes:,}"
 
 
 def _percent(share: float) -> str:
@@ -94,36 +83,21 @@ def _percent(share: float) -> str:
 
 def _sums(inventory: Inventory) -> Iterator[list[str]]:
     """One row for each kind, one for what is no sublayer, one for the whole."""
-    whole = (inventory.num_parameters, inventory.num_active_parameters, inventory.flops, inventory.kv_bytes)
-    rest = whole
+    rest = whole = _amounts(inventory)
     for kind in KINDS:
-        own = [each for each in inventory.sublayers if each.kind == kind]
-        sums = [
-            sum(getattr(each, name) for each in own) for name in ("num_parameters", "num_active_parameters", "flops")
-        ]
-        amounts = (*sums, sum(each.kv_bytes for each in own))
-        rest = tuple(left - amount for left, amount in zip(rest, amounts, strict=True))
-        yield _sum(f"all {len(own)}", kind, amounts, whole)
-    yield _sum("rest", "", rest, whole)
-    yield _sum("model", "", whole, whole)
+        own = [_amounts(sublayer) for sublayer in inventory.sublayers if sublayer.kind == kind]
+        sums = [sum(column) for column in zip((0,) * len(whole), *own, strict=True)]
+        rest = tuple(left - amount for left, amount in zip(rest, sums, strict=True))
+        yield [f"all {len(own)}", kind, *_cells(sums, inventory)]
+    yield ["rest", "", *_cells(rest, inventory)]
+    yield ["model", "", *_cells(whole, inventory)]
 
 
-def _sum(blocks: str, name: str, amounts: Sequence[int], whole: Sequence[int]) -> list[str]:
-    return [blocks, name, *_cells(amounts, amounts[0] / whole[0], amounts[2] / whole[2])]
-
-
-def _without_active(inventory: Inventory, rows: list[list[str]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Heads and rows; only experts make the active parameters worth a column."""
-    if inventory.num_active_parameters != inventory.num_parameters:
-        return COSTS, rows
-    column = COSTS.index("active")
-    return COSTS[:column] + COSTS[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
-
-
-def _ways(each: SublayerFigures) -> Row:
-    module = each.path.rpartition(".")[2]
-    form = f"{each.form}, adds the residual itself" if each.adds_residual else each.form
-    return each.block, each.kind, (module, form, ", ".join(each.corrections) or NOTHING, each.removed_with_block)
+def _ways(sublayer: SublayerFigures) -> Row:
+    module = sublayer.path.rpartition(".")[2]
+    form = f"{sublayer.form}, adds the residual itself" if sublayer.adds_residual else sublayer.form
+    cells = (module, form, ", ".join(sublayer.corrections) or NOTHING, sublayer.removed_with_block)
+    return sublayer.block, sublayer.kind, cells
 
 
 def _grouped(rows: Iterable[Row], every_block: bool) -> list[list[str]]:
@@ -156,14 +130,13 @@ def _runs(blocks: Sequence[int], every_block: bool) -> list[tuple[int, int]]:
 def _notes(inventory: Inventory) -> Iterator[str]:
     yield "rest: embeddings, head and what stays of a block; KV bytes: cache of one token"
     yield "Any sublayer can go alone: lit_prune.load reads what is saved then."
-    if shared := {each.num_shared_norm_parameters for each in inventory.sublayers} - {0}:
-        listed = ", ".join(f"{each:,}" for each in sorted(shared))
+    if shared := {sublayer.num_shared_norm_parameters for sublayer in inventory.sublayers} - {0}:
+        listed = ", ".join(f"{size:,}" for size in sorted(shared))
         yield f"A norm that feeds both sublayers of a block ({listed} parameters) goes with the second of them."
-    if any(each.removed_with_block != each.removed_alone for each in inventory.sublayers):
+    if any(sublayer.removed_with_block != sublayer.removed_alone for sublayer in inventory.sublayers):
         yield "stock model: without that block an ordinary model is left, for any loader"
-    found = {word for each in inventory.sublayers for word in each.corrections}
-    for word in (each for each in WORDS if each in found):
-        yield f"{word}: {WORDS[word]}"
+    found = {word for sublayer in inventory.sublayers for word in sublayer.corrections}
+    yield from (f"{word}: {meaning}" for word, meaning in WORDS.items() if word in found)
 
 
 def _short(number: int) -> str:

@@ -1,10 +1,9 @@
-"""How a run's model is used, and how it was made."""
+"""How a run's model is used, and how it was made: parts of the page."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -13,52 +12,37 @@ from lit_prune.errors import LitPruneError
 from lit_prune.export import usage
 from lit_prune.loading.models import skeleton
 from lit_prune.plan import PLAN_FILE, SETTINGS, PrunePlan
-from lit_prune.report.page.sources import ModelRun
+from lit_prune.report.parts import Part, titled
 
 GENERATE = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+
 prompt = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False)
 tokens = model.generate(**prompt, max_new_tokens=32)
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 
 
-@dataclass(frozen=True)
-class HowTo:
-    """How a run's model is used.
-
-    Attributes:
-        code: Python that loads it and writes some text; empty where that is not known.
-        note: What to know of it, in Markdown, or why it is not known.
-        commands: Of lit-prune, by what they do.
-    """
-
-    code: str
-    note: str
-    commands: Mapping[str, str]
-
-
-def how_to(run: ModelRun, *, trust_remote_code: bool = False) -> HowTo | None:
-    """Find out from the config in a run's folder; None where no model was saved.
+def usage_parts(folder: Path, name: str, plan: PrunePlan | None, *, trust_remote_code: bool = False) -> Iterator[Part]:
+    """Say how the model in a folder is used, by code that loads it and by commands of lit-prune.
 
     Args:
-        run: Whose model.
+        folder: The folder of the model, whose config tells how it is loaded.
+        name: The folder in the user's words.
+        plan: What was removed, where that is known.
         trust_remote_code: Run code that comes with the model.
     """
-    if run.model is None:
-        return None
-    commands = dict(_commands(run.model_name, run.plan))
+    yield Part("heading", "How to use it")
     try:
-        how = usage(skeleton(run.model, trust_remote_code=trust_remote_code), run.model_name)
+        how = usage(skeleton(folder, trust_remote_code=trust_remote_code), name)
     except LitPruneError as error:
-        return HowTo("", f"How to load it is not known: {error}", commands)
-    return HowTo("\n".join([how.code, *_generation(run.model, run.model_name)]), how.note, commands)
-
-
-def _generation(folder: Path, name: str) -> Iterator[str]:
-    if not any(folder.glob("tokenizer*")):
-        return
-    place = dumps(name, ensure_ascii=False)
-    yield f"\nfrom transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained({place})"
-    yield GENERATE
+        yield Part("paragraph", f"How to load it is not known: {error}")
+    else:
+        generate = GENERATE.format(name=dumps(name, ensure_ascii=False))
+        yield Part("code", f"{how.code}\n{generate}" if any(folder.glob("tokenizer*")) else how.code)
+        yield Part("paragraph", how.note)
+    yield Part("commands", dict(_commands(name, plan)))
 
 
 def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
@@ -75,10 +59,12 @@ def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
         yield "remove the same from another copy", f"lit-prune apply {steps} {base} --output again"
 
 
-def made(plan: PrunePlan) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The settings of a plan, each with its names and values; those that are empty are left out."""
-    data = plan.to_dict()
-    return [(name, list(_flat(data[name]))) for name in ("model", *SETTINGS) if data[name]]
+def made_parts(plan: PrunePlan | None, files: Mapping[str, str]) -> Iterator[Part]:
+    """The settings of a plan, each with its names and values, and files of settings; what is empty is left out."""
+    data = plan.to_dict() if plan else {}
+    made = {name: list(_flat(data[name])) for name in ("model", *SETTINGS) if data.get(name)}
+    parts = [Part("made", made)] if made or files else []
+    yield from titled("How it was made", [*parts, *(Part("file", named) for named in files.items())])
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,225 @@
+"""Pictures of an analysis: one for each topic, a panel for each model, all panels of a topic on the same scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.evaluation import BIASES, EMBEDDING, Analysis
+from lit_prune.files import figure_text
+from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.report.drawing import BLUE, GREEN, RED, legend_below, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"attention": BLUE, "mlp": RED, "stream": "#000000", "other": "#8a8a8a", "kl": GREEN}
+MARKERS = {"attention": "o", "mlp": "s"}
+REMOVED = "#e4e4e4"
+NUM_COLUMNS = 3
+HIGHEST = 1e12
+"""Where infinite impact is drawn, at most."""
+MOST_SIMILAR = 1e-5
+"""1 - cosine at which the axis of similarities ends."""
+COSINES = (-1, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+THROUGH = "blocks gone through"
+TITLES = {
+    "norms": "Size of the residual stream and of what is added to it",
+    "similarity": "Similarity of the residual stream before and behind a sublayer",
+    "impact": "Impact of a sublayer: relative rise of perplexity without it",
+    "logit_lens": "Logit lens: final norm and head on the stream behind each block",
+    "unraveled": "Unraveled view: what each path carries of the predicted token's logit",
+}
+"""Titles of the pictures by the names of their files, in the order in which they are read."""
+
+
+@dataclass(frozen=True)
+class Panels:
+    """One line of panels: the label of the vertical axis, what draws one model, and what sets up the shared axis."""
+
+    label: str
+    draw: Callable[[Axes, Analysis], None]
+    finish: Callable[[Axes], object] = lambda axis: None
+    across: str = "block (attention on its number, mlp half a block behind)"
+
+
+def analysis_figures(analyses: Sequence[Analysis]) -> dict[str, Figure]:
+    """Draw all topics that were measured, by the names of their files.
+
+    Args:
+        analyses: One analysis or more, with names of their own.
+
+    Returns:
+        `norms`, `similarity`, `impact` (where any model has it), `logit_lens` and `unraveled` (the same).
+    """
+    lines = {
+        "norms": [Panels("mean L2 norm", _norms, _log)],
+        "similarity": [Panels("cosine", _similarity, _cosine_axis)],
+        "logit_lens": [
+            Panels("nats", _lens_losses, _log, THROUGH),
+            Panels("same top token", _lens_agreement, lambda axis: axis.set_ylim(-0.03, 1.03), THROUGH),
+        ],
+    }
+    if any(sublayer.ri is not None for analysis in analyses for sublayer in analysis.sublayers):
+        lines["impact"] = [
+            Panels(name.upper(), partial(_impact, name), partial(_symlog, linear))
+            for name, linear in {"ri": 0.01, "nri": 1.0}.items()
+        ]
+    if any(analysis.paths for analysis in analyses):
+        labels = {"margin": "above the mean logit", "share": "share of all terms"}
+        lines["unraveled"] = [Panels(label, partial(_bars, name)) for name, label in labels.items()]
+    return {name: _figure(TITLES[name], panels, analyses) for name, panels in lines.items()}
+
+
+def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -> Figure:
+    num_columns = min(len(analyses), NUM_COLUMNS)
+    num_lines = math.ceil(len(analyses) / num_columns)
+    num_blocks = max(analysis.num_blocks for analysis in analyses)
+    width = min(max(0.17 * num_blocks + 1.5, 4.0), 9.0) * num_columns
+    figure = new_figure(max(width, 6.0), 2.5 * len(lines) * num_lines + 1.0)
+    figure.suptitle(title, fontsize=12)
+    grid = figure.add_gridspec(len(lines) * num_lines, num_columns)
+    for number, panels in enumerate(lines):
+        first: Any = None
+        for index, analysis in enumerate(analyses):
+            place = grid[len(lines) * (index // num_columns) + number, index % num_columns]
+            axis = figure.add_subplot(place, sharex=first, sharey=first)
+            first = first or axis
+            panels.draw(axis, analysis)
+            _shade_removed(axis, analysis, ahead=0.25 if panels.across == THROUGH else 0.0)
+            axis.grid(visible=True, alpha=0.25)
+            axis.tick_params(labelsize=9)
+            if number == 0:
+                axis.set_title(figure_text(analysis.model), fontsize=10)
+            if index % num_columns == 0:
+                axis.set_ylabel(panels.label, fontsize=10)
+            if number + 1 == len(lines):
+                axis.set_xlabel(panels.across, fontsize=10)
+        panels.finish(first)
+        first.set_xlim(-1.6, num_blocks + 0.9)
+    _add_legend(figure)
+    return figure
+
+
+def _add_legend(figure: Figure) -> None:
+    named: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    num_columns = min(len(named), 4 if figure.get_figwidth() > 10 else 3)
+    legend_below(figure, num_columns, handles=list(named.values()), labels=list(named), fontsize=9)
+
+
+def _place(name: str) -> float:
+    """Where a sublayer stands on the axis of blocks: attention on its number, mlp half a block behind."""
+    kind, _, block = name.partition(".")
+    return int(block) + 0.5 * (kind == "mlp")
+
+
+def _norms(axis: Axes, analysis: Analysis) -> None:
+    places = [*(_place(sublayer.name) for sublayer in analysis.sublayers), analysis.num_blocks]
+    norms = [*(sublayer.input_norm for sublayer in analysis.sublayers), analysis.depths[-1].norm]
+    axis.plot(places, norms, color=COLOURS["stream"], label="residual stream, read by a sublayer")
+    _draw_by_kind(axis, analysis, {sublayer.name: sublayer.output_norm for sublayer in analysis.sublayers}, " output")
+
+
+def _similarity(axis: Axes, analysis: Analysis) -> None:
+    # A cosine near 1 says little on a linear axis: the distance from 1 is drawn, the axis shows the cosine.
+    distances = {sublayer.name: max(1 - sublayer.similarity, MOST_SIMILAR) for sublayer in analysis.sublayers}
+    _draw_by_kind(axis, analysis, distances)
+
+
+def _impact(figure: str, axis: Axes, analysis: Analysis) -> None:
+    values = {sublayer.name: attrgetter(figure)(sublayer) for sublayer in analysis.sublayers}
+    shown = {name: min(value, HIGHEST) for name, value in values.items() if value is not None}
+    _draw_by_kind(axis, analysis, shown)
+    axis.axhline(0, color=COLOURS["other"], linewidth=0.8)
+
+
+def _lens_losses(axis: Axes, analysis: Analysis) -> None:
+    _draw_by_depth(axis, analysis, "loss", "stream", label="loss of the target token")
+    _draw_by_depth(axis, analysis, "kl", "kl", linestyle="--", label="KL from the whole model")
+
+
+def _lens_agreement(axis: Axes, analysis: Analysis) -> None:
+    _draw_by_depth(axis, analysis, "agreement", "attention")
+
+
+def _draw_by_depth(axis: Axes, analysis: Analysis, figure: str, colour: str, **style: Any) -> None:
+    """A line over the depths: the embedding at 0, behind block 0 at 1."""
+    names = [depth.name for depth in analysis.depths]
+    places = [0 if name == EMBEDDING else int(name.partition(".")[2]) + 1 for name in names]
+    values = [attrgetter(figure)(depth) for depth in analysis.depths]
+    if figure == "kl":
+        # The last is 0, which has no place on a logarithmic axis.
+        values = [value if value > 0 else math.nan for value in values]
+    axis.plot(places, values, color=COLOURS[colour], marker="o", markersize=3.5, **style)
+
+
+def _bars(figure: str, axis: Axes, analysis: Analysis) -> None:
+    heights = {path.name: attrgetter(figure)(path) for path in analysis.paths}
+    for kind in KINDS:
+        own = {_place(name): height for name, height in heights.items() if name.startswith(kind)}
+        axis.bar(list(own), list(own.values()), width=0.45, color=COLOURS[kind], label=kind)
+    others = [heights.get(name, math.nan) for name in (EMBEDDING, BIASES)]
+    places, label = [-1, analysis.num_blocks + 0.3], "embedding (left), biases (right)"
+    axis.bar(places, others, width=0.45, color="white", edgecolor="black", hatch="////", label=label)
+    axis.axhline(0, color=COLOURS["other"], linewidth=0.8)
+
+
+def _draw_by_kind(axis: Axes, analysis: Analysis, values: Mapping[str, float], suffix: str = "") -> None:
+    """A line of attention and one of mlp over the blocks, interrupted where there is no value."""
+    for kind in KINDS:
+        names = [f"{kind}.{block}" for block in range(analysis.num_blocks)]
+        axis.plot(
+            [_place(name) for name in names],
+            [values.get(name, math.nan) for name in names],
+            color=COLOURS[kind],
+            marker=MARKERS[kind],
+            markersize=4,
+            linewidth=1,
+            label=f"{kind}{suffix}",
+        )
+
+
+def _shade_removed(axis: Axes, analysis: Analysis, ahead: float) -> None:
+    present = {sublayer.name for sublayer in analysis.sublayers}
+    for block in range(analysis.num_blocks):
+        for name in (str(SublayerId(block, kind)) for kind in KINDS):
+            if name not in present:
+                middle = _place(name) + ahead
+                axis.axvspan(middle - 0.25, middle + 0.25, color=REMOVED, linewidth=0, label="removed", zorder=0)
+
+
+def _log(axis: Axes) -> None:
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    axis.set_yscale("log")
+    # Less than two powers of ten would leave the axis with one number.
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter("")
+
+
+def _symlog(linear: float, axis: Axes) -> None:
+    axis.set_yscale("symlog", linthresh=linear)
+    # The limits so far have the margins of a linear axis.
+    axis.relim()
+    axis.autoscale(axis="y")
+
+
+def _cosine_axis(axis: Axes) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    cosines = [cosine for cosine in COSINES if low <= 1 - cosine <= high]
+    axis.yaxis.set_major_locator(FixedLocator([1 - cosine for cosine in cosines]))
+    axis.yaxis.set_major_formatter(FixedFormatter([f"{cosine:g}" for cosine in cosines]))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.invert_yaxis()

@@ -1,0 +1,296 @@
+"""Comparisons: methods side by side as Markdown, CSV and pictures, and as a section of the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lit_prune.evaluation import DENSE, Result
+from lit_prune.files import figure_text, markdown_inline, markdown_line
+from lit_prune.plan.prune_plan import Candidate
+from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_part, svg
+from lit_prune.report.evaluations import settings_line
+from lit_prune.report.parts import Cell, Part, Table, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESULTS_FILE = "results.jsonl"
+NUM_COMMON = 8
+PANEL = (6.0, 4.6)
+"""Inches."""
+SIZE, SPEED = ACROSS = ("parameters left (%)", "prefill, times as fast")
+CEILING = 16
+"""Times the lowest perplexity, above which methods that destroyed a model would press all others together."""
+
+
+class Column(NamedTuple):
+    """A column of the table: how a row's value is written, and which of the values is the best, if any."""
+
+    head: str
+    value: Callable[[Result], float]
+    form: str
+    better: Callable[[Sequence[float]], float] | None = None
+
+
+@dataclass(frozen=True)
+class ComparisonRun:
+    """What `lit-prune compare` left: the folder as it was given, settings, and rows."""
+
+    name: str
+    settings: Mapping[str, Any]
+    rows: tuple[Result, ...]
+
+
+def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
+    """Write one table for each model and amount, the best pruned value of each column in bold, baselines first.
+
+    Args:
+        rows: The results of all models and amounts.
+        notes: Sentences at the end.
+    """
+    models = (line for own in _by_model(rows) for line in _model_markdown(own, comparison_columns(rows)))
+    return "\n\n".join([*models, *map(markdown_line, notes)]) + "\n"
+
+
+def comparison_csv(rows: Sequence[Result]) -> str:
+    """Write all rows as CSV, one line each, unrounded."""
+    text = io.StringIO()
+    columns = comparison_columns(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "method", "amount", *(column.head for column in columns), "removed"])
+    for row in rows:
+        values = [column.value(row) for column in columns]
+        writer.writerow([row.model, row.label, row.amount, *values, " ".join(row.removed)])
+    return text.getvalue()
+
+
+def comparison_figure(rows: Sequence[Result]) -> Figure:
+    """Draw perplexity against what is left of the parameters, and against speed.
+
+    Returns:
+        A figure of two panels a model, with a line a method.
+    """
+    models = _by_model(rows)
+    figure = new_figure(2 * PANEL[0], PANEL[1] * len(models))
+    panels = figure.subplots(len(models), 2, squeeze=False)
+    for axes, own in zip(panels, models, strict=True):
+        for axis, across in zip(axes, ACROSS, strict=True):
+            _draw_quality(axis, own, across, next(iter(rows[0].perplexities)), _styles(rows))
+            axis.set_title(figure_text(own[0].model))
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False)
+    return figure
+
+
+def removal_figure(rows: Sequence[Result]) -> Figure:
+    """Draw which sublayers each method took out of one model at one amount: a line a method, attention above mlp.
+
+    Args:
+        rows: The results of one model and amount.
+    """
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    num_blocks, num_rows = rows[0].num_blocks, len(rows)
+    grid = np.zeros((2 * num_rows, num_blocks))
+    for index, row in enumerate(rows):
+        for sublayer in (part for name in row.removed for part in Candidate.parse(name).sublayers):
+            grid[2 * index + (sublayer.kind == "mlp"), sublayer.block] = 1 + (sublayer.kind == "mlp")
+    names = max(2.0, 0.09 * max(len(row.label) for row in rows))
+    figure = new_figure(0.3 * num_blocks + 1 + names, 0.36 * num_rows + 1.4)
+    axis = figure.subplots()
+    axis.pcolormesh(grid, cmap=ListedColormap(["#eeeeee", BLUE, RED]), vmin=0, vmax=2)
+    for index in range(num_rows + 1):
+        axis.axhline(2 * index, color="white", linewidth=3)
+    for index in range(num_blocks + 1):
+        axis.axvline(index, color="white", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set_yticks([2 * index + 1 for index in range(num_rows)], [figure_text(row.label) for row in rows])
+    blocks = range(0, num_blocks, 5)
+    axis.set_xticks([block + 0.5 for block in blocks], [str(block) for block in blocks])
+    axis.set_xlabel("block; blue: attention removed, orange: mlp removed")
+    axis.tick_params(length=0)
+    axis.set_frame_on(False)
+    return figure
+
+
+def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
+    """Measure how well perplexity foretells accuracy: Spearman's correlation of the two over all rows with tasks.
+
+    Args:
+        rows: The results of one model, the dense one among them or not.
+        text: The text whose perplexity counts.
+
+    Returns:
+        The correlation of perplexity and mean accuracy, -1 where lower perplexity always means higher accuracy, and
+        the number of rows.
+    """
+    import torch
+    from torchmetrics.functional import spearman_corrcoef
+
+    pairs = [(row.perplexities[text], _mean_accuracy(row)) for row in rows if row.tasks]
+    if len(pairs) < 2:
+        return math.nan, len(pairs)
+    perplexity, accuracy = torch.tensor(pairs, dtype=torch.float64).T
+    return float(spearman_corrcoef(perplexity, accuracy)), len(pairs)
+
+
+def comparison_parts(comparison: ComparisonRun) -> Iterator[Part]:
+    """The section of the page: models one below the other, each with figures, tables and maps of what went."""
+    yield Part("note", settings_line(comparison.settings))
+    for rows in _by_model(comparison.rows):
+        yield Part("foreign_heading", rows[0].model)
+        amounts = _by_amount(rows)
+        yield Part("figures", list(_quality_drawings(rows)) if amounts else [])
+        yield from (Part("note", note) for note in _notes(rows))
+        for amount, pruned in amounts.items():
+            yield Part("subheading", f"{amount:.0%} of the parameters to remove")
+            yield Part("table", _table(rows, pruned, comparison_columns(rows)))
+        for amount, pruned in amounts.items():
+            if any(row.removed for row in pruned):
+                title = f"What went at {amount:.0%}"
+                yield Part("subheading", title)
+                alt = f"{title}: blocks from left to right, a line a method, attention above mlp"
+                yield png_part(partial(removal_figure, pruned), alt, shorten=True)
+
+
+def _by_model(rows: Sequence[Result]) -> list[list[Result]]:
+    return [[row for row in rows if row.model == name] for name in dict.fromkeys(row.model for row in rows)]
+
+
+def _by_amount(rows: Sequence[Result]) -> dict[float, list[Result]]:
+    """The pruned rows."""
+    amounts = sorted({row.amount for row in rows if row.amount})
+    return {amount: [row for row in rows if row.amount == amount] for amount in amounts}
+
+
+def _quality_drawings(rows: Sequence[Result]) -> Iterator[str]:
+    """One model's perplexity on every text against size and against speed."""
+
+    def draw(text: str, across: str, axis: Axes) -> None:
+        _draw_quality(axis, rows, across, text, _styles(rows))
+        if ceiling := _ceiling(rows, text):
+            axis.set_ylim(0.9 * ceiling / CEILING, ceiling)
+        number_axis(axis)
+        growing_legend(axis)
+
+    for text in rows[0].perplexities:
+        yield from (svg(partial(draw, text, across)) for across in ACROSS)
+
+
+def _ceiling(rows: Sequence[Result], text: str) -> float | None:
+    """Where the pictures of a text end, None where they show every perplexity."""
+    found = [row.perplexities[text] for row in rows if text in row.perplexities]
+    return CEILING * min(found) if max(found) > CEILING * min(found) else None
+
+
+def _styles(rows: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """The colour and marker of every method but the dense model."""
+    return {label: mark(index) for index, label in enumerate(dict.fromkeys(row.label for row in rows if row.amount))}
+
+
+def _draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, styles: Mapping[str, Any]) -> None:
+    """Draw a line a method, from the dense model on."""
+
+    def place(row: Result) -> float:
+        return 100 * (1 - row.share_removed) if across == SIZE else row.prefill
+
+    for label, style in styles.items():
+        line = [row for row in rows if row.label == DENSE] + [row for row in rows if row.label == label]
+        ppl = [row.perplexities[text] for row in line]
+        axis.plot([place(row) for row in line], ppl, label=figure_text(label), alpha=0.85, **style)
+    axis.set_yscale("log")
+    if across == SIZE:
+        axis.invert_xaxis()
+    name_axes(axis, across, figure_text(f"perplexity on {text}"), alpha=0.25)
+
+
+def _notes(rows: Sequence[Result]) -> Iterator[str]:
+    for text in rows[0].perplexities:
+        if ceiling := _ceiling(rows, text):
+            yield f"The pictures of {text} end at a perplexity of {number(ceiling)}; the tables have all."
+    if rows[0].tasks and len(rows) > 1:
+        yield _correlation(rows, "rows")
+
+
+def _correlation(rows: Sequence[Result], of_what: str, over: str = "") -> str:
+    text = next(iter(rows[0].perplexities))
+    correlation, num_rows = rank_correlation(rows, text)
+    between = f"perplexity on {text} with mean accuracy, {over}{num_rows} {of_what}"
+    return f"Rank correlation (Spearman) of {between}: {correlation:.2f}."
+
+
+def _model_markdown(rows: Sequence[Result], columns: Sequence[Column]) -> Iterator[str]:
+    model = rows[0].model
+    for amount, pruned in _by_amount(rows).items():
+        yield f"## {markdown_inline(model)}, {amount:.0%} of the parameters to remove"
+        yield _table(rows, pruned, columns).markdown
+        yield from _agreement(pruned)
+    if rows[0].tasks:
+        yield markdown_line(_correlation(rows, f"rows of {model}", "over all "))
+
+
+def _agreement(rows: Sequence[Result]) -> Iterator[str]:
+    """What methods remove most often, and which blocks none of them touches."""
+    removed = [{sublayer for name in row.removed for sublayer in Candidate.parse(name).sublayers} for row in rows]
+    counts = Counter(sublayer for sublayers in removed for sublayer in sublayers)
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0].block, pair[0].kind))
+    most = [f"{sublayer} ({number})" for sublayer, number in ordered[:NUM_COMMON] if number > 1]
+    if most:
+        touched = {sublayer.block for sublayer in counts}
+        spared = [str(block) for block in range(rows[0].num_blocks) if block not in touched]
+        yield (
+            f"Removed most often, in so many of these {len(rows)} lines: {', '.join(most)}. "
+            f"Blocks that none of them touches: {', '.join(spared) or 'none'}."
+        )
+
+
+def _table(rows: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> Table:
+    """The baselines among some rows, and the pruned ones, the best of which stand out."""
+    shown = [*(row for row in rows if not row.amount), *pruned]
+    cells: list[list[str | Cell]] = [[row.label, *(_cell(row, pruned, column) for column in columns)] for row in shown]
+    return Table.of(["method", *(column.head for column in columns)], cells)
+
+
+def _cell(row: Result, pruned: Sequence[Result], column: Column) -> Cell:
+    value = column.value(row)
+    text = f"{value:{column.form}}" if math.isfinite(value) else ""
+    best = column.better and row in pruned and value == column.better([column.value(other) for other in pruned])
+    return Cell(text, strong=bool(best and text))
+
+
+def comparison_columns(rows: Sequence[Result]) -> list[Column]:
+    """The columns that rows of one comparison have values for."""
+    first = rows[0]
+    found = [Column("parameters", lambda row: row.num_parameters, ",d")]
+    found += [Column("removed", lambda row: row.share_removed, ".1%")]
+    if any(row.zeros for row in rows):
+        found += [Column("zeros", lambda row: row.zeros or math.nan, ".1%")]
+    found += [_perplexity(text) for text in first.perplexities]
+    found += [_task(name, f"{name} {score.metric}") for name, score in first.tasks.items()]
+    if first.tasks:
+        found += [Column("mean of tasks", _mean_accuracy, ".3f", max)]
+    found += [Column("prefill", lambda row: row.prefill, ".2f", max)]
+    found += [Column("decode", lambda row: row.decode, ".2f", max)]
+    found += [Column("search, passes", lambda row: row.passes if row.amount else math.nan, ",.1f", min)]
+    return found
+
+
+def _perplexity(text: str) -> Column:
+    return Column(f"ppl {text}", lambda row: row.perplexities.get(text, math.nan), ".2f", min)
+
+
+def _task(name: str, head: str) -> Column:
+    return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max)
+
+
+def _mean_accuracy(row: Result) -> float:
+    return math.fsum(score.value for score in row.tasks.values()) / len(row.tasks) if row.tasks else math.nan

@@ -1,0 +1,219 @@
+"""Runs of prune, apply, heal and fit: what they left in a folder, and the section of the page that shows it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.measure import perplexity_of
+from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.report.dialogues import Dialogue
+from lit_prune.report.drawing import BLUE, RED, name_axes, points_drawing, svg
+from lit_prune.report.evaluations import Match, match_parts, perplexity_table
+from lit_prune.report.how_to import made_parts, usage_parts
+from lit_prune.report.parts import Part, Table, count, ppl, titled
+from lit_prune.report.plan_views import calibration_ppl, percent_left, search_parts
+from lit_prune.report.summary import SUMMARY_FILE, TIMES, Row, Summary, figures_of, figures_table, read_summary
+from lit_prune.searches import outcome_in_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EVENTS = "events.out.tfevents.*"
+SETTINGS_FILES = ("config.yaml", "hparams.yaml")
+PPL_CURVE, LEFT_CURVE = CURVES = ("val_ppl", "prune/parameters_left")
+"""Scalars that the page draws."""
+RUNS = ("run", "made from", "method", "made up for", "parameters", "removed", "passes", "ppl before", "ppl after",
+        "healing, ppl")  # fmt: skip
+Curve = Sequence[tuple[int, float]]
+Card = tuple[str, str, str]
+"""What a figure is, the figure, and a remark."""
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """What `prune`, `apply`, `heal` or `fit` left.
+
+    Attributes:
+        name: The folder, as it was given.
+        model: Folder of the pruned model, None where none was saved.
+        plan: What was removed; None of a training whose callback left neither plan nor summary.
+        summary: Figures before and after a training.
+        curves: Scalars of a training by name: optimizer step and value.
+        settings: Texts of its files of settings, by their names.
+        model_name: The folder of the model, in the words in which the run's was given.
+    """
+
+    name: str
+    model: Path | None
+    plan: PrunePlan | None
+    summary: Summary | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    model_name: str = ""
+
+
+def read_run(name: str, folder: Path) -> ModelRun | None:
+    """Read a pruned model, or a training with one inside; None where the folder is neither."""
+    summary = read_summary(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None
+    events = any(folder.glob(EVENTS))
+    if (folder / PLAN_FILE).is_file():
+        inside: Path | None = folder
+    elif summary or events:
+        inside = next((path.parent for path in sorted(folder.glob(f"*/{PLAN_FILE}"))), None)
+    else:
+        return None
+    plan = PrunePlan.load(inside) if inside else summary.plan if summary else None
+    if inside is not None and not (inside / "config.json").is_file():
+        inside = None
+    files = {file: folder / file for file in SETTINGS_FILES if (folder / file).is_file()}
+    settings = {file: path.read_text(encoding="utf-8", errors="replace") for file, path in files.items()}
+    model_name = name if inside in (folder, None) else str(Path(name) / inside.name)
+    return ModelRun(name, inside, plan, summary, _curves(folder) if events else {}, settings, model_name)
+
+
+def _curves(folder: Path) -> dict[str, Curve]:
+    module: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    # All scalars; of the rest, one each is read.
+    wanted = {module.SCALARS: 0, module.IMAGES: 1, module.TENSORS: 1}
+    events = module.EventAccumulator(str(folder), size_guidance=wanted)
+    events.Reload()
+    present = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in present}
+
+
+def run_parts(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> Iterator[Part]:
+    """The section of a run, without what there is no data for.
+
+    Args:
+        run: What the run left.
+        found: Its rows of evaluations.
+        trust_remote_code: Run code that comes with the model, to find out how it is loaded.
+    """
+    if run.plan:
+        yield Part("lead", _base(run.plan))
+    # Two evaluations may have measured the same.
+    if cards := list(dict.fromkeys(_cards(run, found))):
+        yield Part("cards", cards)
+    if run.plan:
+        yield from search_parts(run.plan)
+    if run.summary:
+        yield Part("heading", "Before and after")
+        yield Part("table", figures_table(run.summary.rows))
+        yield from (Part("note", note) for note in run.summary.notes)
+    yield from titled("Training", [Part("figures", [_training_drawing(run.curves)])] if run.curves else [])
+    yield from match_parts(found)
+    yield from titled("Answers side by side", _dialogues(run, found))
+    if run.model is not None:
+        yield from usage_parts(run.model, run.model_name, run.plan, trust_remote_code=trust_remote_code)
+    yield from made_parts(run.plan, run.settings)
+
+
+def overview_parts(runs: Sequence[ModelRun], *, drawn: bool) -> Iterator[Part]:
+    """Runs side by side; perplexity on the calibration text is drawn where no evaluation says more."""
+    rows = [[run.name, *(_overview(run.plan) if run.plan else [""] * (len(RUNS) - 1))] for run in runs]
+    note = "ppl before, after: perplexity on each run's own calibration text, at the first and the last removal"
+    yield Part("table", Table.of(RUNS, rows, words=RUNS[:4], note=note))
+    points = {}
+    for run in runs:
+        last = run.plan.steps[-1].nll_after if run.plan and run.plan.steps else None
+        if drawn and run.plan and last is not None:
+            points[run.name] = (percent_left(run.plan)[-1], perplexity_of(last))
+    yield Part("figures", [points_drawing(points, "parameters left (%)", "perplexity, calibration tokens")])
+
+
+def _base(plan: PrunePlan) -> str:
+    return plan.model.name or plan.model.model_type
+
+
+def _overview(plan: PrunePlan) -> Iterator[str]:
+    yield _base(plan)
+    yield ", ".join(str(settings["name"]) for settings in (plan.scorer, plan.search) if settings.get("name"))
+    yield str(plan.compensation.get("name", ""))
+    yield f"{plan.model.num_parameters - plan.num_removed_parameters:,}"
+    yield f"{plan.num_removed_parameters / plan.model.num_parameters:.1%}"
+    yield f"{plan.cost:,.1f}"
+    yield from calibration_ppl(plan) or ("", "")
+    yield _healed(plan.healing) if "ppl_after" in plan.healing else ""
+
+
+def _healed(healing: Mapping[str, Any]) -> str:
+    return f"{ppl(healing['ppl_before'])} → {ppl(healing['ppl_after'])}"
+
+
+def _cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
+    plan = run.plan
+    if plan is not None:
+        before, gone = plan.model.num_parameters, plan.num_removed_parameters
+        yield "parameters", f"{count(before)} → {count(before - gone)}", f"{gone:,} removed"
+        yield "removed", f"{gone / before:.1%}", f"of the parameters, in {len(plan.steps)} removals"
+        for line in outcome_in_words(plan.budget):
+            what, _, value = line.rpartition(": ")
+            yield "budget", value, what
+    yield from _perplexity_cards(run, found)
+    yield from _summary_cards(run, lambda row: row.unit in TIMES)
+    if plan is not None and plan.steps:
+        tokens = plan.calibration.get("num_tokens")
+        over = f", over {tokens:,} tokens" if isinstance(tokens, int) else ""
+        yield "cost of the search", f"{plan.cost:,.1f}", f"dense forward passes{over}"
+    if plan is not None and "ppl_after" in plan.healing:
+        yield _healing(plan.healing)
+
+
+def _perplexity_cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
+    cards = []
+    for match in found:
+        for row in perplexity_table(match).rows if match.before else ():
+            text, before, after, change, *_ = (cell.text for cell in row)
+            values = [shown.partition(" ±")[0] for shown in (before, after)]
+            cards.append((f"perplexity, {text}", " → ".join(values), change))
+    cards += _summary_cards(run, lambda row: row.name.startswith("perplexity"))
+    yield from cards
+    if not cards and run.plan and (calibration := calibration_ppl(run.plan)):
+        yield "perplexity, calibration text", " → ".join(calibration), "which also scored; before any healing"
+
+
+def _summary_cards(run: ModelRun, wanted: Callable[[Row], bool]) -> Iterator[Card]:
+    for name, before, after, change in map(figures_of, filter(wanted, run.summary.rows if run.summary else ())):
+        yield name, f"{before} → {after}", change
+
+
+def _healing(healing: Mapping[str, Any]) -> Card:
+    tokens = f"{healing['tokens']:,} tokens"
+    if not healing.get("step"):
+        return "healing", "did not help", f"perplexity {ppl(healing['ppl_before'])}, {tokens}"
+    return "healing", _healed(healing), f"perplexity on validation windows, {tokens}"
+
+
+def _dialogues(run: ModelRun, found: Sequence[Match]) -> Iterator[Part]:
+    for answer in run.summary.answers if run.summary else ():
+        answers = {"before": (answer.before,), "after": (answer.after,)}
+        yield Dialogue((answer.question,), answers).part(list(answers))
+    for match in found:
+        wanted = [row.model for row in (match.before, match.after) if row is not None]
+        for dialogue in match.evaluation.answers:
+            yield dialogue.part(wanted if set(wanted) <= set(dialogue.answers) else list(dialogue.answers))
+
+
+def _training_drawing(curves: Mapping[str, Curve]) -> str:
+    """Perplexity on validation text and parameters left over the steps of a training."""
+    validation, left = curves.get(PPL_CURVE, ()), curves.get(LEFT_CURVE, ())
+
+    def draw(axis: Axes) -> None:
+        if validation:
+            axis.plot(*zip(*validation, strict=True), color=BLUE, marker="o", markersize=4, label="perplexity")
+            name_axes(axis, "optimizer step", "validation perplexity")
+        if left:
+            beside = axis.twinx() if validation else axis
+            steps, shares = zip(*left, strict=True)
+            percent = [100.0, *(100 * share for share in shares)]
+            beside.step([0, *steps], percent, where="post", color=RED, linestyle="--", label="parameters left")
+            beside.spines["right"].set_visible(True)
+            beside.set_ylabel("parameters left (%)")
+            beside.set_xlabel("optimizer step")
+        axis.figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+    return svg(draw) if validation or left else ""
