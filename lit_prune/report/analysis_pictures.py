@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.evaluation import BIASES, EMBEDDING, Analysis
+from lit_prune.evaluation import BIASES, EMBEDDING, Analysis, DepthFigures, SublayerFigures
 from lit_prune.files import figure_text
 from lit_prune.plan.prune_plan import KINDS, SublayerId
-from lit_prune.report.drawing import BLUE, GREEN, RED, legend_below, new_figure
+from lit_prune.report.drawing import BLUE, GREEN, RED, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ def _add_legend(figure: Figure) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     num_columns = min(len(named), 4 if figure.get_figwidth() > 10 else 3)
-    legend_below(figure, num_columns, handles=list(named.values()), labels=list(named), fontsize=9)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
 
 
 def _place(name: str) -> float:
@@ -125,40 +125,36 @@ def _norms(axis: Axes, analysis: Analysis) -> None:
     places = [*(_place(sublayer.name) for sublayer in analysis.sublayers), analysis.num_blocks]
     norms = [*(sublayer.input_norm for sublayer in analysis.sublayers), analysis.depths[-1].norm]
     axis.plot(places, norms, color=COLOURS["stream"], label="residual stream, read by a sublayer")
-    _draw_by_kind(axis, analysis, {sublayer.name: sublayer.output_norm for sublayer in analysis.sublayers}, " output")
+    _draw_by_kind(axis, analysis, lambda sublayer: sublayer.output_norm, " output")
 
 
 def _similarity(axis: Axes, analysis: Analysis) -> None:
     # A cosine near 1 says little on a linear axis: the distance from 1 is drawn, the axis shows the cosine.
-    distances = {sublayer.name: max(1 - sublayer.similarity, MOST_SIMILAR) for sublayer in analysis.sublayers}
-    _draw_by_kind(axis, analysis, distances)
+    _draw_by_kind(axis, analysis, lambda sublayer: max(1 - sublayer.similarity, MOST_SIMILAR))
 
 
 def _impact(figure: str, axis: Axes, analysis: Analysis) -> None:
-    values = {sublayer.name: attrgetter(figure)(sublayer) for sublayer in analysis.sublayers}
-    shown = {name: min(value, HIGHEST) for name, value in values.items() if value is not None}
-    _draw_by_kind(axis, analysis, shown)
+    of = attrgetter(figure)
+    _draw_by_kind(axis, analysis, lambda sublayer: math.nan if of(sublayer) is None else min(of(sublayer), HIGHEST))
     axis.axhline(0, color=COLOURS["other"], linewidth=0.8)
 
 
 def _lens_losses(axis: Axes, analysis: Analysis) -> None:
-    _draw_by_depth(axis, analysis, "loss", "stream", label="loss of the target token")
-    _draw_by_depth(axis, analysis, "kl", "kl", linestyle="--", label="KL from the whole model")
+    _draw_by_depth(axis, analysis, lambda depth: depth.loss, color=COLOURS["stream"], label="loss of the target token")
+    # The last is 0, which has no place on a logarithmic axis.
+    _draw_by_depth(axis, analysis, lambda depth: depth.kl if depth.kl > 0 else math.nan, color=COLOURS["kl"],
+                   linestyle="--", label="KL from the whole model")  # fmt: skip
 
 
 def _lens_agreement(axis: Axes, analysis: Analysis) -> None:
-    _draw_by_depth(axis, analysis, "agreement", "attention")
+    _draw_by_depth(axis, analysis, lambda depth: depth.agreement, color=COLOURS["attention"])
 
 
-def _draw_by_depth(axis: Axes, analysis: Analysis, figure: str, colour: str, **style: Any) -> None:
+def _draw_by_depth(axis: Axes, analysis: Analysis, figure: Callable[[DepthFigures], float], **style: Any) -> None:
     """A line over the depths: the embedding at 0, behind block 0 at 1."""
     names = [depth.name for depth in analysis.depths]
     places = [0 if name == EMBEDDING else int(name.partition(".")[2]) + 1 for name in names]
-    values = [attrgetter(figure)(depth) for depth in analysis.depths]
-    if figure == "kl":
-        # The last is 0, which has no place on a logarithmic axis.
-        values = [value if value > 0 else math.nan for value in values]
-    axis.plot(places, values, color=COLOURS[colour], marker="o", markersize=3.5, **style)
+    axis.plot(places, [figure(depth) for depth in analysis.depths], marker="o", markersize=3.5, **style)
 
 
 def _bars(figure: str, axis: Axes, analysis: Analysis) -> None:
@@ -172,8 +168,9 @@ def _bars(figure: str, axis: Axes, analysis: Analysis) -> None:
     axis.axhline(0, color=COLOURS["other"], linewidth=0.8)
 
 
-def _draw_by_kind(axis: Axes, analysis: Analysis, values: Mapping[str, float], suffix: str = "") -> None:
+def _draw_by_kind(axis: Axes, analysis: Analysis, figure: Callable[[SublayerFigures], float], suffix: str = "") -> None:
     """A line of attention and one of mlp over the blocks, interrupted where there is no value."""
+    values = {sublayer.name: figure(sublayer) for sublayer in analysis.sublayers}
     for kind in KINDS:
         names = [f"{kind}.{block}" for block in range(analysis.num_blocks)]
         axis.plot(

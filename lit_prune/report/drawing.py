@@ -85,18 +85,13 @@ def number_axis(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def legend_below(figure: Figure, num_columns: int, **options: Any) -> None:
-    """Put the legend below the axes."""
-    figure.legend(loc="outside lower center", ncols=num_columns, frameon=False, **options)
-
-
 def growing_legend(axis: Axes) -> None:
     """Put the legend below the only axes of a figure, which grows by its rows."""
     labels = axis.get_legend_handles_labels()[1]
     columns = 2 if all(len(label) <= MAX_LETTERS / 2 for label in labels) else 1
     figure: Any = axis.figure
     figure.set_figheight(SIZE[1] + 0.19 * math.ceil(len(labels) / columns))
-    legend_below(figure, columns, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def points_drawing(points: Mapping[str, tuple[float, float]], across: str, up: str) -> str:

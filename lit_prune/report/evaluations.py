@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lit_prune.errors import DataError
 from lit_prune.evaluation import Measured, Perplexity, Signs, TaskScore, exceeds_error
@@ -15,6 +15,7 @@ from lit_prune.report.dialogues import Dialogue, signs_table
 from lit_prune.report.drawing import points_drawing
 from lit_prune.report.parts import Cell, Part, Table, ppl, titled
 
+Found = TypeVar("Found", Perplexity, TaskScore)
 EVALUATION_FILE = "evaluation.json"
 BEFORE_AFTER = ("", "before", "after", "change", "more than chance")
 CHANCE = "more than chance: the difference is above 1.96 standard errors, as if the two had been measured apart"
@@ -79,7 +80,7 @@ def evaluation_markdown(rows: Sequence[Measured], *, compared: bool) -> str:
         rows: What was measured of each model, on the same texts and tasks.
         compared: Whether the others are held against the first: bold where the difference exceeds its error.
     """
-    table = _models_table(rows, rows[0] if compared else None, lambda found: f"{found.ppl:.2f}", points="")
+    table = _models_table(rows, rows[0] if compared else None, lambda found: f"{found.ppl:.2f}", unit="")
     return f"{table.markdown}\n"
 
 
@@ -126,12 +127,8 @@ def evaluation_parts(evaluation: Evaluation, base: str, *, with_answers: bool) -
     """All models of an evaluation, beside `base` where it names no reference; answers where no run shows them."""
     rows = evaluation.rows
     reference = next((row for row in rows if row.model == (evaluation.against or base)), None)
-    table = _models_table(rows, reference, _ppl)
-    if reference:
-        table = replace(
-            table, note=f"In brackets the difference from {reference.model}; bold: above 1.96 standard errors"
-        )
-    yield Part("table", table)
+    note = f"In brackets the difference from {reference.model}; bold: above 1.96 standard errors" if reference else ""
+    yield Part("table", _models_table(rows, reference, _ppl, " points", note))
     yield Part("figures", list(_figures(rows)))
     yield Part("note", settings_line(evaluation.settings))
     if with_answers:
@@ -187,7 +184,7 @@ def perplexity_table(match: Match) -> Table:
 
 
 def _tasks_table(match: Match) -> Table:
-    return _before_after(match, _tasks(match.after, match.before))
+    return _before_after(match, _tasks(match.after, match.before, " points"))
 
 
 def _before_after(match: Match, found: Iterable[Difference]) -> Table:
@@ -201,41 +198,43 @@ def _signs_table(match: Match) -> Table:
 
 
 def _models_table(
-    rows: Sequence[Measured], reference: Measured | None, shown: Callable[[Perplexity], str], points: str = " points"
+    rows: Sequence[Measured], reference: Measured | None, shown: Callable[[Perplexity], str], unit: str, note: str = ""
 ) -> Table:
     heads = ["model", "parameters", *(f"ppl {text}" for text in rows[0].perplexities)]
     heads += [f"{name} ({score.metric})" for name, score in rows[0].tasks.items()]
     cells: list[list[str | Cell]] = []
     for row in rows:
         other = None if row is reference else reference
-        found = [*_perplexities(row, other, shown), *_tasks(row, other, points)]
+        found = [*_perplexities(row, other, shown), *_tasks(row, other, unit)]
         cells.append([row.model, f"{row.num_parameters:,}", *(difference.cell for difference in found)])
-    return Table.of(heads, cells)
+    return Table.of(heads, cells, note=note)
 
 
 def _perplexities(
     row: Measured, reference: Measured | None, shown: Callable[[Perplexity], str]
 ) -> Iterator[Difference]:
-    texts = reference.perplexities if reference else {}
     for name, after in row.perplexities.items():
-        if (before := texts.get(name)) is None:
-            yield Difference(name, "", shown(after), "", None)
-            continue
-        rise = after.nll - before.nll
-        change = f"{math.expm1(min(rise, 700)):+.1%}"
-        yield Difference(name, shown(before), shown(after), change, exceeds_error(rise, after.error, before.error))
+        before = reference.perplexities.get(name) if reference else None
+        rise = after.nll - before.nll if before else None
+        change = "" if rise is None else f"{math.expm1(min(rise, 700)):+.1%}"
+        yield _difference(name, before, after, shown, rise, change)
 
 
-def _tasks(row: Measured, reference: Measured | None, points: str = " points") -> Iterator[Difference]:
-    tasks = reference.tasks if reference else {}
+def _tasks(row: Measured, reference: Measured | None, unit: str) -> Iterator[Difference]:
     for name, after in row.tasks.items():
-        title = f"{name} ({after.metric})"
-        if (before := tasks.get(name)) is None:
-            yield Difference(title, "", _score(after), "", None)
-            continue
-        rise = after.value - before.value
-        exceeds = exceeds_error(rise, after.error, before.error)
-        yield Difference(title, _score(before), _score(after), f"{100 * rise:+.1f}{points}", exceeds)
+        before = reference.tasks.get(name) if reference else None
+        rise = after.value - before.value if before else None
+        change = "" if rise is None else f"{100 * rise:+.1f}{unit}"
+        yield _difference(f"{name} ({after.metric})", before, after, _score, rise, change)
+
+
+def _difference(
+    name: str, before: Found | None, after: Found, shown: Callable[[Found], str], rise: float | None, change: str
+) -> Difference:
+    if before is None or rise is None:
+        return Difference(name, "", shown(after), "", None)
+    exceeds = exceeds_error(rise, after.error, before.error)
+    return Difference(name, shown(before), shown(after), change, exceeds)
 
 
 def _ppl(found: Perplexity) -> str:

@@ -110,21 +110,13 @@ def _grouped(rows: Iterable[Row], every_block: bool) -> list[list[str]]:
     listed = list(rows)
     runs: list[tuple[int, int, list[str]]] = []
     for kind in KINDS:
-        own = [row for row in listed if row[1] == kind]
-        for cells, same in groupby(own, key=lambda row: row[2]):
-            runs += [(first, last, [kind, *cells]) for first, last in _runs([row[0] for row in same], every_block)]
+        own = enumerate(row for row in listed if row[1] == kind)
+        # Of neighbours, block and position differ by the same.
+        for (cells, _), same in groupby(own, lambda row: (row[1][2], row[1][0] - (0 if every_block else row[0]))):
+            blocks = [block for _, (block, *_) in same]
+            runs.append((blocks[0], blocks[-1], [kind, *cells]))
     runs.sort(key=lambda run: run[0])
     return [[str(first) if first == last else f"{first}-{last}", *cells] for first, last, cells in runs]
-
-
-def _runs(blocks: Sequence[int], every_block: bool) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for block in blocks:
-        if runs and not every_block and runs[-1][1] == block - 1:
-            runs[-1] = (runs[-1][0], block)
-        else:
-            runs.append((block, block))
-    return runs
 
 
 def _notes(inventory: Inventory) -> Iterator[str]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_prune.files import figure_text
+from lit_prune.report.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,27 +26,23 @@ REMOVED, NOT_SCORED = "#9a9a9a", "#e9e9e9"
 LABEL = "importance (low goes first)"
 
 
-@dataclass(frozen=True)
-class _History:
-    """Rounds of scores as arrays.
+class _History(NamedTuple):
+    """Rounds of scores by kind, the rows of the map.
 
-    Attributes:
-        kinds: The rows of the map.
-        scores: Of each kind: [round, block], NaN where there is none.
-        order: Of each kind: [block], in which round it went, from 1; 0 where it stays.
+    `scores` are [round, block], NaN where there is none; `order` is [block], in which round, from 1, a block's sublayer
+    went, and 0 where it stays.
     """
 
-    kinds: tuple[str, ...]
     scores: dict[str, NDArray[np.float64]]
     order: dict[str, NDArray[np.int64]]
 
     @property
     def num_rounds(self) -> int:
-        return len(self.scores[self.kinds[0]])
+        return len(next(iter(self.scores.values())))
 
     @property
     def num_blocks(self) -> int:
-        return len(self.order[self.kinds[0]])
+        return len(next(iter(self.order.values())))
 
 
 def score_map(
@@ -68,9 +64,9 @@ def score_map(
         A figure for `save_figure` and `log_figure`.
     """
     history = _history(rounds, removed, num_blocks)
-    panels = history.kinds if history.num_rounds > 1 else ()
+    panels = tuple(history.scores) if history.num_rounds > 1 else ()
     figure, axes = _canvas(history, len(panels), title)
-    norm = _robust_norm(np.concatenate([each.ravel() for each in history.scores.values()]))
+    norm = _robust_norm(np.concatenate([scores.ravel() for scores in history.scores.values()]))
     mesh = _draw_last(axes[0], history, norm)
     for axis, kind in zip(axes[1:], panels, strict=True):
         _draw_rounds(axis, history, kind, norm)
@@ -88,25 +84,20 @@ def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_
     kinds = tuple(kind for kind in KINDS if kind in present) or KINDS[:2]
     scores = {kind: np.full((len(rounds), num_blocks), math.nan) for kind in kinds}
     order = {kind: np.zeros(num_blocks, dtype=np.int64) for kind in kinds}
-    for index, (each, gone) in enumerate(zip(rounds, parts, strict=True)):
-        for name in names & each.keys():
+    for index, (found, gone) in enumerate(zip(rounds, parts, strict=True)):
+        for name in names & found.keys():
             kind, _, block = name.partition(".")
-            scores[kind][index, int(block)] = each[name]
+            scores[kind][index, int(block)] = found[name]
         for name in gone:
             kind, _, block = name.partition(".")
             order[kind][int(block)] = index + 1
-    return _History(kinds, scores, order)
+    return _History(scores, order)
 
 
 def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width = min(max(0.3 * history.num_blocks + 2.0, 7.5), 20.0)
-    top, below = 0.42 * len(history.kinds), min(max(0.24 * history.num_rounds, 0.8), 6.0)
-    height = top + num_panels * (below + 0.75) + 1.6
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    top, below = 0.42 * len(history.scores), min(max(0.24 * history.num_rounds, 0.8), 6.0)
+    figure = new_figure(width, top + num_panels * (below + 0.75) + 1.6)
     grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
     if title:
         figure.suptitle(figure_text(title), fontsize=12)
@@ -130,28 +121,33 @@ def _robust_norm(scores: NDArray[np.float64]) -> FuncNorm:
 
 
 def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
-    gone = np.stack([history.order[kind] for kind in history.kinds])
-    last = np.stack([_last_round(history.scores[kind]) for kind in history.kinds])
+    from matplotlib.patches import Rectangle
+
+    gone, scores = np.stack(list(history.order.values())), np.stack(list(history.scores.values()), axis=1)
+    last = scores[-1] if len(scores) else np.full(gone.shape, math.nan)
     mesh = _heat_map(axis, np.where(gone > 0, math.nan, last), norm)
     size = min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / history.num_blocks)  # type: ignore[union-attr]
     for row, block in np.argwhere(gone):
-        _hatch(axis, block, row)
+        axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
         _write(axis, block, row, str(gone[row, block]), size, color="black", weight="bold", bbox=box)
     for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
         _write(axis, block, row, "\N{INFINITY}" if last[row, block] > 0 else "-\N{INFINITY}", size, color="black")
-    axis.set_yticks(np.arange(len(history.kinds)) + 0.5, history.kinds)
+    axis.set_yticks(np.arange(len(gone)) + 0.5, list(history.order))
     axis.set_title(_headline(history.num_rounds), fontsize=10)
     _finish(axis, history.num_blocks)
     return mesh
 
 
 def _draw_rounds(axis: Axes, history: _History, kind: str, norm: FuncNorm) -> None:
+    from matplotlib.colors import ListedColormap
+
     scores, order = history.scores[kind], history.order[kind]
     number = np.arange(1, history.num_rounds + 1)[:, None]
     earlier = (order > 0) & (order < number)
     _heat_map(axis, np.where(earlier, math.nan, scores), norm)
-    _gray(axis, earlier)
+    cells = np.ma.masked_where(~earlier, earlier.astype(float))
+    axis.pcolormesh(cells, cmap=ListedColormap([REMOVED]), edgecolors="white", linewidth=0.6)
     blocks = np.flatnonzero(order)
     axis.scatter(blocks + 0.5, order[blocks] - 0.5, marker="X", s=42, c="white", edgecolors="black", linewidths=0.8)
     every = math.ceil(history.num_rounds / 12)
@@ -167,28 +163,11 @@ def _headline(num_rounds: int) -> str:
     return f"the last of {num_rounds} rounds: what was left, and in which order the rest went"
 
 
-def _last_round(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return scores[-1] if len(scores) else np.full(scores.shape[1], math.nan)
-
-
 def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> Any:
     axis.set_facecolor(NOT_SCORED)
     # Infinity has no place on a colour scale; it takes the colour of its end.
     shown = np.ma.masked_invalid(np.nan_to_num(scores, nan=math.nan, posinf=norm.vmax, neginf=norm.vmin))
     return axis.pcolormesh(shown, norm=norm, cmap=COLORMAP, edgecolors="white", linewidth=0.6)
-
-
-def _gray(axis: Axes, where: NDArray[np.bool_]) -> None:
-    from matplotlib.colors import ListedColormap
-
-    cells = np.ma.masked_where(~where, where.astype(float))
-    axis.pcolormesh(cells, cmap=ListedColormap([REMOVED]), edgecolors="white", linewidth=0.6)
-
-
-def _hatch(axis: Axes, block: int, row: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
 
 
 def _write(axis: Axes, block: int, row: int, text: str, size: float, **style: Any) -> None:
@@ -205,11 +184,11 @@ def _finish(axis: Axes, num_blocks: int) -> None:
 
 
 def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History) -> None:
-    scores = np.concatenate([each.ravel() for each in history.scores.values()])
+    scores = np.concatenate([scores.ravel() for scores in history.scores.values()])
     above, below = bool(np.any(scores > mesh.norm.vmax)), bool(np.any(scores < mesh.norm.vmin))
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
     labels = _tick_labels(mesh.norm)
-    ticks = [min(max(float(label), mesh.norm.vmin), mesh.norm.vmax) for label in labels]
+    ticks = np.clip([float(label) for label in labels], mesh.norm.vmin, mesh.norm.vmax)
     width, height = figure.get_size_inches()
     bar = figure.colorbar(
         mesh, ax=axes, extend=extend, extendfrac=0.04, fraction=0.35 / width, aspect=0.8 * height / 0.2, pad=0.01
@@ -221,9 +200,9 @@ def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History
 
 def _tick_labels(norm: FuncNorm) -> list[str]:
     """Round numbers at about equal distances of colour, with as many digits as tell them apart."""
-    numbers = [float(each) for each in norm.inverse(np.linspace(0, 1, 6))]
+    numbers = [float(value) for value in norm.inverse(np.linspace(0, 1, 6))]
     for digits in range(2, 17):
-        labels = [f"{float(f'{each:.{digits}g}'):.15g}" for each in numbers]
+        labels = [f"{float(f'{number:.{digits}g}'):.15g}" for number in numbers]
         if len(set(labels)) == len(labels):
             break
     return labels
