@@ -44,15 +44,11 @@ def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 def taught_loss(
     settings: Distillation, taught: Any, out: Any, labels: Tensor, *, text: Tensor | None, cuts: Sequence[int]
 ) -> Tensor:
-    """The loss of a batch that a teacher has seen as well.
+    """The loss of a batch that a teacher has seen as well, which the settings mix from its parts.
 
-    Args:
-        settings: The weights of its parts.
-        taught: The teacher's output, with `logits` [batch, seq, vocab], and `hidden_states` where they count.
-        out: The student's output, with the same.
-        labels: The labels [batch, seq]; where one is -100, the position before it is left out.
-        text: The mean token loss on the text itself; None where it has no weight.
-        cuts: The entries of the hidden states that are compared, as `cut_states` finds them.
+    Both outputs have `logits` [batch, seq, vocab], and `hidden_states` where they count, of which the entries `cuts`
+    are compared. Where one of the labels [batch, seq] is -100, the position before it is left out. `text` is the mean
+    token loss on the text itself, None where it has no weight.
     """
     share = settings.cross_entropy
     loss = torch.zeros((), device=out.logits.device)

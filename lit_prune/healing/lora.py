@@ -104,15 +104,15 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     for module in blocks.modules():
         if isinstance(module, BaseTunerLayer):
             _keep_in_float32(module)
-    model.__dict__["peft_config"] = blocks.__dict__.pop("peft_config")
-    vars(model).update({HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save})
+    config = vars(blocks).pop("peft_config")
+    vars(model).update({"peft_config": config, HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save})
 
 
 class _Wide:
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def wide(tensor: Tensor) -> Tensor:
-            cast = fn(tensor)
-            return cast if cast.element_size() >= tensor.element_size() else tensor.to(cast.device)
+            changed = fn(tensor)
+            return changed if changed.element_size() >= tensor.element_size() else tensor.to(changed.device)
 
         return super()._apply(wide, recurse)  # type: ignore[misc]
 
@@ -183,8 +183,7 @@ def merge(model: nn.Module) -> None:
     for kind in (AuxiliaryTrainingWrapper, BaseTunerLayer):  # the first may hold the other
         for name, module in [*model.named_modules()]:
             if isinstance(module, kind):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, _merged(module))
+                model.set_submodule(name, _merged(module))
     _untie(model)
     if hasattr(model, "peft_config"):
         del model.peft_config

@@ -118,8 +118,7 @@ class DenseTeacher:
 
     def _place(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         for path, module in modules:
-            parent, _, name = path.rpartition(".")
-            setattr(self.student.get_submodule(parent), name, module)
+            self.student.set_submodule(path, module)
 
 
 def _by_original_name(pruned: Any) -> dict[str, Tensor]:
