@@ -9,6 +9,7 @@ import lightning as L
 from lit_prune.costs import Prices, price, unit_options
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.plan import Named
 from lit_prune.pruning import Pruner
 from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
@@ -135,15 +136,11 @@ class Allowance:
             )
 
     def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
-        found: list[Prices] = []
-
-        def measure() -> None:
+        def measured() -> Prices:
             with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
-                found.append(price(pruner.model, self.of, num_positions=num_positions))
+                return price(pruner.model, self.of, num_positions=num_positions)
 
-        loop.on_first_process(trainer, measure)
-        (prices,) = trainer.strategy.broadcast(found)
-        return prices
+        return processes_of_trainer(trainer).first(measured)
 
     def _is_priced(self, pruner: Pruner) -> bool:
         # Options that are left out are as they were.

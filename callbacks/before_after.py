@@ -17,6 +17,7 @@ from lit_prune.anatomy import context_length, count_parameters
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
 from lit_prune.files import write_text
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.report import (
     Answer,
     Row,
@@ -120,7 +121,7 @@ class BeforeAfterCallback(Callback):
         folder, batches = loop.run_folder(trainer), self._held_out(trainer)
         after: dict[str, Any] = {}
         loop.on_holders(trainer, lambda: after.update(self._measure(trainer, pl_module, batches)))
-        loop.on_first_process(trainer, lambda: self._report(trainer, pl_module, folder, batches, after))
+        processes_of_trainer(trainer).first(lambda: self._report(trainer, pl_module, folder, batches, after))
 
     def state_dict(self) -> dict[str, Any]:
         """The dense model's figures."""

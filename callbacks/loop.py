@@ -9,13 +9,14 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import classifies, require_no_prompt
 from lit_prune.errors import LitPruneError, ModelError
+from lit_prune.loading.processes import processes_of_trainer
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -85,44 +86,16 @@ def shards(trainer: L.Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
-def summed(trainer: L.Trainer, tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
-    if trainer.world_size == 1:
-        return tensor
-    total = trainer.strategy.reduce(tensor.to(trainer.strategy.root_device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total.to(tensor.device)
-
-
-def on_first_process(trainer: L.Trainer, work: Callable[[], object]) -> None:
-    """Work on process 0 while the others wait; when it fails, all of them stop.
-
-    Raises:
-        LitPruneError: On the other processes; process 0 raises what the work did.
-    """
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            work()
-        except Exception as caught:
-            error = caught
-    failed = trainer.strategy.broadcast(error is not None)
-    if error is not None:
-        raise error
-    if failed:
-        raise LitPruneError("process 0 failed; its error says why")
-
-
 def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
     """Run a model on process 0 while the others wait, or on all at once where each holds a shard of it.
 
     Raises:
-        LitPruneError: As `on_first_process`.
+        LitPruneError: As `Processes.first`.
     """
     if shards(trainer):
         work()
     else:
-        on_first_process(trainer, work)
+        processes_of_trainer(trainer).first(work)
 
 
 def renew_ddp(trainer: L.Trainer) -> None:

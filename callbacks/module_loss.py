@@ -20,11 +20,11 @@ from torchmetrics import Metric
 
 from lit_prune.anatomy import language_model
 from lit_prune.errors import DataError, LitPruneError
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.measure import Progress, WhatIf, objective_of, on_device
 from lit_prune.scorers import Scorer
 from lit_prune.surgery import evaluating
 
-from .loop import summed
 from .validation import Fed, validating
 
 LOSSES = ("tokens", "module")
@@ -70,9 +70,9 @@ def measure(
         progress: See `WhatIf`.
     """
     batches, autocast = [batch.scored for batch in fed], trainer.precision_plugin.forward_context
-    reduce = partial(summed, trainer)
+    processes = processes_of_trainer(trainer)
     if loss == "tokens":
-        return WhatIf(model, batches, reduce=reduce, autocast=autocast, progress=progress)
+        return WhatIf(model, batches, processes=processes, autocast=autocast, progress=progress)
     objective = objective_of(language_model(model))
     num_targets = [objective.num_targets(batch).double() for batch in objective.read(batches)]
 
@@ -81,7 +81,7 @@ def measure(
         return sums.masked_fill(num_targets[index] == 0, 0.0)  # the mean over nothing is NaN
 
     context = partial(_asked_in, trainer, autocast)
-    return WhatIf(model, batches, reduce=reduce, autocast=context, progress=progress, by_full_pass=loss_sums)
+    return WhatIf(model, batches, processes=processes, autocast=context, progress=progress, by_full_pass=loss_sums)
 
 
 @contextmanager

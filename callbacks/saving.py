@@ -16,6 +16,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
 from lit_prune.files import reserved
 from lit_prune.loading.fsdp import whole_copy
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.plan import PrunePlan
 
@@ -43,7 +44,7 @@ class Saving:
             return
         target = require_empty(loop.run_folder(trainer) / folder)
         self._tokenizer = tokenizer_beside(module, model)
-        loop.on_first_process(trainer, lambda: self._reserve(target))
+        processes_of_trainer(trainer).first(lambda: self._reserve(target))
         self._target = target
 
     def save(self, trainer: L.Trainer, model: PreTrainedModel, plan: PrunePlan) -> None:
@@ -51,7 +52,7 @@ class Saving:
         if (target := self._target) is not None:
             # None on processes that do not save.
             whole = cast(PreTrainedModel, whole_copy(model))
-            loop.on_first_process(trainer, lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
+            processes_of_trainer(trainer).first(lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
 
     def close(self) -> None:
         """Let others have the folder."""

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import EMBEDDING, Analysis, analyse
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.measure import progress_bar, require_understood
 from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report import log_figure, log_scalars, write_analysis
@@ -108,7 +109,8 @@ class SublayerAnalysisCallback(Callback):
 
     def _analyse(self, trainer: L.Trainer, module: L.LightningModule, name: str) -> None:
         model = loop.model_in(module, self.model)
-        shown = self.progress and trainer.is_global_zero
+        processes = processes_of_trainer(trainer)
+        shown = self.progress and processes.is_first
         with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
             what_if = measure(trainer, model, fed_batches(trainer, self.num_batches), "tokens", progress=bar)
             self.analyses.append(analyse(what_if, impact=self.impact, name=name))
@@ -122,7 +124,7 @@ class SublayerAnalysisCallback(Callback):
         def report() -> None:
             self._log(trainer, write_analysis(folder, self.analyses, settings, shown=side_by_side))
 
-        loop.on_first_process(trainer, report)
+        processes.first(report)
 
     def _log(self, trainer: L.Trainer, files: Iterable[Path]) -> None:
         pictures = [file for file in files if file.suffix == ".png"]

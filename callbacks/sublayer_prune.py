@@ -260,7 +260,7 @@ class SublayerPruneCallback(Callback):
 
     def _drop(self, trainer: L.Trainer, quota: Quota, num_done: int) -> None:
         pruner, epoch = self._require_pruner(), trainer.current_epoch
-        budget, agree = self.allowance.budget(pruner), trainer.strategy.broadcast
+        budget = self.allowance.budget(pruner)
         goal, reached = quota.goal(pruner.reached, num_done)
         name, shown = f"epoch {epoch}: scoring", self.progress and trainer.is_global_zero
         bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
@@ -268,7 +268,7 @@ class SublayerPruneCallback(Callback):
             fed = fed_batches(trainer, self.num_batches)
             what_if = measure(trainer, pruner.model, fed, self.loss, progress=drawn)
             for step in pruner.steps(
-                what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch, agree=agree
+                what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch
             ):
                 follow_removal(trainer, step.removed.sublayers, self.model)
                 num_done += 1

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_prune.commands.processes import fair_threads, part
+from lit_prune.commands.launching import fair_threads, part
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.checksums import require_intact_checkpoint

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.processes import part, require_shared, shard_over, start
+from lit_prune.commands.launching import part, require_shared, shard_over, start
 from lit_prune.data import calibration_batches, draw_windows, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
 from lit_prune.loading.fsdp import whole_copy
 from lit_prune.loading.models import load, load_tokenizer
-from lit_prune.measure import Processes
+from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, PrunePlan, read_method
 from lit_prune.pruning import Pruner, prune
 from lit_prune.report import disturbance
@@ -112,13 +112,13 @@ def prune_model(
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
     fabric, device = start(devices, device, device_map)
     require_shared(fabric, shard=shard)
-    processes = Processes(fabric)
-    if journal.exists() and processes.rank == 0:
+    processes = processes_of_fabric(fabric)
+    if journal.exists() and processes.is_first:
         say(f"going on with the measurements in {journal}")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     texts = read_texts(data, name=data_name, split=data_split, field=data_field)
     windows = draw_windows(texts, tokenizer, window=window, most=num_windows, seed=seed)
-    if len(windows) < num_windows and processes.rank == 0:
+    if len(windows) < num_windows and processes.is_first:
         say(f"the text has {len(windows)} windows of {window} tokens, fewer than {num_windows}: all of them are used")
     placed: Any = {"device": None if shard else device, "device_map": device_map}
     network = load(model, dtype=dtype, **placed, layout=layout, trust_remote_code=trust_remote_code)
@@ -146,12 +146,12 @@ def prune_model(
         )
     except KeyboardInterrupt:
         decided = f", what was decided so far is in {sketch}" if sketch.exists() else ""
-        if processes.rank == 0:
+        if processes.is_first:
             say(f"\nstopped{decided}; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     whole: Any = whole_copy(network)
     processes.first(lambda: _finish(save(whole, output, tokenizer=tokenizer, plan=plan), journal, sketch))
-    if processes.rank == 0:
+    if processes.is_first:
         say(f"{_outcome(plan)}\nwritten: {target}")
     part()
 

@@ -163,7 +163,7 @@ def _means(what_if: WhatIf, sums: Mapping[Key, float]) -> dict[Key, float]:
     """Means over the batches of all processes; the two numbers of tokens stay what they are."""
     device = what_if.model.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    totals = what_if.summed(torch.tensor(list(sums.values()), dtype=dtype, device=device)).tolist()
+    totals = what_if.processes.sum(torch.tensor(list(sums.values()), dtype=dtype, device=device)).tolist()
     found = dict(zip(sums, totals, strict=True))
     numbers = {True: found["", "tokens"], False: found["", "predicted"]}
     means = {key: total / numbers[key[1] in STREAM] for key, total in found.items()}

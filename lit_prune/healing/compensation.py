@@ -107,7 +107,7 @@ class Bias(Compensation):
         sums = [
             (output[mask].float().sum(dim=0), mask.sum()) for _, output, mask, _ in _watched(what_if, sublayer, None)
         ]
-        total, count = (what_if.summed(torch.stack(parts).sum(dim=0)) for parts in zip(*sums, strict=True))
+        total, count = (what_if.processes.sum(torch.stack(parts).sum(dim=0)) for parts in zip(*sums, strict=True))
         if add_bias(what_if.model.get_submodule(path), total / count):
             record_bias(what_if.model, writer.id, path.removeprefix(writer.path).removeprefix("."))
         return {"folded_into": str(writer.id)}
@@ -135,7 +135,7 @@ class Linear(Compensation):
         writer, path = _projection_before(what_if.model, sublayer)
         if writer is None:
             return {}
-        fitted, checked = (moments.mapped(what_if.summed) for moments in _moments(what_if, sublayer, path))
+        fitted, checked = (moments.mapped(what_if.processes.sum) for moments in _moments(what_if, sublayer, path))
         shares = {ridge: checked.explained(fitted.solved(ridge)) for ridge in self.ridges}
         ridge, explained = max(shares.items(), key=lambda pair: pair[1])
         if explained <= 0:

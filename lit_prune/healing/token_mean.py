@@ -12,6 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_prune.loading.processes import processes_of_trainer
+
 UNIT = 1024
 """Tokens that a weight of 1 stands for until all are counted; a power of two, so that dividing by it rounds nothing."""
 
@@ -47,7 +49,7 @@ class TokenMean:
         self._total = tokens.clone() if first or self._total is None else self._total + tokens
         weight = tokens / UNIT
         if (batch_idx + 1) % number == 0 or trainer.is_last_batch:
-            total = trainer.strategy.reduce(self._total, reduce_op="mean")
+            total = processes_of_trainer(trainer).mean(self._total)
             total = total.clamp(min=1 / trainer.world_size)  # where nothing is predicted
             # What came before is in the gradients already, and is scaled before the last backward pass: this is the
             # one in which DDP averages them, and behind which hooks look at them.

@@ -27,13 +27,13 @@ from lit_prune.measure.losses import (
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
 from lit_prune.measure.portion import Portion
-from lit_prune.measure.processes import Processes, SharedJournal
 from lit_prune.measure.progress import progress_bar
 from lit_prune.measure.proof import require_understood
 from lit_prune.measure.runner import Figure, Runner
+from lit_prune.measure.shares import SharedJournal, share_of_rows, shares_of
 from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
-from lit_prune.measure.what_if import Progress, Reduce, WhatIf
+from lit_prune.measure.what_if import Progress, WhatIf
 
 __all__ = [
     "IGNORED",
@@ -43,9 +43,7 @@ __all__ = [
     "Journal",
     "Losses",
     "Portion",
-    "Processes",
     "Progress",
-    "Reduce",
     "Runner",
     "SharedJournal",
     "Trace",
@@ -73,6 +71,8 @@ __all__ = [
     "read_batches",
     "require_understood",
     "sequence_losses",
+    "share_of_rows",
+    "shares_of",
     "stream_means",
     "tensors_of",
     "weights_of",

@@ -55,8 +55,8 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
                 if gradient is not None:
                     sums[id(parameter)] += gradient
             num_tokens += objective.num_targets(batch).sum()
-    num_tokens = what_if.summed(num_tokens)
-    return {name: what_if.summed(each) / num_tokens for name, each in sums.items()}
+    num_tokens = what_if.processes.sum(num_tokens)
+    return {name: what_if.processes.sum(each) / num_tokens for name, each in sums.items()}
 
 
 def _parameters(model: nn.Module, anatomy: Anatomy, candidate: Candidate) -> list[nn.Parameter]:

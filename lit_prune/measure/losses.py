@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.loading.processes import Processes
 from lit_prune.measure.batches import IGNORED
 from lit_prune.plan.prune_plan import Candidate
 
@@ -91,19 +92,19 @@ def perplexity_of(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def require_tokens(num_targets: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> None:
+def require_tokens(num_targets: Sequence[Tensor], processes: Processes) -> None:
     """Refuse batches in which no process has anything to predict.
 
     Args:
         num_targets: Of each sequence, by batch.
-        reduce: Sums a tensor over processes.
+        processes: The processes that measure together.
 
     Raises:
         DataError: With what is missing.
     """
     if not num_targets:
         raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
-    if not int(reduce(torch.stack([each.sum() for each in num_targets]).sum())):
+    if not int(processes.sum(torch.stack([each.sum() for each in num_targets]).sum())):
         raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_prune.anatomy import Anatomy
 from lit_prune.loading.devices import bytes_held
+from lit_prune.loading.processes import Processes
 from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.trace import Trace
 from lit_prune.surgery import is_sharded
@@ -24,7 +25,7 @@ class States:
     Args:
         model: A causal language model or sequence classifier.
         num_batches: How many batches share the memory.
-        summed: Gives the sum of a tensor over all processes.
+        processes: The processes that measure together.
         max_bytes: The most memory for what is kept; a tenth of the model's own when None.
         offload: Whether states lie in the CPU's memory.
     """
@@ -33,7 +34,7 @@ class States:
         self,
         model: nn.Module,
         num_batches: int,
-        summed: Callable[[Tensor], Tensor],
+        processes: Processes,
         *,
         max_bytes: int | None = None,
         offload: bool = False,
@@ -41,7 +42,7 @@ class States:
         self.traces: dict[Place, Trace] = {}
         self._model = model
         self._num_batches = num_batches
-        self._summed = summed
+        self._processes = processes
         self._max_bytes = max_bytes
         self._offload = offload
         self._anatomy: Anatomy | None = None
@@ -93,5 +94,5 @@ class States:
         if not is_sharded(self._model):
             return trace.num_bytes
         # A pass is one of all processes, whose shares of a batch differ by a sequence.
-        total, number = self._summed(torch.tensor([trace.num_bytes, 1])).tolist()
+        total, number = self._processes.sum(torch.tensor([trace.num_bytes, 1])).tolist()
         return int(total // number)

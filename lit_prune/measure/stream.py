@@ -72,7 +72,7 @@ def stream_means(
             recorder.begin(mask)
             what_if.model(**model_inputs(what_if.model, batch), use_cache=False)
     sums = torch.stack([*recorder.sums.values(), torch.tensor(count).to(next(iter(recorder.sums.values())))])
-    *totals, number = what_if.summed(sums).tolist()
+    *totals, number = what_if.processes.sum(sums).tolist()
     means = {each: total / number for each, total in zip(recorder.sums, totals, strict=True)}
     if wrong := [each.name for each, mean in means.items() if not math.isfinite(mean)]:
         raise MeasureError(f"the hidden states around {wrong[0]} are not finite: check the model's weights and dtype")

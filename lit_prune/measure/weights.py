@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lit_prune.loading.processes import Processes
 from lit_prune.surgery import is_sharded, reshard
 
 SAMPLED = 64
@@ -39,18 +40,18 @@ class Weights:
         self.mark = ""
         self._seen: dict[int, _Seen] = {}
 
-    def have_changed(self, model: nn.Module, reduce: Callable[[Tensor], Tensor]) -> bool:
+    def have_changed(self, model: nn.Module, processes: Processes) -> bool:
         """Whether they are others than at the last call.
 
         Args:
             model: Perhaps sharded; every process asks then.
-            reduce: Sums a tensor over processes.
+            processes: The processes that measure together.
         """
         if is_sharded(model):
             reshard(model)  # so that parameters are the shards that optimizers change
         before, self._seen = self._seen, _look(model)
         changed = bool(before) and any(before.get(name) != seen for name, seen in self._seen.items())
-        if int(reduce(torch.tensor(int(changed)))) == 0:
+        if int(processes.sum(torch.tensor(int(changed)))) == 0:
             return False
         digest = hashlib.sha256(b"".join(each.sample for each in self._seen.values()))
         self.mark = f"w{digest.hexdigest()[:12]}"

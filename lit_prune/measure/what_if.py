@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.processes import Processes
 from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.batches import input_ids_of, on_device
 from lit_prune.measure.halves import fitting, measured
@@ -33,7 +34,6 @@ from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import evaluating, mute
 
 Progress = Callable[[int, int, str], None]
-Reduce = Callable[[Tensor], Tensor]
 
 
 class WhatIf:
@@ -43,7 +43,7 @@ class WhatIf:
         model: A causal language model or sequence classifier, perhaps wrapped by peft; it may be pruned and trained
             between measurements.
         batches: Dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
-        reduce: Sums a tensor over processes; identity for one process.
+        processes: The processes that measure their own sequences of the same batches; this one alone by default.
         autocast: Makes the context in which the model runs, such as a trainer's precision context.
         progress: Called with (blocks done, blocks in all, what is measured).
         journal: Where measurements are kept, and found when they were made before; in memory by default.
@@ -58,6 +58,7 @@ class WhatIf:
             called. Every loss then has such a pass of its own; nothing is carried, and nothing kept in the journal.
 
     Attributes:
+        processes: See above.
         objective: The loss that the model was made for.
         work: The decoder blocks and losses that were computed so far, per batch of sequences.
         capacity: What memory was found to have room for.
@@ -73,7 +74,7 @@ class WhatIf:
         model: nn.Module,
         batches: Sequence[Mapping[str, Any]],
         *,
-        reduce: Reduce | None = None,
+        processes: Processes | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         progress: Progress | None = None,
         journal: Journal | None = None,
@@ -86,7 +87,7 @@ class WhatIf:
         self.model = language_model(model)
         self.objective = objective_of(self.model)
         self.batches = self.objective.read(batches)
-        self._reduce = reduce or (lambda tensor: tensor)
+        self.processes = processes or Processes()
         self._autocast = autocast
         self._progress = progress or (lambda done, total, what: None)
         self._max_state_bytes = max_state_bytes
@@ -98,10 +99,10 @@ class WhatIf:
         self._weights = Weights()
         self._replies = Replies(Journal() if journal is None else journal)
         self.work, self.capacity = Work(), Capacity(forks)
-        self.states = States(self.model, len(self.batches), self.summed, max_bytes=max_state_bytes, offload=offload)
+        self.states = States(self.model, len(self.batches), self.processes, max_bytes=max_state_bytes, offload=offload)
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
-        require_tokens([self.objective.num_targets(batch) for batch in self.batches], self._reduce)
+        require_tokens([self.objective.num_targets(batch) for batch in self.batches], self.processes)
         require_context(self.model, self.num_positions)
 
     @property
@@ -159,10 +160,6 @@ class WhatIf:
             self.work.heads += num_dense
         self._progress(len(self.used) * num_blocks, len(self.used) * num_blocks, "")
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        return self._reduce(tensor)
-
     def beside(
         self,
         name: str,
@@ -181,7 +178,7 @@ class WhatIf:
             other = WhatIf(
                 self.model,
                 self.batches if batches is None else batches(),
-                reduce=self._reduce if batches is None else None,
+                processes=self.processes if batches is None else None,
                 autocast=self._autocast,
                 progress=self._progress,
                 journal=journal if batches is None else journal.unshared(),
@@ -215,14 +212,14 @@ class WhatIf:
         """
         ordered = sorted(candidates)
         anatomy = find_sublayers(self.model)
-        trained = self._weights.have_changed(self.model, self._reduce)
+        trained = self._weights.have_changed(self.model, self.processes)
         self._replies.mark = self._weights.mark
         self.states.follow(anatomy, trained=trained)
         with self.running():
             sweep = self._carried if self._by_full_pass is None else self._full_passes
             per_sequence = torch.cat(sweep(anatomy, ordered), dim=1)  # [1 + candidates, sequences]
         tokens = torch.cat([self.objective.num_targets(batch) for batch in self.used])
-        totals = self._reduce(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
+        totals = self.processes.sum(torch.cat([per_sequence.sum(dim=1), tokens.sum()[None].to(per_sequence)]))
         num_tokens = totals[-1]
         names = ["nothing", *(candidate.name for candidate in ordered)]
         means = [finite_mean(*found) for found in zip((totals[:-1] / num_tokens).tolist(), names, strict=True)]

@@ -14,9 +14,9 @@ from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.healing import Compensation, correct, create_compensation, fold_factor, require_possible
+from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.measure import (
     Journal,
-    Processes,
     SharedJournal,
     WhatIf,
     input_ids_of,
@@ -24,6 +24,7 @@ from lit_prune.measure import (
     model_fingerprints,
     progress_bar,
     require_understood,
+    shares_of,
 )
 from lit_prune.plan import ModelFacts, Named, PrunePlan, described
 from lit_prune.plan.prune_plan import Scores, SublayerId
@@ -104,11 +105,11 @@ def prune(
     pruner = Pruner(model, **options, model_name=model_name)
     if is_sharded(pruner.model):
         require_shardable(pruner, str(unit_options(of)["name"]))
-    batches, processes = list(batches), Processes(fabric)
+    batches, processes = list(batches), processes_of_fabric(fabric)
     # Made once before anything is written: what cannot be measured is told here.
     memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
     whole = WhatIf(pruner.model, batches, **memory)
-    shares, positions = processes.shares(whole.batches), whole.num_positions
+    shares, positions = shares_of(whole.batches, processes), whole.num_positions
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
@@ -122,12 +123,12 @@ def prune(
     header = _journal_header(pruner, asked, batches) if journal is not None or processes.size > 1 else {}
     with (
         SharedJournal(journal, header, processes, sizes) as kept,
-        progress_bar("scoring", goal=budget.target, shown=progress and processes.rank == 0) as bar,
+        progress_bar("scoring", goal=budget.target, shown=progress and processes.is_first) as bar,
     ):
-        what_if = WhatIf(model, shares, reduce=processes.sum, progress=bar, journal=kept, **memory)
-        for _ in pruner.steps(what_if, budget, agree=processes.agree):
+        what_if = WhatIf(model, shares, processes=processes, progress=bar, journal=kept, **memory)
+        for _ in pruner.steps(what_if, budget):
             bar.removed(pruner.reached)
-            if processes.rank == 0:
+            if processes.is_first:
                 on_step(pruner.plan)
     compact(pruner.model)
     pruner.record_outcome(budget, left="max_rise")

@@ -155,7 +155,6 @@ class Pruner:
         num_done: int = 0,
         optimizers: Iterable[Optimizer] = (),
         epoch: int | None = None,
-        agree: Callable[[str], str] = lambda name: name,
     ) -> Iterator[PruneStep]:
         """Remove one candidate after the other, as long as the quota allows; the plan tells how far it has come.
 
@@ -166,14 +165,13 @@ class Pruner:
             num_done: Removals that the quota has seen before.
             optimizers: They forget what is removed.
             epoch: Training epoch at whose start this happens.
-            agree: Makes all processes of a distributed run take the same name.
 
         Raises:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
         quota = quota or budget.quota
         while quota.allows(self.reached, num_done) and self.candidates():
-            step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch, agree=agree)
+            step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
             if step is None:
                 return
@@ -187,7 +185,6 @@ class Pruner:
         *,
         optimizers: Iterable[Optimizer] = (),
         epoch: int | None = None,
-        agree: Callable[[str], str] = lambda name: name,
     ) -> PruneStep | None:
         """Score, choose, remove, record: one removal, or None where every one would exceed the budget's `max_rise`.
 
@@ -204,7 +201,7 @@ class Pruner:
         scores, chosen = self._choose_under_ceiling(what_if, budget, sizes, epoch)
         if chosen is None:
             return None
-        choice = Candidate.parse(agree(chosen.name))
+        choice = Candidate.parse(what_if.processes.agree(chosen.name))
         freed, corrections = self._remove(what_if, choice, list(optimizers))
         step = PruneStep.recorded(
             choice,

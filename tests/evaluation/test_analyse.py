@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lit_prune.errors import MeasureError
 from lit_prune.evaluation import Analysis, analyse
+from lit_prune.loading.processes import Processes
 from lit_prune.measure import WhatIf
 from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery import compact, remove
@@ -190,16 +191,18 @@ def test_batches_of_several_processes_are_summed():
     """Two processes, one after the other: the first hands its sums to the second."""
     handed = []
 
-    def give(tensor):
-        handed.append(tensor)
-        return tensor
+    class Giving(Processes):
+        def sum(self, tensor):
+            handed.append(tensor)
+            return tensor
 
-    def take(tensor):
-        return tensor + handed.pop(0)
+    class Taking(Processes):
+        def sum(self, tensor):
+            return tensor + handed.pop(0)
 
     model = tiny_model("llama")
-    analyse(WhatIf(model, BATCHES[:1], reduce=give), impact=False)
-    found = analyse(WhatIf(model, BATCHES[1:], reduce=take), impact=False)
+    analyse(WhatIf(model, BATCHES[:1], processes=Giving()), impact=False)
+    found = analyse(WhatIf(model, BATCHES[1:], processes=Taking()), impact=False)
     expected = analysed(model)
     for part in ("sublayers", "depths", "paths"):
         for one, other in zip(getattr(found, part), getattr(expected, part), strict=True):

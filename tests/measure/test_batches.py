@@ -7,7 +7,8 @@ import torch
 from transformers import BatchEncoding
 
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.measure import Processes, WhatIf, model_inputs, read_batches
+from lit_prune.loading.processes import Processes
+from lit_prune.measure import WhatIf, model_inputs, read_batches, shares_of
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import mute
 from tests import naive
@@ -73,15 +74,14 @@ def limit_memory(model, most):
 
 
 def test_processes_share_what_can_be_told_apart():
-    second = Processes()
-    second.rank, second.size = 1, 2
-    share = second.shares(read_batches(tiny_model("llama"), [{"input_ids": IDS, "position_ids": PACKED}]))[0]
+    second = Processes(rank=1, size=2)
+    share = shares_of(read_batches(tiny_model("llama"), [{"input_ids": IDS, "position_ids": PACKED}]), second)[0]
     assert torch.equal(share["position_ids"], PACKED[2:])
     three = INPUTS["positions of three axes"][1]
-    share = second.shares(read_batches(tiny_model("qwen2.5-vl (qwen2)"), [three]))[0]
+    share = shares_of(read_batches(tiny_model("qwen2.5-vl (qwen2)"), [three]), second)[0]
     assert torch.equal(share["position_ids"], three["position_ids"][:, 2:])
     with pytest.raises(DataError, match=r"pixel_values.*use one process"):
-        second.shares(read_batches(tiny_model("llava (llama)"), [IMAGES]))
+        shares_of(read_batches(tiny_model("llava (llama)"), [IMAGES]), second)
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict, BatchEncoding])

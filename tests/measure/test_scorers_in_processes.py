@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lit_prune.plan import PrunePlan
-from tests.measure.test_processes import in_processes, search
+from tests.measure.test_shares import in_processes, search
 
 
 @pytest.mark.parametrize(

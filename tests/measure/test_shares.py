@@ -11,7 +11,8 @@ from lit_prune import load, prune, shard
 from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.export import save
 from lit_prune.loading.fsdp import whole_copy
-from lit_prune.measure import Processes
+from lit_prune.loading.processes import Processes, processes_of_fabric
+from lit_prune.measure import share_of_rows, shares_of
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import removed_sublayers
 from tests.processes import in_torchrun
@@ -198,17 +199,11 @@ def test_a_step_is_told_once(tmp_path):
     assert second == []
 
 
-def made_up(rank, size):
-    processes = Processes()
-    processes.rank, processes.size = rank, size
-    return processes
-
-
 def test_shares_are_all_sequences_once():
     for size in (1, 2, 3, 4):
-        shares = [made_up(rank, size).shares(BATCHES) for rank in range(size)]
+        shares = [shares_of(BATCHES, Processes(rank, size)) for rank in range(size)]
         for number, batch in enumerate(BATCHES):
-            parts = [made_up(rank, size).rows(len(batch["input_ids"])) for rank in range(size)]
+            parts = [share_of_rows(len(batch["input_ids"]), Processes(rank, size)) for rank in range(size)]
             rows = [row for part in parts for row in range(len(batch["input_ids"]))[part]]
             assert rows == list(range(len(batch["input_ids"])))
             for rank, part in enumerate(parts):
@@ -222,7 +217,7 @@ def test_shares_are_all_sequences_once():
 
 def test_batches_that_cannot_be_shared_are_refused():
     with pytest.raises(DataError, match="5 processes share .* largest batch has 4: give batches of 5"):
-        made_up(0, 5).shares(BATCHES)
+        shares_of(BATCHES, Processes(0, 5))
 
 
 def test_a_strategy_that_takes_the_model_apart_is_refused():
@@ -237,4 +232,4 @@ def test_one_launched_process_is_as_good_as_none():
     fabric.launch()
     assert search(fabric)["plan"] == search()["plan"]
     with pytest.raises(MeasureError, match="is no journal"):
-        Processes(fabric).first(lambda: search(journal=__file__))
+        processes_of_fabric(fabric).first(lambda: search(journal=__file__))

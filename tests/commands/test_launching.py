@@ -9,7 +9,7 @@ import pytest
 
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import main
-from lit_prune.commands.processes import require_shared, start
+from lit_prune.commands.launching import require_shared, start
 from lit_prune.errors import LitPruneError
 from lit_prune.surgery import removed_sublayers
 from tests.commands.test_fit import free_port

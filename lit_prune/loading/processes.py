@@ -1,0 +1,150 @@
+"""What several processes of one run have in common: sums, what process 0 says, and work that it does for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lit_prune.errors import LitPruneError, MeasureError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+    from lightning.fabric import Fabric
+
+Value = TypeVar("Value")
+
+
+class Processes:
+    """One process alone; those of Fabric and of a Trainer are made by the functions below.
+
+    Attributes:
+        rank: The number of this process, 0-based.
+        size: How many processes there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which reads, writes and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, the same to the last bit on each."""
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        return tensor
+
+    def agree(self, value: Value) -> Value:
+        """What process 0 says."""
+        return value
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """Work on process 0 while the others wait, and give all of them the outcome.
+
+        Raises:
+            LitPruneError: On the other processes, where it failed; process 0 raises what the work did.
+        """
+        if self.size == 1:
+            return work()
+        error: Exception | None = None
+        found: Any = None
+        if self.is_first:
+            try:
+                found = work()
+            except Exception as caught:
+                error = caught
+        failed, found = self.agree((error is not None, found))
+        if error is not None:
+            raise error
+        if failed:
+            raise LitPruneError("process 0 failed; its error says why")
+        return cast(Value, found)
+
+    def require_same(self, settings: object) -> None:
+        """Refuse to go on where processes would search different things.
+
+        Raises:
+            MeasureError: On all of them.
+        """
+        if int(self.sum(torch.tensor(int(settings != self.agree(settings))))):
+            raise MeasureError(
+                "the processes hold different models, calibration tokens or settings; give all of them the same "
+                "(weights that are drawn need the same seed)"
+            )
+
+
+class _Joined(Processes):
+    """Processes that Lightning has brought together.
+
+    Args:
+        rank: See `Processes`.
+        size: See `Processes`.
+        device: Where tensors must be for a collective.
+        reduce: Reduces a tensor, perhaps in place, by `sum` or `mean`.
+        broadcast: Gives the value of process 0.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        reduce: Callable[..., Any],
+        broadcast: Callable[[Any], Any],
+    ) -> None:
+        super().__init__(rank, size)
+        self._device = device
+        self._reduce = reduce
+        self._broadcast = broadcast
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See `Processes`."""
+        return self._reduced(tensor, "sum")
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """See `Processes`."""
+        return self._reduced(tensor, "mean")
+
+    def agree(self, value: Value) -> Value:
+        """See `Processes`."""
+        return cast(Value, self._broadcast(value))
+
+    def _reduced(self, tensor: Tensor, how: str) -> Tensor:
+        if self.size == 1:
+            return tensor
+        found = self._reduce(tensor.to(self._device, copy=True), reduce_op=how)
+        return cast(Tensor, found).to(tensor.device)
+
+
+def processes_of_fabric(fabric: Fabric | None) -> Processes:
+    """The processes of Lightning's Fabric, which is launched; this one alone where there is no Fabric.
+
+    Raises:
+        LitPruneError: Its strategy takes a model apart otherwise than by FSDP2.
+    """
+    if fabric is None:
+        return Processes()
+    from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+    from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+
+    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+        raise LitPruneError(
+            f"{type(fabric.strategy).__name__} is not supported; use a single device or strategy='ddp', and for a "
+            "model that no device holds lit_prune.shard(model, mesh) beside it (FSDP2)"
+        )
+    return _Joined(fabric.global_rank, fabric.world_size, fabric.device, fabric.all_reduce, fabric.broadcast)
+
+
+def processes_of_trainer(trainer: Trainer) -> Processes:
+    """The processes of a Trainer, whatever its strategy; call it once they have met."""
+    strategy = trainer.strategy
+    return _Joined(trainer.global_rank, trainer.world_size, strategy.root_device, strategy.reduce, strategy.broadcast)
