@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from transformers import PreTrainedModel
 
@@ -19,7 +18,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.measure import progress_bar, require_understood
-from lit_prune.plan import Named, PrunePlan
+from lit_prune.plan import PrunePlan, Recipe
 from lit_prune.pruning import Pruner, describe_run
 from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful
@@ -61,7 +60,7 @@ class SublayerPruneCallback(Callback):
         search: `progressive`, `lazy` or `one_shot`, or an import path.
         granularity: `sublayer` (both kinds), `attention`, `mlp`, or whole `block`s.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
-        compensate: What makes up for each removal in weights that stay: `none`, `scale` or `linear`; see `Pruner`.
+        compensate: What makes up for each removal in weights that stay: `none`, `scale` or `linear`; see `Recipe`.
         healing: LoRA adapters, attached at set-up, trained between drops, merged at the end: True, or `LoraHealing`
             with its settings. False trains the model's own weights.
         distill: With healing, training steps learn from the model as it was at set-up instead of from the text: True,
@@ -110,11 +109,7 @@ class SublayerPruneCallback(Callback):
     ) -> None:
         rhythm = Schedule(schedule, start_epoch, every_n_epochs)
         self.allowance = Allowance(amount, of, max_rise, rhythm, num_epochs)
-        self.scorer: Named = scorer
-        self.search: Named = search
-        self.granularity = granularity
-        self.protect = tuple(protect or ())
-        self.compensate: Named = compensate
+        self.recipe = Recipe(scorer, search, granularity, protect or (), compensate)
         if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
             raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
         if distill and compensate != "none":
@@ -152,10 +147,10 @@ class SublayerPruneCallback(Callback):
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, model: PreTrainedModel) -> None:
         requirements.require_own_process(trainer)
-        requirements.require_supported(trainer, folds=self.mending.lora is not None or self.compensate != "none")
+        requirements.require_supported(trainer, folds=self.mending.lora is not None or self.recipe.compensate != "none")
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
-            self._pruner = self._new_pruner(model, pl_module)
+            self._pruner = Pruner(model, self.recipe, model_name=str(getattr(pl_module, "model_name", "")))
         requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.unit, self.mending)
         requirements.require_averages_follow(trainer, pl_module, self, self._pruner, self.mending)
         require_scorable(self.loss, self._pruner.scorer)
@@ -276,17 +271,6 @@ class SublayerPruneCallback(Callback):
                 log_removal(trainer, pruner.plan, self._costs)
             self._is_full = quota.allows(pruner.reached, num_done) and bool(pruner.candidates())
         loop.renew_ddp(trainer)
-
-    def _new_pruner(self, model: PreTrainedModel, module: nn.Module) -> Pruner:
-        return Pruner(
-            model,
-            scorer=self.scorer,
-            search=self.search,
-            granularity=self.granularity,
-            protect=self.protect,
-            compensate=self.compensate,
-            model_name=str(getattr(module, "model_name", "")),
-        )
 
     def _require_pruner(self) -> Pruner:
         if self._pruner is None:

@@ -164,8 +164,7 @@ def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]
         if line["method"] == WANDA:
             wanda_sparsifier()
         else:
-            method = _method(line)
-            Pruner.require_known(method.scorer, method.search, method.compensate)
+            Pruner.require_known(_method(line))
     return lines
 
 

@@ -106,7 +106,7 @@ def prune_model(
     options = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
     options["compensate"] = compensate
     chosen = read_method(method).with_settings({name: value for name, value in options.items() if value is not None})
-    Pruner.require_known(chosen.scorer, chosen.search, chosen.compensate)
+    Pruner.require_known(chosen)
     target = require_empty(output)
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
@@ -131,11 +131,7 @@ def prune_model(
             amount=amount,
             of=of,
             max_rise=max_rise,
-            scorer=chosen.scorer,
-            search=chosen.search,
-            granularity=chosen.granularity,
-            protect=chosen.protect,
-            compensate=chosen.compensate,
+            **chosen.options,
             model_name=model,
             calibration={"source": data, "window": window},
             journal=journal,

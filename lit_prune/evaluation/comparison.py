@@ -25,8 +25,6 @@ from lit_prune.searches import Budget
 from lit_prune.surgery import compacted
 
 DENSE, WANDA = "dense", "wanda-2:4"
-OPTIONS = ("scorer", "search", "granularity", "protect", "compensate")
-"""Of a method, as `Pruner` takes them."""
 Batches = Sequence[Mapping[str, Tensor]]
 
 
@@ -49,7 +47,7 @@ class Entry:
     @property
     def settings(self) -> dict[str, Any]:
         """What the row depends on beside model and amount, as JSON has it."""
-        method = {name: getattr(self.method, name) for name in OPTIONS} if self.method else {}
+        method = self.method.options if self.method else {}
         if method.get("compensate") == "none":
             del method["compensate"]
         found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source)}))
@@ -246,8 +244,7 @@ class Comparison:
         )
 
     def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:
-        options: Any = {each: getattr(method, each) for each in OPTIONS}
-        pruner = Pruner(model, **options, model_name=name)
+        pruner = Pruner(model, method, model_name=name)
         budget = Budget(amount, pruner.num_parameters)
         pruner.require_reachable(budget)
         pruner.plan = describe_run(pruner.plan, budget, entry.source)

@@ -8,6 +8,7 @@ from lit_prune.plan.candidates import (
 )
 from lit_prune.plan.methods import (
     Method,
+    Recipe,
     method_names,
     read_method,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Named",
     "PrunePlan",
     "PruneStep",
+    "Recipe",
     "Registry",
     "SublayerId",
     "create",

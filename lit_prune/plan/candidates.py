@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_prune.errors import PlanError
 
@@ -117,3 +117,20 @@ class Scores:
     screened: Mapping[Candidate, float] = field(default_factory=dict)
     disturbed: bool = False
     errors: Mapping[Candidate, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the lowest importance, the first in order among equals."""
+        return min(self.importance, key=lambda candidate: (self.importance[candidate], candidate))
+
+    def merged(self, later: Scores) -> Scores:
+        """These scores, with later ones of the same round in their place."""
+        return replace(
+            self,
+            importance={**self.importance, **later.importance},
+            nll={**self.nll, **later.nll},
+            measured={**self.measured, **later.measured},
+            screened={**self.screened, **later.screened},
+            errors={**self.errors, **later.errors},
+            disturbed=self.disturbed or later.disturbed,
+        )

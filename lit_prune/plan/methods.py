@@ -4,43 +4,71 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from lit_prune.errors import LitPruneError
+from lit_prune.plan.registry import Named
 
 Granularity = Literal["sublayer", "attention", "mlp", "block"]
 SUFFIX = ".yaml"
 
 
 @dataclass(frozen=True)
-class Method:
-    """A published method as what lit-prune has for it.
+class Recipe:
+    """What decides which candidates go, in which order, and what makes up for them.
 
-    Attributes:
+    Args:
+        scorer: What says how important a candidate is: a registered name, a mapping with options such as
+            `{name: nri, baseline: original}`, an import path, or in Python a function or a `Scorer`.
+        search: Which candidates are scored in which round: the same for a `Search`.
+        granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
+        protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
+        compensate: `none`, or what makes up for each removal in weights that stay: `scale`, `bias`, `linear`, a mapping
+            with options, an import path, or in Python a function or a `Compensation`.
+
+    Raises:
+        LitPruneError: The granularity is unknown.
+    """
+
+    scorer: Named | Callable[..., Any] = "nri"
+    search: Named | Callable[..., Any] = "progressive"
+    granularity: str = "sublayer"
+    protect: Sequence[str] = ()
+    compensate: Named | Callable[..., Any] = "none"
+
+    def __post_init__(self) -> None:
+        known = get_args(Granularity)
+        if self.granularity not in known:
+            raise LitPruneError(f"granularity must be one of {', '.join(known)}; found {self.granularity!r}")
+        object.__setattr__(self, "protect", tuple(self.protect))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The five settings by their names."""
+        return {option.name: getattr(self, option.name) for option in fields(Recipe)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Recipe):
+    """A published method as what lit-prune has for it: a recipe with its origin.
+
+    Args:
         name: What it is called here and in tables.
         title: What its authors call it.
-        source: Paper, as an arXiv number where it has one.
+        source: Its paper, as an arXiv number where it has one.
         differs: What is done otherwise than in the original.
-        scorer: As for `Pruner`.
-        search: As for `Pruner`.
-        granularity: As for `Pruner`.
-        protect: As for `Pruner`.
-        compensate: As for `Pruner`.
+        scorer: See `Recipe`, as the other settings that are not named here.
     """
 
     name: str
     title: str
     source: str
     differs: str
-    scorer: str | Mapping[str, Any]
-    search: str | Mapping[str, Any] = "progressive"
-    granularity: Granularity = "sublayer"
-    protect: tuple[str, ...] = ()
-    compensate: str | Mapping[str, Any] = "none"
+    scorer: Named
 
     def with_settings(self, settings: Mapping[str, Any]) -> Method:
         """The method with some of its settings changed.
@@ -51,7 +79,7 @@ class Method:
         known = {each.name for each in fields(self)}
         if unknown := sorted({*settings} - known):
             raise LitPruneError(f"a method has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        return replace(self, **{**settings, "protect": tuple(settings.get("protect", self.protect))})
+        return replace(self, **settings)
 
 
 def method_names() -> list[str]:
@@ -75,7 +103,7 @@ def read_method(name: str) -> Method:
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise LitPruneError(f"unknown method {name!r}{hint} Known: {', '.join(known)}")
     data = yaml.safe_load(_folder().joinpath(f"{name}{SUFFIX}").read_text(encoding="utf-8"))
-    return Method(name=name, **{**data, "protect": tuple(data.get("protect", ()))})
+    return Method(name=name, **data)
 
 
 def _folder() -> Any:

@@ -196,6 +196,12 @@ class PrunePlan:
             return None
         return sum(step.disturbed for step in self.steps)
 
+    @property
+    def nll_rise(self) -> float | None:
+        """How much the mean token loss (nats) rose from before the first removal to after the last, where known."""
+        first, last = (self.steps[0].nll_before, self.steps[-1].nll_after) if self.steps else (None, None)
+        return None if first is None or last is None else last - first
+
     def with_step(self, step: PruneStep) -> PrunePlan:
         """The plan with one more removal."""
         return replace(self, steps=(*self.steps, step))

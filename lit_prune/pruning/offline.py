@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from lit_prune.measure import (
     require_understood,
     shares_of,
 )
-from lit_prune.plan import ModelFacts, Named, PrunePlan, described
+from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, described
 from lit_prune.plan.prune_plan import Scores, SublayerId
 from lit_prune.pruning.pruner import Pruner, describe_run
 from lit_prune.searches import Budget, require_limits
@@ -73,12 +74,12 @@ def prune(
             sequence). Sublayers that cost nothing of it stay.
         max_rise: The most by which perplexity on the batches may rise, relative to that before the first removal: 0.05
             for 5 %. What would rise above is left, and the next best taken, until nothing fits.
-        scorer: See `Pruner`.
-        search: See `Pruner`.
-        granularity: See `Pruner`.
-        protect: See `Pruner`.
-        compensate: See `Pruner`.
-        model_name: For the plan's readers.
+        scorer: See `Recipe`.
+        search: See `Recipe`.
+        granularity: See `Recipe`.
+        protect: See `Recipe`.
+        compensate: See `Recipe`.
+        model_name: The model's name, for the plan's readers.
         calibration: Where the batches came from, for the plan's readers.
         progress: Whether to show a progress bar.
         journal: File to which every measurement is written as it is made. Where it is there already, and of the same
@@ -100,15 +101,14 @@ def prune(
     """
     require_limits(amount, max_rise)
     asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
-    options: Any = {"scorer": scorer, "search": search, "granularity": granularity, "protect": protect}
-    options["compensate"] = compensate
-    pruner = Pruner(model, **options, model_name=model_name)
+    recipe = Recipe(scorer, search, granularity, protect, compensate)
+    pruner = Pruner(model, recipe, model_name=model_name)
     if is_sharded(pruner.model):
         require_shardable(pruner, str(unit_options(of)["name"]))
     batches, processes = list(batches), processes_of_fabric(fabric)
     # Made once before anything is written: what cannot be measured is told here.
-    memory: Any = {"max_state_bytes": max_state_bytes, "forks": forks, "offload": offload}
-    whole = WhatIf(pruner.model, batches, **memory)
+    measure = partial(WhatIf, pruner.model, max_state_bytes=max_state_bytes, forks=forks, offload=offload)
+    whole = measure(batches)
     shares, positions = shares_of(whole.batches, processes), whole.num_positions
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
@@ -125,7 +125,7 @@ def prune(
         SharedJournal(journal, header, processes, sizes) as kept,
         progress_bar("scoring", goal=budget.target, shown=progress and processes.is_first) as bar,
     ):
-        what_if = WhatIf(model, shares, processes=processes, progress=bar, journal=kept, **memory)
+        what_if = measure(shares, processes=processes, progress=bar, journal=kept)
         for _ in pruner.steps(what_if, budget):
             bar.removed(pruner.reached)
             if processes.is_first:
@@ -226,7 +226,7 @@ def compensate_plan(
         model: As the plan's was before.
         plan: What to remove; how it was compensated does not count.
         batches: As for `prune`.
-        compensate: See `Pruner`.
+        compensate: See `Recipe`.
         calibration: Where the batches come from, for the plan's readers.
 
     Returns:

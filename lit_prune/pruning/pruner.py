@@ -1,4 +1,4 @@
-"""The one loop body of pruning, shared by the callback and the command line: candidates, scores, choice, removal."""
+"""The one loop of pruning: candidates, scores, choice, removal, until enough is gone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
-from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.healing import Compensation, correct, create_compensation, require_possible
+from lit_prune.errors import BudgetError
+from lit_prune.healing import correct, create_compensation, require_possible
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Named, PrunePlan, PruneStep, create, described, package_versions, with_defaults
+from lit_prune.plan import PrunePlan, PruneStep, Recipe, create, described, package_versions, with_defaults
 from lit_prune.plan.prune_plan import KINDS, Candidate, Scores, SublayerId
 from lit_prune.pruning.protection import protected_by_name, protected_by_scorer
 from lit_prune.pruning.rounds import ModelRound, require_scores
@@ -23,27 +23,22 @@ from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Quota, Search
 from lit_prune.surgery import remove
 
-GRANULARITIES = ("sublayer", "attention", "mlp", "block")
-
 
 class Pruner:
     """Prunes one model, one removal at a time, and keeps the plan.
 
     Args:
         model: A causal language model, perhaps wrapped by peft; changed in place.
-        scorer: A registered name, a mapping `{name: nri, baseline: original}`, an import path, or a `Scorer`.
-        search: The same for a `Search`.
-        granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
-        protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
-        compensate: `none`, or what makes up for each removal in weights that stay: `scale`, `bias`, `linear`, a mapping
-            with options, an import path, or a `Compensation`.
-        model_name: For the plan's readers.
+        recipe: What decides which candidates go; the default recipe when None.
+        model_name: The model's name, for the plan's readers.
+        options: Fields of `Recipe` that are to be others than in the recipe, such as `scorer="ppl"`.
 
     Attributes:
         plan: What was removed so far; set it to resume.
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
         scorer: What says how important a candidate is.
+        granularity: What goes at a time.
         protected: What must stay, by `protect` or because the scorer's method never removes it.
 
     Raises:
@@ -52,28 +47,16 @@ class Pruner:
         ModelError: The compensation cannot be folded into this model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        scorer: Named | Callable[..., Scores] = "nri",
-        search: Named | Callable[..., Scores] = "progressive",
-        granularity: str = "sublayer",
-        protect: Sequence[str] = (),
-        compensate: Named | Compensation = "none",
-        model_name: str = "",
-    ) -> None:
-        if granularity not in GRANULARITIES:
-            raise LitPruneError(f"granularity must be one of {', '.join(GRANULARITIES)}; found {granularity!r}")
+    def __init__(self, model: nn.Module, recipe: Recipe | None = None, *, model_name: str = "", **options: Any) -> None:
+        recipe = replace(recipe or Recipe(), **options)
         self.model = language_model(model)
         anatomy = find_sublayers(self.model)
-        self.granularity = granularity
-        own_scorer, own_search = create(SCORERS, scorer), create(SEARCHES, search)
-        self.scorer = with_defaults(Scorer, own_scorer)
-        self._search = with_defaults(Search, own_search)
-        self.protected = protected_by_name(protect, anatomy) | protected_by_scorer(self.scorer, anatomy)
+        scorer, search = create(SCORERS, recipe.scorer), create(SEARCHES, recipe.search)
+        self.scorer, self._search = with_defaults(Scorer, scorer), with_defaults(Search, search)
+        self.granularity = recipe.granularity
+        self.protected = protected_by_name(recipe.protect, anatomy) | protected_by_scorer(self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
-        self._compensation = create_compensation(compensate)
+        self._compensation = create_compensation(recipe.compensate)
         if self._compensation is not None:
             require_possible(self._compensation, self.model)
         self.plan = PrunePlan(
@@ -81,22 +64,22 @@ class Pruner:
                 model_name or getattr(self.model.config, "_name_or_path", ""),
                 getattr(self.model.config, "_commit_hash", None),
             ),
-            scorer=described(scorer, own_scorer),
-            search=described(search, own_search),
-            compensation=described(compensate, self._compensation) if self._compensation else {},
+            scorer=described(recipe.scorer, scorer),
+            search=described(recipe.search, search),
+            compensation=described(recipe.compensate, self._compensation) if self._compensation else {},
             versions=package_versions(),
         )
 
     @staticmethod
-    def require_known(scorer: Named, search: Named, compensate: Named = "none") -> None:
+    def require_known(recipe: Recipe) -> None:
         """Refuse what no pruner could be made with, before a model is loaded.
 
         Raises:
             LitPruneError: A scorer, search or compensation is unknown, or does not take its options.
         """
-        create(SCORERS, scorer)
-        create(SEARCHES, search)
-        create_compensation(compensate)
+        create(SCORERS, recipe.scorer)
+        create(SEARCHES, recipe.search)
+        create_compensation(recipe.compensate)
 
     @property
     def num_parameters(self) -> int:
@@ -108,22 +91,22 @@ class Pruner:
         return self._candidates(find_sublayers(self.model))
 
     def _candidates(self, anatomy: Anatomy) -> dict[Candidate, float]:
-        sizes = {each: self.prices.freed(anatomy, each.sublayers) for each in self._permitted(anatomy)}
-        return {each: size for each, size in sizes.items() if size > 0}
+        sizes = {candidate: self.prices.freed(anatomy, candidate.sublayers) for candidate in self._permitted(anatomy)}
+        return {candidate: size for candidate, size in sizes.items() if size > 0}
 
     def _permitted(self, anatomy: Anatomy) -> list[Candidate]:
-        free = [each.id for each in anatomy.sublayers if each.id not in self.protected]
+        free = [sublayer for sublayer in anatomy.ids if sublayer not in self.protected]
         if self.granularity == "block":
-            pairs = [tuple(SublayerId(each.block, kind) for kind in KINDS) for each in free if each.kind == KINDS[0]]
-            return [Candidate(pair) for pair in pairs if all(each in free for each in pair)]
+            pairs = [tuple(SublayerId(first.block, kind) for kind in KINDS) for first in free if first.kind == KINDS[0]]
+            return [Candidate(pair) for pair in pairs if all(sublayer in free for sublayer in pair)]
         kinds = KINDS if self.granularity == "sublayer" else (self.granularity,)
-        return [Candidate((each,)) for each in free if each.kind in kinds]
+        return [Candidate((sublayer,)) for sublayer in free if sublayer.kind in kinds]
 
     @property
     def available(self) -> float:
         """What all candidates together would save."""
         anatomy = find_sublayers(self.model)
-        return self.prices.freed(anatomy, [each for one in self._candidates(anatomy) for each in one.sublayers])
+        return self.prices.freed(anatomy, Candidate.together(self._candidates(anatomy)).sublayers)
 
     @property
     def reached(self) -> float:
@@ -135,13 +118,13 @@ class Pruner:
         priced = self.prices.sublayers
         if priced is None:
             return sum(step.num_parameters for step in steps)
-        return sum(priced[each] for step in steps for each in step.removed.sublayers)
+        return sum(priced[sublayer] for step in steps for sublayer in step.removed.sublayers)
 
     def require_reachable(self, budget: Budget) -> None:
         """Refuse a budget that the candidates cannot give, before anything is measured.
 
         Raises:
-            BudgetError: With what they can give.
+            BudgetError: The message says how much they can give.
         """
         what = {"sublayer": "sublayers", "block": "whole blocks"}.get(self.granularity, f"{self.granularity} sublayers")
         budget.require_reachable(self.available, what, self.reached)
@@ -156,7 +139,9 @@ class Pruner:
         optimizers: Iterable[Optimizer] = (),
         epoch: int | None = None,
     ) -> Iterator[PruneStep]:
-        """Remove one candidate after the other, as long as the quota allows; the plan tells how far it has come.
+        """Remove one candidate after the other, as long as the quota allows and something fits the budget.
+
+        After every removal the plan tells how far it has come.
 
         Args:
             what_if: The measure, over the calibration batches.
@@ -164,7 +149,7 @@ class Pruner:
             quota: Where this series ends; None is at the budget's target.
             num_done: Removals that the quota has seen before.
             optimizers: They forget what is removed.
-            epoch: Training epoch at whose start this happens.
+            epoch: The training epoch at whose start this happens; None outside training.
 
         Raises:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
@@ -203,13 +188,9 @@ class Pruner:
             return None
         choice = Candidate.parse(what_if.processes.agree(chosen.name))
         freed, corrections = self._remove(what_if, choice, list(optimizers))
+        cost = what_if.cost - before
         step = PruneStep.recorded(
-            choice,
-            scores,
-            num_parameters=freed,
-            compensation=corrections,
-            cost=what_if.cost - before,
-            epoch=epoch,
+            choice, scores, num_parameters=freed, compensation=corrections, cost=cost, epoch=epoch
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -221,30 +202,11 @@ class Pruner:
             return remove(self.model, choice.sublayers, optimizers), {}
         freed, corrections = 0, {}
         # One by one, so that each is made up for in the model without those before it.
-        for each in choice.sublayers:
-            corrections[str(each)] = correct(self._compensation, what_if, each)
-            freed += remove(self.model, [each], optimizers)
+        for sublayer in choice.sublayers:
+            corrections[str(sublayer)] = correct(self._compensation, what_if, sublayer)
+            freed += remove(self.model, [sublayer], optimizers)
             what_if.corrected()
         return freed, corrections
-
-    def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
-        """Write into the plan how far it has come, in the budget's unit.
-
-        Args:
-            budget: What was asked for.
-            left: Once the search is over: why, where candidates are left and the amount is not reached.
-        """
-        target = None if budget.amount is None else budget.target
-        outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
-        outcome["num_removals"] = len(self.plan.steps)
-        if budget.max_rise is not None:
-            steps = self.plan.steps
-            first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (0.0, 0.0)
-            outcome["rise"] = math.expm1(last - first) if first is not None and last is not None else None
-        if left is not None:
-            reason = left if self.candidates() else "nothing left"
-            outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
-        self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
 
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
@@ -258,11 +220,11 @@ class Pruner:
             dense = losses.base if first is None else first
             if budget.allows(scores.nll[choice], dense):
                 break
-            sizes = {each: sizes[each] for each in sizes if budget.allows(scores.nll.get(each, dense), dense)}
+            sizes = {name: sizes[name] for name in sizes if budget.allows(scores.nll.get(name, dense), dense)}
             if not sizes:
                 return scores, None
             others, choice = self._choose(what_if, budget, sizes, epoch)
-            scores = _merged(scores, others)
+            scores = scores.merged(others)
         return scores, choice
 
     def _choose(
@@ -270,17 +232,37 @@ class Pruner:
     ) -> tuple[Scores, Candidate]:
         # Training moves all scores: bounds on those of another epoch would say nothing.
         history = [step for step in self.plan.steps if step.epoch == epoch or not self._search.within_epoch]
-        score = ModelRound(
-            self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, budget.remaining(self.reached)
-        )
-        scores = require_scores(self._search(score, list(sizes), history), "search", list(sizes))
+        remaining = budget.remaining(self.reached)
+        score = ModelRound(self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, remaining)
+
+        def searched(among: Sequence[Candidate]) -> Scores:
+            return require_scores(self._search(score, among, history), "search", among)
+
+        scores = searched(list(sizes))
         choice = budget.choose(scores.importance, sizes, self.reached)
         if not scores.measured or scores.measured.get(choice) == 1:
             return scores, choice
         # The budget wants one of a size that a search which spares itself work has not looked at closely.
-        among = [each for each in sizes if sizes[each] == sizes[choice]]
-        closer = require_scores(self._search(score, among, history), "search", among)
-        return _merged(scores, closer), min(closer.importance, key=lambda each: (closer.importance[each], each))
+        closer = searched([candidate for candidate in sizes if sizes[candidate] == sizes[choice]])
+        return scores.merged(closer), closer.best
+
+    def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
+        """Write into the plan how far it has come, in the budget's unit.
+
+        Args:
+            budget: What was asked for.
+            left: Once the search is over: why, where candidates are left and the amount is not reached.
+        """
+        target = None if budget.amount is None else budget.target
+        outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
+        outcome["num_removals"] = len(self.plan.steps)
+        if budget.max_rise is not None:
+            rise = self.plan.nll_rise if self.plan.steps else 0.0
+            outcome["rise"] = None if rise is None else math.expm1(rise)
+        if left is not None:
+            reason = left if self.candidates() else "nothing left"
+            outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
+        self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
 
 
 def describe_run(
@@ -289,9 +271,3 @@ def describe_run(
     """The plan with what was asked for and the tokens that score it."""
     asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
     return replace(plan, budget=asked, calibration=dict(calibration))
-
-
-def _merged(scores: Scores, later: Scores) -> Scores:
-    names = ("importance", "nll", "measured", "screened", "errors")
-    merged: dict[str, Any] = {name: {**getattr(scores, name), **getattr(later, name)} for name in names}
-    return replace(scores, **merged, disturbed=scores.disturbed or later.disturbed)
