@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, did_you_mean
 from lit_prune.files import clean
 
 VERBS = {
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lit-prune {version('lit-prune')}")
         return 0
     if verb not in VERBS:
-        return _fail(f"unknown verb {verb!r}{_suggestion(verb)}; see lit-prune --help")
+        return _fail(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; see lit-prune --help")
     module = f"lit_prune.commands.{MODULES.get(verb, verb)}"
     return exit_code(lambda: importlib.import_module(module).run(f"lit-prune {verb}", rest))
 
@@ -74,11 +73,6 @@ def _told(error: BaseException) -> str | None:
 def _overview() -> str:
     lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
     return "\n".join(["usage: lit-prune VERB ...", "", *lines, "", "lit-prune VERB --help tells what a verb takes."])
-
-
-def _suggestion(verb: str) -> str:
-    close = difflib.get_close_matches(verb, VERBS, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _fail(message: str) -> int:

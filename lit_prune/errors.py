@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class LitPruneError(Exception):
     """Base of every error that lit-prune raises on purpose."""
@@ -29,3 +32,14 @@ class MeasureError(LitPruneError):
 
 class ModelError(LitPruneError):
     """A model cannot be found, loaded or saved."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name goes on with: the closest known one, nothing where none is close.
+
+    Example:
+        >>> did_you_mean("nir", ["nri", "taylor"])
+        "; did you mean 'nri'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

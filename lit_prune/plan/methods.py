@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, did_you_mean
 from lit_prune.plan.registry import Named
 
 Granularity = Literal["sublayer", "attention", "mlp", "block"]
@@ -99,8 +98,7 @@ def read_method(name: str) -> Method:
     """
     known = method_names()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(name, known) or "."
         raise LitPruneError(f"unknown method {name!r}{hint} Known: {', '.join(known)}")
     data = yaml.safe_load(_folder().joinpath(f"{name}{SUFFIX}").read_text(encoding="utf-8"))
     return Method(name=name, **data)

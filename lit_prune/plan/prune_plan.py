@@ -18,7 +18,7 @@ from typing import Any
 from lit_prune.errors import PlanError
 from lit_prune.files import checked, read_json, to_json, write_text
 from lit_prune.plan.candidates import KINDS, Candidate, Scores, SublayerId
-from lit_prune.plan.soundness import outcome_of_steps, require_corrections, require_possible, require_settings
+from lit_prune.plan.soundness import outcome_of_steps, require_sound
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
@@ -228,11 +228,9 @@ class PrunePlan:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
             steps = tuple(PruneStep.from_dict(step) for step in data["steps"])
             plan = checked(cls, {**rest, "model": checked(ModelFacts, data["model"]), "steps": steps})
-            require_settings(plan)
+            require_sound(plan)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
-        require_possible(plan)
-        require_corrections(plan)
         return replace(plan, budget=outcome_of_steps(plan))
 
     def save(self, path: str | Path) -> Path:

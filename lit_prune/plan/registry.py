@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -13,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, did_you_mean
 
 Part = TypeVar("Part")
 Named = str | Mapping[str, Any]
@@ -88,8 +87,7 @@ class Registry:
         return found
 
     def _unknown(self, name: str) -> NoReturn:
-        close = difflib.get_close_matches(name, self._factories, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(name, self._factories) or "."
         known = ", ".join(sorted(self._factories))
         raise LitPruneError(f"unknown {self.noun} {name!r}{hint} Known: {known}, or a path such as package.module.Name")
 

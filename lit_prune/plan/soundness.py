@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_prune.errors import PlanError
 from lit_prune.files import require_kinds
 from lit_prune.plan.candidates import MAX_BLOCKS, SublayerId
+
+if TYPE_CHECKING:
+    from lit_prune.plan.prune_plan import PrunePlan
 
 SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
     ("compensation", bool, {"name": str}),
@@ -21,19 +24,30 @@ SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]],
         {"unit": str, "total": float, "reached": float, "amount": float | None},
     ),
 )
-"""What reports and cards show of settings, and when."""
+"""Which settings reports and cards show, when they show them, and what these have to hold."""
 OUTCOME = ("reached", "rise", "stopped_by", "num_removals")
-"""Of a budget: what the removals came to."""
+"""What a budget says of what the removals came to."""
 MOST_FACTOR = 1e6
 """No sublayer makes the stream so many times longer or shorter; the weights behind it would overflow, or vanish."""
 
 
-def require_settings(plan: Any) -> None:
-    """Check the settings that are shown.
+def require_sound(plan: PrunePlan) -> None:
+    """Check what a plan says of its model, its removals and what made up for them, and the settings that are shown.
 
     Raises:
-        TypeError: One is missing, or of a wrong kind.
+        PlanError: No model could have had, and lost, what the plan says.
+        TypeError: A setting is missing, or of a wrong kind.
     """
+    _require_settings(plan)
+    _require_possible(plan)
+    for step in plan.steps:
+        for name, fact in step.compensation.items():
+            if SublayerId.parse(name) not in step.removed.sublayers:
+                raise PlanError(f"the plan is damaged: it makes up for {name}, where {step.removed.name} goes")
+            _require_correction(name, fact, scaled=plan.compensation.get("name") == "scale")
+
+
+def _require_settings(plan: PrunePlan) -> None:
     for name, is_shown, kinds in SHOWN:
         if is_shown(data := getattr(plan, name)):
             require_kinds(name, data, kinds)
@@ -41,17 +55,12 @@ def require_settings(plan: Any) -> None:
         raise TypeError("nothing can be a share of a total of 0")
 
 
-def require_possible(plan: Any) -> None:
-    """Check that a model could have had, and lost, what the plan says.
-
-    Raises:
-        PlanError: With what cannot be.
-    """
+def _require_possible(plan: PrunePlan) -> None:
     model = plan.model
     if not 0 < model.num_blocks <= MAX_BLOCKS:
         raise PlanError(f"the plan is damaged: a model of {model.num_blocks:,} blocks; expected 1 to {MAX_BLOCKS:,}")
     gone = [step.num_parameters for step in plan.steps]
-    if model.num_parameters <= 0 or any(each < 0 for each in gone) or sum(gone) > model.num_parameters:
+    if model.num_parameters <= 0 or any(number < 0 for number in gone) or sum(gone) > model.num_parameters:
         raise PlanError(f"the plan is damaged: {sum(gone):,} parameters go of {model.num_parameters:,}")
     seen: set[SublayerId] = set()
     for sublayer in plan.removed:
@@ -62,46 +71,35 @@ def require_possible(plan: Any) -> None:
         seen.add(sublayer)
 
 
-def require_corrections(plan: Any) -> None:
-    """Check what was folded into weights: factors are folded again where the plan is applied.
-
-    Raises:
-        PlanError: A correction is of no sublayer that goes, or its factor is none that a stream can have.
-    """
-    scaled = plan.compensation.get("name") == "scale"
-    for step in plan.steps:
-        for name, fact in step.compensation.items():
-            if SublayerId.parse(name) not in step.removed.sublayers:
-                raise PlanError(f"the plan is damaged: it makes up for {name}, where {step.removed.name} goes")
-            factor = fact.get("factor") if isinstance(fact, Mapping) else None
-            if not isinstance(fact, Mapping) or (scaled and not _is_factor(factor)):
-                raise PlanError(
-                    f"the plan is damaged: what makes up for {name} is {repr(fact)[:80]}; expected a mapping"
-                    + (f" with a `factor` of 1 / {MOST_FACTOR:,.0f} to {MOST_FACTOR:,.0f}" if scaled else "")
-                )
+def _require_correction(name: str, fact: object, *, scaled: bool) -> None:
+    """Factors are folded again where the plan is applied, so that they must be such that a stream can have."""
+    if not isinstance(fact, Mapping) or (scaled and not _is_factor(fact.get("factor"))):
+        raise PlanError(
+            f"the plan is damaged: what makes up for {name} is {repr(fact)[:80]}; expected a mapping"
+            + (f" with a `factor` of 1 / {MOST_FACTOR:,.0f} to {MOST_FACTOR:,.0f}" if scaled else "")
+        )
 
 
-def outcome_of_steps(plan: Any) -> Mapping[str, Any]:
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 / MOST_FACTOR <= value <= MOST_FACTOR
+
+
+def outcome_of_steps(plan: PrunePlan) -> Mapping[str, Any]:
     """The budget of a plan, its outcome that of the steps: somebody may have taken some out by hand."""
-    budget, steps = dict(plan.budget), plan.steps
+    budget, num_steps = dict(plan.budget), len(plan.steps)
     in_parameters = budget.get("of", "params") == "params"
-    reached = sum(step.num_parameters for step in steps)
+    reached = plan.num_removed_parameters
     whole = reached == budget.get("reached", reached) or not in_parameters
-    if whole and budget.get("num_removals", len(steps)) == len(steps):
+    if whole and budget.get("num_removals", num_steps) == num_steps:
         return budget
-    kept = {name: value for name, value in budget.items() if name not in OUTCOME}
+    found = {**{name: value for name, value in budget.items() if name not in OUTCOME}, "num_removals": num_steps}
     if not in_parameters:
         warnings.warn(
-            f"the plan has {len(steps)} removals, its budget tells of another number: what they came to is unknown",
+            f"the plan has {num_steps} removals, its budget tells of another number: what they came to is unknown",
             stacklevel=2,
         )
-        return {**kept, "num_removals": len(steps)}
-    found = {**kept, "reached": reached, "num_removals": len(steps)}
-    first, last = (steps[0].nll_before, steps[-1].nll_after) if steps else (None, None)
-    if budget.get("rise") is None or first is None or last is None:
         return found
-    return {**found, "rise": math.expm1(min(last - first, 700))}
-
-
-def _is_factor(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1 / MOST_FACTOR <= value <= MOST_FACTOR
+    found["reached"] = reached
+    if budget.get("rise") is not None and plan.nll_rise is not None:
+        found["rise"] = math.expm1(min(plan.nll_rise, 700))
+    return found
