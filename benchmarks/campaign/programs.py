@@ -10,10 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM, LoraHealing
-from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.errors import ModelError
 from lit_prune.loading.checksums import require_intact_checkpoint
 from tests.tiny import VOCAB_SIZE

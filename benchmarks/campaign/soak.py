@@ -18,10 +18,10 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lit_prune.callbacks import SublayerPruneCallback
 
 from benchmarks.campaign.programs import random_batches
 from lit_prune import LitCausalLM, LoraHealing
-from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 

@@ -194,7 +194,7 @@ def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History
         mesh, ax=axes, extend=extend, extendfrac=0.04, fraction=0.35 / width, aspect=0.8 * height / 0.2, pad=0.01
     )
     bar.set_label(LABEL, fontsize=9)
-    bar.set_ticks(ticks, labels=labels, fontsize=9)
+    bar.set_ticks(ticks.tolist(), labels=labels, fontsize=9)
     bar.minorticks_off()
 
 
