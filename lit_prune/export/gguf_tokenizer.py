@@ -63,7 +63,7 @@ _NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 
 
 def pre_tokenizer(data: Mapping[str, Any]) -> str:
-    """Llama.cpp's name for how a tokenizer.json cuts text before it merges; a ModelError where it is not known."""
+    """The name in llama.cpp for how a tokenizer.json cuts text before it merges; a ModelError where it is not known."""
     steps = data.get("pre_tokenizer") or {}
     key = []
     for step in steps.get("pretokenizers", [steps]):
