@@ -107,27 +107,18 @@ class BlockReader:
         return max(rows, key=lambda row: len(row.norms))
 
     def _attention(self, block: nn.Module, layout: Layout) -> str:
-        if layout.attention is not None:
-            return layout.attention
-        names = [
-            name
-            for name, child in block.named_children()
-            if ("attn" in name or "attention" in name) and not is_norm(child) and _has_work(child)
-        ]
-        if len(names) != 1:
-            found = ", ".join(names) or "none"
-            raise self._misunderstood(block, f"expected one attention (a child named attn or attention), found {found}")
-        return names[0]
+        names = [name for name, child in block.named_children() if _is_attention(name, child)]
+        return layout.attention or self._only_one(block, names, "attention (a child named attn or attention)")
 
     def _mlp(self, block: nn.Module, layout: Layout, attention: str) -> tuple[str, ...]:
-        if layout.mlp:
-            return layout.mlp
         known = {*layout.norms, attention}
-        names = tuple(name for name, child in block.named_children() if name not in known and _has_work(child))
+        names = [name for name, child in block.named_children() if name not in known and _has_work(child)]
+        return layout.mlp or (self._only_one(block, names, f"FFN beside {attention}"),)
+
+    def _only_one(self, block: nn.Module, names: list[str], expected: str) -> str:
         if len(names) != 1:
-            found = ", ".join(names) or "none"
-            raise self._misunderstood(block, f"expected one FFN beside {attention}, found {found}")
-        return names
+            raise self._misunderstood(block, f"expected one {expected}, found {', '.join(names) or 'none'}")
+        return names[0]
 
     def _misunderstood(self, block: nn.Module, why: str) -> AnatomyError:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
@@ -165,6 +156,10 @@ def _part(block: nn.Module, path: str, name: str) -> Part:
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm: its class is named so, and it has vectors at most."""
     return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in module.parameters())
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return ("attn" in name or "attention" in name) and not is_norm(module) and _has_work(module)
 
 
 def _has_work(module: nn.Module) -> bool:

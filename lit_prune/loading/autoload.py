@@ -31,7 +31,7 @@ _OVERRIDE: ContextVar[bool | None] = ContextVar("lit_prune_loaders", default=Non
 def install() -> None:
     """Teach `PreTrainedModel`, at once or as soon as transformers' part with it is imported, however often that is."""
     if not any(hasattr(finder, _TAUGHT) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _TeachingFinder())
     if MODULE in sys.modules:
         # Another thread may be in the middle of importing it: this waits.
         _teach(importlib.import_module(MODULE))
@@ -149,7 +149,7 @@ def _forget_code(config: Any) -> None:
         config.auto_map = kept
 
 
-class _Finder:
+class _TeachingFinder:
     """Finds one module where the others find it, and sees to it that it is taught when it is executed.
 
     It stays: a probe, a reload, or an import that failed asks again.

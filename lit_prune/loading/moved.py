@@ -57,7 +57,7 @@ MOVED = {
 _PACKAGE = "lit_prune."
 
 
-class _Finder:
+class _MovedFinder:
     """Finds a module of an earlier version: the same object as under its present name."""
 
     _finds_moved = True
@@ -80,4 +80,4 @@ class _Finder:
 def install() -> None:
     """Let earlier import paths be found; asked only for what nothing else finds."""
     if not any(hasattr(finder, "_finds_moved") for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())  # type: ignore[arg-type]
+        sys.meta_path.append(_MovedFinder())  # type: ignore[arg-type]
