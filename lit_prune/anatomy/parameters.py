@@ -45,12 +45,7 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 def own_parameters(module: nn.Module, *, shared: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
-    """Go through a module's parameters with their names, those of adapters left out.
-
-    Args:
-        module: A module, perhaps with adapters in it.
-        shared: Whether a parameter that has several names comes with each of them.
-    """
+    """Go through a module's parameters with their names, those of adapters left out; `shared` ones with every name."""
     adapted = _adapted(module)
     for name, parameter in module.named_parameters(remove_duplicate=not shared):
         if _is_own(name, adapted):

@@ -103,10 +103,10 @@ def require_source(source: str | Path) -> None:
     path = Path(source).expanduser()
     if is_hub(source):
         _datasets(str(source))
-    elif source != BUILTIN and not os.path.exists(path):
-        raise DataError(f"there is no file {path}")
-    elif source != BUILTIN and not path.is_dir() and kind_of(path) is None:
-        raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
+    elif source != BUILTIN:
+        if not os.path.exists(path):
+            raise DataError(f"there is no file {path}")
+        _require_text(path)
 
 
 def is_hub(source: str | Path) -> bool:
@@ -140,11 +140,14 @@ def _builtin() -> list[str]:
 
 
 def _read_path(path: Path, field: str) -> list[str]:
-    if path.is_dir():
-        return [text for file in _files_of(path) for text in read_documents(file, field)]
-    if kind_of(path) is None:
+    _require_text(path)
+    files = _files_of(path) if path.is_dir() else [path]
+    return [text for file in files for text in read_documents(file, field)]
+
+
+def _require_text(path: Path) -> None:
+    if not path.is_dir() and kind_of(path) is None:
         raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
-    return read_documents(path, field)
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -122,22 +122,15 @@ def drawn_windows(
     most: int | None = None,
     stride: int | None = None,
 ) -> Tensor:
-    """Draw windows of a text by its source.
+    """Draw windows of a text by its source: up to `most` of them (`wanted` when None), and no fewer than `wanted`.
 
-    Args:
-        source: A source as for `read_texts`.
-        tokenizer: The model's tokenizer.
-        window: Number of tokens in a window.
-        wanted: Number of windows that are needed.
-        seed: Decides which windows are drawn, and their order.
-        most: Number of windows that are taken where the text has them; `wanted` when None.
-        stride: A stride as for `token_windows`.
+    Other arguments are as for `read_texts` and `draw_windows`.
 
     Returns:
         LongTensor [num_windows, window].
 
     Raises:
-        DataError: There are fewer windows than are needed, or as for `read_texts` and `draw_windows`.
+        DataError: There are fewer windows than are wanted, or as for `read_texts` and `draw_windows`.
     """
     most = wanted if most is None else most
     windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)

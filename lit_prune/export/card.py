@@ -36,13 +36,7 @@ class Usage:
 
 
 def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage | None = None) -> str:
-    """Write the card of a model as it is saved, in Markdown.
-
-    Args:
-        model: A model, pruned or dense.
-        plan: What was done to the model, where that is known.
-        how: How the model is loaded; as `usage` says when None.
-    """
+    """The card of a model as it is saved, in Markdown: with what the plan says, and how it is loaded (see `usage`)."""
     base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
     anatomy = find_sublayers(model)
     how = how or usage(model)
@@ -54,11 +48,9 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage
 
 
 def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
-    """Say how the folder of a model is loaded: by any loader where a stock model is left, else by lit-prune.
+    """How the folder of a model is loaded: by any loader where a stock model is left, else by lit-prune.
 
-    Args:
-        model: The model as it is saved; one without weights will do.
-        folder: What stands for the folder in the code.
+    The model is as it is saved; one without weights will do.
     """
     plain = stock_usage(model, folder, "This is a stock model: whatever loads models of its kind loads it.")
     if find_sublayers(model).is_stock:

@@ -17,16 +17,10 @@ from lit_prune.export.targets import BYTE_LEVEL, PRE_TOKENIZERS, SENTENCE_PIECE
 
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, tokenizer_from: str | None) -> None:
-    """Add a fast tokenizer with byte-pair merges to what a gguf.GGUFWriter writes.
+    """Add a fast tokenizer with byte-pair merges, or that of another GGUF file, to what a gguf.GGUFWriter writes.
 
-    Args:
-        writer: The GGUFWriter.
-        tokenizer: The tokenizer.
-        vocab_size: Rows of the embedding; numbers without a token are filled up.
-        tokenizer_from: A GGUF file from which a tokenizer is taken instead.
-
-    Raises:
-        ModelError: llama.cpp is not known to cut text as the tokenizer does.
+    Numbers without a token below `vocab_size`, the rows of the embedding, are filled up. A ModelError says so where
+    llama.cpp is not known to cut text as the tokenizer does.
     """
     if tokenizer_from is not None:
         _copy(writer, tokenizer_from)

@@ -20,15 +20,10 @@ CONTEXT, ERRORS = 512, 1
 
 @contextmanager
 def server(file: Path, *, context: int = CONTEXT, threads: int = 1) -> Iterator[Any]:
-    """llama.cpp's server in this process, which only this machine reaches.
+    """llama.cpp's server on a GGUF file in this process, which only this machine reaches.
 
-    Args:
-        file: A GGUF file.
-        context: Number of tokens that the server keeps.
-        threads: Number of the CPU's threads that it uses.
-
-    Raises:
-        RuntimeError: llama.cpp does not read the file; the error stream says why.
+    It keeps `context` tokens, and uses so many of the CPU's threads. A RuntimeError says that it does not read the
+    file; the error stream says why.
     """
     import xllamacpp
 

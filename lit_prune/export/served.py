@@ -16,15 +16,10 @@ ELSEWHERE = "export as hf-zeroed, which the usual converters and servers take, a
 
 
 def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse what computes otherwise than the runtimes do.
+    """Refuse with a ModelError what computes otherwise than a runtime does, and say in what.
 
-    Args:
-        model: A model of any kind.
-        target: What the runtime is called.
-        positions: The kinds of rotary positions that it computes, with the settings that it reads.
-
-    Raises:
-        ModelError: The model does; the message says in what.
+    The runtime is called by its name; of rotary positions it computes some kinds, with the settings of them that it
+    reads.
     """
     config = model.config
     if config.model_type not in SERVED_TYPES:

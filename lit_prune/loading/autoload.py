@@ -65,11 +65,8 @@ def teaching(on: bool) -> Iterator[None]:
 def build_as_recorded(model: Any) -> None:
     """Take out of a model without weights what its config says is gone, and add the biases that it records.
 
-    Args:
-        model: A model of transformers at the end of its `__init__`; perhaps a part of another.
-
-    Raises:
-        AnatomyError: The record is damaged, or of a newer lit-prune.
+    The model, perhaps a part of another, is at the end of its `__init__`. An AnatomyError says so where the record is
+    damaged, or of a newer lit-prune.
     """
     override = _OVERRIDE.get()
     if not (_is_on if override is None else override) or not _is_recorded(model.config):
@@ -95,12 +92,8 @@ def build_as_recorded(model: Any) -> None:
 def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
     """What `save_pretrained` is to write of a model's tensors, so that no loader takes gaps for forgotten weights.
 
-    Args:
-        model: A model of transformers, pruned or not.
-        state: Tensors that the user gives, perhaps parameters alone; None for those of the model.
-
-    Returns:
-        The same tensors, with the tombstones that they lack.
+    These are the tensors that the user gives, perhaps parameters alone, or those of the model (None), with the
+    tombstones that they lack.
 
     Raises:
         ModelError: Sublayers of the model are only muted, its config says of others that they are gone, or it has

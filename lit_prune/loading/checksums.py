@@ -23,9 +23,8 @@ LAST_FILE = "meta.pt"
 
 def write_sums(folder: Path) -> None:
     """Record the checksums of weights and config."""
-    names = sorted({path.name for pattern in SUMMED for path in folder.glob(pattern)})
-    found = _sums(folder / name for name in names)
-    lines = [f"{found[folder / name]}  {name}\n" for name in names]
+    found = _sums(sorted({path for pattern in SUMMED for path in folder.glob(pattern)}))
+    lines = [f"{digest}  {path.name}\n" for path, digest in found.items()]
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
@@ -54,12 +53,9 @@ _ADVICE = (
 def require_intact_checkpoint(path: str | os.PathLike[str] | None) -> None:
     """Compare a checkpoint with the checksums that torch writes into it, and does not read.
 
-    Args:
-        path: A file of `torch.save`, or a distributed checkpoint's folder, of which `LAST_FILE` is compared. None, and
-            what is neither or not on this machine, is left to whoever loads it.
-
-    Raises:
-        ModelError: The content has changed, or was not written to its end.
+    It is a file of `torch.save`, or a distributed checkpoint's folder, of which `LAST_FILE` is compared. None, and what
+    is neither or not on this machine, is left to whoever loads it. A ModelError says that the content has changed, or
+    was not written to its end.
     """
     if path is not None and os.path.isdir(path):
         folder, path = path, os.path.join(path, LAST_FILE)

@@ -33,12 +33,8 @@ def require_device(device: str | torch.device) -> None:
 def device_map_of(device: str | torch.device | None, device_map: DeviceMap | None) -> dict[str, Any]:
     """What `from_pretrained` is told, so that weights go from disk straight to where they belong.
 
-    Args:
-        device: One device for all weights; None leaves them to the map, or to the CPU.
-        device_map: Devices of modules, for a model that no device holds.
-
-    Raises:
-        ModelError: Both are given.
+    That is one device for all of them, or devices by module, for a model that no device holds. Without both they go to
+    the CPU; with both, a ModelError says to give one.
 
     Example:
         >>> device_map_of("cuda:0", None)

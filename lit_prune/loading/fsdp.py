@@ -57,11 +57,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def whole_copy(model: nn.Module) -> PreTrainedModel | None:
     """A model that can be saved by process 0: itself, or where it is sharded a whole copy in the CPU's memory.
 
-    Args:
-        model: A model, perhaps sharded by FSDP2, and pruned; without adapters then.
-
-    Returns:
-        None on the other processes of a sharded model; all of them must call it.
+    All processes of a sharded model, which has no adapters then, must call it; the others get None.
     """
     root = language_model(model)
     if not is_sharded(root):

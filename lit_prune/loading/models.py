@@ -96,13 +96,7 @@ def skeleton(
 ) -> PreTrainedModel:
     """Build a model on the meta device from its config: its structure, no values, next to no memory.
 
-    Weights are neither read nor wanted: a folder with a `config.json` is enough.
-
-    Args:
-        name: A name as for `load`.
-        revision: Branch, tag or commit on the hub; None for the newest.
-        layout: A layout as for `load`.
-        trust_remote_code: Whether code that comes with the model may run.
+    Weights are neither read nor wanted: a folder with a `config.json` is enough. Arguments are as for `load`.
 
     Returns:
         A stock transformers model in eval mode; of a pruned one, what its record says is gone is gone.

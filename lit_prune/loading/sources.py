@@ -143,15 +143,11 @@ def _without_tokenizer(label: str) -> str:
 
 
 def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
-    """Messages in the tokenizer's chat template: a program of the model's, run in transformers' sandbox.
+    """Messages, mappings of `role` and `content`, in the tokenizer's chat template.
 
-    Args:
-        tokenizer: A tokenizer with a template.
-        messages: Mappings with a `role` and its `content`.
-        options: Options of transformers' `apply_chat_template`, whose result is returned.
-
-    Raises:
-        ModelError: The template fails, or tries to leave the sandbox.
+    That is a program of the model's, which transformers runs in its sandbox. Options are those of
+    `apply_chat_template`, whose result is returned. A ModelError says that the template fails, or tries to leave the
+    sandbox.
     """
     try:
         return tokenizer.apply_chat_template(messages, **options)

@@ -43,10 +43,8 @@ OTHERS = (
 def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: bool) -> None:
     """Refuse a model whose files ask for what no model may have, before anything is made of them.
 
-    Args:
-        source: Where the model's files are.
-        options: Keyword arguments for finding the config on the hub.
-        trusted: Whether code that comes with the model may run.
+    `options` are those for finding the config on the hub; `trusted` says whether code that comes with the model may
+    run.
 
     Raises:
         ModelError: The model names weights outside of its folder, kernels that would be fetched, or too many blocks.

@@ -68,13 +68,10 @@ def compact(model: nn.Module) -> Callable[[], None]:
 
 
 def closable_blocks(model: nn.Module) -> tuple[int, ...]:
-    """Find the blocks each of which could go alone and leave a stock model, by trying `compact` without it.
+    """Find the blocks that could go alone and leave a stock model, by trying `compact` without each of them.
 
-    Neighbours that are the same in everything leave the same stack, and are tried once. The model is left as it was.
-
-    Args:
-        model: A causal language model on any device, perhaps pruned: where a block has lost one sublayer, no other
-            block can go and leave a stock model.
+    Neighbours that are the same in everything leave the same stack, and are tried once. The model, on any device, is
+    left as it was. Where a block of it has lost one sublayer, no other block can go and leave a stock model.
 
     Returns:
         Numbers of the blocks in the original model.

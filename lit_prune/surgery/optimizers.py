@@ -21,11 +21,7 @@ OWN = ("param_groups", "state", "defaults")
 def forget_parameters(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Drop parameters from an optimizer, with their state, names and gradients; the rest keep theirs.
 
-    L-BFGS keeps one history of all parameters together, and begins it anew.
-
-    Args:
-        optimizer: An optimizer, perhaps around others.
-        parameters: Parameters that go; those that the optimizer does not hold are left out.
+    L-BFGS keeps one history of all parameters together, and begins it anew. Optimizers inside it forget them, too.
     """
     dropped = {id(parameter): parameter for parameter in parameters}
     held = cut_groups(optimizer.param_groups, lambda parameter: id(parameter) not in dropped)

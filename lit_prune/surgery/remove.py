@@ -68,12 +68,9 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
 def put_back(model: nn.Module, ids: Iterable[SublayerId]) -> None:
     """Build removed sublayers and their norms again, in place, as the dense model has them.
 
-    Args:
-        model: A pruned model, without adapters, and not sharded. Its other weights stay as they are.
-        ids: Addresses of sublayers that it has lost. Their weights are drawn at random, until others are loaded.
-
-    Raises:
-        ModelError: Whole blocks were closed up, so that nothing tells what they were.
+    The model has no adapters, and is not sharded. Its other weights stay as they are; those of the sublayers are drawn
+    at random, until others are loaded. A ModelError says that whole blocks were closed up, so that nothing tells what
+    they were.
     """
     root = language_model(model)
     wanted = set(ids)

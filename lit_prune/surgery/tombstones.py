@@ -22,14 +22,10 @@ ASIDE = "_lit_prune_aside"
 
 
 def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
-    """Give what stands in the place of a removed module an empty tensor for each of its own.
+    """Give what stands in the place of a removed module an empty tensor for each of its own; adapters leave nothing.
 
     The modules that hold them can be reached by name, as loaders do, and are not among the stub's children: to peft,
     optimizers and whoever walks through a model they do not exist.
-
-    Args:
-        stub: A module without parameters.
-        gone: The module that it replaces. Adapters in it leave nothing.
     """
     grave = nn.Module()
     for path, tensor in own_tensors(gone):
