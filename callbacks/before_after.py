@@ -21,6 +21,7 @@ from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.report import (
     Answer,
     Row,
+    Summary,
     answer_markdown,
     log_scalars,
     log_text,
@@ -143,15 +144,15 @@ class BeforeAfterCallback(Callback):
             *(_speed_rows(*speeds) if speeds else ()),
         ]
         answers = [Answer(self.question, before["answer"], after["answer"])] if "answer" in after else []
-        notes = [f"Perplexity: {held_out.name}, {after['windows']}."]
+        summary = Summary(rows, plan, answers, [f"Perplexity: {held_out.name}, {after['windows']}."])
         ratios = speeds[1].times_as_fast(speeds[0]) if speeds else ()
         _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers)
-        print_summary(rows, plan=plan, answers=answers, notes=notes)
+        print_summary(summary)
         if loop.leaves_nothing(trainer):
             return
         title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
-        write_text(folder / "summary.md", summary_markdown(rows, plan=plan, answers=answers, notes=notes))
-        save_summary(folder, rows, plan=plan, answers=answers, notes=notes)
+        write_text(folder / "summary.md", summary_markdown(summary))
+        save_summary(folder, summary)
         save_figure(score_map_of(plan, title), folder / "score_map.png")
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 

@@ -24,14 +24,7 @@ DEPTHS = ("stream behind", "norm", "loss", "same top token", "KL")
 
 @dataclass(frozen=True)
 class AnalysisRun:
-    """What `lit-prune analyse` left.
-
-    Attributes:
-        name: The folder, as it was given.
-        settings: How the models were measured.
-        models: Names of the models.
-        pictures: PNG files by their titles.
-    """
+    """What `lit-prune analyse` left: the folder as it was given, settings, names of models, PNG files by their titles."""
 
     name: str
     settings: Mapping[str, Any]

@@ -59,11 +59,7 @@ def answers_markdown(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[S
 
 
 def signs_markdown(signs: Mapping[str, Signs]) -> str:
-    """Write signs of damage as a Markdown table, one model a row.
-
-    Args:
-        signs: What the answers show, by the model's name.
-    """
+    """Write signs of damage, by the models' names, as a Markdown table with one model a row."""
     return f"{signs_table(signs).markdown}\n"
 
 
@@ -104,13 +100,7 @@ def mt_bench_answers(model: str, prompts: Sequence[Prompt], answers: Sequence[Se
 
 
 def alpaca_eval_outputs(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> str:
-    """Write the file of model outputs that alpaca_eval reads: first turns alone, as it has no others.
-
-    Args:
-        model: The model's name.
-        prompts: The questions.
-        answers: The texts of each question's turns.
-    """
+    """Write the file of model outputs that alpaca_eval reads: first turns alone, as it has no others."""
     entries = [
         {"instruction": prompt.turns[0], "output": turns[0], "generator": model}
         for prompt, turns in zip(prompts, answers, strict=True)

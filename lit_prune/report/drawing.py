@@ -41,7 +41,7 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, whose parts make room for one another."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

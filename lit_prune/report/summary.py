@@ -62,63 +62,45 @@ class Summary:
         notes: Sentences for the reader.
     """
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     plan: PrunePlan
-    answers: tuple[Answer, ...] = ()
-    notes: tuple[str, ...] = ()
+    answers: Sequence[Answer] = ()
+    notes: Sequence[str] = ()
 
 
-def summary_markdown(
-    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
-) -> str:
-    """Write the summary as one Markdown page.
-
-    Args:
-        rows: Figures before and after.
-        plan: What was removed, and how that was found.
-        answers: Answers before and after; they are shown as quotes, each line escaped.
-        notes: Sentences at the end.
-    """
-    return "\n\n".join(_sections(Summary(tuple(rows), plan, tuple(answers), tuple(notes)))) + "\n"
+def summary_markdown(summary: Summary) -> str:
+    """Write the summary as one Markdown page; answers are quotes, each line escaped."""
+    return "\n\n".join(_sections(summary)) + "\n"
 
 
-def print_summary(
-    rows: Sequence[Row], *, plan: PrunePlan, answers: Sequence[Answer] = (), notes: Sequence[str] = ()
-) -> None:
-    """Show on the screen what `summary_markdown` writes, from the same arguments."""
-    screen = Screen()
+def print_summary(summary: Summary) -> None:
+    """Show on the screen what `summary_markdown` writes."""
+    screen, plan = Screen(), summary.plan
     screen.say(_title(plan), "bold")
-    if rows:
-        screen.show(figures_table(rows))
+    if summary.rows:
+        screen.show(figures_table(summary.rows))
     screen.say(_outcome(plan), "bold")
     if plan.steps:
         screen.show(_removals(plan))
     for fact in _facts(plan):
         screen.say(fact)
-    for answer in answers:
+    for answer in summary.answers:
         screen.say(f"\n{answer.question}", "bold")
         screen.quote("before", answer.before)
         screen.quote("after", answer.after)
-    for note in notes:
+    for note in summary.notes:
         screen.say(note)
 
 
-def save_summary(
-    folder: str | Path,
-    rows: Sequence[Row],
-    *,
-    plan: PrunePlan,
-    answers: Sequence[Answer] = (),
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write what `summary_markdown` shows, unrounded, as `summary.json` into the folder of a run.
+def save_summary(folder: str | Path, summary: Summary) -> Path:
+    """Write the summary, unrounded, as `summary.json` into the folder of a run.
 
     Returns:
         The file, which is written aside and then renamed.
     """
-    data = {"figures": [asdict(row) for row in rows], "answers": [asdict(answer) for answer in answers]}
-    record = to_json({**data, "notes": list(notes), "plan": plan.to_dict()})
-    return write_text(Path(folder) / SUMMARY_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    figures, answers = [asdict(row) for row in summary.rows], [asdict(answer) for answer in summary.answers]
+    data = {"figures": figures, "answers": answers, "notes": list(summary.notes), "plan": summary.plan.to_dict()}
+    return write_text(Path(folder) / SUMMARY_FILE, json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
 
 
 def read_summary(path: str | Path) -> Summary:

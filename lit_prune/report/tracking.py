@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 @rank_zero_only
 def log_scalars(logger: Any, metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers, which every Lightning logger takes.
-
-    Args:
-        logger: A Lightning logger.
-        metrics: Numbers by name; the names may change from call to call.
-        step: Where they stand on the logger's axis.
-    """
+    """Log numbers by their names, which may change from call to call; every Lightning logger takes them."""
     logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
 
 
@@ -36,8 +30,8 @@ def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str
 
     Args:
         logger: A Lightning logger.
-        settings: By name.
-        figures: Names under which `log_scalars` will log them.
+        settings: Values by the names of the settings.
+        figures: Names under which `log_scalars` will log figures later.
     """
     named = dict.fromkeys(figures, math.nan)
     if isinstance(logger, TensorBoardLogger) and named:
@@ -48,14 +42,7 @@ def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str
 
 @rank_zero_only
 def log_figure(logger: Any, tag: str, figure: Figure | Path, step: int) -> None:
-    """Log a figure as an image to TensorBoard, or to loggers with wandb's `log_image`.
-
-    Args:
-        logger: A Lightning logger.
-        tag: The figure's name.
-        figure: What to show, or the PNG that it was saved to.
-        step: Where it stands on the logger's axis.
-    """
+    """Log a figure, or the PNG that it was saved to, as an image to TensorBoard, or by wandb's `log_image`."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(tag, _pixels(figure), global_step=step, dataformats="HWC")
     elif _takes(logger, "log_image", "key", "images", "step"):
@@ -64,14 +51,7 @@ def log_figure(logger: Any, tag: str, figure: Figure | Path, step: int) -> None:
 
 @rank_zero_only
 def log_text(logger: Any, tag: str, text: str, step: int) -> None:
-    """Log Markdown to TensorBoard, or as a table of one cell to loggers with wandb's `log_text`.
-
-    Args:
-        logger: A Lightning logger.
-        tag: The text's name.
-        text: Markdown.
-        step: Where it stands on the logger's axis.
-    """
+    """Log Markdown to TensorBoard, or as a table of one cell by wandb's `log_text`."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text(tag, text, global_step=step)
     elif _takes(logger, "log_text", "key", "columns", "data", "step"):

@@ -8,7 +8,8 @@ from markdown_it import MarkdownIt
 
 from lit_prune.plan import ModelFacts, PrunePlan, PruneStep
 from lit_prune.plan.prune_plan import Candidate
-from lit_prune.report import Answer, Row, print_summary, summary_markdown
+from lit_prune import report
+from lit_prune.report import Answer, Row, Summary
 
 FACTS = ModelFacts("llama", num_blocks=4, hidden_size=8, num_parameters=1_000_000, name="org/model_a|b")
 STEPS = (
@@ -41,6 +42,14 @@ NASTY = "\n".join(
         "[red]rich[/red] [/]", "", "after a gap", "\ttab",
     ]
 )  # fmt: skip
+
+
+def summary_markdown(rows, **parts):
+    return report.summary_markdown(Summary(rows, **parts))
+
+
+def print_summary(rows, **parts):
+    report.print_summary(Summary(rows, **parts))
 
 
 def rendered(text):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import read_results
+from lit_prune.evaluation import Measured, read_results
 from lit_prune.plan import PLAN_FILE
 from lit_prune.report.analyses import ANALYSIS_FILE, AnalysisRun, read_analysis
 from lit_prune.report.comparisons import RESULTS_FILE, ComparisonRun
-from lit_prune.report.evaluations import EVALUATION_FILE, Evaluation, read_evaluation, require_rows
+from lit_prune.report.evaluations import EVALUATION_FILE, Evaluation, Match, read_evaluation, require_rows
 from lit_prune.report.runs import EVENTS, ModelRun, read_run
 from lit_prune.report.summary import SUMMARY_FILE
 
@@ -38,6 +38,31 @@ class Sources:
         """The folders, each once."""
         others = [[found.name for found in kind] for kind in (self.comparisons, self.evaluations, self.analyses)]
         return list(dict.fromkeys([*(run.name for run in self.models), *(name for names in others for name in names)]))
+
+    def matches(self, run: ModelRun) -> list[Match]:
+        """The rows of a run in evaluations, by the folder, else by the end of its path; what fits two runs is of none.
+
+        Example:
+            >>> evaluation = Evaluation("evaluation", {}, (Measured("out/healed", 7, {}, {}),))
+            >>> runs = [ModelRun(name, Path(name), None) for name in ("/data/out/healed", "/data/out/pruned")]
+            >>> [len(Sources(tuple(runs), (evaluation,)).matches(run)) for run in runs]
+            [1, 0]
+        """
+        return [
+            Match(evaluation, row, _reference(run, row, evaluation))
+            for evaluation in self.evaluations
+            for row in evaluation.rows
+            if self._owner(row.model) is run
+        ]
+
+    def _owner(self, model: str) -> ModelRun | None:
+        for agree in (_same, _end):
+            owners = [
+                run for run in self.models if run.model is not None and agree(Path(model).expanduser(), run.model)
+            ]
+            if owners:
+                return owners[0] if len(owners) == 1 else None
+        return None
 
 
 def read_sources(folders: Iterable[str | Path]) -> Sources:
@@ -70,6 +95,23 @@ def read_sources(folders: Iterable[str | Path]) -> Sources:
         if ANALYSIS_FILE in files:
             analyses.append(read_analysis(name, folder))
     return Sources(tuple(models), tuple(evaluations), tuple(comparisons), tuple(analyses))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and one.resolve() == other.resolve()
+
+
+def _end(one: Path, other: Path) -> bool:
+    """Whether one path is the other's end: an evaluation may have been made in another folder."""
+    mine, others = one.parts, other.resolve().parts
+    number = min(len(mine), len(others))
+    return number > 0 and mine[-number:] == others[-number:]
+
+
+def _reference(run: ModelRun, row: Measured, evaluation: Evaluation) -> Measured | None:
+    """What was named as the reference, else the model that the plan names."""
+    name = evaluation.against or (run.plan.model.name if run.plan is not None else "")
+    return next((other for other in evaluation.rows if other.model == name and other is not row), None)
 
 
 def _nothing_in(name: str, folder: Path) -> str:

@@ -16,7 +16,6 @@ from lit_prune.report.analyses import analysis_parts
 from lit_prune.report.comparisons import comparison_parts
 from lit_prune.report.evaluations import Match, evaluation_parts
 from lit_prune.report.page.folders import Sources, read_sources
-from lit_prune.report.page.matching import matches
 from lit_prune.report.parts import Part
 from lit_prune.report.runs import overview_parts, run_parts
 
@@ -45,7 +44,7 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
     """
     models = sources.models
-    found = [matches(run, models, sources.evaluations) for run in models]
+    found = [sources.matches(run) for run in models]
     return (
         _environment()
         .get_template(PAGE)
