@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from lit_prune.data.windows import leading_bos, tokens_of
 from lit_prune.errors import DataError
 from lit_prune.files import parsed, read_text
+from lit_prune.measure import IGNORED
 
-IGNORED = -100
 FORMS = '{"prompt": …, "completion": …} or {"prompt": …, "choices": […], "answer": …}'
 
 

@@ -16,7 +16,8 @@ from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.recorder import StreamRecorder, Written
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, Unraveler
-from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, logits_of
+from lit_prune.loading.devices import exact_dtype
+from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, logits_of, next_labels
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.scorers import SCORERS
 
@@ -105,7 +106,7 @@ class _Pass:
     def run(self, batch: Mapping[str, Tensor]) -> None:
         """Add what one batch, on the model's device, gives."""
         counted, labels = counted_positions(batch), labels_of(batch)
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # the last position predicts nothing
+        targets = next_labels(labels)
         with self.recorder.recording(labels.shape):
             logits = logits_of(self.model, batch)
         # Padding ahead of a text predicts its first token, from nothing.
@@ -151,8 +152,7 @@ class _Pass:
                 self._add((name, figure), row)
 
     def _add(self, key: Key, values: Tensor) -> None:
-        # Apple's GPUs have no float64.
-        self.sums[key] += float(values.sum() if values.device.type == "mps" else values.sum(dtype=torch.float64))
+        self.sums[key] += float(values.sum(dtype=exact_dtype(values.device)))
 
 
 def _depths(anatomy: Anatomy) -> list[str]:
@@ -162,8 +162,8 @@ def _depths(anatomy: Anatomy) -> list[str]:
 def _means(what_if: WhatIf, sums: Mapping[Key, float]) -> dict[Key, float]:
     """Means over the batches of all processes; the two numbers of tokens stay what they are."""
     device = what_if.model.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    totals = what_if.processes.sum(torch.tensor(list(sums.values()), dtype=dtype, device=device)).tolist()
+    own = torch.tensor(list(sums.values()), dtype=exact_dtype(device), device=device)
+    totals = what_if.processes.sum(own).tolist()
     found = dict(zip(sums, totals, strict=True))
     numbers = {True: found["", "tokens"], False: found["", "predicted"]}
     means = {key: total / numbers[key[1] in STREAM] for key, total in found.items()}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.settings import Distillation
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import IGNORED, on_device
+from lit_prune.measure import on_device, predicts
 
 NO_TOKEN = -1
 USERS_WORDS = "what-the-user-says"
@@ -55,7 +55,7 @@ def taught_loss(
     if text is not None and share > 0:
         loss = loss + share * text
     if share < 1:
-        mask = labels[:, 1:] != IGNORED
+        mask = predicts(labels)
         loss = loss + (1 - share) * distillation_loss(
             taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
         )

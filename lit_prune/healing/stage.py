@@ -17,7 +17,7 @@ from lit_prune.healing.distillation import cut_states, taught_loss
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.healing.token_mean import TokenMean
-from lit_prune.measure import IGNORED, labels_of, logits_of, mean_loss, model_inputs, perplexity_of
+from lit_prune.measure import labels_of, logits_of, mean_loss, model_inputs, perplexity_of, predicts
 
 
 class HealingStage(L.LightningModule):
@@ -60,7 +60,7 @@ class HealingStage(L.LightningModule):
         else:
             text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
             loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
-        self._token_mean.saw((labels[:, 1:] != IGNORED).sum(), batch_idx)
+        self._token_mean.saw(predicts(labels).sum(), batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

@@ -51,6 +51,16 @@ def device_map_of(device: str | torch.device | None, device_map: DeviceMap | Non
     return {"device_map": {"": torch.device(device)}}
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """What sums are kept in: float64, or float32 on Apple's GPUs, which have no float64.
+
+    Example:
+        >>> exact_dtype(torch.device("cpu")), exact_dtype(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def is_spread(model: nn.Module) -> bool:
     """Whether the weights are on several devices, or partly in the CPU's memory or on disk."""
     placed = getattr(model, "hf_device_map", None) or {}

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lit_prune.errors import DataError
 
 IGNORED = -100
+"""The label of a token that nothing is to predict, as in transformers."""
 COMMON_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 """What a model is given whose `forward` does not name what it takes."""
 NOT_INPUTS = ("labels", "past_key_values", "use_cache", "inputs_embeds", "logits_to_keep")
@@ -37,6 +39,21 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     if isinstance(mask, Tensor) and mask.shape == labels.shape:
         return labels.long().masked_fill(mask == 0, IGNORED)
     return labels.long()
+
+
+def predicts(labels: Tensor) -> Tensor:
+    """Which positions predict a label, the next one: bool [batch, seq - 1] of labels [batch, seq].
+
+    Example:
+        >>> predicts(torch.tensor([[5, 6, IGNORED]]))
+        tensor([[ True, False]])
+    """
+    return labels[:, 1:] != IGNORED
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """What every position predicts, [batch, seq] of labels [batch, seq]; the last one predicts nothing."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def input_ids_of(batch: Any) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_prune.measure.batches import IGNORED, labels_of
+from lit_prune.measure.batches import labels_of, predicts
 from lit_prune.measure.head import Compute
-from lit_prune.measure.portion import Place, Portion
+from lit_prune.measure.portion import Place, Portion, rows_inside
 from lit_prune.measure.runner import Figure
 from lit_prune.measure.trace import Trace, state_part
 
@@ -29,7 +29,7 @@ class Divergence(Figure):
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
         """KL(dense, model) of each sequence, summed over the positions that predict a label, [batch]."""
         logits, labels = compute(portion.logits), labels_of(portion.inputs)
-        rows = zip(self._reference_logits(portion), logits, labels[:, 1:] != IGNORED, strict=True)
+        rows = zip(self._reference_logits(portion), logits, predicts(labels), strict=True)
         return torch.stack([kl_divergence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
     def wants_dense(self, index: int) -> bool:
@@ -53,9 +53,9 @@ class Divergence(Figure):
 
     def _kept(self, portion: Portion) -> Any:
         """What is kept of these sequences, as such or as some of more; None where it is not."""
-        for (index, start, stop), state in self._dense.items():
-            if index == portion.index and start <= portion.rows.start and portion.rows.stop <= stop:
-                return state_part(state, slice(portion.rows.start - start, portion.rows.stop - start), stop - start)
+        for place, state in self._dense.items():
+            if (rows := rows_inside(portion.place, place)) is not None:
+                return state_part(state, rows, place[2] - place[1])
         return None
 
 

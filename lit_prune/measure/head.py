@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_prune.errors import MeasureError
-from lit_prune.measure.batches import IGNORED, labels_of, model_inputs
+from lit_prune.measure.batches import labels_of, model_inputs, next_labels
 from lit_prune.measure.losses import sequence_losses, target_losses
 from lit_prune.measure.trace import Trace
 
@@ -54,7 +53,7 @@ def pass_losses(
     parts = torch.arange(labels.shape[1], device=labels.device).split(POSITIONS_AT_A_TIME)  # type: ignore[no-untyped-call]
     if not in_parts or len(parts) == 1 or "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return sequence_losses(compute(lambda: logits_of(model, batch)), labels)[0]
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # the last position predicts nothing
+    targets = next_labels(labels)
     last = Trace()
     with last.watching(blocks):
         nll = target_losses(compute(lambda: logits_of(model, batch, parts[0])), targets[:, parts[0]])

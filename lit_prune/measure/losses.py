@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lit_prune.anatomy import context_length
 from lit_prune.errors import DataError, MeasureError
+from lit_prune.loading.devices import exact_dtype
 from lit_prune.loading.processes import Processes
-from lit_prune.measure.batches import IGNORED
+from lit_prune.measure.batches import IGNORED, predicts
 from lit_prune.plan.prune_plan import Candidate
 
 TOKENS_AT_A_TIME = 64
@@ -57,8 +58,7 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         >>> round(nll.item(), 4), tokens.item()
         (0.6931, 1)
     """
-    targets = labels[:, 1:]
-    return target_losses(logits[:, :-1], targets), (targets != IGNORED).sum(dim=1)
+    return target_losses(logits[:, :-1], labels[:, 1:]), predicts(labels).sum(dim=1)
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +78,7 @@ def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     pairs = zip(*(torch.split(each, TOKENS_AT_A_TIME) for each in (logits, targets)), strict=True)
     sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
     nll = torch.stack(sums)
-    # Apple's GPUs have no float64.
-    return (nll if nll.device.type == "mps" else nll.double()).sum()
+    return nll.to(exact_dtype(nll.device)).sum()
 
 
 def perplexity_of(nll: float) -> float:

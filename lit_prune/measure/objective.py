@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import classifies, require_tokens_out
 from lit_prune.errors import DataError
-from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, read_batches
+from lit_prune.loading.devices import exact_dtype
+from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, predicts, read_batches
 from lit_prune.measure.head import Compute, logits_of, pass_losses
 from lit_prune.measure.losses import sequence_losses
 
@@ -38,7 +39,7 @@ class TokenLosses:
 
     def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
         """What is predicted of each sequence, int64 [batch]."""
-        return (labels_of(batch)[:, 1:] != IGNORED).sum(dim=1)
+        return predicts(labels_of(batch)).sum(dim=1)
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Of the model as it is set up, [batch, seq, vocab]."""
@@ -89,8 +90,7 @@ class ClassLosses(TokenLosses):
         else:
             each = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
             losses = each(logits, labels.reshape(logits.shape).to(logits), reduction="none").mean(dim=1)
-        # Apple's GPUs have no float64.
-        return losses if losses.device.type == "mps" else losses.double()
+        return losses.to(exact_dtype(losses.device))
 
     def of_pass(
         self, batch: Mapping[str, Any], blocks: Sequence[nn.Module], compute: Compute, *, in_parts: bool

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.journal import Journal, Key
 from lit_prune.plan.prune_plan import Candidate, SublayerId
 
@@ -49,6 +50,5 @@ class Replies:
     def rows(self, questions: Sequence[Question], index: int, device: torch.device) -> Tensor:
         """The figures of a batch's sequences, [questions, batch], float64 where the device has it."""
         device = torch.device("cpu") if device.type == "meta" else device  # which holds no numbers
-        # Apple's GPUs have no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return torch.tensor([self.journal[self.key(gone, index)] for _, gone in questions], dtype=dtype, device=device)
+        rows = [self.journal[self.key(gone, index)] for _, gone in questions]
+        return torch.tensor(rows, dtype=exact_dtype(device), device=device)

@@ -11,7 +11,7 @@ from torch import nn
 from lit_prune.anatomy import Anatomy
 from lit_prune.loading.devices import bytes_held
 from lit_prune.loading.processes import Processes
-from lit_prune.measure.portion import Place, Portion
+from lit_prune.measure.portion import Place, Portion, rows_inside
 from lit_prune.measure.trace import Trace
 from lit_prune.surgery import is_sharded
 
@@ -77,8 +77,8 @@ class States:
         middle = start + -(-portion.num_sequences // 2)
         found = []
         for place in ((index, start, middle), (index, middle, stop)):
-            if portion.trace.states:
-                rows = slice(place[1] - start, place[2] - start)
+            rows = rows_inside(place, portion.place)
+            if portion.trace.states and rows is not None:
                 self.traces[place] = portion.trace.part(rows, portion.num_sequences)
             found.append(replace(portion, place=place, trace=self.of(place)))
         return found

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
 from lit_prune.errors import MeasureError
+from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs
 from lit_prune.measure.outputs import first_tensor
 from lit_prune.measure.what_if import WhatIf
@@ -205,8 +206,7 @@ class _Recorder:
     def _add(self, candidate: Candidate, before: Tensor, after: Tensor) -> None:
         value = self._statistic(before, after)
         value = value.where(self._mask.any(dim=1) if self._last_token else self._mask, 0)
-        # Apple's GPUs have no float64.
-        total = value.sum() if value.device.type == "mps" else value.sum(dtype=torch.float64)
+        total = value.sum(dtype=exact_dtype(value.device))
         self.sums[candidate] = self.sums.get(candidate, torch.zeros_like(total)) + total
 
 
