@@ -15,15 +15,16 @@ from torch import nn
 
 from benchmarks import run
 from lit_prune.anatomy import find_sublayers, language_model
-from lit_prune.commands.arguments import default_device, require_writable
-from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.commands.arguments import require_writable
+from lit_prune.commands.options import Loading, Sample
+from lit_prune.data import calibration_batches
 from lit_prune.errors import MeasureError
 from lit_prune.files import say, write_text
-from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import input_ids_of
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
 
+SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=2), Loading()
 PROCESS = Path("/proc/self")
 
 
@@ -102,16 +103,10 @@ def memory(
     search: str = "progressive",
     amount: float = 0.2,
     scorer: str = "nri",
-    data: str = "builtin",
-    window: int = 256,
-    num_windows: int = 8,
-    batch_size: int = 2,
-    dtype: str = "float32",
-    device: str | None = None,
-    seed: int = 0,
+    sample: Sample = SAMPLE,
+    loading: Loading = LOADING,
     offload: bool = False,
     output: str | None = None,
-    trust_remote_code: bool = False,
 ) -> None:
     """Measure the memory that a search takes, at its peak.
 
@@ -120,24 +115,16 @@ def memory(
         search: As for prune.
         amount: Share of all parameters to remove, above 0 and below 1.
         scorer: nri, ri or ppl.
-        data: Text as for prune.
-        window: Tokens in a window.
-        num_windows: Windows that the search measures on.
-        batch_size: Windows in a batch, the least that a search can screen on.
-        dtype: Of the weights: float32, bfloat16, float16 or auto.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
-        seed: Decides which windows are drawn.
+        sample: The text that the search measures on.
+        loading: How the model is loaded.
         offload: As for prune.
         output: Markdown file for the table.
-        trust_remote_code: Run code that comes with the model.
     """
     require_writable(output)
     require_share(amount)
-    require_positive(num_windows=num_windows, batch_size=batch_size)
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    windows = drawn_windows(data, tokenizer, window=window, wanted=num_windows, seed=seed)[:num_windows]
-    batches = calibration_batches(windows, batch_size)
-    network = load(model, dtype=dtype, device=default_device(device), trust_remote_code=trust_remote_code)
+    sample.require_possible()
+    batches = calibration_batches(sample.windows(loading.tokenizer(model)), sample.batch_size)
+    network = loading.model(model)
     found = measure_search_memory(
         network, batches, lambda: prune(network, batches, amount=amount, search=search, scorer=scorer, offload=offload)
     )

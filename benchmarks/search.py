@@ -13,18 +13,19 @@ from transformers import PreTrainedModel
 
 from benchmarks import run
 from benchmarks.naive import NaiveWhatIf
-from lit_prune.commands.arguments import default_device, require_writable
-from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.commands.arguments import require_writable
+from lit_prune.commands.options import Loading, Sample
+from lit_prune.data import calibration_batches
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import perplexity
 from lit_prune.files import markdown_line, markdown_table, say, write_text
-from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.measure import WhatIf, input_ids_of, progress_bar
 from lit_prune.plan import Named
 from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget, require_share
 
 NAIVE = "naive"
+SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=2), Loading()
 HEADS = (
     "search",
     "block evaluations",
@@ -141,16 +142,10 @@ def search(
     searches: list[str] | None = None,
     amount: float = 0.2,
     scorer: str = "nri",
-    data: str = "builtin",
-    window: int = 256,
-    num_windows: int = 8,
-    batch_size: int = 2,
+    sample: Sample = SAMPLE,
     num_unseen: int = 24,
-    dtype: str = "float32",
-    device: str | None = None,
-    seed: int = 0,
+    loading: Loading = LOADING,
     output: str | None = None,
-    trust_remote_code: bool = False,
 ) -> None:
     """Compare what searches cost and what they find, on one model and text.
 
@@ -160,26 +155,19 @@ def search(
             search by a full pass for every candidate.
         amount: Share of all parameters to remove, above 0 and below 1.
         scorer: nri, ri or ppl.
-        data: Text as for prune; some windows are scored, others measure what was found.
-        window: Tokens in a window.
-        num_windows: Windows that the searches measure on.
-        batch_size: Windows in a batch, the least that a search can screen on.
+        sample: The text that the searches measure on; a batch is the least that a search can screen on.
         num_unseen: Windows for the perplexity of the result, none of which a search sees.
-        dtype: Of the weights: float32, bfloat16, float16 or auto.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
-        seed: Decides which windows are drawn.
+        loading: How the model is loaded.
         output: Markdown file for the table.
-        trust_remote_code: Run code that comes with the model.
     """
     require_writable(output)
     require_share(amount)
-    require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size)
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    drawn = drawn_windows(data, tokenizer, window=window, wanted=num_windows + num_unseen, seed=seed)
-    batches = calibration_batches(drawn[:num_windows], batch_size)
-    unseen = calibration_batches(drawn[num_windows : num_windows + num_unseen], batch_size)
-    make_model = partial(load, model, dtype=dtype, device=default_device(device), trust_remote_code=trust_remote_code)
+    sample.require_possible(num_unseen=num_unseen)
+    drawn = sample.windows(loading.tokenizer(model), wanted=sample.num_windows + num_unseen)
+    unseen = calibration_batches(drawn[sample.num_windows :], sample.batch_size)
+    batches = calibration_batches(drawn[: sample.num_windows], sample.batch_size)
     names = searches or [NAIVE, "progressive", "lazy", "one_shot"]
+    make_model = partial(loading.model, model)
     costs: list[SearchCost] = []
     for cost in compare_searches(make_model, batches, unseen, amount=amount, searches=names, scorer=scorer):
         costs.append(cost)

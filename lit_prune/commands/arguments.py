@@ -50,11 +50,11 @@ def call(
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
     groups = option_groups(function, nested)
+    skipped: set[str | int] = {*flags, *groups, *(parameter.name for parameter in positionals)}
+    parser.add_function_arguments(function, skip=skipped, sub_configs=True)
     for default in groups.values():
         parser.add_class_arguments(type(default), instantiate=False, sub_configs=True)
         parser.set_defaults({field.name: getattr(default, field.name) for field in fields(default)})
-    skipped: set[str | int] = {*flags, *groups, *(parameter.name for parameter in positionals)}
-    parser.add_function_arguments(function, skip=skipped, sub_configs=True)
     settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments, nested))).as_dict()
     settings.pop("config")
     require_numbers(settings)

@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.commands.arguments import default_device, model_names, require_writable
+from lit_prune.commands.arguments import model_names, require_writable
+from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
 from lit_prune.files import markdown_table, say, write_text
-from lit_prune.loading.models import load
 
+LOADING = Loading()
 HEADS = (
     "model",
     "prefill, ms",
@@ -41,10 +42,8 @@ def bench_speed(
     repeats: int = 21,
     warmup: int = 2,
     ideal: bool = False,
-    dtype: str = "float32",
-    device: str | None = None,
+    loading: Loading = LOADING,
     output: str | None = None,
-    trust_remote_code: bool = False,
 ) -> None:
     """Time models in turns on the same random prompts; ratios to the first, with 95 % intervals, and bytes.
 
@@ -59,10 +58,8 @@ def bench_speed(
         repeats: Turns that count; 6 at least for an interval, else the range is shown.
         warmup: Turns before them that do not.
         ideal: Set every pruned model beside the first one's time less that of what was removed, on a CPU.
-        dtype: Of the weights: float32, bfloat16, float16 or auto.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
+        loading: How the models are loaded.
         output: Markdown file for the tables.
-        trust_remote_code: Run code that comes with the model.
     """
     require_writable(output)
     names = model_names(models)
@@ -70,12 +67,9 @@ def bench_speed(
         raise LitPruneError("bench speed compares: name two models or more, separated by commas, the reference first")
     if not _listed(batch) or not _listed(prompt_tokens):
         raise LitPruneError("batch and prompt_tokens name a number at least, such as [1, 8]")
-    device = default_device(device)
     # Keys that differ, where the same model is named twice.
     loaded = {
-        f"{name} ({number})" if names.count(name) > 1 else name: load(
-            name, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
+        f"{name} ({number})" if names.count(name) > 1 else name: loading.model(name)
         for number, name in enumerate(names, start=1)
     }
     ideals = _ideals(loaded) if ideal else {}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune.commands.arguments import call, default_device, model_names, require_writable, text_labels
-from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
+from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
+from lit_prune.commands.options import Loading, Sample
+from lit_prune.data import calibration_batches, fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     DENSE,
@@ -27,12 +29,12 @@ from lit_prune.evaluation import (
     wanda_sparsifier,
 )
 from lit_prune.files import file_name, say, write_text
-from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import Method, method_names, read_method
 from lit_prune.pruning import Pruner
 from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.searches import require_share
 
+SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=1), Loading()
 OWN = ("method", "label", "data", "num_windows")
 """Settings of an entry that are not the method's."""
 
@@ -43,20 +45,14 @@ def compare(
     output: str,
     methods: list[str | dict[str, Any]] | None = None,
     amounts: list[float] | None = None,
-    data: str = "builtin",
+    sample: Sample = SAMPLE,
     unseen: list[str] | None = None,
-    window: int = 256,
-    num_windows: int = 8,
     num_unseen: int = 24,
-    batch_size: int = 1,
     tasks: list[str] | None = None,
     include_path: str | None = None,
     limit: int | None = None,
     speed: dict[str, int] | None = None,
-    dtype: str = "float32",
-    device: str | None = None,
-    seed: int = 0,
-    trust_remote_code: bool = False,
+    loading: Loading = LOADING,
 ) -> None:
     """Compare pruning methods on the same models, tokens and budgets, in one table.
 
@@ -71,20 +67,14 @@ def compare(
             with a method and what is changed of it, such as '{method: nri, label: nri attention, granularity:
             attention}'; data and num_windows may be changed as well. All methods by default. dense is always there.
         amounts: Shares of the parameters to remove; [0.1, 0.2] by default.
-        data: Calibration text as for prune.
+        sample: The calibration text; a batch is the least that a search can screen on.
         unseen: Texts that perplexity is measured on, in windows that no method sees; data by default.
-        window: Tokens in a window.
-        num_windows: Calibration windows.
         num_unseen: Windows of each text that perplexity is measured on.
-        batch_size: Windows in a batch, the least that a search can screen on.
         tasks: Tasks of lm-evaluation-harness to measure accuracy on (needs the extra eval).
         include_path: Folder with further task files.
         limit: Items of each task; all by default.
         speed: Options of the measurement of speed - prompt_tokens, new_tokens, batch, repeats, warmup.
-        dtype: Of the weights: float32, bfloat16, float16 or auto.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
-        seed: Decides which windows are drawn.
-        trust_remote_code: Run code that comes with the model.
+        loading: How the models are loaded.
     """
     require_writable(output, inside=True)
     names = model_names(models)
@@ -94,44 +84,43 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     require_sizes(speed or {})
-    require_positive(num_windows=num_windows, num_unseen=num_unseen, batch_size=batch_size, limit=limit)
-    texts = unseen or [data]
+    sample.require_possible(num_unseen=num_unseen, limit=limit)
+    texts = unseen or [sample.data]
     labels = text_labels(texts)
-    device = default_device(device)
-    settings = {"data": data, "unseen": texts, "window": window, "num_windows": num_windows, "num_unseen": num_unseen}
-    settings |= {"batch_size": batch_size, "seed": seed, "tasks": tasks, "limit": limit, "speed": speed}
+    settings = {"data": sample.data, "unseen": texts, "window": sample.window, "num_windows": sample.num_windows}
+    settings |= {"num_unseen": num_unseen, "batch_size": sample.batch_size, "seed": sample.seed, "tasks": tasks}
+    settings |= {"limit": limit, "speed": speed, "dtype": loading.dtype, "device": loading.place}
     folder = Path(output)
-    kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings, "dtype": dtype, "device": device})
+    kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
     # Of every text the first windows are for calibration, as many as any line asks for.
-    reserved = max([num_windows, *(each.get("num_windows", 0) for each in lines)])
+    reserved = max([sample.num_windows, *(line.get("num_windows", 0) for line in lines)])
     notes: list[str] = []
     for name in names:
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        tokenizer = loading.tokenizer(name)
 
         @cache
-        def drawn(text: str, tokenizer: Any = tokenizer) -> Tensor:
-            return drawn_windows(text, tokenizer, window=window, wanted=reserved + num_unseen, seed=seed)
+        def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
+            return replace(sample, data=text).windows(tokenizer, wanted=reserved + num_unseen)
 
-        def make_model(name: str = name) -> PreTrainedModel:
-            return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-
-        def accuracy(model: PreTrainedModel, tokenizer: Any = tokenizer) -> dict[str, TaskScore]:
+        def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase = tokenizer) -> dict[str, TaskScore]:
             return task_scores(model, tokenizer, tasks, include_path=include_path, limit=limit) if tasks else {}
 
         entries = [
-            _entry(each, drawn(each.get("data", data))[: each.get("num_windows", num_windows)], batch_size)
-            for each in [{"method": DENSE, "label": DENSE}, *lines]
+            _entry(
+                line,
+                drawn(line.get("data", sample.data))[: line.get("num_windows", sample.num_windows)],
+                sample.batch_size,
+            )
+            for line in [{"method": DENSE, "label": DENSE}, *lines]
         ]
-        windows = {
-            label: drawn(text)[reserved : reserved + num_unseen] for label, text in zip(labels, texts, strict=True)
-        }
+        windows = {label: drawn(text)[reserved:] for label, text in zip(labels, texts, strict=True)}
         comparison = Comparison(
-            {text: calibration_batches(each, batch_size) for text, each in windows.items()},
+            {label: calibration_batches(rows, sample.batch_size) for label, rows in windows.items()},
             tasks=accuracy,
             speed=speed,
             folder=folder,
         )
-        for row in comparison.rows(name, make_model, entries, shares, kept):
+        for row in comparison.rows(name, partial(loading.model, name), entries, shares, kept):
             say(_said(row), flush=True)
             _write(folder, kept.found, notes)
         notes += comparison.impossible
@@ -156,9 +145,9 @@ def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]
     Raises:
         LitPruneError: A method, scorer or search is unknown, or two lines have one label.
     """
-    lines = [_line(each) for each in specs]
-    labels = [each["label"] for each in lines]
-    if twice := sorted({each for each in labels if labels.count(each) > 1}):
+    lines = [_line(spec) for spec in specs]
+    labels = [line["label"] for line in lines]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise LitPruneError(f"two lines are called {twice[0]!r}; give one of them another label")
     for line in lines:
         if line["method"] == WANDA:

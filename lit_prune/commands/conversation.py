@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.evaluation import Prompt, Reference, Signs, Turn, answers, question, references, signs
 from lit_prune.files import file_name, write_text
 from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers
 
 
+@dataclass
 class Conversation:
     """The same questions to every model, and what their answers show.
 
-    Args:
-        prompts: The questions.
-        max_new_tokens: See `evaluate`, as what follows.
-        temperature: See there.
-        batch_size: See there.
-        seed: See there.
-
     Attributes:
+        prompts: The questions.
+        max_new_tokens: Length limit of an answer, in tokens.
+        temperature: Temperature of sampled answers; 0 is greedy.
+        batch_size: Questions at a time.
+        seed: Seed of the draws.
         said: Texts of the answers, by the model's name.
-        signs: Of damage, by the model's name.
+        signs: Signs of damage, by the model's name.
     """
 
-    def __init__(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, batch_size: int, seed: int
-    ) -> None:
-        self.prompts = prompts
-        self.options = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-        self.said: dict[str, list[list[str]]] = {}
-        self.signs: dict[str, Signs] = {}
-        self._dense: list[list[Turn]] | None = None
-        self._expected: list[Reference] = []
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+    temperature: float
+    batch_size: int
+    seed: int
+    said: dict[str, list[list[str]]] = field(default_factory=dict)
+    signs: dict[str, Signs] = field(default_factory=dict)
+    _dense: list[list[Turn]] | None = None
+    _expected: list[Reference] = field(default_factory=list)
 
     @property
     def protocol(self) -> str:
         """How the answers were made, for the table's readers."""
-        how = f"sampled at {self.options['temperature']}" if self.options["temperature"] else "greedy"
-        answered = f"Answers to {len(self.prompts)} prompts, {how}, at most {self.options['max_new_tokens']} tokens."
+        how = f"sampled at {self.temperature}" if self.temperature else "greedy"
+        answered = f"Answers to {len(self.prompts)} prompts, {how}, at most {self.max_new_tokens} tokens."
         compared = (
             " Next token and KL divergence at the positions of the reference's answers, KL at their first 16."
             if self._dense
@@ -55,7 +51,7 @@ class Conversation:
         )
         return answered + compared
 
-    def require_askable(self, tokenizer: Any) -> None:
+    def require_askable(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Put the first question into a model's chat template, before long work.
 
         Raises:
@@ -64,11 +60,19 @@ class Conversation:
         if self.prompts:
             question(tokenizer, self.prompts[0].turns[:1], [])
 
-    def ask(self, name: str, model: Any, tokenizer: Any, *, is_reference: bool) -> None:
+    def ask(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_reference: bool) -> None:
         """Let a model answer; the reference comes first."""
         if not self.prompts:
             return
-        found = answers(model, tokenizer, self.prompts, **self.options)  # type: ignore[arg-type]
+        found = answers(
+            model,
+            tokenizer,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
         self.said[name] = [[turn.text for turn in turns] for turns in found]
         self.signs[name] = signs(model, found, self._dense, self._expected)
         if is_reference:
@@ -85,7 +89,7 @@ class Conversation:
             }
             for number, prompt in enumerate(self.prompts)
         ]
-        return {"signs": {name: asdict(each) for name, each in self.signs.items()}, "answers": asked}
+        return {"signs": {name: asdict(found) for name, found in self.signs.items()}, "answers": asked}
 
     def write(self, folder: Path) -> None:
         """Write the answers, for people and for judges."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
@@ -45,7 +44,7 @@ def export_model(
     """
     if format not in FORMATS:
         raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
-    chosen: dict[str, Any] = {"weights": weights, "tokenizer_from": tokenizer_from}
+    chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
     options = {name: value for name, value in chosen.items() if value is not None}
     if options and format != "gguf":
         raise LitPruneError(f"{', '.join(options)} is for gguf, not for {format}")
@@ -54,11 +53,10 @@ def export_model(
         raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    loading: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if is_checkpoint:
-        network, plan = load_checkpoint(source, name, part=part, **loading)
+        network, plan = load_checkpoint(source, name, part=part, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
-        network = load(name, **loading)
+        network = load(name, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":

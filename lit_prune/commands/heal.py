@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from lit_prune.commands.arguments import call, default_device, still_free
+from lit_prune.commands.arguments import call, still_free
+from lit_prune.commands.options import Loading
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
@@ -24,11 +24,10 @@ from lit_prune.healing import (
     save_adapter,
     written_windows,
 )
-from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import PrunePlan
 
 SELF = "self"
-LORA, TRAINING = LoraHealing(rank=64), HealingSettings()
+LORA, TRAINING, LOADING = LoraHealing(rank=64), HealingSettings(), Loading()
 
 
 def heal_model(
@@ -44,15 +43,13 @@ def heal_model(
     distill: bool = True,
     dense: str | None = None,
     keep_adapter: bool = False,
-    dtype: str = "float32",
-    device: str | None = None,
     seed: int = 0,
-    trust_remote_code: bool = False,
+    loading: Loading = LOADING,
 ) -> None:
     """Train low-rank updates of a pruned model, with the dense model as teacher, and save what came of it.
 
     Validation comes from the same texts, in windows that are not trained on. The state with the best perplexity there
-    is kept, the one before the first step included.
+    is kept, the one before the first step included. Adapters are trained in float32 whatever the dtype.
 
     Args:
         model: A folder that lit-prune wrote, with its prune_plan.json.
@@ -68,10 +65,8 @@ def heal_model(
         distill: Learn the dense model's distribution; without, the text itself.
         dense: The dense model; by default the one that the plan names, whose code is not run.
         keep_adapter: Write the adapter alone, as peft does, instead of a model with it merged.
-        dtype: Of the weights: float32, bfloat16, float16 or auto. Adapters are trained in float32 in any case.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
         seed: Decides which windows are drawn, and their order.
-        trust_remote_code: Run code that comes with the model.
+        loading: How the models are loaded.
     """
     target = require_empty(output)
     require_positive(window=window, val_windows=val_windows, batch_size=batch_size)
@@ -79,9 +74,8 @@ def heal_model(
     if keep_adapter and (training.also or training.last_blocks):
         raise LitPruneError("an adapter holds no norms, head or blocks; leave keep_adapter, also or last_blocks out")
     plan = PrunePlan.load(model)
-    device = default_device(device)
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    device = loading.place
+    tokenizer = loading.tokenizer(model)
     share = -(-val_windows // len(texts))
     wanted = share + -(-training.tokens // (window * len(texts)))
     windows = {
@@ -89,18 +83,18 @@ def heal_model(
         for text in texts
         if text != SELF
     }
-    network = load(model, **options)
+    network = loading.model(model)
     teacher = None
     if distill or SELF in texts:
-        origin = _dense_model(dense, plan.model.name, options)
+        origin = _dense_model(dense, plan.model.name, loading)
         if SELF in texts:
             say(f"the dense model writes {wanted} windows of {window} tokens")
             windows[SELF] = written_windows(origin, wanted, window, tokenizer=tokenizer, batch_size=64, seed=seed)
         if distill:
             teacher = DenseTeacher.of_pruned(origin, network)
             network = teacher.student
-    train = torch.cat([each[share:] for each in windows.values()])
-    validation = torch.cat([each[:share] for each in windows.values()])
+    train = torch.cat([drawn[share:] for drawn in windows.values()])
+    validation = torch.cat([drawn[:share] for drawn in windows.values()])
     report = heal(
         network,
         train,
@@ -141,13 +135,13 @@ def outcome(report: HealingReport) -> str:
     return f"{trained}\nperplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"
 
 
-def _dense_model(given: str | None, planned: str, options: dict[str, Any]) -> PreTrainedModel:
+def _dense_model(given: str | None, planned: str, loading: Loading) -> PreTrainedModel:
     name = given or planned
     if not name:
         raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
     # Code that came with a model is trusted by its name from the user, not from a plan.
-    trusted = options["trust_remote_code"] and given is not None
+    trusted = loading.trust_remote_code and given is not None
     try:
-        return load(name, **{**options, "trust_remote_code": trusted})
+        return replace(loading, trust_remote_code=trusted).model(name)
     except ModelError as error:
         raise ModelError(f"the dense model that teaches: {error}; give it as --dense, or --distill false") from error
