@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.data.windows import leading_bos, tokens_of
@@ -93,14 +95,13 @@ def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: l
 
 
 def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
-    shape = (len(rows), max(len(tokens) for tokens, _ in rows))
-    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED)
-    for number, (tokens, start) in enumerate(rows):
-        ids[number, : len(tokens)] = torch.tensor(tokens)
-        mask[number, : len(tokens)] = 1
-        labels[number, start : len(tokens)] = torch.tensor(tokens[start:])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    ids = [torch.tensor(tokens) for tokens, _ in rows]
+    labels = [F.pad(row[start:], (start, 0), value=IGNORED) for row, (_, start) in zip(ids, rows, strict=True)]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
 
 
 def _read(line: str, place: str) -> Example:

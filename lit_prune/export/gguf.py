@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> list[int]:
 def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a pruned model by llama.cpp's names, stand-ins included, one at a time."""
     config, anatomy = model.config, find_sublayers(model)
-    network: Any = model
+    network = cast(Any, model)  # of a class of Llama's form, whose parts have no types
     yield "token_embd.weight", network.model.embed_tokens.weight
     yield "output_norm.weight", network.model.norm.weight
     if not config.tie_word_embeddings:

@@ -100,7 +100,7 @@ def require_importable(model: PreTrainedModel) -> None:
 def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
     """Write a pruned model as `save` does, and beside it the Python file that builds it, by which it is read back."""
     is_text = type(model.config) in AutoModelForCausalLM._model_mapping
-    factory: Any = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    factory = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
     with _pointing(model, factory.__name__):
         # First: saving leaves the dtype in the config as a word, with which not every class can be built.
         write_text(folder / CODE_FILE, modelling_code(model))

@@ -176,7 +176,7 @@ def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
 @contextmanager
 def explained(source: Source, what: str) -> Iterator[None]:
     """Load something of a source without progress bars, turning what goes wrong into one clear ModelError."""
-    bars: Any = logging
+    bars = cast(Any, logging)  # transformers has not typed its functions
     shown = bars.is_progress_bar_enabled()
     # Files on this machine load in seconds; a download is worth its bar.
     if source.is_local:
