@@ -16,7 +16,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """The entry, read and checked.
+    """The entry in a model's config, read and checked.
 
     Attributes:
         removed: Addresses of the sublayers that are gone.

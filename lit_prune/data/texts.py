@@ -24,7 +24,7 @@ MIN_DOCUMENTS = 20
 def read_texts(
     source: str | Path, *, name: str | None = None, split: str | None = None, field: str = "text"
 ) -> list[str]:
-    """Read documents.
+    """Read the documents of a source.
 
     Args:
         source: The word `builtin` (Python's own help topics, in every installation, varying a little with its version),

@@ -217,7 +217,7 @@ class _Joined:
         self.length = max(0, self.starts.pop() - len(JOINT))
 
     def stretch(self, start: int, size: int) -> str:
-        """A number of characters from a place on."""
+        """The text from a place on, of so many characters."""
         parts: list[str] = []
         number = bisect_right(self.starts, start) - 1
         offset = start - self.starts[number]
@@ -256,7 +256,7 @@ def _beginnings(joined: _Joined, cut: _Cut, size: int, most: int, seed: int) -> 
 
 
 def _from_a_word(text: str) -> str:
-    """Without what is left of a word at the beginning."""
+    """The text without what is left of a word at its beginning."""
     gap = re.search(r"\s", text[:100])
     return text[gap.start() :] if gap else text
 

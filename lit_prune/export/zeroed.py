@@ -24,7 +24,7 @@ NOTE = (
 
 
 def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
-    """Write a pruned model in the shape of a dense one, and compare it with zeros and with what transformers reads."""
+    """Write a pruned model in the shape of a dense one, if zeros hold, and compare it with what transformers reads."""
     filled = with_zeros(model)
     if verify:
         require_logits(model, filled)  # zeros may not hold; before anything is written
