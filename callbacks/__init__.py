@@ -1,4 +1,4 @@
-"""Lightning callbacks of lit-prune: adapters to any Trainer. What they decide is decided in the rooms below."""
+"""Lightning callbacks of lit-prune: adapters to any Trainer. What they do is decided in the packages below."""
 
 from .before_after import BeforeAfterCallback
 from .sublayer_analysis import SublayerAnalysisCallback

@@ -34,7 +34,7 @@ from lit_prune.report import (
 from . import loop, requirements
 from .story import score_map_of
 from .sublayer_prune import SublayerPruneCallback
-from .validation import fed_batches, transferred
+from .validation import transferred, validation_batches
 
 FIGURES = ("final/ppl_before", "final/ppl", "final/prefill_speedup", "final/decode_speedup")
 """Logged at the end: perplexities, then how many times as fast as before a prompt is read, and a token is written."""
@@ -42,7 +42,7 @@ FIGURES = ("final/ppl_before", "final/ppl", "final/prefill_speedup", "final/deco
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text to measure perplexity on: what to call it in the table, what it is, and its batches."""
+    """The text to measure perplexity on: what to call it in the table, what it is, and its batches."""
 
     kind: str
     name: str
@@ -59,12 +59,12 @@ class BeforeAfterCallback(Callback):
     model with a randomly initialised dense copy at the end of the run, in turns, so that a busy machine hits both.
 
     Args:
-        question: Asked before and after, by greedy decoding.
-        max_new_tokens: Length of the answers.
-        prompt_tokens: Length of the prompt whose prefill is timed.
-        new_tokens: Decoding steps that are timed.
-        repeats: Timings of each, of which the median counts; 0 leaves speed out, as a sharded model wants it.
-        model: Attribute path of the model in your module, where there are several.
+        question: The question that is asked before and after, and answered by greedy decoding.
+        max_new_tokens: The greatest length of the answers, in tokens.
+        prompt_tokens: The length of the prompt whose prefill is timed, in tokens.
+        new_tokens: The number of decoding steps that are timed.
+        repeats: The number of timings, of which the median counts; 0 leaves speed out, as a sharded model wants it.
+        model: The attribute path of the model in your module, where there are several.
     """
 
     def __init__(
@@ -168,10 +168,10 @@ class BeforeAfterCallback(Callback):
         return {"parameters": count_parameters([model]), "ppl": found.ppl, "windows": windows, **reply}
 
     def _held_out(self, trainer: L.Trainer) -> HeldOut:
-        """The same on every process: fetching validation batches is a collective."""
+        """The text of every process: fetching validation batches is a collective."""
         data = getattr(trainer, "datamodule", None)
         if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
-            batches = [batch.scored for batch in fed_batches(trainer, None)]
+            batches = [batch.scored for batch in validation_batches(trainer, None)]
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
         name = "test batches, used neither for training nor for scoring"

@@ -25,31 +25,23 @@ from lit_prune.measure import Progress, WhatIf, objective_of, on_device
 from lit_prune.scorers import Scorer
 from lit_prune.surgery import evaluating
 
-from .validation import Fed, validating
+from .validation import ValidationBatch, validating
 
 LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""
 NAMES = ("val_loss", "loss", "valid_loss", "validation_loss")
-"""Of a loss among what is returned or logged; else the only name that contains `loss`."""
+"""What a loss is called among what is returned or logged; else it is the only name that contains `loss`."""
 
 
 def known_loss(name: str) -> str:
-    """The same name.
-
-    Raises:
-        LitPruneError: It is none of `LOSSES`.
-    """
+    """Refuse a name that is none of `LOSSES`; returns any other."""
     if name not in LOSSES:
         raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {name!r}")
     return name
 
 
 def require_scorable(loss: str, scorer: Scorer) -> None:
-    """Refuse a scorer that wants more than the figure that a module reports.
-
-    Raises:
-        LitPruneError: It wants gradients.
-    """
+    """Refuse a scorer that wants gradients, which the figure that a module reports does not give."""
     if loss == "module" and scorer.gradients:
         raise LitPruneError(
             f"{type(scorer).__name__} wants gradients, and loss='module' gives none; choose another scorer, or leave "
@@ -58,30 +50,25 @@ def require_scorable(loss: str, scorer: Scorer) -> None:
 
 
 def measure(
-    trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str, *, progress: Progress | None = None
+    trainer: L.Trainer, model: Any, batches: Sequence[ValidationBatch], loss: str, *, progress: Progress | None = None
 ) -> WhatIf:
-    """A measure of a model in training, over all processes and in the trainer's precision.
+    """A measure of a model in training on this process's batches, over all processes and in the trainer's precision.
 
-    Args:
-        trainer: The one that fits the model.
-        model: The language model.
-        fed: Validation batches of this process.
-        loss: One of `LOSSES`; `module` takes one full pass of `validation_step` for each loss.
-        progress: See `WhatIf`.
+    Of `LOSSES`, `module` takes one full pass of `validation_step` for every loss.
     """
-    batches, autocast = [batch.scored for batch in fed], trainer.precision_plugin.forward_context
-    processes = processes_of_trainer(trainer)
+    processes, autocast = processes_of_trainer(trainer), trainer.precision_plugin.forward_context
+    scored = [batch.scored for batch in batches]
     if loss == "tokens":
-        return WhatIf(model, batches, processes=processes, autocast=autocast, progress=progress)
+        return WhatIf(model, scored, processes=processes, autocast=autocast, progress=progress)
     objective = objective_of(language_model(model))
-    num_targets = [objective.num_targets(batch).double() for batch in objective.read(batches)]
+    num_targets = [objective.num_targets(batch).double() for batch in objective.read(scored)]
 
     def loss_sums(index: int) -> Tensor:
-        sums = _own_loss(trainer, fed[index]) * num_targets[index]
+        sums = _own_loss(trainer, batches[index]) * num_targets[index]
         return sums.masked_fill(num_targets[index] == 0, 0.0)  # the mean over nothing is NaN
 
     context = partial(_asked_in, trainer, autocast)
-    return WhatIf(model, batches, processes=processes, autocast=context, progress=progress, by_full_pass=loss_sums)
+    return WhatIf(model, scored, processes=processes, autocast=context, progress=progress, by_full_pass=loss_sums)
 
 
 @contextmanager
@@ -90,19 +77,13 @@ def _asked_in(trainer: L.Trainer, autocast: Callable[[], AbstractContextManager[
         yield
 
 
-def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) -> None:
+def check_loss(trainer: L.Trainer, model: Any, batches: Sequence[ValidationBatch], loss: str) -> None:
     """Say where sublayers would be scored by another loss than the module's own, with both figures of one batch.
-
-    Args:
-        trainer: That fits the module.
-        model: The language model in it.
-        fed: Its validation batches.
-        loss: One of `LOSSES`.
 
     Raises:
         DataError: The module's own is wanted, and `validation_step` tells of none.
     """
-    first, module = fed[0], trainer.lightning_module
+    first, module = batches[0], trainer.lightning_module
     with asked_alone(trainer):
         if loss == "module":
             _own_loss(trainer, first)
@@ -114,12 +95,8 @@ def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) ->
             return
     if own is None or not math.isfinite(own):
         return  # the scoring says so
-    with evaluating(model), trainer.precision_plugin.forward_context():
-        objective = objective_of(model)
-        (batch,) = objective.read([on_device(first.scored, model.device)])
-        num_targets = float(objective.num_targets(batch).sum())
-        ours = float(objective.of_logits(objective.logits(batch), batch).sum()) / max(num_targets, 1.0)
-    if num_targets and not math.isclose(own, ours, rel_tol=_rounding(trainer, model), abs_tol=1e-6):
+    ours = _token_loss(trainer, model, first)
+    if ours is not None and not math.isclose(own, ours, rel_tol=_rounding(trainer, model), abs_tol=1e-6):
         rank_zero_warn(
             f"validation_step of {type(module).__name__} finds a loss of {own:.4f} in the first validation batch, and "
             f"sublayers are scored by another, {ours:.4f}: the mean over `labels` (else `input_ids`), where the logits "
@@ -128,22 +105,32 @@ def check_loss(trainer: L.Trainer, model: Any, fed: Sequence[Fed], loss: str) ->
         )
 
 
+def _token_loss(trainer: L.Trainer, model: Any, batch: ValidationBatch) -> float | None:
+    """The mean loss that sublayers are scored by, None where nothing is predicted."""
+    with evaluating(model), trainer.precision_plugin.forward_context():
+        objective = objective_of(model)
+        (scored,) = objective.read([on_device(batch.scored, model.device)])
+        num_targets = float(objective.num_targets(scored).sum())
+        total = float(objective.of_logits(objective.logits(scored), scored).sum())
+    return total / num_targets if num_targets else None
+
+
 @contextmanager
 def asked_alone(trainer: L.Trainer) -> Iterator[None]:
     """Let `validation_step` be called in a `with` block: what the module has counted or collected is as before then."""
     module = trainer.lightning_module
-    metrics = [each for each in module.modules() if isinstance(each, Metric)]
-    counted = [{name: copy.deepcopy(value) for name, value in _state(each).items()} for each in metrics]
+    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    counted = [{name: copy.deepcopy(value) for name, value in _state(metric).items()} for metric in metrics]
     internal = vars(L.LightningModule()).keys()
     own = {name: value for name, value in vars(module).items() if name not in internal}
-    collected = {name: copy.copy(each) for name, each in own.items() if isinstance(each, list | dict | set | deque)}
+    collected = {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict | set | deque)}
     try:
         with evaluating(module), validating(trainer), trainer.precision_plugin.val_step_context():
             yield
     finally:
         for metric, state in zip(metrics, counted, strict=True):
             vars(metric).update(state)
-        for name in [each for each in vars(module) if each not in internal and each not in own]:
+        for name in vars(module).keys() - internal - own.keys():
             del vars(module)[name]
         vars(module).update(own)
         for name, before in collected.items():
@@ -160,8 +147,8 @@ def _refill(collection: Any, before: Any) -> None:
     collection.extend(before) if isinstance(collection, list | deque) else collection.update(before)
 
 
-def _own_loss(trainer: L.Trainer, fed: Fed) -> float:
-    loss = _reported(trainer, fed)
+def _own_loss(trainer: L.Trainer, batch: ValidationBatch) -> float:
+    loss = _reported(trainer, batch)
     if loss is None:
         raise DataError(
             f"loss='module' scores by validation_step of {type(trainer.lightning_module).__name__}, which tells of no "
@@ -170,7 +157,7 @@ def _own_loss(trainer: L.Trainer, fed: Fed) -> float:
     return loss
 
 
-def _reported(trainer: L.Trainer, fed: Fed) -> float | None:
+def _reported(trainer: L.Trainer, batch: ValidationBatch) -> float | None:
     module, logged = trainer.lightning_module, {}
 
     def log(name: str, value: Any, *_: Any, **__: Any) -> None:
@@ -179,11 +166,11 @@ def _reported(trainer: L.Trainer, fed: Fed) -> float | None:
     def log_dict(values: Mapping[str, Any], *_: Any, **__: Any) -> None:
         logged.update(values)
 
-    for each in module.modules():
-        if isinstance(each, Metric):
-            each.reset()  # what it says then is of this batch alone
-    batch = move_data_to_device(fed.whole, module.device)
-    given = (batch, fed.number, fed.loader)[: _num_arguments(module.validation_step)]
+    for part in module.modules():
+        if isinstance(part, Metric):
+            part.reset()  # what it says then is of this batch alone
+    moved = move_data_to_device(batch.whole, module.device)
+    given = (moved, batch.number, batch.loader)[: _num_arguments(module.validation_step)]
     # Attributes of the object hide the methods of its class.
     vars(module).update(log=log, log_dict=log_dict)
     try:
@@ -194,18 +181,18 @@ def _reported(trainer: L.Trainer, fed: Fed) -> float | None:
 
 
 def _num_arguments(method: Any) -> int:
-    kinds = [each.kind for each in inspect.signature(method).parameters.values()]
+    kinds = [parameter.kind for parameter in inspect.signature(method).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return 3
-    return sum(each in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in kinds)
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def _loss_in(returned: Any, logged: Mapping[str, Any]) -> float | None:
     if (number := _number(returned)) is not None:
         return number
     told = {**logged, **(returned if isinstance(returned, Mapping) else {})}
-    numbers = {name: found for name, each in told.items() if (found := _number(each)) is not None}
-    names = [each for each in NAMES if each in numbers] or [each for each in numbers if "loss" in each]
+    numbers = {name: number for name, value in told.items() if (number := _number(value)) is not None}
+    names = [name for name in NAMES if name in numbers] or [name for name in numbers if "loss" in name]
     return numbers[names[0]] if names and (names[0] in NAMES or len(names) == 1) else None
 
 

@@ -22,7 +22,7 @@ from lit_prune.surgery import removed_sublayers
 
 from . import loop, requirements
 from .module_loss import measure
-from .validation import fed_batches
+from .validation import validation_batches
 
 
 class SublayerAnalysisCallback(Callback):
@@ -33,11 +33,11 @@ class SublayerAnalysisCallback(Callback):
     and logs the pictures and a few numbers. Works beside `SublayerPruneCallback`, in any order, and without it.
 
     Args:
-        every_n_epochs: Analyse after every n-th epoch as well, whatever has changed; None does not.
+        every_n_epochs: The number of epochs after which to analyse as well, whatever has changed; None does not.
         impact: Whether to measure RI and NRI: a what-if loss for every sublayer, where all else takes one pass.
         num_batches: The most batches of each validation loader; None takes all that the trainer validates.
-        model: Attribute path of the model in your module, where there are several.
-        folder: Where the files go, in the run's folder unless absolute.
+        model: The attribute path of the model in your module, where there are several.
+        folder: The folder for the files, in the run's folder unless absolute.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -112,7 +112,7 @@ class SublayerAnalysisCallback(Callback):
         processes = processes_of_trainer(trainer)
         shown = self.progress and processes.is_first
         with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
-            what_if = measure(trainer, model, fed_batches(trainer, self.num_batches), "tokens", progress=bar)
+            what_if = measure(trainer, model, validation_batches(trainer, self.num_batches), "tokens", progress=bar)
             self.analyses.append(analyse(what_if, impact=self.impact, name=name))
         self._removed = tuple(removed_sublayers(model))
         if loop.leaves_nothing(trainer):

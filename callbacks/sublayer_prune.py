@@ -31,7 +31,7 @@ from .mending import Mending
 from .module_loss import check_loss, known_loss, measure, require_scorable
 from .saving import Saving, random_state, restore_random_state
 from .story import counted_costs, log_beginning, log_end, log_removal, settings_of
-from .validation import fed_batches
+from .validation import validation_batches
 
 
 class SublayerPruneCallback(Callback):
@@ -45,37 +45,39 @@ class SublayerPruneCallback(Callback):
     batches are dicts with `input_ids`.
 
     Args:
-        amount: Share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its own it
-            is the most that goes, and may be left out.
-        of: What that is a share of: `params`, `flops`, `kv_cache`, or `latency`, which is measured once before the
-            first epoch, without adapters and on process 0; see `lit_prune.prune`.
+        amount: The share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its
+            own it is the most that goes, and may be left out.
+        of: The cost that the amount is a share of: `params`, `flops`, `kv_cache`, or `latency`, which is measured once
+            before the first epoch, without adapters and on process 0; see `lit_prune.prune`.
         max_rise: The most by which perplexity may rise above that before the first removal: 0.05 for 5 %. Without
-            `amount` or schedule, as much goes as fits, in every epoch that drops: what is healed makes room for more.
-        schedule: How much goes per epoch that drops: removals (an int), share of the model's cost (a float), or a
-            callable of the epoch that returns either. None spreads `amount` evenly.
-        start_epoch: First epoch that drops, 0-based.
-        every_n_epochs: Epochs from one drop to the next.
-        num_epochs: Epochs to spread over, where the trainer does not know (`max_steps`, `max_epochs=-1`).
+            `amount` or schedule, as much goes as fits, in every epoch that drops: what is healed lets more go.
+        schedule: How much goes in an epoch that drops: a number of removals (an int), a share of the model's cost (a
+            float), or a callable of the epoch that returns either. None spreads `amount` evenly.
+        start_epoch: The first epoch that drops, 0-based.
+        every_n_epochs: The number of epochs from one drop to the next.
+        num_epochs: The number of epochs to spread over, where the trainer does not know it (`max_steps`,
+            `max_epochs=-1`).
         scorer: A name in the README's table, a mapping such as `{name: nri, baseline: original}`, or an import path.
         search: `progressive`, `lazy` or `one_shot`, or an import path.
-        granularity: `sublayer` (both kinds), `attention`, `mlp`, or whole `block`s.
-        protect: What must stay: `attention.0`, `mlp.3`, `block.2`.
-        compensate: What makes up for each removal in weights that stay: `none`, `scale` or `linear`; see `Recipe`.
-        healing: LoRA adapters, attached at set-up, trained between drops, merged at the end: True, or `LoraHealing`
-            with its settings. False trains the model's own weights.
-        distill: With healing, training steps learn from the model as it was at set-up instead of from the text: True,
-            or `Distillation` with its settings. No second copy of the weights; what is removed is freed at the end.
-        model: Attribute path of the model in your module, where there are several.
+        granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
+        protect: What must stay, such as `attention.0`, `mlp.3`, `block.2`.
+        compensate: What makes up for removals in weights that stay: `none`, `scale` or `linear`; see `Recipe`.
+        healing: The settings of LoRA adapters, which are attached at set-up, trained between drops and merged at the
+            end: `LoraHealing`, or True for its defaults. False trains the model's own weights.
+        distill: With healing, what training steps learn from the model as it was at set-up, instead of from the text:
+            `Distillation`, or True for its defaults. There is no second copy of the weights, and what is removed is
+            freed at the end.
+        model: The attribute path of the model in your module, where there are several.
         loss: What scores: `tokens`, the mean loss of predicting each label from the tokens before it, or `module`, what
             your `validation_step` returns or logs, at a pass of the whole model for each sublayer.
         num_batches: The most batches of each validation loader to score on; None takes all that the trainer validates.
-        save_to: Folder for the pruned model, in the run's folder unless absolute; None saves nothing.
+        save_to: The folder for the pruned model, in the run's folder unless absolute; None saves nothing.
         progress: Whether to show a progress bar while scoring.
 
     Raises:
-        BudgetError: An amount or schedule that cannot be, or cannot be reached (at set-up, before any work).
-        DataError: No validation batches, or none that can be scored (before the first epoch).
-        MeasureError: NaN or infinite losses while scoring; nothing is removed then.
+        BudgetError: The amount or schedule cannot be, or cannot be reached (at set-up, before any work).
+        DataError: There are no validation batches, or none that can be scored (before the first epoch).
+        MeasureError: Losses are NaN or infinite while scoring; nothing is removed then.
         ModelError: The module holds no such model.
 
     Example::
@@ -179,9 +181,9 @@ class SublayerPruneCallback(Callback):
             require_forgetful(optimizer)
         with isolate_rng():
             require_understood(pruner.model)
-            fed = fed_batches(trainer, self.num_batches)
-            what_if = measure(trainer, pruner.model, fed, self.loss)
-            check_loss(trainer, pruner.model, fed, self.loss)
+            batches = validation_batches(trainer, self.num_batches)
+            what_if = measure(trainer, pruner.model, batches, self.loss)
+            check_loss(trainer, pruner.model, batches, self.loss)
             self.allowance.price(trainer, pruner, what_if.num_positions)
             self._costs = counted_costs(trainer, pruner, what_if.num_positions)
         source = {"source": loop.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
@@ -200,7 +202,7 @@ class SublayerPruneCallback(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The same, where Lightning has gone on at an epoch's start and told nobody that it begins."""
+        """Score and drop, where Lightning has gone on at an epoch's start and told nobody that it begins."""
         if self._last_epoch < trainer.current_epoch:
             self.on_train_epoch_start(trainer, pl_module)
 
@@ -220,7 +222,7 @@ class SublayerPruneCallback(Callback):
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same, since Lightning tears nothing down after an exception; what a worker refused is said here too."""
+        """Tear down, since Lightning does not after an exception; what a worker refused is said here too."""
         self.teardown(trainer, pl_module, self._stage)
         if isinstance(exception, ProcessRaisedException) and trainer.state.fn == TrainerFn.FITTING:
             requirements.require_own_process(trainer)
@@ -260,8 +262,8 @@ class SublayerPruneCallback(Callback):
         name, shown = f"epoch {epoch}: scoring", self.progress and trainer.is_global_zero
         bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
         with isolate_rng(), bar as drawn:
-            fed = fed_batches(trainer, self.num_batches)
-            what_if = measure(trainer, pruner.model, fed, self.loss, progress=drawn)
+            batches = validation_batches(trainer, self.num_batches)
+            what_if = measure(trainer, pruner.model, batches, self.loss, progress=drawn)
             for step in pruner.steps(
                 what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch
             ):

@@ -20,13 +20,13 @@ from lit_prune.measure import input_ids_of, labels_of, tensors_of
 
 
 @dataclass(frozen=True)
-class Fed:
+class ValidationBatch:
     """One batch behind the hooks that transfer it, on the CPU.
 
     Attributes:
-        whole: All of it, as `validation_step` takes it.
-        number: Its place in its loader.
-        loader: The loader's place.
+        whole: All that the batch holds, as `validation_step` takes it.
+        number: The batch's place in its loader, from 0.
+        loader: The loader's place among the validation loaders, from 0.
     """
 
     whole: Any
@@ -35,7 +35,7 @@ class Fed:
 
     @property
     def scored(self) -> dict[str, Tensor]:
-        """What a causal language model takes of it, and labels.
+        """What a causal language model takes of the batch, and labels.
 
         Raises:
             DataError: It has no `input_ids`.
@@ -47,13 +47,13 @@ class Fed:
         return {**given, "labels": labels_of(self.whole)}
 
 
-def fed_batches(trainer: L.Trainer, limit: int | None) -> list[Fed]:
+def validation_batches(trainer: L.Trainer, limit: int | None) -> list[ValidationBatch]:
     """This process's validation batches, at most `limit` of each loader besides the trainer's own limit.
 
     Raises:
         DataError: There is no validation loader, or it is empty.
     """
-    batches: list[Fed] = []
+    batches: list[ValidationBatch] = []
     if trainer.enable_validation:
         # The loop sets its loaders up at its first run; before the first epoch there may have been none.
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -86,7 +86,7 @@ def transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
     return move_data_to_device(batch, torch.device("cpu"))
 
 
-def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[Fed]:
+def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[ValidationBatch]:
     loaders: list[Iterable[Any]] = tree_leaves(trainer.val_dataloaders)
     limits = trainer.num_val_batches
     for place, (loader, most) in enumerate(
@@ -94,4 +94,4 @@ def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[Fed]:
     ):
         allowed = min(most, float("inf") if limit is None else limit)
         for number, batch in enumerate(islice(loader, None if allowed == float("inf") else int(allowed))):
-            yield Fed(transferred(trainer, batch, place), number, place)
+            yield ValidationBatch(transferred(trainer, batch, place), number, place)
