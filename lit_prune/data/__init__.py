@@ -1,7 +1,7 @@
 """Text to windows of tokens: sources, a user's own examples, calibration batches, and the LightningDataModule."""
 
 from lit_prune.data.examples import Example, example_batches, read_examples
-from lit_prune.data.text_data import TextDataModule
+from lit_prune.data.text_data import TextDataModule, window_loader
 from lit_prune.data.texts import BUILTIN, read_texts, require_source, share_out
 from lit_prune.data.windows import (
     calibration_batches,
@@ -29,4 +29,5 @@ __all__ = [
     "require_source",
     "share_out",
     "token_windows",
+    "window_loader",
 ]

@@ -113,15 +113,8 @@ class TextDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def _loader(self, part: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
-        return DataLoader(
-            TensorDataset(self._windows[part]),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=_collate,
-            # Without its own, a loader draws a seed from the random state of the process at every epoch.
-            generator=torch.Generator().manual_seed(self.seed),
+        return window_loader(
+            self._windows[part], self.batch_size, seed=self.seed, sampler=sampler, num_workers=self.num_workers
         )
 
     def _draw(self, part: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -148,6 +141,29 @@ class TextDataModule(L.LightningDataModule):
 
     def _module(self) -> L.LightningModule | None:
         return None if self.trainer is None else self.trainer.lightning_module
+
+
+def window_loader(
+    windows: Tensor,
+    batch_size: int,
+    *,
+    seed: int,
+    shuffle: bool = False,
+    sampler: Sampler[int] | None = None,
+    num_workers: int = 0,
+) -> DataLoader[Any]:
+    """Batches with labels of windows [num_windows, window], in their order unless they are shuffled or sampled."""
+    return DataLoader(
+        TensorDataset(windows),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=_collate,
+        # Without its own, a loader draws a seed from the random state of the process at every epoch.
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def _collate(rows: Sequence[tuple[Tensor]]) -> dict[str, Tensor]:

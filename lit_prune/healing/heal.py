@@ -11,10 +11,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, is_norm
+from lit_prune.data import window_loader
 from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.settings import HealingReport, HealingSettings
@@ -82,8 +83,8 @@ def heal(
         **trainer_options,
     )
     begin = time.monotonic()
-    training = _loader(train, batch_size, settings.seed, shuffle=True)
-    checking = _loader(validation, batch_size, settings.seed, shuffle=False)
+    training = window_loader(train, batch_size, seed=settings.seed, shuffle=True)
+    checking = window_loader(validation, batch_size, seed=settings.seed)
     before = _train(trainer, stage, training, checking)
     seconds = time.monotonic() - begin
     stage.restore_best()
@@ -126,18 +127,3 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     return dict(trained_parameters(model))
-
-
-def _loader(windows: Tensor, batch_size: int, seed: int, *, shuffle: bool) -> DataLoader[Any]:
-    return DataLoader(
-        TensorDataset(windows),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        collate_fn=_collate,
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def _collate(rows: Sequence[tuple[Tensor]]) -> dict[str, Tensor]:
-    windows = torch.stack([row for (row,) in rows])
-    return {"input_ids": windows, "labels": windows.clone()}
