@@ -19,9 +19,9 @@ from lit_prune.data import calibration_batches
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import perplexity
 from lit_prune.files import markdown_line, markdown_table, say, write_text
-from lit_prune.measure import WhatIf, input_ids_of, progress_bar
+from lit_prune.measure import WhatIf, input_ids_of
 from lit_prune.plan import Named
-from lit_prune.pruning import Pruner
+from lit_prune.pruning import Pruner, progress_bar
 from lit_prune.searches import Budget, require_share
 
 NAIVE = "naive"

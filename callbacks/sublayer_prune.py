@@ -17,11 +17,10 @@ from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
-from lit_prune.measure import progress_bar, require_understood
 from lit_prune.plan import PrunePlan, Recipe
-from lit_prune.pruning import Pruner, describe_run
+from lit_prune.pruning import Pruner, describe_run, progress_bar
 from lit_prune.searches import PerEpoch, Quota, Schedule
-from lit_prune.surgery import require_forgetful
+from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
 from . import loop, requirements

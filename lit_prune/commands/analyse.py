@@ -10,8 +10,10 @@ from lit_prune.data import calibration_batches
 from lit_prune.evaluation import Analysis
 from lit_prune.evaluation import analyse as measure
 from lit_prune.files import clean, say
-from lit_prune.measure import WhatIf, progress_bar, require_understood
+from lit_prune.measure import WhatIf
+from lit_prune.pruning import progress_bar
 from lit_prune.report import write_analysis
+from lit_prune.surgery import require_understood
 
 SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=1), Loading()
 

@@ -1,29 +1,9 @@
 """What sublayers cost: parameters, FLOPs, cache and milliseconds, and prices in the unit of a budget."""
 
-from lit_prune.costs.costs import (
-    NORMALISERS,
-    Costs,
-    candidate_shares,
-    count_costs,
-)
-from lit_prune.costs.inventory import (
-    Inventory,
-    SublayerFigures,
-    take_inventory,
-)
-from lit_prune.costs.latency import (
-    WARMUP,
-    Latency,
-    inference_options,
-    kinds_of,
-    measure_latency,
-    now,
-)
-from lit_prune.costs.prices import (
-    Prices,
-    price,
-    unit_options,
-)
+from lit_prune.costs.counts import NORMALISERS, Costs, candidate_shares, count_costs
+from lit_prune.costs.inventory import Inventory, SublayerEntry, take_inventory
+from lit_prune.costs.latency import WARMUP, Latency, inference_options, kinds_of, measure_latency, now
+from lit_prune.costs.prices import Prices, price, unit_options
 
 __all__ = [
     "NORMALISERS",
@@ -32,7 +12,7 @@ __all__ = [
     "Inventory",
     "Latency",
     "Prices",
-    "SublayerFigures",
+    "SublayerEntry",
     "candidate_shares",
     "count_costs",
     "inference_options",

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import CORRECTIONS, LINEAR, Anatomy, Sublayer, context_length, decoder_config, find_sublayers
-from lit_prune.costs.costs import Costs, count_costs
+from lit_prune.costs.counts import Costs, count_costs
 from lit_prune.errors import MeasureError
 from lit_prune.surgery import closable_blocks
 
@@ -17,7 +17,7 @@ STOCK_MODEL = "stock model"
 
 
 @dataclass(frozen=True)
-class SublayerFigures:
+class SublayerEntry:
     """One sublayer that is present.
 
     Attributes:
@@ -96,7 +96,7 @@ class Inventory:
     weight_bytes: int
     flops: int
     kv_bytes: int
-    sublayers: tuple[SublayerFigures, ...]
+    sublayers: tuple[SublayerEntry, ...]
     removed: tuple[str, ...]
 
 
@@ -142,11 +142,11 @@ def take_inventory(model: PreTrainedModel, name: str, *, context: int, dtype: to
     )
 
 
-def _figures(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, closable: bool) -> SublayerFigures:
+def _figures(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, closable: bool) -> SublayerEntry:
     freed = anatomy.num_freed([sublayer.id])
     block = [each.id for each in anatomy.sublayers if each.id.block == sublayer.id.block]
     flops = costs.flops[sublayer.id]
-    return SublayerFigures(
+    return SublayerEntry(
         id=str(sublayer.id),
         block=sublayer.id.block,
         kind=sublayer.id.kind,

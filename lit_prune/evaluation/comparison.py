@@ -18,9 +18,9 @@ from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import compare_speed, dense_twin, require_room
 from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import checked, file_name, read_json, to_json, write_text
-from lit_prune.measure import Journal, WhatIf, model_fingerprints, progress_bar
+from lit_prune.measure import Journal, WhatIf, model_fingerprints
 from lit_prune.plan import Method, PrunePlan
-from lit_prune.pruning import Pruner, describe_run
+from lit_prune.pruning import Pruner, describe_run, progress_bar
 from lit_prune.searches import Budget
 from lit_prune.surgery import compacted
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import PARALLEL_FORMS, Anatomy, Sublayer, is_norm
-from lit_prune.measure import added_to_stream, first_tensor, is_linear
 from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.surgery import added_to_stream, first_tensor, is_linear
 
 
 @dataclass(frozen=True)

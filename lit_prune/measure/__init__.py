@@ -1,4 +1,4 @@
-"""What-if losses over one set of tokens, one-pass statistics, and what sublayers cost.
+"""The engine of measuring: what-if losses over one set of tokens, and statistics of one pass.
 
 Removes nothing and decides nothing.
 """
@@ -27,13 +27,10 @@ from lit_prune.measure.losses import (
     sequence_losses,
 )
 from lit_prune.measure.objective import objective_of
-from lit_prune.measure.outputs import added_to_stream, first_tensor, is_linear, output_projections
+from lit_prune.measure.one_pass import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.portion import Portion
-from lit_prune.measure.progress import progress_bar
-from lit_prune.measure.proof import require_understood
 from lit_prune.measure.runner import Figure, Runner
 from lit_prune.measure.shares import SharedJournal, share_of_rows, shares_of
-from lit_prune.measure.stream import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, WhatIf
 
@@ -50,13 +47,10 @@ __all__ = [
     "SharedJournal",
     "Trace",
     "WhatIf",
-    "added_to_stream",
     "counted_positions",
-    "first_tensor",
     "hint_if_implausible",
     "input_ids_of",
     "inputs_fingerprint",
-    "is_linear",
     "is_run_of_blocks",
     "kl_divergence",
     "labels_of",
@@ -68,12 +62,9 @@ __all__ = [
     "next_labels",
     "objective_of",
     "on_device",
-    "output_projections",
     "perplexity_of",
     "predicts",
-    "progress_bar",
     "read_batches",
-    "require_understood",
     "sequence_losses",
     "share_of_rows",
     "shares_of",

@@ -24,7 +24,7 @@ class Replies:
         journal: Where replies are kept; other measures may keep theirs in it too.
         name: The measure's name; empty for the first one.
         num_corrections: How often weights were changed on purpose.
-        mark: What tells weights apart that were changed otherwise; see `Weights`.
+        mark: What tells weights apart that were changed otherwise; see `WeightChanges`.
     """
 
     journal: Journal

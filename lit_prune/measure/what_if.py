@@ -28,7 +28,7 @@ from lit_prune.measure.replies import Question, Replies
 from lit_prune.measure.runner import Figure, Loss, Runner
 from lit_prune.measure.states import States
 from lit_prune.measure.trace import Trace
-from lit_prune.measure.weights import Weights
+from lit_prune.measure.weight_changes import WeightChanges
 from lit_prune.measure.work import Capacity, Work
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import evaluating, mute
@@ -96,7 +96,7 @@ class WhatIf:
         self._by_full_pass = by_full_pass
         self._share = 1.0
         self._beside: dict[str, WhatIf] = {}
-        self._weights = Weights()
+        self._weights = WeightChanges()
         self._replies = Replies(Journal() if journal is None else journal)
         self.work, self.capacity = Work(), Capacity(forks)
         self.states = States(self.model, len(self.batches), self.processes, max_bytes=max_state_bytes, offload=offload)

@@ -1,21 +1,15 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
-from lit_prune.pruning.offline import (
-    apply_plan,
-    compensate_plan,
-    prune,
-    require_shardable,
-)
-from lit_prune.pruning.pruner import (
-    Pruner,
-    describe_run,
-)
+from lit_prune.pruning.offline import apply_plan, compensate_plan, prune, require_shardable
+from lit_prune.pruning.progress import progress_bar
+from lit_prune.pruning.pruner import Pruner, describe_run
 
 __all__ = [
     "Pruner",
     "apply_plan",
     "compensate_plan",
     "describe_run",
+    "progress_bar",
     "prune",
     "require_shardable",
 ]

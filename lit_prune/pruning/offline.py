@@ -23,15 +23,14 @@ from lit_prune.measure import (
     input_ids_of,
     inputs_fingerprint,
     model_fingerprints,
-    progress_bar,
-    require_understood,
     shares_of,
 )
 from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, described
 from lit_prune.plan.prune_plan import Scores, SublayerId
+from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner, describe_run
 from lit_prune.searches import Budget, require_limits
-from lit_prune.surgery import compact, is_sharded, remove
+from lit_prune.surgery import compact, is_sharded, remove, require_understood
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from lit_prune.anatomy import LINEAR, SCALE
-from lit_prune.costs import Inventory, SublayerFigures
+from lit_prune.costs import Inventory, SublayerEntry
 from lit_prune.plan.prune_plan import KINDS, SublayerId
 from lit_prune.report.parts import Table
 from lit_prune.report.screen import Screen
@@ -66,7 +66,7 @@ def _costs(inventory: Inventory) -> list[Row]:
     return sorted([*present, *((sublayer.block, str(sublayer.kind), gone) for sublayer in ids)], key=lambda row: row[0])
 
 
-def _amounts(found: Inventory | SublayerFigures) -> tuple[int, ...]:
+def _amounts(found: Inventory | SublayerEntry) -> tuple[int, ...]:
     return found.num_parameters, found.num_active_parameters, found.flops, found.kv_bytes
 
 
@@ -93,7 +93,7 @@ def _sums(inventory: Inventory) -> Iterator[list[str]]:
     yield ["model", "", *_cells(whole, inventory)]
 
 
-def _ways(sublayer: SublayerFigures) -> Row:
+def _ways(sublayer: SublayerEntry) -> Row:
     module = sublayer.path.rpartition(".")[2]
     form = f"{sublayer.form}, adds the residual itself" if sublayer.adds_residual else sublayer.form
     cells = (module, form, ", ".join(sublayer.corrections) or NOTHING, sublayer.removed_with_block)

@@ -12,6 +12,8 @@ from lit_prune.surgery.config import (
 )
 from lit_prune.surgery.mute import evaluating, mute
 from lit_prune.surgery.optimizers import cut_groups, require_forgetful
+from lit_prune.surgery.outputs import added_to_stream, first_tensor, is_linear, output_projections
+from lit_prune.surgery.proof import require_understood
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, reshard
 from lit_prune.surgery.tombstones import (
@@ -22,6 +24,7 @@ from lit_prune.surgery.tombstones import (
 )
 
 __all__ = [
+    "added_to_stream",
     "are_aside",
     "closable_blocks",
     "compact",
@@ -29,9 +32,12 @@ __all__ = [
     "cut_groups",
     "describe",
     "evaluating",
+    "first_tensor",
+    "is_linear",
     "is_sharded",
     "make_recorded_biases",
     "mute",
+    "output_projections",
     "put_back",
     "record_bias",
     "record_removal",
@@ -41,6 +47,7 @@ __all__ = [
     "removed_sublayers",
     "require_forgetful",
     "require_recorded",
+    "require_understood",
     "reshard",
     "set_tombstones_aside",
     "stock_config",

@@ -14,11 +14,11 @@ from lit_prune.data import token_windows
 from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.export import save
 from lit_prune.healing import create_compensation, fold_factor
-from lit_prune.measure import WhatIf, output_projections
+from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan
 from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.pruning import apply_plan, compensate_plan, prune
-from lit_prune.surgery import mute, remove
+from lit_prune.surgery import mute, output_projections, remove
 from tests import naive
 from tests.tiny import tiny_model
 from tests.zoo import ZOO

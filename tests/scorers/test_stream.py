@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import WhatIf, stream
+from lit_prune.measure import WhatIf, one_pass
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
@@ -276,13 +276,13 @@ def test_only_states_that_are_still_wanted_are_held(monkeypatch):
     model = tiny_model("llama", num_hidden_layers=12)
     held = []
     layers = [Candidate.parse(f"block.{block}") for block in range(12)]
-    original = stream._Recorder._at
+    original = one_pass._Recorder._at
 
     def watched(self, point, hidden):
         original(self, point, hidden)
         held.append(len(self._states))
 
-    monkeypatch.setattr(stream._Recorder, "_at", watched)
+    monkeypatch.setattr(one_pass._Recorder, "_at", watched)
     scored(model, "block_influence", layers)
     assert max(held) == 1
 

@@ -27,7 +27,7 @@ class _Seen:
     sample: bytes
 
 
-class Weights:
+class WeightChanges:
     """Tells whether a model's weights have changed, in whatever way: in place, behind autograd's back, exchanged.
 
     What was removed in between is no change.

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import Sublayer, find_sublayers, language_model
 from lit_prune.plan.prune_plan import SublayerId
-from lit_prune.surgery import evaluating
+from lit_prune.surgery.mute import evaluating
 
 NUM_TOKENS = 4
 

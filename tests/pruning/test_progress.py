@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_prune import prune
-from lit_prune.measure import progress_bar
+from lit_prune.pruning import progress_bar
 from tests.tiny import tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))} for _ in range(2)]

@@ -19,9 +19,9 @@ from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find
 from lit_prune.errors import MeasureError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs
-from lit_prune.measure.outputs import first_tensor
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.surgery import first_tensor
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Of the stream before and after, float32 [..., hidden] each; returns [...]."""

@@ -11,9 +11,9 @@ from torch import nn
 
 from lit_prune.anatomy import Anatomy, Sublayer, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
-from lit_prune.measure.outputs import first_tensor
 from lit_prune.plan.prune_plan import SublayerId
-from lit_prune.surgery import evaluating, mute
+from lit_prune.surgery.mute import evaluating, mute
+from lit_prune.surgery.outputs import first_tensor
 
 NUM_TOKENS = 4
 
