@@ -52,6 +52,8 @@ MOVED = {
     "report.page.sources": "report.page.folders",
     "report.record": "report.summary",
     "rounds": "pruning.rounds",
+    "scorers.distribution": "scorers.impact",
+    "scorers.random_order": "scorers.base",
     "sharding": "loading.fsdp",
     "soundness": "plan.soundness",
     "sums": "loading.checksums",

@@ -1,17 +1,7 @@
 """What is to go, as data: sublayers, scores, plans; scorers, searches and methods by name. Knows no torch."""
 
-from lit_prune.plan.candidates import (
-    KINDS,
-    MAX_BLOCKS,
-    Candidate,
-    SublayerId,
-)
-from lit_prune.plan.methods import (
-    Method,
-    Recipe,
-    method_names,
-    read_method,
-)
+from lit_prune.plan.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, SublayerId
+from lit_prune.plan.methods import Method, Recipe, method_names, read_method
 from lit_prune.plan.prune_plan import (
     PLAN_FILE,
     SCHEMA_VERSION,
@@ -21,13 +11,7 @@ from lit_prune.plan.prune_plan import (
     PruneStep,
     package_versions,
 )
-from lit_prune.plan.registry import (
-    Named,
-    Registry,
-    create,
-    described,
-    with_defaults,
-)
+from lit_prune.plan.registry import Named, Registry, create, described, with_defaults
 
 __all__ = [
     "KINDS",
@@ -43,6 +27,7 @@ __all__ = [
     "PruneStep",
     "Recipe",
     "Registry",
+    "Scores",
     "SublayerId",
     "create",
     "described",

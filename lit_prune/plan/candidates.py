@@ -66,8 +66,8 @@ class Candidate:
     def name(self) -> str:
         """`attention.5`, `mlp.5`, `block.5` for both of block 5, and such names joined by `+`."""
         present = set(self.sublayers)
-        whole = {each.block for each in present if all(SublayerId(each.block, kind) in present for kind in KINDS)}
-        names = [f"block.{each.block}" if each.block in whole else str(each) for each in self.sublayers]
+        whole = {one.block for one in present if all(SublayerId(one.block, kind) in present for kind in KINDS)}
+        names = [f"block.{one.block}" if one.block in whole else str(one) for one in self.sublayers]
         return "+".join(dict.fromkeys(names))
 
     @property
@@ -78,7 +78,7 @@ class Candidate:
     @classmethod
     def together(cls, candidates: Iterable[Candidate]) -> Candidate:
         """One candidate of all that several hold: a run of blocks, for one."""
-        return cls(tuple(sorted({each for one in candidates for each in one.sublayers})))
+        return cls(tuple(sorted({sublayer for candidate in candidates for sublayer in candidate.sublayers})))
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
@@ -89,7 +89,7 @@ class Candidate:
     def _parse_one(cls, text: str) -> Candidate:
         kind, _, block = text.partition(".")
         if kind == "block" and block.isdecimal():
-            return cls(tuple(SublayerId(_number(block), each) for each in KINDS))
+            return cls(tuple(SublayerId(_number(block), own) for own in KINDS))
         return cls((SublayerId.parse(text),))
 
 

@@ -75,7 +75,7 @@ class Method(Recipe):
         Raises:
             LitPruneError: One of them is none of a method's.
         """
-        known = {each.name for each in fields(self)}
+        known = {setting.name for setting in fields(self)}
         if unknown := sorted({*settings} - known):
             raise LitPruneError(f"a method has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         return replace(self, **settings)
@@ -83,7 +83,7 @@ class Method(Recipe):
 
 def method_names() -> list[str]:
     """The methods that lit-prune knows, in alphabetical order."""
-    return sorted(each.name.removesuffix(SUFFIX) for each in _folder().iterdir() if each.name.endswith(SUFFIX))
+    return sorted(file.name.removesuffix(SUFFIX) for file in _folder().iterdir() if file.name.endswith(SUFFIX))
 
 
 def read_method(name: str) -> Method:

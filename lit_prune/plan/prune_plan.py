@@ -74,39 +74,29 @@ class PruneStep:
 
     @classmethod
     def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
-        """A removal with what its round said.
+        """A removal with what its round said; `facts` are other attributes."""
 
-        Args:
-            removed: What was chosen.
-            scores: Of the round.
-            num_parameters: As removed.
-            facts: Other attributes.
-        """
-        by_name: dict[str, Any] = {
-            name: {each.name: float(value) for each, value in values.items()}
-            for name, values in (
-                ("scores", scores.importance),
-                ("measured", scores.measured),
-                ("screened", scores.screened),
-                ("errors", scores.errors),
-            )
-        }
+        def by_name(values: Mapping[Candidate, float]) -> dict[str, float]:
+            return {candidate.name: float(value) for candidate, value in values.items()}
+
         return cls(
             removed,
             num_parameters,
             score=float(scores.importance[removed]),
             nll_before=scores.base_nll,
             nll_after=scores.nll.get(removed),
+            scores=by_name(scores.importance),
+            measured=by_name(scores.measured),
+            screened=by_name(scores.screened),
             disturbed=scores.disturbed,
-            **by_name,
+            errors=by_name(scores.errors),
             **facts,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and for checkpoints."""
-        named = ("scores", "measured", "screened", "errors", "compensation")
-        by_name: dict[str, Any] = {name: dict(getattr(self, name)) for name in named}
-        return asdict(replace(self, **by_name)) | {"removed": self.removed.name}
+        plain = {name: dict(value) for name, value in vars(self).items() if isinstance(value, Mapping)}
+        return {**vars(self), **plain, "removed": self.removed.name}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:

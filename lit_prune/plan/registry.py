@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from lit_prune.errors import LitPruneError, did_you_mean
 
 Part = TypeVar("Part")
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 Named = str | Mapping[str, Any]
 """A name, or a mapping with `name` and options."""
 
@@ -128,9 +129,8 @@ def with_defaults(interface: type[Part], own: Any) -> Part:
 
 def described(spec: Any, made: Any) -> dict[str, Any]:
     """Name and options of what `create` made of a spec, for a plan's readers."""
-    options = (
-        asdict(made) if is_dataclass(made) and not isinstance(made, type) else _plain(getattr(made, "__dict__", {}))
-    )
+    is_data = is_dataclass(made) and not isinstance(made, type)
+    options = asdict(made) if is_data else _plain(getattr(made, "__dict__", {}))
     if isinstance(spec, str):
         return {"name": spec, **options}
     if isinstance(spec, Mapping):
@@ -141,20 +141,19 @@ def described(spec: Any, made: Any) -> dict[str, Any]:
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an object of the user's own; whatever else it holds is not for a plan."""
     return {
-        name: each
-        for name, each in attributes.items()
-        if not name.startswith("_") and isinstance(each, bool | int | float | str | None)
+        name: value
+        for name, value in attributes.items()
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | None)
     }
 
 
 def _is_object(found: Any, options: Mapping[str, Any]) -> bool:
     if isinstance(found, type) or not callable(found):
         return not callable(found)
-    parameters = inspect.signature(found).parameters.values()
     return any(
-        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        for each in parameters
-        if each.name not in options
+        parameter.default is parameter.empty and parameter.kind in POSITIONAL
+        for parameter in inspect.signature(found).parameters.values()
+        if parameter.name not in options
     )
 
 
@@ -167,5 +166,5 @@ def _beside_the_work() -> Iterator[None]:
     try:
         yield
     finally:
-        for each in added:
-            sys.path.remove(each)
+        for path in added:
+            sys.path.remove(path)

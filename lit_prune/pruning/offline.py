@@ -14,7 +14,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, PlanError
-from lit_prune.healing import Compensation, correct, create_compensation, fold_factor, require_possible
+from lit_prune.healing import Compensation, create_compensation, fold_factor, require_possible
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.measure import (
     Journal,
@@ -25,10 +25,9 @@ from lit_prune.measure import (
     model_fingerprints,
     shares_of,
 )
-from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, described
-from lit_prune.plan.prune_plan import Scores, SublayerId
+from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, Scores, SublayerId, described
 from lit_prune.pruning.progress import progress_bar
-from lit_prune.pruning.pruner import Pruner, describe_run
+from lit_prune.pruning.pruner import Pruner, describe_run, take_out
 from lit_prune.searches import Budget, require_limits
 from lit_prune.surgery import compact, is_sharded, remove, require_understood
 
@@ -99,11 +98,11 @@ def prune(
         LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
     """
     require_limits(amount, max_rise)
-    asked = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
+    asked: dict[str, Any] = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
     recipe = Recipe(scorer, search, granularity, protect, compensate)
     pruner = Pruner(model, recipe, model_name=model_name)
     if is_sharded(pruner.model):
-        require_shardable(pruner, str(unit_options(of)["name"]))
+        require_shardable(pruner, asked["of"]["name"])
     batches, processes = list(batches), processes_of_fabric(fabric)
     # Made once before anything is written: what cannot be measured is told here.
     measure = partial(WhatIf, pruner.model, max_state_bytes=max_state_bytes, forks=forks, offload=offload)
@@ -200,7 +199,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
     if name == "none" or uncompensated:
         remove(model, plan.removed)
     else:
-        factors = {each: fact["factor"] for step in plan.steps for each, fact in step.compensation.items()}
+        factors = {name: fact["factor"] for step in plan.steps for name, fact in step.compensation.items()}
         for sublayer in plan.removed:
             if str(sublayer) in factors:
                 fold_factor(model, sublayer, factors[str(sublayer)])
@@ -244,11 +243,7 @@ def compensate_plan(
     what_if = WhatIf(model, batches)
     steps = []
     for step in plan.steps:
-        corrections = {}
-        for each in step.removed.sublayers:
-            corrections[str(each)] = correct(compensation, what_if, each)
-            remove(model, [each])
-            what_if.corrected()
+        _, corrections = take_out(model, step.removed, compensation, what_if)
         steps.append(replace(step, compensation=corrections))
     compact(model)
     facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}

@@ -13,10 +13,21 @@ from torch.optim import Optimizer
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError
-from lit_prune.healing import correct, create_compensation, require_possible
+from lit_prune.healing import Compensation, correct, create_compensation, require_possible
 from lit_prune.measure import WhatIf
-from lit_prune.plan import PrunePlan, PruneStep, Recipe, create, described, package_versions, with_defaults
-from lit_prune.plan.prune_plan import KINDS, Candidate, Scores, SublayerId
+from lit_prune.plan import (
+    KINDS,
+    Candidate,
+    PrunePlan,
+    PruneStep,
+    Recipe,
+    Scores,
+    SublayerId,
+    create,
+    described,
+    package_versions,
+    with_defaults,
+)
 from lit_prune.pruning.protection import protected_by_name, protected_by_scorer
 from lit_prune.pruning.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
@@ -187,26 +198,13 @@ class Pruner:
         if chosen is None:
             return None
         choice = Candidate.parse(what_if.processes.agree(chosen.name))
-        freed, corrections = self._remove(what_if, choice, list(optimizers))
+        freed, corrections = take_out(self.model, choice, self._compensation, what_if, list(optimizers))
         cost = what_if.cost - before
         step = PruneStep.recorded(
             choice, scores, num_parameters=freed, compensation=corrections, cost=cost, epoch=epoch
         )
         self.plan = self.plan.with_step(step)
         return step
-
-    def _remove(
-        self, what_if: WhatIf, choice: Candidate, optimizers: Sequence[Optimizer]
-    ) -> tuple[int, dict[str, Any]]:
-        if self._compensation is None:
-            return remove(self.model, choice.sublayers, optimizers), {}
-        freed, corrections = 0, {}
-        # One by one, so that each is made up for in the model without those before it.
-        for sublayer in choice.sublayers:
-            corrections[str(sublayer)] = correct(self._compensation, what_if, sublayer)
-            freed += remove(self.model, [sublayer], optimizers)
-            what_if.corrected()
-        return freed, corrections
 
     def _choose_under_ceiling(
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
@@ -233,7 +231,7 @@ class Pruner:
         # Training moves all scores: bounds on those of another epoch would say nothing.
         history = [step for step in self.plan.steps if step.epoch == epoch or not self._search.within_epoch]
         remaining = budget.remaining(self.reached)
-        score = ModelRound(self.model, self.scorer, what_if, self.prices, sizes, self.plan.steps, remaining)
+        score = ModelRound(self.model, self.scorer, what_if, self.prices, list(sizes), self.plan.steps, remaining)
 
         def searched(among: Sequence[Candidate]) -> Scores:
             return require_scores(self._search(score, among, history), "search", among)
@@ -263,6 +261,25 @@ class Pruner:
             reason = left if self.candidates() else "nothing left"
             outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
         self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
+
+
+def take_out(
+    model: nn.Module,
+    candidate: Candidate,
+    compensation: Compensation | None,
+    what_if: WhatIf,
+    optimizers: Sequence[Optimizer] = (),
+) -> tuple[int, dict[str, Any]]:
+    """Remove a candidate and make up for it; returns the parameters that went, and by sublayer what was corrected."""
+    if compensation is None:
+        return remove(model, candidate.sublayers, optimizers), {}
+    freed, corrections = 0, {}
+    # One by one, so that each is made up for in the model without those before it.
+    for sublayer in candidate.sublayers:
+        corrections[str(sublayer)] = correct(compensation, what_if, sublayer)
+        freed += remove(model, [sublayer], optimizers)
+        what_if.corrected()
+    return freed, corrections
 
 
 def describe_run(

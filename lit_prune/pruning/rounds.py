@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -14,45 +14,37 @@ from lit_prune.anatomy import classifies, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import MeasureError
 from lit_prune.measure import WhatIf, hint_if_implausible
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers import Scorer
 from lit_prune.surgery import mute
 
 
+@dataclass
 class ModelRound:
     """The `searches.Round` of a real model.
 
     Args:
-        model: As it is in this round.
-        scorer: Scores its candidates.
+        model: The model as it is in this round.
+        scorer: What scores its candidates.
         what_if: The measure, over all calibration batches.
         prices: What sublayers cost, in the budget's unit.
-        sizes: All that may go now, with what it would save.
+        candidates: All that may go now.
         history: The removals so far.
         wanted: See `searches.Round`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        scorer: Scorer,
-        what_if: WhatIf,
-        prices: Prices,
-        sizes: Mapping[Candidate, float],
-        history: Sequence[PruneStep],
-        wanted: float,
-    ) -> None:
-        self.model = model
-        self.scorer = scorer
-        self.what_if = what_if
-        self.prices = prices
-        self.candidates = list(sizes)
-        self.history = history
-        self.wanted = wanted
-        self.anatomy = find_sublayers(model)
+    model: nn.Module
+    scorer: Scorer
+    what_if: WhatIf
+    prices: Prices
+    candidates: Sequence[Candidate]
+    history: Sequence[PruneStep]
+    wanted: float
+
+    def __post_init__(self) -> None:
+        self.anatomy = find_sublayers(self.model)
         self.blocks: Sequence[int] = self.anatomy.blocks
-        self._is_first_score = not history
+        self._is_first_score = not self.history
         self._known: dict[tuple[float, Candidate], Scores] = {}
 
     def __call__(
@@ -60,14 +52,14 @@ class ModelRound:
     ) -> Scores:
         """See `searches.Round`."""
         out = Candidate.together(without)
-        left = [each for each in self.candidates if each not in without]
+        left = [candidate for candidate in self.candidates if candidate not in without]
         # Of those that are scored together, a part costs as much as all, or would mean something else.
         if not self.scorer.together or not set(candidates) <= set(left):
             return self._score(candidates, share, out)
         if (share, out) not in self._known:
             self._known[share, out] = self._score(left, share, out)
         scores = self._known[share, out]
-        return replace(scores, importance={each: scores.importance[each] for each in candidates})
+        return replace(scores, importance={candidate: scores.importance[candidate] for candidate in candidates})
 
     def _score(self, candidates: Sequence[Candidate], share: float, out: Candidate) -> Scores:
         muted = mute(self.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
@@ -91,9 +83,9 @@ def require_scores(found: object, noun: str, wanted: Sequence[Candidate]) -> Sco
     """What a scorer or a search gave, of the wanted candidates alone and in plain numbers.
 
     Args:
-        found: Perhaps of a user's own.
-        noun: What gave it.
-        wanted: A scorer gives all of these, a search some.
+        found: What it gave; a user's own may give anything.
+        noun: What gave it, `scorer` or `search`.
+        wanted: The candidates: a scorer gives all of these, a search some.
 
     Raises:
         MeasureError: It is something else, a score is missing, or no number.
@@ -101,16 +93,19 @@ def require_scores(found: object, noun: str, wanted: Sequence[Candidate]) -> Sco
     if not isinstance(found, Scores):
         raise MeasureError(f"a {noun} gives lit_prune.plan.Scores; this one gave a {type(found).__name__}")
     own = found.importance if isinstance(found.importance, Mapping) else {}
-    missing = [each.name for each in wanted if each not in own]
+    missing = [candidate.name for candidate in wanted if candidate not in own]
     if missing if noun == "scorer" else len(missing) == len(wanted):
         names = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         raise MeasureError(f"the {noun} gave no score of {names}: {len(missing)} of {len(wanted)} are missing")
+    scored = [candidate for candidate in wanted if candidate in own]
     base = None if found.base_nll is None else _number(found.base_nll, f"the {noun}'s loss of the model as it is")
     return replace(
         found,
-        importance={each: _number(own[each], f"the {noun}'s score of {each.name}") for each in wanted if each in own},
+        importance={
+            candidate: _number(own[candidate], f"the {noun}'s score of {candidate.name}") for candidate in scored
+        },
         base_nll=base,
-        nll={each: _number(value, f"the {noun}'s loss without {each.name}") for each, value in found.nll.items()},
+        nll={gone: _number(value, f"the {noun}'s loss without {gone.name}") for gone, value in found.nll.items()},
         zero=_number(found.zero, f"the {noun}'s score of what changes nothing"),
     )
 

@@ -3,10 +3,8 @@
 A new one is a factory decorated with `SCORERS.register`, or is passed by its import path.
 """
 
-from lit_prune.scorers.base import SCORERS, Scorer
-from lit_prune.scorers.distribution import OutputDivergence
-from lit_prune.scorers.impact import NormalisedRelativeImpact, Perplexity, relative_impact
-from lit_prune.scorers.random_order import RandomOrder
+from lit_prune.scorers.base import SCORERS, RandomOrder, Scorer
+from lit_prune.scorers.impact import NormalisedRelativeImpact, OutputDivergence, Perplexity, relative_impact
 from lit_prune.scorers.sampled import Regression, Shapley
 from lit_prune.scorers.stream import AngularDistance, BlockInfluence, CosineDistance, RelativeNorm
 from lit_prune.scorers.task import Task

@@ -1,4 +1,4 @@
-"""Scores by what the loss would be without a candidate: `nri` (the default), `ri` and `ppl`."""
+"""Scores by what the model would say without a candidate: `nri` (the default), `ri`, `ppl` and `kl`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Literal
 
 from lit_prune.costs import NORMALISERS, candidate_shares
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import WhatIf
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.measure import Divergence, WhatIf
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
 
@@ -46,9 +45,9 @@ class NormalisedRelativeImpact(Scorer):
         losses = what_if.losses(candidates)
         shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
         reference = _original_nll(history, losses.base) if self.baseline == "original" else losses.base
-        importance = {}
-        for candidate, nll in losses.without.items():
-            importance[candidate] = self._score(nll - reference, shares[candidate])
+        importance = {
+            candidate: self._score(nll - reference, shares[candidate]) for candidate, nll in losses.without.items()
+        }
         return Scores(importance, losses.base, losses.without)
 
     def _score(self, difference: float, share: float) -> float:
@@ -78,6 +77,23 @@ class Perplexity(Scorer):
         losses = what_if.losses(candidates)
         importance = {candidate: _relative_rise(nll) + 1 for candidate, nll in losses.without.items()}
         return Scores(importance, losses.base, losses.without, zero=_relative_rise(losses.base) + 1)
+
+
+@SCORERS.register("kl")
+@dataclass(frozen=True)
+class OutputDivergence(Scorer):
+    """KL(p, p_i): the dense model's next-token distribution against that without a candidate and all that went before.
+
+    FinerCut (arXiv 2405.18218) and EvoPress (2410.14649). In nats a predicted token; 0 is the same distribution. The
+    dense model is the one before the first removal; within training, the one before the first removal of the epoch. For
+    sublayers, blocks and any set; one pass per candidate and round, less what is carried, and the dense model's states
+    behind its last block are kept for every batch.
+    """
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one what-if divergence per candidate."""
+        losses = what_if.beside("kl", Divergence).losses(candidates)
+        return Scores(dict(losses.without), zero=losses.base)
 
 
 def _original_nll(history: Sequence[PruneStep], current: float) -> float:

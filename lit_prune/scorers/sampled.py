@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
 
@@ -34,7 +33,7 @@ class Shapley(Scorer):
         seed: Decides them, together with the number of removals so far.
 
     Raises:
-        LitPruneError: There are fewer than two permutations.
+        LitPruneError: There are fewer than two permutations; or when called candidates overlap, and nothing has run.
     """
 
     together = True
@@ -47,22 +46,18 @@ class Shapley(Scorer):
             raise LitPruneError(f"a standard error needs 2 permutations or more; found {self.permutations}")
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by the losses without every beginning of every permutation.
-
-        Raises:
-            LitPruneError: Candidates overlap; nothing has run then.
-        """
+        """Score by the losses without every beginning of every permutation."""
         _require_disjoint(candidates)
         orders = [self._order(candidates, number, len(history)) for number in range(self.permutations)]
         beginnings = [[Candidate.together(order[: n + 1]) for n in range(len(order))] for order in orders]
-        losses = what_if.losses(list({each for row in beginnings for each in row}))
-        rises: dict[Candidate, list[float]] = {each: [] for each in candidates}
+        losses = what_if.losses(list({gone for row in beginnings for gone in row}))
+        rises: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
         for order, row in zip(orders, beginnings, strict=True):
             before = losses.base
             for candidate, gone in zip(order, row, strict=True):
                 rises[candidate].append(losses.without[gone] - before)
                 before = losses.without[gone]
-        values = torch.tensor([rises[each] for each in candidates], dtype=torch.float64)  # [candidates, permutations]
+        values = torch.tensor(list(rises.values()), dtype=torch.float64)  # [candidates, permutations]
         errors = values.std(dim=1) / math.sqrt(self.permutations)
         importance = dict(zip(candidates, values.mean(dim=1).tolist(), strict=True))
         return Scores(importance, losses.base, errors=dict(zip(candidates, errors.tolist(), strict=True)))
@@ -92,7 +87,8 @@ class Regression(Scorer):
         seed: Decides the masks, together with the number of removals so far.
 
     Raises:
-        LitPruneError: An option is out of its range.
+        LitPruneError: An option is out of its range; or when called candidates overlap, or there are too few masks for
+            so many, and nothing has run.
     """
 
     together = True
@@ -111,11 +107,7 @@ class Regression(Scorer):
             raise LitPruneError(f"ridge is 0 or more; found {self.ridge}")
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by the losses without every mask.
-
-        Raises:
-            LitPruneError: Candidates overlap, or there are too few masks for so many; nothing has run then.
-        """
+        """Score by the losses without every mask."""
         _require_disjoint(candidates)
         ordered = sorted(candidates)
         size = max(1, round(self.drop * len(ordered)))
@@ -125,12 +117,12 @@ class Regression(Scorer):
                 f"ask for {math.ceil(len(ordered) / size)} masks at least"
             )
         dealt = self._deal(len(ordered), size, len(history))
-        without = [Candidate.together(ordered[each] for each in mask) for mask in dealt]
+        without = [Candidate.together(ordered[place] for place in mask) for mask in dealt]
         losses = what_if.losses(list(set(without)))
         design = torch.zeros(len(dealt), len(ordered), dtype=torch.float64)
         for row, mask in zip(design, dealt, strict=True):
             row[mask] = 1
-        nll = torch.tensor([losses.without[each] for each in without], dtype=torch.float64)
+        nll = torch.tensor([losses.without[gone] for gone in without], dtype=torch.float64)
         coefficients = ridge_regression(design, nll - losses.base, self.ridge)
         return Scores(dict(zip(ordered, coefficients.tolist(), strict=True)), losses.base)
 
@@ -172,6 +164,6 @@ def ridge_regression(design: Tensor, target: Tensor, penalty: float) -> Tensor:
 
 
 def _require_disjoint(candidates: Sequence[Candidate]) -> None:
-    if len(Candidate.together(candidates).sublayers) < sum(len(each.sublayers) for each in candidates):
-        names = ", ".join(each.name for each in candidates)
+    if len(Candidate.together(candidates).sublayers) < sum(len(candidate.sublayers) for candidate in candidates):
+        names = ", ".join(candidate.name for candidate in candidates)
         raise LitPruneError(f"candidates that are taken out together must not overlap; found {names}")

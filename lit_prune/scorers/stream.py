@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, is_run_of_blocks, stream_means
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
 
@@ -25,16 +25,15 @@ class BlockInfluence(Scorer):
     """BI = 1 - E cos(x_in, x_out): how far a block turns the hidden states (ShortGPT, arXiv 2403.03853).
 
     The mean is over all tokens; 0 is a block that turns nothing, 2 the most. For whole blocks and runs of them.
+
+    Raises:
+        LitPruneError: When called, a candidate is no block; nothing has run then.
     """
 
     together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one pass.
-
-        Raises:
-            LitPruneError: A candidate is no block; nothing has run then.
-        """
+        """Score by one pass."""
         _require_blocks("block_influence", what_if, candidates, "the same of sublayers is the scorer cosine")
         return Scores(stream_means(what_if, candidates, cosine_distance))
 
@@ -51,11 +50,7 @@ class CosineDistance(Scorer):
     together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one pass.
-
-        Raises:
-            MeasureError: A candidate is neither a sublayer nor a run of blocks; nothing has run then.
-        """
+        """Score by one pass."""
         return Scores(stream_means(what_if, candidates, cosine_distance))
 
 
@@ -66,16 +61,15 @@ class AngularDistance(Scorer):
 
     The mean is over sequences; 0 is no angle, 1 a half turn. For whole blocks and for runs of n neighbouring ones
     (`Candidate.together`), any number of which are scored by the same pass.
+
+    Raises:
+        LitPruneError: When called, a candidate is no block and no run of blocks; nothing has run then.
     """
 
     together = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one pass.
-
-        Raises:
-            LitPruneError: A candidate is no block and no run of blocks; nothing has run then.
-        """
+        """Score by one pass."""
         _require_blocks("angular", what_if, candidates, "for sublayers, see the scorer cosine")
         return Scores(stream_means(what_if, candidates, angular_distance, last_token=True))
 
@@ -104,17 +98,8 @@ class RelativeNorm(Scorer):
             raise LitPruneError(f"norm must be l1 or l2; found {self.norm!r}")
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one pass.
-
-        Raises:
-            MeasureError: A candidate is neither a sublayer nor a run of blocks; nothing has run then.
-        """
-        order = int(self.norm[1])
-
-        def relative(before: Tensor, after: Tensor) -> Tensor:
-            return relative_norm(before, after, order)
-
-        return Scores(stream_means(what_if, candidates, relative))
+        """Score by one pass."""
+        return Scores(stream_means(what_if, candidates, partial(relative_norm, order=int(self.norm[1]))))
 
 
 def cosine_distance(before: Tensor, after: Tensor) -> Tensor:
@@ -150,7 +135,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
     """
     # arccos loses half of the digits where the angle is small, as it is between neighbouring blocks.
     one, other = F.normalize(before, dim=-1), F.normalize(after, dim=-1)
-    difference, total = (each.norm(dim=-1) for each in (one - other, one + other))
+    difference, total = (vector.norm(dim=-1) for vector in (one - other, one + other))
     return 2 * torch.atan2(difference, total) / math.pi
 
 
@@ -176,9 +161,9 @@ def relative_norm(before: Tensor, after: Tensor, order: int = 2) -> Tensor:
 
 def _require_blocks(scorer: str, what_if: WhatIf, candidates: Sequence[Candidate], instead: str) -> None:
     anatomy = find_sublayers(what_if.model)
-    for each in candidates:
-        if not is_run_of_blocks(anatomy, each):
+    for candidate in candidates:
+        if not is_run_of_blocks(anatomy, candidate):
             raise LitPruneError(
-                f"{scorer} is defined for whole blocks and runs of them, {each.name} is none: use granularity=block; "
-                f"{instead}"
+                f"{scorer} is defined for whole blocks and runs of them, {candidate.name} is none: use "
+                f"granularity=block; {instead}"
             )

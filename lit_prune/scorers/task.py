@@ -13,8 +13,7 @@ from lit_prune.data import Example, example_batches, read_examples
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.sources import load_tokenizer
 from lit_prune.measure import Compute, Figure, Portion, WhatIf, inputs_fingerprint, labels_of
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
 METRICS = ("loss", "accuracy", "accuracy_norm")
@@ -43,8 +42,9 @@ class Task(Scorer):
         batch_size: Sequences in a batch; every choice is one.
 
     Raises:
-        DataError: The examples cannot be read.
+        DataError: The examples cannot be read, or when called one is longer than the model's context.
         LitPruneError: The metric is unknown or does not fit the examples, or the batch size is below 1.
+        ModelError: When called, there is no tokenizer.
     """
 
     data: str
@@ -62,12 +62,7 @@ class Task(Scorer):
         read_examples(self.data)
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one measurement per candidate.
-
-        Raises:
-            DataError: An example is longer than the model's context.
-            ModelError: There is no tokenizer.
-        """
+        """Score by one measurement per candidate."""
         examples, model = read_examples(self.data), what_if.model
         completions = len(examples[0].choices) == 1
         figure = ExactMatch if completions and self.metric == "accuracy" else None
@@ -78,7 +73,7 @@ class Task(Scorer):
         def score(figures: Tensor) -> float:
             return self._score(examples, figures.tolist(), measured.tokens.tolist())
 
-        importance = {each: score(figures) for each, figures in measured.sequences.items()}
+        importance = {candidate: score(figures) for candidate, figures in measured.sequences.items()}
         return Scores(importance, zero=score(measured.base_sequences))
 
     def fingerprint(self, model: Any) -> str:
@@ -96,13 +91,13 @@ class Task(Scorer):
     def _score(self, examples: Sequence[Example], figures: list[float], tokens: list[int]) -> float:
         """Of the examples that were measured, one figure for each choice in turn."""
         answers, num_tokens, wrong, asked, number = 0.0, 0, 0, 0, 0
-        for each in examples:
-            rows = slice(number, number := number + len(each.choices))
+        for example in examples:
+            rows = slice(number, number := number + len(example.choices))
             if number > len(figures):
                 break  # a search that screens measures on the first batches alone
-            answers += figures[rows][each.answer]
-            num_tokens += tokens[rows][each.answer]
-            wrong += self._chosen(each, figures[rows]) != each.answer
+            answers += figures[rows][example.answer]
+            num_tokens += tokens[rows][example.answer]
+            wrong += self._chosen(example, figures[rows]) != example.answer
             asked += 1
         if self.metric == "loss":
             return answers / num_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.devices import whole
 from lit_prune.measure import WhatIf, loss_gradients, weights_of
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
 
@@ -54,25 +53,16 @@ class Taylor(_Protecting, Scorer):
 
     Raises:
         LitPruneError: A number is negative.
+        MeasureError: When called, weights are quantised.
     """
 
     gradients = True
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
-        """Score by one forward and one backward pass.
-
-        Raises:
-            MeasureError: Weights are quantised.
-        """
+        """Score by one forward and one backward pass."""
         weights = weights_of(what_if, candidates)
-        gradients = loss_gradients(what_if, [one for each in weights.values() for one in each])
-        with torch.no_grad():
-            return Scores(
-                {
-                    candidate: _total([(each.float() * gradients[id(each)]).abs() for each in own])
-                    for candidate, own in weights.items()
-                }
-            )
+        gradients = loss_gradients(what_if, [weight for own in weights.values() for weight in own])
+        return _totals(weights, lambda weight: (weight.float() * gradients[id(weight)]).abs())
 
 
 @SCORERS.register("magnitude")
@@ -101,15 +91,12 @@ class Magnitude(_Protecting, Scorer):
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score without any pass."""
-        weights = weights_of(what_if, candidates)
-        with torch.no_grad():
-            return Scores(
-                {
-                    candidate: _total([each.float().abs() ** self.power for each in own])
-                    for candidate, own in weights.items()
-                }
-            )
+        return _totals(weights_of(what_if, candidates), lambda weight: weight.float().abs() ** self.power)
 
 
-def _total(values: Sequence[Tensor]) -> float:
-    return sum(float(whole(each.sum())) for each in values)
+def _totals(weights: Mapping[Candidate, Sequence[Tensor]], value: Callable[[Tensor], Tensor]) -> Scores:
+    """The sum of a value of every weight, by candidate."""
+    with torch.no_grad():
+        return Scores(
+            {candidate: sum(float(whole(value(weight).sum())) for weight in own) for candidate, own in weights.items()}
+        )

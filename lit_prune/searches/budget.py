@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from lit_prune.errors import BudgetError
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 
 NOUNS = {"params": "parameters", "flops": "FLOPs", "kv_cache": "KV cache", "latency": "latency"}
 ROUNDING = 1e-12
@@ -124,11 +124,11 @@ class Budget:
             >>> Budget(0.1, 1000).choose({a: 0.1, b: 0.2}, {a: 300, b: 100}, 0).name
             'attention.1'
         """
-        best = min(importance, key=lambda each: (importance[each], each))
-        finishing = [each for each in importance if sizes[each] >= self.remaining(reached)]
+        best = min(importance, key=lambda candidate: (importance[candidate], candidate))
+        finishing = [candidate for candidate in importance if sizes[candidate] >= self.remaining(reached)]
         if self.last == "lowest_score" or best not in finishing:
             return best
-        return min(finishing, key=lambda each: (sizes[each], importance[each], each))
+        return min(finishing, key=lambda candidate: (sizes[candidate], importance[candidate], candidate))
 
 
 def share_of(share: float, total: float) -> float:

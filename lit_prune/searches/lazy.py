@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from lit_prune.errors import LitPruneError
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.searches.order import SEARCHES, ScoreFunction, Search
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """What is believed of a candidate's score.
-
-    Attributes:
-        value: The score.
-        screened: What the screened share of the tokens said when `value` was measured.
-        on_all: Whether `value` was measured on all tokens itself.
-        lost_neighbour: Whether a block within reach lost a sublayer since.
-        num_far: Removals farther off since.
-    """
+    """What is believed of a candidate's score."""
 
     value: float
-    screened: float
-    on_all: bool
-    lost_neighbour: bool = False
-    num_far: int = 0
+    screened: float  # what the screened share of the tokens said when `value` was measured
+    on_all: bool  # whether `value` was measured on all tokens itself
+    lost_neighbour: bool = False  # whether a block within reach lost a sublayer since
+    num_far: int = 0  # removals farther off since
 
 
 @SEARCHES.register("lazy")
@@ -99,12 +90,12 @@ class Lazy(Search):
         for step in history:
             for name, share in step.measured.items():
                 found[name] = _Estimate(step.scores[name], step.screened[name], share == 1)
-            for name, each in found.items():
+            for name, estimate in found.items():
                 if abs(Candidate.parse(name).block - step.removed.block) <= self.reach:
-                    found[name] = replace(each, lost_neighbour=True)
+                    found[name] = replace(estimate, lost_neighbour=True)
                 else:
-                    found[name] = replace(each, num_far=each.num_far + 1)
-        return {each.name: found[each.name] for each in candidates if each.name in found}
+                    found[name] = replace(estimate, num_far=estimate.num_far + 1)
+        return {candidate.name: found[candidate.name] for candidate in candidates if candidate.name in found}
 
     def bound(self, estimate: _Estimate) -> float:
         """The share of an estimate below which the true score hardly lies by now."""
@@ -112,44 +103,37 @@ class Lazy(Search):
         return far * (1 if estimate.on_all else self.trust) * (self.near if estimate.lost_neighbour else 1)
 
 
+@dataclass
 class _Round:
     """One round of a lazy search."""
 
-    def __init__(
-        self,
-        search: Lazy,
-        score: ScoreFunction,
-        candidates: Sequence[Candidate],
-        known: Mapping[str, _Estimate],
-        may_sweep: bool,
-    ) -> None:
-        self.search = search
-        self.score = score
-        self.candidates = list(candidates)
-        self.estimates = dict(known)
-        self.may_sweep = may_sweep
-        self.disturbed = False
-        self.measured: dict[Candidate, float] = {}
-        self.screened: dict[Candidate, float] = {}
-        self.settled: dict[Candidate, float] = {}
-        self.nll: dict[Candidate, float] = {}
-        self.base_nll: float | None = None
-        self.zero = 0.0
+    search: Lazy
+    score: ScoreFunction
+    candidates: Sequence[Candidate]
+    estimates: dict[str, _Estimate]
+    may_sweep: bool
+    disturbed: bool = False
+    measured: dict[Candidate, float] = field(default_factory=dict)
+    screened: dict[Candidate, float] = field(default_factory=dict)
+    settled: dict[Candidate, float] = field(default_factory=dict)
+    nll: dict[Candidate, float] = field(default_factory=dict)
+    base_nll: float | None = None
+    zero: float = 0.0
 
     def run(self) -> Scores:
-        self._screen([each for each in self.candidates if each.name not in self.estimates])
+        self._screen([candidate for candidate in self.candidates if candidate.name not in self.estimates])
         while (head := self._head()) is not None:
             if self.estimates[head.name].lost_neighbour:
                 self._screen([head])
             else:
                 self._settle(head)
-        importance = {each: self.estimates[each.name].value for each in self.candidates}
+        importance = {candidate: self.estimates[candidate.name].value for candidate in self.candidates}
         return Scores(importance, self.base_nll, self.nll, self.zero, self.measured, self.screened, self.disturbed)
 
     def _head(self) -> Candidate | None:
         """The candidate with the lowest bound; None where nothing can be better than the best that is settled."""
-        rest = [each for each in self.candidates if each not in self.settled]
-        head = min(rest, key=lambda each: (self._bound(each), each), default=None)
+        rest = [candidate for candidate in self.candidates if candidate not in self.settled]
+        head = min(rest, key=lambda candidate: (self._bound(candidate), candidate), default=None)
         if head is None or self._bound(head) >= min(self.settled.values(), default=math.inf):
             return None
         return head
@@ -167,11 +151,11 @@ class _Round:
             return
         scores = self.score(candidates, self.search.screen)
         self.zero = scores.zero
-        for each, value in scores.importance.items():
-            old = self.estimates.get(each.name)
+        for candidate, value in scores.importance.items():
+            old = self.estimates.get(candidate.name)
             corrected = value if old is None else old.value + value - old.screened
-            self.estimates[each.name] = _Estimate(corrected, value, on_all=False)
-            self.screened[each], self.measured[each] = value, self.search.screen
+            self.estimates[candidate.name] = _Estimate(corrected, value, on_all=False)
+            self.screened[candidate], self.measured[candidate] = value, self.search.screen
 
     def _settle(self, candidate: Candidate) -> None:
         """Measure on all tokens; where the best has fallen below its bound, screen what was not looked at."""
@@ -191,7 +175,7 @@ class _Round:
             self.disturbed = True
             if self.may_sweep:
                 self.may_sweep = False
-                self._screen([each for each in self.candidates if each not in self.measured])
+                self._screen([other for other in self.candidates if other not in self.measured])
 
 
 def _removals_since_sweep(history: Sequence[PruneStep]) -> int:

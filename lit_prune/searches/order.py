@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
-from lit_prune.plan import PruneStep, Registry
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Registry, Scores
 
-SEARCHES: Registry = Registry("search")
+SEARCHES = Registry("search")
 
 
 class ScoreFunction(Protocol):

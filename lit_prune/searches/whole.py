@@ -6,12 +6,12 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.searches.order import SEARCHES, Round, Search
 
 Members = frozenset[Candidate]
@@ -26,7 +26,7 @@ class WholeSet(Search):
     def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Decide in the first round; follow the plan's own record afterwards."""
         known = history[0].scores if history else {}
-        left = {each: known[each.name] for each in candidates if each.name in known}
+        left = {candidate: known[candidate.name] for candidate in candidates if candidate.name in known}
         if left:
             return Scores(left)
         if math.isinf(score.wanted):
@@ -72,21 +72,20 @@ class Contiguous(WholeSet):
         if self.where == "deepest":
             return frozenset(runs[-1]), 0.0
         together = {Candidate.together(run): run for run in runs}
-        importance = score(list(together)).importance
-        best = min(importance, key=lambda each: (importance[each], each))
-        return frozenset(together[best]), importance[best]
+        scores = score(list(together))
+        return frozenset(together[scores.best]), scores.importance[scores.best]
 
     def _runs(self, score: Round, ordered: Sequence[Candidate]) -> Iterable[list[Candidate]]:
         """From every start the shortest run that saves enough; blocks that may not go end a run."""
         last = max(score.blocks) - self.spare if self.where == "deepest" else math.inf
-        allowed = [each for each in ordered if each.block <= last]
+        allowed = [candidate for candidate in ordered if candidate.block <= last]
         following = dict(pairwise(score.blocks))
-        blocks = sorted({each.block for each in allowed})
+        blocks = sorted({candidate.block for candidate in allowed})
         for first in blocks:
             run: list[Candidate] = []
             block: int | None = first
             while block in blocks and (not run or score.saved(Candidate.together(run)) < score.wanted):
-                run += [each for each in allowed if each.block == block]
+                run += [candidate for candidate in allowed if candidate.block == block]
                 block = following.get(block)
             if score.saved(Candidate.together(run)) >= score.wanted:
                 yield run
@@ -107,10 +106,10 @@ class Evolutionary(WholeSet):
         generations: How often offspring is made.
         offspring: Sets in each generation.
         initial: Random sets to begin with.
-        shares: Of the calibration batches, a stage of the selection each; the last is 1.
-        survivors: Sets that each stage leaves but the last, which leaves one.
+        shares: Shares of the calibration batches that the stages of a selection measure on; the last is 1.
+        survivors: How many sets every stage leaves but the last, which leaves one.
         switches: The most members that an offspring changes; few are more likely than many.
-        seed: Of the random numbers.
+        seed: Decides the random numbers.
 
     Raises:
         LitPruneError: A number is below 1, or shares and survivors do not fit each other.
@@ -149,7 +148,7 @@ class Evolutionary(WholeSet):
         number = min(draw.randint(1, self.switches), draw.randint(1, self.switches), len(parent))
         back = set(draw.sample(sorted(parent), number))
         # Who comes back does not go at once, unless nothing else can.
-        others = [each for each in candidates if each not in back]
+        others = [candidate for candidate in candidates if candidate not in back]
         return self._filled(score, parent - back, others if score.reaches(others) else candidates, draw)
 
     @staticmethod
@@ -161,9 +160,9 @@ class Evolutionary(WholeSet):
         while not score.reaches(members.union(added)):
             added.append(rest.pop())
         full = members.union(added)
-        for each in draw.sample(sorted(full), len(full)):
-            if score.reaches(full - {each}):
-                full -= {each}
+        for member in draw.sample(sorted(full), len(full)):
+            if score.reaches(full - {member}):
+                full -= {member}
         return full
 
     def _select(self, score: Round, sets: Iterable[Members], parent: Members | None = None) -> tuple[Members, float]:
@@ -172,7 +171,7 @@ class Evolutionary(WholeSet):
             if share == 1 and parent is not None:
                 left = [*left, parent]
             values = scores_of(score, left, share)
-            left = sorted(left, key=lambda each: (values[each], sorted(each)))[:number]
+            left = sorted(left, key=lambda members: (values[members], sorted(members)))[:number]
         return left[0], values[left[0]]
 
 
@@ -215,10 +214,10 @@ class Refine(WholeSet):
         settled: set[Members] = set()
         for _ in range(self.sweeps):
             before = set(members)
-            for each in list(members):
-                others = frozenset(members) - {each}
+            for member in list(members):
+                others = frozenset(members) - {member}
                 if others not in settled:
-                    members[members.index(each)] = self._in_place_of(each, score, candidates, others)
+                    members[members.index(member)] = self._in_place_of(member, score, candidates, others)
                     settled.add(others)
             if set(members) == before:
                 break
@@ -229,20 +228,13 @@ class Refine(WholeSet):
         steps: list[PruneStep] = []
         gone: list[Candidate] = []
         while not score.reaches(gone):
-            left = [each for each in candidates if each not in gone]
-            without = tuple(gone)
-
-            def narrowed(some: Sequence[Candidate], share: float = 1.0, *, out: Any = without) -> Scores:
-                return score(some, share, without=out)
-
-            scores = self._inner(narrowed, left, steps)
-            importance = scores.importance
-            chosen = min(importance, key=lambda each: (importance[each], each))
-            steps.append(PruneStep.recorded(chosen, scores))
-            gone.append(chosen)
+            left = [candidate for candidate in candidates if candidate not in gone]
+            scores = self._inner(partial(score, without=tuple(gone)), left, steps)
+            steps.append(PruneStep.recorded(scores.best, scores))
+            gone.append(scores.best)
         # The last may have made an earlier, smaller one superfluous.
-        for each in gone[:-1]:
-            if score.reaches(fewer := [one for one in gone if one != each]):
+        for earlier in gone[:-1]:
+            if score.reaches(fewer := [candidate for candidate in gone if candidate != earlier]):
                 gone = fewer
         return gone
 
@@ -251,19 +243,19 @@ class Refine(WholeSet):
     ) -> Candidate:
         size = score.saved(member)
         fit = [
-            each
-            for each in candidates
-            if each not in others and score.saved(each) <= size and score.reaches(others | {each})
+            candidate
+            for candidate in candidates
+            if candidate not in others and score.saved(candidate) <= size and score.reaches(others | {candidate})
         ]
         out = tuple(sorted(others))
         rough = score(fit, self.screen, without=out).importance
-        best = sorted(fit, key=lambda each: (rough[each], each))[: self.confirm]
+        best = sorted(fit, key=lambda candidate: (rough[candidate], candidate))[: self.confirm]
         values = score(sorted({member, *best}), 1.0, without=out).importance
-        return min(values, key=lambda each: (values[each], each != member, each))
+        return min(values, key=lambda candidate: (values[candidate], candidate != member, candidate))
 
 
 def scores_of(score: Round, sets: Sequence[Members], share: float) -> dict[Members, float]:
     """The scores of whole sets, each as one."""
-    named = {Candidate.together(each): each for each in sets}
+    named = {Candidate.together(members): members for members in sets}
     importance = score(list(named), share).importance if named else {}
-    return {named[each]: value for each, value in importance.items()}
+    return {named[whole]: value for whole, value in importance.items()}
