@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import own_tensors
+from lit_prune.surgery.config import remember
 
 GRAVES = "_lit_prune_graves"
 """Where a stub keeps the names of the modules with its tombstones."""
@@ -78,16 +79,14 @@ def are_aside(model: nn.Module) -> bool:
 @contextmanager
 def without_tombstones(model: nn.Module) -> Iterator[None]:
     """Leave tombstones out of the state dict in a `with` block: for formats that say what is gone in their own way."""
-    before = [
-        (stub, vars(stub)[GRAVES], stub._non_persistent_buffers_set) for stub in model.modules() if GRAVES in vars(stub)
-    ]
-    for stub, _, _ in before:
+    stubs = [module for module in model.modules() if GRAVES in vars(module)]
+    put_back = remember(map(vars, stubs), [GRAVES, "_non_persistent_buffers_set"])
+    for stub in stubs:
         vars(stub).update({GRAVES: (), "_non_persistent_buffers_set": set(stub._buffers)})
     try:
         yield
     finally:
-        for stub, graves, passing in before:
-            vars(stub).update({GRAVES: graves, "_non_persistent_buffers_set": passing})
+        put_back()
 
 
 def _buried(stub: nn.Module) -> dict[str, Tensor]:
