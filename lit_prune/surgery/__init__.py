@@ -12,7 +12,7 @@ from lit_prune.surgery.config import (
 )
 from lit_prune.surgery.mute import evaluating, mute
 from lit_prune.surgery.optimizers import cut_groups, require_forgetful
-from lit_prune.surgery.outputs import added_to_stream, first_tensor, is_linear, output_projections
+from lit_prune.surgery.outputs import added_to_stream, first_tensor, hidden_states, is_linear, output_projections
 from lit_prune.surgery.proof import require_understood
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, reshard
@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "evaluating",
     "first_tensor",
+    "hidden_states",
     "is_linear",
     "is_sharded",
     "make_recorded_biases",

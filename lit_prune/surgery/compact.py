@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import (
@@ -25,9 +25,9 @@ from lit_prune.anatomy import (
 )
 from lit_prune.surgery.config import record_removal, stock_config
 from lit_prune.surgery.mute import evaluating, mute
+from lit_prune.surgery.outputs import first_tensor, hidden_states, run_few_tokens
 
 PLAIN_TYPES = (bool, int, float, str, type(None), tuple)
-NUM_TOKENS = 4
 PASSING = ("training", "gradient_checkpointing")
 
 
@@ -231,29 +231,21 @@ def _passing(model: Any, blocks: Sequence[nn.Module]) -> list[bool]:
     if model.device.type == "meta" or not any(bare.values()):
         return [bare[id(block)] for block in blocks]
     same: dict[int, bool] = {}
-    handles = [block.register_forward_pre_hook(_widen, with_kwargs=True) for block in blocks]
 
     def compare(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        before, after = _hidden(args, kwargs), output[0] if isinstance(output, tuple) else output
+        before, after = hidden_states(args, kwargs), first_tensor(output)
         same[id(block)] = torch.equal(after, before.to(after))
 
-    handles += [block.register_forward_hook(compare, with_kwargs=True) for block in blocks]
-    try:
-        with evaluating(model):
-            tokens = torch.arange(NUM_TOKENS, device=model.device)[None]
-            model(input_ids=tokens % model.get_input_embeddings().weight.shape[0], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(_widen, with_kwargs=True))
+            hooks.enter_context(block.register_forward_hook(compare, with_kwargs=True))
+        run_few_tokens(model)
     return [bare[id(block)] and same[id(block)] for block in blocks]
-
-
-def _hidden(args: Any, kwargs: Any) -> Tensor:
-    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
 
 
 def _widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
     """Other numbers than a few embeddings hold, so that a limit would show as well."""
-    hidden = _hidden(args, kwargs)
+    hidden = hidden_states(args, kwargs)
     wide = hidden + 8 * torch.linspace(-1, 1, hidden.shape[-1]).to(hidden)
     return ((wide, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": wide})

@@ -1,42 +1,49 @@
-"""Which linear layer each sublayer writes into the residual stream with: found by what comes out, not by names."""
+"""What modules of a model are called with and give, and which linear layer writes it into the residual stream."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import Sublayer, find_sublayers, language_model
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery.mute import evaluating
 
 NUM_TOKENS = 4
 
 
 def output_projections(model: nn.Module) -> dict[SublayerId, str]:
-    """The module path of the linear layer whose output is the sublayer's own, to the last bit.
+    """Find the linear layers whose output is a sublayer's own, to the last bit, by what comes out and not by names.
 
     Experts have none, nor has an FFN that norms or gates what its last layer puts out: they are left out.
 
     Args:
         model: A causal language model with values, perhaps pruned or with adapters, of which the wrapper is found.
+
+    Returns:
+        Module paths of the layers by sublayer.
     """
     root = language_model(model)
-    anatomy = find_sublayers(root)
     found: dict[SublayerId, str] = {}
-    handles: list[Any] = []
-    try:
-        for each in anatomy.sublayers:
-            handles += _watch(root, each, found)
+    with ExitStack() as hooks:
+        for sublayer in find_sublayers(root).sublayers:
+            for hook in _watch(root, sublayer, found):
+                hooks.enter_context(hook)
         with evaluating(root):
-            tokens = torch.arange(NUM_TOKENS, device=root.device)[None] % root.get_input_embeddings().weight.shape[0]
-            root(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+            run_few_tokens(root)
     return found
+
+
+def run_few_tokens(model: Any) -> None:
+    """Run a model of transformers on a few tokens, without a cache."""
+    tokens = torch.arange(NUM_TOKENS, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    model(input_ids=tokens, use_cache=False)
 
 
 def added_to_stream(sublayer: Sublayer, args: Any, kwargs: Any, output: Any) -> Tensor:
@@ -47,40 +54,43 @@ def added_to_stream(sublayer: Sublayer, args: Any, kwargs: Any, output: Any) -> 
     return tensor.flatten(0, -2)
 
 
+def hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states among the arguments that a module was called with."""
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
+
+
 def first_tensor(output: Any) -> Tensor:
     """The hidden states in what a module returned."""
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it multiplies by a matrix; peft's wrapper around such a layer is one."""
-    inner: Any = getattr(module, "get_base_layer", lambda: module)()
-    return isinstance(inner, nn.Linear | Conv1D)
+    """Whether a module multiplies by a matrix; peft's wrapper around such a layer is one."""
+    inner: Callable[[], nn.Module] = getattr(module, "get_base_layer", lambda: module)
+    return isinstance(inner(), nn.Linear | Conv1D)
 
 
-def _watch(model: Any, sublayer: Sublayer, found: dict[SublayerId, str]) -> list[Any]:
+def _watch(model: Any, sublayer: Sublayer, found: dict[SublayerId, str]) -> list[RemovableHandle]:
     outputs: dict[str, Tensor] = {}
     module = model.get_submodule(sublayer.path)
 
-    def remember(path: str) -> Any:
+    def keep(path: str) -> Any:
         # A copy, since experts are added in place to what a shared one put out.
         return lambda _, __, output: outputs.__setitem__(path, output.clone()) if isinstance(output, Tensor) else None
 
     def compare(_: Any, args: Any, kwargs: Any, output: Any) -> None:
         total = first_tensor(output)
         residual = None if sublayer.residual is None else sublayer.residual.pick(args[1:], kwargs)
-        for path, each in outputs.items():
-            written = each.reshape(total.shape) if each.numel() == total.numel() else None
+        for path, own in outputs.items():
+            written = own.reshape(total.shape) if own.numel() == total.numel() else None
             if written is not None and torch.equal(written if residual is None else written + residual, total):
                 # Of a wrapper and what it wraps, the wrapper: its path is the shorter one.
                 found[sublayer.id] = min(path, found.get(sublayer.id, path), key=len)
 
-    linear = [
-        (".".join(filter(None, (sublayer.path, name))), each)
-        for name, each in module.named_modules()
-        if is_linear(each)
+    # Where the sublayer is one linear layer, its output is kept first.
+    kept = [
+        child.register_forward_hook(keep(".".join(filter(None, (sublayer.path, name)))))
+        for name, child in module.named_modules()
+        if is_linear(child)
     ]
-    # Where the sublayer is one linear layer, its output is remembered first.
-    handles = [each.register_forward_hook(remember(path)) for path, each in linear]
-    return [*handles, module.register_forward_hook(compare, with_kwargs=True)]
+    return [*kept, module.register_forward_hook(compare, with_kwargs=True)]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lit_prune.anatomy import Anatomy, Sublayer, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
-from lit_prune.plan.prune_plan import SublayerId
 from lit_prune.surgery.mute import evaluating, mute
-from lit_prune.surgery.outputs import first_tensor
-
-NUM_TOKENS = 4
+from lit_prune.surgery.outputs import first_tensor, run_few_tokens
 
 
 def require_understood(model: nn.Module) -> None:
@@ -36,19 +34,17 @@ def require_understood(model: nn.Module) -> None:
     anatomy = find_sublayers(root)
     chosen = _one_of_each_kind(root, anatomy)
     with evaluating(root), _recorded_calls([module for module, _ in chosen]) as calls:
-        tokens = torch.arange(NUM_TOKENS, device=root.device)[None] % root.get_input_embeddings().weight.shape[0]
-        root(input_ids=tokens, use_cache=False)
+        run_few_tokens(root)
         for (block, sublayers), (args, kwargs) in zip(chosen, calls, strict=True):
-            for each in sublayers:
-                _compare(root, anatomy, block, each, args, kwargs)
+            for sublayer in sublayers:
+                _compare(root, anatomy, block, sublayer, args, kwargs)
 
 
 def _one_of_each_kind(model: nn.Module, anatomy: Anatomy) -> list[tuple[nn.Module, list[Sublayer]]]:
     """The first block of every kind (the classes of its children, and what is left of it) and its sublayers."""
     kinds: dict[Any, tuple[nn.Module, list[Sublayer]]] = {}
-    for block in anatomy.blocks:
-        module = model.get_submodule(f"{anatomy.blocks_path}.{anatomy.position(block)}")
-        present = [anatomy[each] for kind in ("attention", "mlp") if (each := SublayerId(block, kind)) in anatomy]
+    for block, module in zip(anatomy.blocks, anatomy.block_list(model), strict=True):
+        present = [sublayer for sublayer in anatomy.sublayers if sublayer.id.block == block]
         kinds.setdefault(tuple((name, type(child)) for name, child in module.named_children()), (module, present))
     return list(kinds.values())
 
@@ -61,12 +57,10 @@ def _recorded_calls(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[Any, Any
         if len(calls) < len(blocks):
             calls.append((args, kwargs))
 
-    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _compare(
@@ -93,15 +87,10 @@ def _compare(
         )
 
 
-@contextmanager
-def _zeroed(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
+def _zeroed(module: nn.Module, sublayer: Sublayer) -> RemovableHandle:
     def zero(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         tensor = first_tensor(output)
         nothing = sublayer.residual.pick(args[1:], kwargs) if sublayer.residual else torch.zeros_like(tensor)
         return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
 
-    handle = module.register_forward_hook(zero, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return module.register_forward_hook(zero, with_kwargs=True)
