@@ -19,7 +19,7 @@ from lit_prune.commands.arguments import require_writable
 from lit_prune.commands.options import Loading, Sample
 from lit_prune.data import calibration_batches
 from lit_prune.errors import MeasureError
-from lit_prune.files import say, write_text
+from lit_prune.files import markdown_table, say, write_text
 from lit_prune.measure import input_ids_of
 from lit_prune.pruning import prune
 from lit_prune.searches import require_share
@@ -137,9 +137,9 @@ def memory(
 def table(found: SearchMemory) -> str:
     """The figures as a Markdown table."""
     figures = {"model": found.model, "states of one sequence": found.states, "growth at the peak": found.growth}
-    lines = [f"| {name} | {value / 1e6:,.1f} MB |" for name, value in figures.items()]
-    share = f"| model and growth, of model and states | {found.share:.2f} |"
-    return "\n".join(["| memory | |", "| --- | ---: |", *lines, share, ""])
+    rows = [(name, f"{value / 1e6:,.1f} MB") for name, value in figures.items()]
+    share = ("model and growth, of model and states", f"{found.share:.2f}")
+    return f"{markdown_table(('memory', ''), [*rows, share])}\n"
 
 
 main = partial(run, memory)

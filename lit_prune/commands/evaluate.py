@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from lit_prune.evaluation import (
     read_prompts,
     task_scores,
 )
-from lit_prune.files import say, to_json, write_text
+from lit_prune.files import say, write_json, write_text
 from lit_prune.measure import IGNORED, hint_if_implausible
 from lit_prune.report import evaluation_markdown, signs_markdown
 from lit_prune.surgery import removed_sublayers
@@ -222,7 +221,7 @@ def _write(
     if conversation.prompts:
         data |= conversation.to_dict()
         conversation.write(folder)
-    write_text(folder / "evaluation.json", json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
+    write_json(folder / "evaluation.json", data)
     write_text(folder / "evaluation.md", page)
     say(f"written: {folder / 'evaluation.md'}")
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_prune.data.windows import leading_bos, tokens_of
 from lit_prune.errors import DataError
-from lit_prune.files import parsed, read_text
+from lit_prune.files import foreign_json, read_text
 from lit_prune.measure import IGNORED
 
 FORMS = '{"prompt": …, "completion": …} or {"prompt": …, "choices": […], "answer": …}'
@@ -105,7 +105,7 @@ def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
 
 
 def _read(line: str, place: str) -> Example:
-    row = parsed(line, place)
+    row = foreign_json(line, place)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise DataError(f"{place}: expected {FORMS}; found {line[:80]}")
     if isinstance(row.get("completion"), str):

@@ -17,7 +17,7 @@ from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import compare_speed, dense_twin, require_room
 from lit_prune.evaluation.tasks import TaskScore
-from lit_prune.files import checked, file_name, read_json, to_json, write_text
+from lit_prune.files import file_name, read_json, record_of, to_json, write_text
 from lit_prune.measure import Journal, WhatIf, model_fingerprints
 from lit_prune.plan import Method, PrunePlan
 from lit_prune.pruning import Pruner, describe_run, progress_bar
@@ -93,8 +93,8 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`, from JSON."""
-        tasks = {name: checked(TaskScore, each) for name, each in data["tasks"].items()}
-        return checked(cls, {**data, "tasks": tasks, "removed": tuple(data["removed"])})
+        tasks = {name: record_of(TaskScore, each) for name, each in data["tasks"].items()}
+        return record_of(cls, {**data, "tasks": tasks, "removed": tuple(data["removed"])})
 
 
 def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:

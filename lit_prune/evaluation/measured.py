@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_prune.evaluation.perplexity import Perplexity
 from lit_prune.evaluation.tasks import TaskScore
-from lit_prune.files import checked
+from lit_prune.files import record_of
 
 CONFIDENT = 1.96
 """Standard errors of a difference; 95 % of chance differences are smaller."""
@@ -34,8 +34,8 @@ class Measured:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measured:
         """The inverse of `asdict`, from JSON; what else stands there is left alone."""
-        perplexities = {text: checked(Perplexity, each) for text, each in data["perplexities"].items()}
-        tasks = {name: checked(TaskScore, each) for name, each in data["tasks"].items()}
+        perplexities = {text: record_of(Perplexity, each) for text, each in data["perplexities"].items()}
+        tasks = {name: record_of(TaskScore, each) for name, each in data["tasks"].items()}
         return cls(str(data["model"]), int(data["num_parameters"]), perplexities, tasks)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
-from lit_prune.files import parsed, read_text, whole
+from lit_prune.files import foreign_json, read_text, whole_characters
 
 FIELDS = ("instruction", "prompt", "question")
 """Where a question of one turn stands; the first is AlpacaEval's."""
@@ -43,7 +43,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path).expanduser()
     try:
-        text = whole(read_text(path))
+        text = whole_characters(read_text(path))
     except DataError as error:
         raise DataError(f"cannot read the prompts {path}: {error}") from error
     prompts = [_read(each, number, path) for number, each in enumerate(_entries(text, path), start=1)]
@@ -60,11 +60,11 @@ def _entries(text: str, path: Path) -> Sequence[Any]:
     if path.suffix == ".txt":
         return [line.strip() for line in lines]
     if path.suffix == ".json":
-        found = parsed(text, str(path))
+        found = foreign_json(text, str(path))
         if not isinstance(found, list):
             raise DataError(f"{path} must be a list of prompts; found a {type(found).__name__}")
         return found
-    return [parsed(line, f"{path}, prompt {number}") for number, line in enumerate(lines, start=1)]
+    return [foreign_json(line, f"{path}, prompt {number}") for number, line in enumerate(lines, start=1)]
 
 
 def _read(entry: Any, number: int, path: Path) -> Prompt:

@@ -6,13 +6,11 @@ from lit_prune.files.atomic import (
     destination,
     file_name,
     folder_aside,
-    from_json,
     name_aside,
     obstacle,
     open_alone,
     put_in_place,
     reserved,
-    to_json,
     write_text,
 )
 from lit_prune.files.markup import (
@@ -27,19 +25,22 @@ from lit_prune.files.markup import (
     say,
 )
 from lit_prune.files.schemas import (
-    checked,
+    foreign_json,
+    from_json,
     read_json,
+    record_of,
     require_kinds,
+    to_json,
+    whole_characters,
+    write_json,
 )
 from lit_prune.files.text_files import (
     EXPECTED,
     SUFFIXES,
     kind_of,
-    parsed,
     read_documents,
     read_text,
     text_of,
-    whole,
 )
 
 __all__ = [
@@ -49,12 +50,12 @@ __all__ = [
     "NotPlacedError",
     "beside",
     "bold",
-    "checked",
     "clean",
     "destination",
     "figure_text",
     "file_name",
     "folder_aside",
+    "foreign_json",
     "from_json",
     "kind_of",
     "markdown_inline",
@@ -64,16 +65,17 @@ __all__ = [
     "name_aside",
     "obstacle",
     "open_alone",
-    "parsed",
     "put_in_place",
     "read_documents",
     "read_json",
     "read_text",
+    "record_of",
     "require_kinds",
     "reserved",
     "say",
     "text_of",
     "to_json",
-    "whole",
+    "whole_characters",
+    "write_json",
     "write_text",
 ]

@@ -1,18 +1,16 @@
-"""Files that are whole or absent, and JSON with infinities."""
+"""Files and folders that are whole or absent, whatever ends the process that writes them."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import itertools
-import math
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 try:
     import fcntl
@@ -20,39 +18,21 @@ except ImportError:  # no such locks on Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def to_json(value: Any) -> Any:
-    """JSON has no infinity; it is written as the text that `float` reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: to_json(each) for name, each in value.items()}
-    return [to_json(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of `to_json`."""
-    if value in ("inf", "-inf", "nan"):
-        return float(value)
-    if isinstance(value, dict):
-        return {name: from_json(each) for name, each in value.items()}
-    return [from_json(each) for each in value] if isinstance(value, list) else value
-
-
 def file_name(name: str) -> str:
-    """A name without what a file's name cannot hold; never one that means a folder, or is hidden.
+    """Put a name into the letters that a file's name can hold; it never means a folder, or is hidden.
 
     Example:
         >>> file_name("org/model:2"), file_name("../x")
         ('org-model-2', '-.-x')
     """
-    plain = "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
     return f"-{plain[1:]}" if plain.startswith(".") else plain
 
 
 LONGEST = 255
-"""Bytes in a name, on nearly all file systems."""
-ROOM = len(".prune_plan.json")
-"""For the longest ending of what is written beside a folder."""
+"""The most bytes in a name, on nearly all file systems."""
+LONGEST_ENDING = len(".prune_plan.json")
+"""The most bytes that the name of what is written beside a folder is longer than the folder's."""
 
 
 class NotPlacedError(OSError):
@@ -60,34 +40,39 @@ class NotPlacedError(OSError):
 
 
 def destination(path: str | Path) -> Path:
-    """Where something of this name is written: where a link leads to, which need not be there yet."""
+    """The path at which something of this name is written: where a link leads to, which need not be there yet."""
     found = Path(path).expanduser()
     return Path(os.path.realpath(found)) if os.path.islink(found) or found.name in ("", "..") else found
 
 
 def obstacle(path: Path, *, inside: bool = False) -> str | None:
-    """Why nothing can be written under a name, in words; None where nothing is in the way. For asking before long work.
+    """Find out, before long work, why nothing can be written under a name.
 
     Args:
-        path: A `destination`, of a file or a new folder.
+        path: The `destination` of a file or a new folder.
         inside: Whether it is a folder that may be there already, into which files are written.
+
+    Returns:
+        The reason in words, None where nothing is in the way.
     """
-    if len(os.fsencode(path.name)) > LONGEST - ROOM or any(len(os.fsencode(each)) > LONGEST for each in path.parts):
-        return f"a name of more than {LONGEST - ROOM} bytes leaves no room for what is written beside it"
+    longest = LONGEST - LONGEST_ENDING
+    if len(os.fsencode(path.name)) > longest or any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        return f"a name of more than {longest} bytes leaves no room for what is written beside it"
     if path.is_symlink():
         return "it is a link that leads to itself"
     if inside and path.exists() and not path.is_dir():
         return "it is no folder"
     if not inside and os.path.ismount(path):
         return f"it is a mount point, onto which nothing can be renamed; name something inside, like {path / 'model'}"
-    nearest = next(each for each in ((path / "_") if inside else path).absolute().parents if os.path.lexists(each))
+    parents = ((path / "_") if inside else path).absolute().parents
+    nearest = next(parent for parent in parents if os.path.lexists(parent))
     if not nearest.is_dir():
         return f"{nearest} is no folder"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"permission denied to write in {nearest}"
 
 
 def name_aside(path: Path) -> Path:
-    """A name beside `path` that nobody else writes to; what processes left there that were killed is removed."""
+    """Find a name beside `path` that nobody else writes to, and remove what killed processes left."""
     start = f".{path.name}.{socket.gethostname()}."
     if len(os.fsencode(start)) > LONGEST - len("4194304.part"):
         start = f".{hashlib.sha256(os.fsencode(start)).hexdigest()}."
@@ -115,11 +100,11 @@ def open_alone(path: Path) -> int:
     """Open a file to read and append for this process alone, until it is closed; it is made where it does not exist.
 
     Returns:
-        The descriptor.
+        The file's descriptor.
 
     Raises:
-        BlockingIOError: Another process has it open so.
-        OSError: It cannot be opened or locked.
+        BlockingIOError: Another process has opened the file in this way.
+        OSError: The file cannot be opened or locked.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -137,11 +122,11 @@ def open_alone(path: Path) -> int:
 
 @contextmanager
 def reserved(path: Path) -> Iterator[None]:
-    """Keep a path, which is written later, from other processes that ask so, in a `with` block or until death.
+    """Keep a path that is written later for this process, while a `with` block or at most the process lasts.
 
     Raises:
-        BlockingIOError: Another process has it.
-        OSError: The file that stands for it cannot be made beside it.
+        BlockingIOError: Another process has reserved the path.
+        OSError: The file that stands for the reservation cannot be made beside the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sign = path.with_name(f".{path.name}.lock")
@@ -156,14 +141,14 @@ def reserved(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
+    """Give a folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
 
     Args:
-        path: Its name; of a link, where that leads to.
+        path: The name that the folder gets; a link stands for what it leads to.
 
     Raises:
-        NotPlacedError: Something is in the way, an empty folder apart; what was written is kept beside it.
-        OSError: It cannot be written.
+        NotPlacedError: Something other than an empty folder has the name; what was written is kept beside it.
+        OSError: The folder cannot be written.
     """
     path = destination(path)
     aside = name_aside(path)
@@ -183,10 +168,10 @@ def put_in_place(aside: Path, path: Path) -> None:
 
     Raises:
         NotPlacedError: The name cannot be given; what was written has another one now, which the message tells.
-        OSError: The disk does not take it.
+        OSError: The disk does not take what was written.
     """
-    for each in (*aside.rglob("*"), aside):
-        _flush(each)
+    for written in (*aside.rglob("*"), aside):
+        _flush(written)
     try:
         if path.is_dir() and aside.is_dir():
             path.rmdir()  # fails where somebody has filled it meanwhile
@@ -198,9 +183,9 @@ def put_in_place(aside: Path, path: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """A name after this one that nothing has."""
+    """Find a name after this one that nothing has."""
     names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    return next(each for each in names if not os.path.lexists(each))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _kept(aside: Path, path: Path) -> Path:

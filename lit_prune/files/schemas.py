@@ -1,24 +1,50 @@
-"""Data that others wrote: JSON, and records whose fields are held to their types. Nothing is imported or run."""
+"""JSON, and records whose fields are held to their types: data that others wrote. Nothing is imported or run."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lit_prune.files.atomic import from_json
+from lit_prune.errors import DataError
+from lit_prune.files.atomic import write_text
 
 T = TypeVar("T")
 MAX_NUMBER = 2**63
 """No count of ours is larger; a larger one could not even be divided."""
 
 
+def to_json(value: Any) -> Any:
+    """Replace infinities, which JSON does not have, by the texts that `float` reads; tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: to_json(inner) for name, inner in value.items()}
+    return [to_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(value: Any) -> Any:
+    """Undo `to_json`."""
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: from_json(inner) for name, inner in value.items()}
+    return [from_json(inner) for inner in value] if isinstance(value, list) else value
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write data for programs and for readers, infinities included; `write_text` puts the file in place."""
+    return write_text(path, json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
+
+
 def read_json(text: str) -> Any:
-    """The data in a text that `to_json` and `json.dumps` have made.
+    """Read what `to_json` and `json.dumps` have made.
 
     Raises:
-        ValueError: It is no JSON, or so deeply nested that no record of ours can be it.
+        ValueError: The text is no JSON, or so deeply nested that no record of ours can be it.
 
     Example:
         >>> read_json('{"score": "inf"}')
@@ -30,15 +56,47 @@ def read_json(text: str) -> Any:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def checked(kind: type[T], data: Any) -> T:
+def foreign_json(text: str, place: str) -> Any:
+    """Read JSON that somebody else wrote, its texts as `whole_characters` gives them.
+
+    Raises:
+        DataError: The text is no JSON, or nested too deeply; the message names the place.
+    """
+    try:
+        return whole_characters(json.loads(text))
+    except ValueError as error:
+        raise DataError(f"{place}: this is not JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{place}: this JSON is nested too deeply") from error
+
+
+def whole_characters(value: Any) -> Any:
+    r"""Put U+FFFD for halves of a character into texts, lists and mappings: no tokenizer takes these halves.
+
+    Example:
+        >>> whole_characters({"text": "a \ud83d b \ud83d\ude00"}) == {"text": "a \ufffd b \U0001f600"}
+        True
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return value
+    if isinstance(value, dict):
+        return {name: whole_characters(inner) for name, inner in value.items()}
+    return [whole_characters(inner) for inner in value] if isinstance(value, list) else value
+
+
+def record_of(kind: type[T], data: Any) -> T:
     """Make a dataclass of a mapping, every value of the type that its field has.
 
     Args:
-        kind: The dataclass; of simple types, unions, literals, tuples and mappings of them.
-        data: Values by name.
+        kind: The dataclass; its fields are simple types, unions, literals, tuples and mappings of them.
+        data: The values by the names of the fields.
 
     Raises:
-        TypeError: A value is of another type, a name is unknown or missing, or this is no mapping.
+        TypeError: A value is of another type, a name is unknown or missing, or the data is no mapping.
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"expected a mapping for {kind.__name__}, found {type(data).__name__}")
@@ -52,8 +110,13 @@ def checked(kind: type[T], data: Any) -> T:
 def require_kinds(where: str, data: Any, kinds: Mapping[str, Any]) -> None:
     """Check that data has all of some names, with values of their types.
 
+    Args:
+        where: What the data is, for the message.
+        data: The data, a mapping if it is right.
+        kinds: The types by the names that are wanted.
+
     Raises:
-        TypeError: It has not.
+        TypeError: A name is missing, or its value is of another type.
 
     Example:
         >>> require_kinds("healing", {"tokens": 5, "step": 1}, {"tokens": int})
@@ -74,14 +137,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in inner)
+        return any(_fits(value, choice) for choice in inner)
     if origin is Literal:
         return value in inner
     if origin is tuple or origin is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
     if origin is Mapping:
         named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-        return named and all(_fits(each, inner[1]) for each in value.values())
+        return named and all(_fits(item, inner[1]) for item in value.values())
     if hint in (int, float):
         number = isinstance(value, (int, hint)) and not isinstance(value, bool)
         return number and not (isinstance(value, int) and abs(value) >= MAX_NUMBER)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
+from lit_prune.files.schemas import foreign_json, whole_characters
 
 PACKED = ".gz"
 PLAIN, LINES, WHOLE, COLUMNS = ".txt", ".jsonl", ".json", ".parquet"
-SUFFIXES = (PLAIN, LINES, WHOLE, COLUMNS, *(f"{each}{PACKED}" for each in (PLAIN, LINES, WHOLE)))
-"""Endings of files that are read."""
+SUFFIXES = (PLAIN, LINES, WHOLE, COLUMNS, *(f"{plain}{PACKED}" for plain in (PLAIN, LINES, WHOLE)))
+"""The endings of files that are read."""
 EXPECTED = ".txt or .jsonl file (or .json, .parquet, or one of them with .gz)"
 
 
 def kind_of(path: str | Path) -> str | None:
-    """The ending that says how a file is read, without that of its compression; None where it is no text."""
+    """Find the ending that says how a file is read, without that of its compression; None where it is no text."""
     name = str(path).removesuffix(PACKED)
-    return next((each for each in (PLAIN, LINES, WHOLE, COLUMNS) if name.endswith(each)), None)
+    return next((ending for ending in (PLAIN, LINES, WHOLE, COLUMNS) if name.endswith(ending)), None)
 
 
 def read_text(path: Path) -> str:
-    """A file's text without a byte order mark, unpacked where it ends in .gz.
+    """Read a file's text without a byte order mark, unpacked where its name ends in .gz.
 
     Raises:
         DataError: There is no such file, or it is no UTF-8; the message names the line.
@@ -49,11 +49,11 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
-    """The rows of a file of JSON or Parquet, each with the place where it stands.
+    """Read the rows of a file of JSON or Parquet, each with the place where it stands.
 
     Args:
-        path: A file of such an ending.
-        field: The column that is wanted of Parquet; all when None.
+        path: A file of one of `SUFFIXES` except plain text.
+        field: The column of a Parquet file that is wanted; all are read when it is None.
 
     Raises:
         DataError: The file is missing or damaged; the message names the line.
@@ -63,38 +63,38 @@ def read_rows(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]
         return
     text = read_text(path)
     if kind_of(path) == WHOLE and (rows := _of_one_value(path, text)) is not None:
-        yield from ((f"{path}, entry {number}", each) for number, each in enumerate(rows, start=1))
+        yield from ((f"{path}, entry {number}", row) for number, row in enumerate(rows, start=1))
         return
     # Not `splitlines`: that also cuts at line separators which JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}, line {number}", parsed(line, f"{path}, line {number}")
+            yield f"{path}, line {number}", foreign_json(line, f"{path}, line {number}")
 
 
 def read_documents(path: Path, field: str) -> list[str]:
-    """The documents of a file: all of a plain text, else one a row.
+    """Read the documents of a file: a plain text is one, any other file has one a row.
 
     Args:
         path: A file of one of `SUFFIXES`.
-        field: Key of the text in a row; rows may be texts themselves.
+        field: The key of the text in a row; rows may be texts themselves.
 
     Raises:
         DataError: The file is missing, damaged, or has a row without text; the message names the line.
     """
     if kind_of(path) == PLAIN:
-        return [whole(read_text(path))]
+        return [whole_characters(read_text(path))]
     return [text_of(row, field, place) for place, row in read_rows(path, field)]
 
 
 def text_of(row: Any, field: str, place: str) -> str:
-    """The text in a row.
+    """Take the text out of a row, which is a text itself or has it under the key `field`.
 
     Raises:
-        DataError: It has none.
+        DataError: The row has no text; the message names its place.
     """
     value = row.get(field) if isinstance(row, Mapping) else row
     if isinstance(value, str):
-        return str(whole(value))
+        return str(whole_characters(value))
     if isinstance(row, Mapping) and field in row:
         found = "null" if value is None else f"a {type(value).__name__}"
         raise DataError(f"{place}: the field {field!r} holds {found}, no text; take the row out, or put a text there")
@@ -102,47 +102,15 @@ def text_of(row: Any, field: str, place: str) -> str:
     raise DataError(f"{place}: expected an object with text in the field {field!r}, found {found}")
 
 
-def parsed(text: str, place: str) -> Any:
-    """JSON that a stranger wrote, its texts as `whole` gives them.
-
-    Raises:
-        DataError: It is none, or nested too deeply.
-    """
-    try:
-        return whole(json.loads(text))
-    except ValueError as error:
-        raise DataError(f"{place}: this is not JSON: {error}") from error
-    except RecursionError as error:
-        raise DataError(f"{place}: this JSON is nested too deeply") from error
-
-
-def whole(value: Any) -> Any:
-    r"""The same texts, lists and mappings, with U+FFFD for halves of a character: no tokenizer takes these.
-
-    Example:
-        >>> whole({"text": "a \ud83d b \ud83d\ude00"}) == {"text": "a \ufffd b \U0001f600"}
-        True
-    """
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return value
-    if isinstance(value, dict):
-        return {name: whole(each) for name, each in value.items()}
-    return [whole(each) for each in value] if isinstance(value, list) else value
-
-
 def _of_one_value(path: Path, text: str) -> list[Any] | None:
     """The rows in a JSON file that is one list, or columns of lists; None where every line is a value of its own."""
     try:
-        found = parsed(text, str(path))
+        found = foreign_json(text, str(path))
     except DataError as error:
         if "Extra data" in str(error):
             return None
         raise
-    if isinstance(found, dict) and found and all(isinstance(each, list) for each in found.values()):
+    if isinstance(found, dict) and found and all(isinstance(column, list) for column in found.values()):
         return [dict(zip(found, row, strict=False)) for row in zip(*found.values(), strict=False)]
     return found if isinstance(found, list) else [found]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import PlanError
-from lit_prune.files import checked, read_json, to_json, write_text
+from lit_prune.files import read_json, record_of, to_json, write_json
 from lit_prune.plan.candidates import KINDS, Candidate, Scores, SublayerId
 from lit_prune.plan.soundness import outcome_of_steps, require_sound
 
@@ -101,7 +101,7 @@ class PruneStep:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
         """The inverse of `to_dict`."""
-        return checked(cls, {**data, "removed": Candidate.parse(data["removed"])})
+        return record_of(cls, {**data, "removed": Candidate.parse(data["removed"])})
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class PrunePlan:
         try:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
             steps = tuple(PruneStep.from_dict(step) for step in data["steps"])
-            plan = checked(cls, {**rest, "model": checked(ModelFacts, data["model"]), "steps": steps})
+            plan = record_of(cls, {**rest, "model": record_of(ModelFacts, data["model"]), "steps": steps})
             require_sound(plan)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
@@ -231,7 +231,7 @@ class PrunePlan:
         """
         data = to_json(self.to_dict())
         try:
-            return write_text(path, json.dumps({**data, "sha256": _sum(data)}, indent=2, allow_nan=False) + "\n")
+            return write_json(path, {**data, "sha256": _sum(data)})
         except OSError as error:
             raise PlanError(f"cannot write the plan {path}: {error.strerror}") from error
 

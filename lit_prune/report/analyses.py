@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from lit_prune.errors import DataError
 from lit_prune.evaluation import Analysis
-from lit_prune.files import markdown_inline, markdown_line, read_json, to_json, write_text
+from lit_prune.files import markdown_inline, markdown_line, read_json, write_json, write_text
 from lit_prune.report.analysis_pictures import TITLES, analysis_figures
 from lit_prune.report.drawing import picture, save_figure
 from lit_prune.report.evaluations import require_rows, settings_line
@@ -24,7 +23,7 @@ DEPTHS = ("stream behind", "norm", "loss", "same top token", "KL")
 
 @dataclass(frozen=True)
 class AnalysisRun:
-    """What `lit-prune analyse` left: the folder as it was given, settings, names of models, PNG files by their titles."""
+    """What `lit-prune analyse` left: the folder as it was given, settings, models' names, PNG files by their titles."""
 
     name: str
     settings: Mapping[str, Any]
@@ -53,7 +52,7 @@ def write_analysis(
     folder = Path(folder)
     data = {"settings": dict(settings), "models": [asdict(analysis) for analysis in analyses]}
     written = [
-        write_text(folder / ANALYSIS_FILE, json.dumps(to_json(data), indent=2, allow_nan=False) + "\n"),
+        write_json(folder / ANALYSIS_FILE, data),
         write_text(folder / PAGE_FILE, analysis_markdown(analyses)),
     ]
     figures = analysis_figures(shown or analyses)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lit_prune.errors import DataError
 from lit_prune.evaluation import Measured, Perplexity, Signs, TaskScore, exceeds_error
-from lit_prune.files import checked, read_json
+from lit_prune.files import read_json, record_of
 from lit_prune.report.dialogues import Dialogue, signs_table
 from lit_prune.report.drawing import points_drawing
 from lit_prune.report.parts import Cell, Part, Table, ppl, titled
@@ -95,7 +95,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         data = read_json(path.read_text(encoding="utf-8"))
         rows = tuple(Measured.from_dict(row) for row in data["models"])
         answers = tuple(_dialogue(entry) for entry in data.get("answers") or ())
-        signs = {name: checked(Signs, found) for name, found in (data.get("signs") or {}).items()}
+        signs = {name: record_of(Signs, found) for name, found in (data.get("signs") or {}).items()}
         settings = dict(data["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the evaluation {path}: {error!r}; make it again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_prune.errors import DataError
-from lit_prune.files import checked, markdown_inline, markdown_line, markdown_quote, read_json, to_json, write_text
+from lit_prune.files import markdown_inline, markdown_line, markdown_quote, read_json, record_of, write_json
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
 from lit_prune.report.parts import EMPTY, Cell, Table, number
@@ -100,7 +99,7 @@ def save_summary(folder: str | Path, summary: Summary) -> Path:
     """
     figures, answers = [asdict(row) for row in summary.rows], [asdict(answer) for answer in summary.answers]
     data = {"figures": figures, "answers": answers, "notes": list(summary.notes), "plan": summary.plan.to_dict()}
-    return write_text(Path(folder) / SUMMARY_FILE, json.dumps(to_json(data), indent=2, allow_nan=False) + "\n")
+    return write_json(Path(folder) / SUMMARY_FILE, data)
 
 
 def read_summary(path: str | Path) -> Summary:
@@ -112,8 +111,8 @@ def read_summary(path: str | Path) -> Summary:
     """
     try:
         data = read_json(Path(path).read_text(encoding="utf-8"))
-        rows = tuple(checked(Row, row) for row in data["figures"])
-        answers = tuple(checked(Answer, answer) for answer in data["answers"])
+        rows = tuple(record_of(Row, row) for row in data["figures"])
+        answers = tuple(record_of(Answer, answer) for answer in data["answers"])
         return Summary(rows, PrunePlan.from_dict(data["plan"]), answers, tuple(map(str, data["notes"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot read the summary {path}: {error!r}") from error

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import is_adapted, language_model
 from lit_prune.errors import ModelError
-from lit_prune.files import checked, require_kinds
+from lit_prune.files import record_of, require_kinds
 from lit_prune.healing import (
     LoraHealing,
     adapters_of,
@@ -143,7 +143,7 @@ def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[An
     kinds = {"removed": tuple[str, ...], "lora": Mapping[str, Any] | None}
     try:
         require_kinds("its structure", structure, kinds)
-        lora = None if structure["lora"] is None else checked(LoraHealing, structure["lora"])
+        lora = None if structure["lora"] is None else record_of(LoraHealing, structure["lora"])
         # Written since there is more than LoRA.
         found = {"adapters": structure.get("adapters", []), "switches": structure.get("switches", {})}
         require_kinds("its structure", found, {"adapters": list[Any], "switches": Mapping[str, Any]})

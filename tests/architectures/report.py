@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lit_prune.files import markdown_table
 from tests.zoo import ZOO
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -82,10 +83,10 @@ def _table() -> str:
         f"Tested with transformers {version('transformers')}, torch {version('torch').partition('+')[0]} on a CPU, and "
         f"peft {version('peft')}; {len(ZOO)} tiny models with random weights, 4 blocks each.",
         "",
-        f"| model | {' | '.join(columns)} |",
-        f"| --- |{' --- |' * len(columns)}",
     ]
-    for architecture in ZOO:
-        cells = [_cells[architecture][column] for column in COLUMNS] + ["not yet"] * len(UNTESTED)
-        lines.append(f"| {architecture} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        [architecture, *(_cells[architecture][column] for column in COLUMNS), *["not yet"] * len(UNTESTED)]
+        for architecture in ZOO
+    ]
+    heads = ["model", *columns]
+    return "\n".join([*lines, markdown_table(heads, rows, heads), ""])

@@ -30,7 +30,7 @@ class Data(L.LightningDataModule):
 def reported(monkeypatch):
     """The rows of every summary that is shown."""
     seen = []
-    monkeypatch.setattr("lit_prune.callbacks.before_after.print_summary", lambda rows, **_: seen.append(rows))
+    monkeypatch.setattr("lit_prune.callbacks.before_after.print_summary", lambda summary: seen.append(summary.rows))
     return seen
 
 
