@@ -24,15 +24,16 @@ def start(
     """Start the other processes, or join those that a launcher has started.
 
     Args:
-        devices: Processes on this machine; None leaves that to the launcher, and is one where there is none.
-        device: Such as cuda:0 or cpu; several processes take the devices of its type in turn.
-        device_map: Spreads one model over the devices of one process.
+        devices: How many processes run on this machine; None leaves that to the launcher, and is one without a
+            launcher.
+        device: The device, such as cuda:0 or cpu; several processes take the devices of its type in turn.
+        device_map: The map that spreads one model over the devices of one process.
 
     Returns:
-        Lightning's Fabric, None for one process alone, and this process's device, None where a map says it.
+        Lightning's Fabric (None for one process alone), and this process's device (None where a map says it).
 
     Raises:
-        LitPruneError: They cannot be started so.
+        LitPruneError: Processes cannot be started with these settings.
     """
     chosen = default_device(device)
     launched = launcher(os.environ)
@@ -49,13 +50,13 @@ def start(
         raise LitPruneError(f"several processes take devices of their own, not all {device}; leave the number out")
     if "LT_PRECISION" in os.environ:
         raise LitPruneError("--precision is for training; give lit-prune prune --dtype")
-    options: dict[str, Any] = {"accelerator": chosen, **launched}
-    if device is None and "LT_ACCELERATOR" in os.environ:
-        del options["accelerator"]
-    if devices is not None:
-        options["devices"] = devices
+    elsewhere = device is None and "LT_ACCELERATOR" in os.environ
     try:
-        fabric = Fabric(**options)
+        fabric = Fabric(
+            accelerator="auto" if elsewhere else chosen,
+            devices=launched.get("devices", "auto") if devices is None else devices,
+            num_nodes=launched.get("num_nodes", 1),
+        )
         if os.environ.get("LT_CLI_USED") != "1":  # else it is launched
             fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -68,7 +69,7 @@ def require_shared(fabric: Fabric | None, *, shard: bool) -> None:
     """Refuse to shard a model over one process.
 
     Raises:
-        LitPruneError: There is but one.
+        LitPruneError: There is only one process.
     """
     if shard and (fabric is None or fabric.world_size == 1):
         raise LitPruneError(

@@ -1,4 +1,4 @@
-"""What each sublayer costs its user: parameters, arithmetic and cache, and the share of the whole model in each."""
+"""What sublayers cost by counting: parameters, arithmetic and cache, and their shares of the whole model."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Costs:
     Attributes:
         flops: Floating-point operations of every present sublayer, two for a multiplication with its addition; of
             experts, those that a token goes through.
-        kv_elements: Numbers that its attention adds to the cache for a token; multiply by the bytes of one.
-        total_flops: Of the model, head included.
-        num_positions: Tokens before it.
+        kv_elements: How many numbers every present sublayer adds to the cache for a token.
+        total_flops: Floating-point operations of the whole model, head included.
+        num_positions: How many tokens come before the one that is counted.
     """
 
     flops: Mapping[SublayerId, int]
@@ -47,7 +47,7 @@ class Costs:
 
     @property
     def total_kv_elements(self) -> int:
-        """Numbers that a token adds to the cache."""
+        """How many numbers all sublayers add to the cache for a token."""
         return sum(self.kv_elements.values())
 
 
@@ -56,7 +56,7 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
 
     Args:
         model: A causal language model on any device, perhaps pruned.
-        num_positions: Tokens before the one that is counted.
+        num_positions: How many tokens come before the one that is counted.
 
     Raises:
         MeasureError: The model's code cannot run without values.
@@ -66,7 +66,7 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
     anatomy = find_sublayers(twin)
     # Without any attention there is nothing to cache, and the other tokens make no difference. (With no cache at all,
     # transformers would look at the values of the positions.)
-    cached = any(each.id.kind == "attention" for each in anatomy.sublayers)
+    cached = any(sublayer.id.kind == "attention" for sublayer in anatomy.sublayers)
     try:
         with torch.no_grad():
             context: Any = DynamicCache()
@@ -76,11 +76,12 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
                 after = twin(input_ids=_tokens(1), past_key_values=context, use_cache=cached)
     except (RuntimeError, NotImplementedError) as error:
         raise MeasureError(f"the arithmetic of this {anatomy.model_type} model cannot be counted: {error}") from error
-    counts = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
-    counted = _by_path(counts, type(twin).__name__)
-    experts = {each.id: _experts(twin, each, counted) for each in anatomy.sublayers}
+    counts = {name: sum(amounts.values()) for name, amounts in counter.get_flop_counts().items()}
+    counted = {name.removeprefix(f"{type(twin).__name__}."): count for name, count in counts.items()}
+    experts = {sublayer.id: _experts(twin, sublayer, counted) for sublayer in anatomy.sublayers}
     flops = {
-        each.id: experts[each.id] + sum(counted.get(part.path, 0) for part in each.parts) for each in anatomy.sublayers
+        sublayer.id: experts[sublayer.id] + sum(counted.get(part.path, 0) for part in sublayer.parts)
+        for sublayer in anatomy.sublayers
     }
     total = counts["Global"] + sum(experts.values())
     return Costs(flops, _kv_elements(anatomy, after.past_key_values), total, num_positions)
@@ -93,10 +94,10 @@ def candidate_shares(
 
     Args:
         model: A causal language model.
-        candidates: What might go.
+        candidates: The candidates for removal.
         normaliser: `parameters`; `active_parameters` (of experts, those that a token goes through); `flops` and
-            `kv_cache` of one token after `num_positions` others; `none` gives 1 to each.
-        num_positions: Length of a calibration sequence.
+            `kv_cache` of one token after `num_positions` others; `none` gives 1 to each candidate.
+        num_positions: The length of a calibration sequence.
 
     Raises:
         MeasureError: The model has no KV cache, or its arithmetic cannot be counted.
@@ -105,20 +106,18 @@ def candidate_shares(
         return dict.fromkeys(candidates, 1.0)
     model = language_model(model)
     anatomy = find_sublayers(model)
+    freed = {candidate: anatomy.num_freed(candidate.sublayers) for candidate in candidates}
     if normaliser == "parameters":
-        return {each: anatomy.num_freed(each.sublayers) / anatomy.num_parameters for each in candidates}
+        return {candidate: number / anatomy.num_parameters for candidate, number in freed.items()}
     if normaliser == "active_parameters":
-        idle = {each.id: each.num_idle_parameters for each in anatomy.sublayers}
-        return {
-            each: (anatomy.num_freed(each.sublayers) - sum(idle[one] for one in each.sublayers))
-            / anatomy.num_active_parameters
-            for each in candidates
-        }
+        active = anatomy.num_active_parameters
+        idle = {sublayer.id: sublayer.num_idle_parameters for sublayer in anatomy.sublayers}
+        return {candidate: (number - _sum(idle, candidate)) / active for candidate, number in freed.items()}
     costs = count_costs(model, num_positions)
     amounts, total = (
         (costs.flops, costs.total_flops) if normaliser == "flops" else (costs.kv_elements, costs.total_kv_elements)
     )
-    return {each: sum(amounts[one] for one in each.sublayers) / total for each in candidates}
+    return {candidate: _sum(amounts, candidate) / total for candidate in candidates}
 
 
 def _meta_twin(model: Any) -> Any:
@@ -131,7 +130,7 @@ def _meta_twin(model: Any) -> Any:
     with torch.device("meta"):
         twin = type(model)(config)
     whole = find_sublayers(twin)
-    remove(twin, [each for each in find_sublayers(model).removed if each in whole])
+    remove(twin, [sublayer for sublayer in find_sublayers(model).removed if sublayer in whole])
     decoder.use_cache = True
     return twin.to(torch.bfloat16).eval()
 
@@ -140,8 +139,8 @@ def _tokens(number: int) -> torch.Tensor:
     return torch.zeros(1, number, dtype=torch.long, device="meta")
 
 
-def _by_path(counts: Mapping[str, int], root: str) -> dict[str, int]:
-    return {name.removeprefix(f"{root}."): count for name, count in counts.items()}
+def _sum(amounts: Mapping[SublayerId, int], candidate: Candidate) -> int:
+    return sum(amounts[sublayer] for sublayer in candidate.sublayers)
 
 
 def _experts(model: nn.Module, sublayer: Sublayer, counted: Mapping[str, int]) -> int:
@@ -152,17 +151,15 @@ def _experts(model: nn.Module, sublayer: Sublayer, counted: Mapping[str, int]) -
         return 0
     per_token = experts_per_token(decoder_config(model))
     # Fused weights are stacked in a third dimension; what has one less is a bias.
-    weights = sum(each.numel() // number for each, number in routed if each.ndim - (each.shape[0] == number) > 1)
+    weights = sum(weight.numel() // num for weight, num in routed if weight.ndim - (weight.shape[0] == num) > 1)
     paths = [name for name, _ in module.named_modules() if name.rpartition(".")[2] == "experts"]
     return 2 * weights * per_token - sum(counted.get(f"{sublayer.path}.{path}", 0) for path in paths)
 
 
 def _kv_elements(anatomy: Anatomy, cache: Any) -> dict[SublayerId, int]:
-    elements = {}
-    for sublayer in anatomy.sublayers:
-        if sublayer.id.kind == "attention":
-            layer = cache.layers[anatomy.position(sublayer.id.block)]
-            elements[sublayer.id] = sum(each.shape[1] * each.shape[-1] for each in (layer.keys, layer.values))
-        else:
-            elements[sublayer.id] = 0
+    elements = dict.fromkeys((sublayer.id for sublayer in anatomy.sublayers), 0)
+    for name in elements:
+        if name.kind == "attention":
+            layer = cache.layers[anatomy.position(name.block)]
+            elements[name] = sum(part.shape[1] * part.shape[-1] for part in (layer.keys, layer.values))
     return elements

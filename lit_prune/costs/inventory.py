@@ -21,22 +21,23 @@ class SublayerEntry:
     """One sublayer that is present.
 
     Attributes:
-        id: Address in the original model, such as `attention.5`.
-        block: Its block in the original model.
+        id: The address in the original model, such as `attention.5`.
+        block: The number of the block in the original model.
         kind: `attention` or `mlp`.
-        path: Of the module.
-        num_parameters: Those that removing it alone frees, norms of its own included.
-        parameters_share: Of the whole model's.
-        num_shared_norm_parameters: Those of a norm that feeds its partner too and goes with the second of them.
-        num_active_parameters: Those that one token goes through.
-        flops: Of one token; of experts, those that the token goes through.
-        flops_share: Of the whole model's.
-        kv_bytes: That one token adds to its cache.
+        path: The path of the module in the model.
+        num_parameters: How many parameters go with it alone, norms of its own included.
+        parameters_share: The same as a share of the whole model's parameters.
+        num_shared_norm_parameters: How many parameters a norm has that feeds both sublayers of the block, and goes
+            with the second of them.
+        num_active_parameters: How many of its parameters one token goes through.
+        flops: Floating-point operations for one token; of experts, those that the token goes through.
+        flops_share: The same as a share of the whole model's operations.
+        kv_bytes: How many bytes one token adds to its cache.
         form: How it joins the residual stream.
         adds_residual: Whether the module itself adds the residual.
-        corrections: What can make up for its loss and be folded exactly into weights that stay.
-        removed_alone: What is saved where it goes alone.
-        removed_with_block: What is saved where its whole block goes.
+        corrections: What can make up for its loss and be folded exactly into weights that stay, by name.
+        removed_alone: The kind of folder that is saved where it goes alone.
+        removed_with_block: The kind of folder that is saved where its whole block goes.
     """
 
     id: str
@@ -59,26 +60,26 @@ class SublayerEntry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A model and its sublayers; all of its fields are plain data.
+    """A model and its sublayers; all fields are plain data.
 
     Attributes:
-        model: Its name, as the user gave it.
+        model: The model's name, as the user gave it.
         model_type: `config.model_type`.
-        architecture: Name of its class.
-        blocks_path: Module path of the list of blocks.
-        num_blocks: Blocks of the original model.
-        num_blocks_in_list: Blocks that are left in the list.
-        hidden_size: Width of the residual stream.
-        context: Tokens before the one whose costs are counted.
-        max_context: Tokens that the model is made for, None where its config does not say.
-        dtype: In which bytes are counted.
-        num_parameters: All, tied ones once.
-        num_active_parameters: Those that one token goes through.
-        weight_bytes: All parameters in that dtype.
-        flops: Of one token, head included; two for a multiplication with its addition.
-        kv_bytes: That one token adds to the cache.
-        sublayers: Those that are present, by block, attention before FFN.
-        removed: Ids of those that are gone.
+        architecture: The name of the model's class.
+        blocks_path: The path of the list of blocks in the model.
+        num_blocks: How many blocks the original model has.
+        num_blocks_in_list: How many blocks are left in the list.
+        hidden_size: The width of the residual stream.
+        context: How many tokens come before the one whose costs are counted.
+        max_context: How many tokens the model is made for; None where its config does not say.
+        dtype: The dtype in which bytes are counted.
+        num_parameters: How many parameters the model has, tied ones counted once.
+        num_active_parameters: How many of them one token goes through.
+        weight_bytes: The bytes of all parameters in that dtype.
+        flops: Floating-point operations for one token, head included; two for a multiplication with its addition.
+        kv_bytes: How many bytes one token adds to the cache.
+        sublayers: The sublayers that are present, by block, attention before FFN.
+        removed: The ids of the sublayers that are gone.
     """
 
     model: str
@@ -105,9 +106,9 @@ def take_inventory(model: PreTrainedModel, name: str, *, context: int, dtype: to
 
     Args:
         model: A causal language model on any device, meta included, perhaps pruned. It is left as it was.
-        name: To put into the inventory.
-        context: Tokens before the one whose costs are counted; fewer where the model is made for fewer.
-        dtype: In which bytes are counted, of weights and cache.
+        name: The name that the inventory gives it.
+        context: How many tokens come before the one whose costs are counted; fewer where the model is made for fewer.
+        dtype: The dtype in which bytes of weights and cache are counted.
 
     Raises:
         AnatomyError: The model is not understood.
@@ -136,16 +137,18 @@ def take_inventory(model: PreTrainedModel, name: str, *, context: int, dtype: to
         flops=costs.total_flops,
         kv_bytes=costs.total_kv_elements * dtype.itemsize,
         sublayers=tuple(
-            _figures(each, anatomy, costs, dtype.itemsize, each.id.block in closable) for each in anatomy.sublayers
+            _entry(sublayer, anatomy, costs, dtype.itemsize, sublayer.id.block in closable)
+            for sublayer in anatomy.sublayers
         ),
-        removed=tuple(str(each) for each in anatomy.removed),
+        removed=tuple(str(sublayer) for sublayer in anatomy.removed),
     )
 
 
-def _figures(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, closable: bool) -> SublayerEntry:
+def _entry(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, closable: bool) -> SublayerEntry:
     freed = anatomy.num_freed([sublayer.id])
-    block = [each.id for each in anatomy.sublayers if each.id.block == sublayer.id.block]
+    block = [other.id for other in anatomy.sublayers if other.id.block == sublayer.id.block]
     flops = costs.flops[sublayer.id]
+    follows = anatomy.writer_before(sublayer.id) is not None
     return SublayerEntry(
         id=str(sublayer.id),
         block=sublayer.id.block,
@@ -153,19 +156,14 @@ def _figures(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, 
         path=sublayer.path,
         num_parameters=freed,
         parameters_share=freed / anatomy.num_parameters,
-        num_shared_norm_parameters=anatomy.num_freed(block) - sum(anatomy.num_freed([each]) for each in block),
+        num_shared_norm_parameters=anatomy.num_freed(block) - sum(anatomy.num_freed([other]) for other in block),
         num_active_parameters=freed - sublayer.num_idle_parameters,
         flops=flops,
         flops_share=flops / costs.total_flops,
         kv_bytes=costs.kv_elements[sublayer.id] * itemsize,
         form=sublayer.form,
         adds_residual=sublayer.residual is not None,
-        corrections=_corrections(sublayer, anatomy),
+        corrections=tuple(name for name in CORRECTIONS[sublayer.form] if name != LINEAR or follows),
         removed_alone=OUR_FOLDER,
         removed_with_block=STOCK_MODEL if closable else OUR_FOLDER,
     )
-
-
-def _corrections(sublayer: Sublayer, anatomy: Anatomy) -> tuple[str, ...]:
-    follows = anatomy.writer_before(sublayer.id) is not None
-    return tuple(each for each in CORRECTIONS[sublayer.form] if each != LINEAR or follows)

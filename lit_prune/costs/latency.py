@@ -36,7 +36,7 @@ def now(model: PreTrainedModel) -> float:
 
 
 def inference_options(model: PreTrainedModel) -> dict[str, Any]:
-    """What `generate` calls the model with: a cache where it keeps one, the head at the last position alone."""
+    """The arguments that `generate` gives a model: a cache where it keeps one, the head at the last position alone."""
     options: dict[str, Any] = {"use_cache": bool(decoder_config(model).use_cache)}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
@@ -48,8 +48,9 @@ class Latency:
     """Measured seconds of one forward pass.
 
     Attributes:
-        total: Of the whole model, median over repeats.
-        sublayers: Of each, that of its kind: median over repeats of the difference to the turn before it.
+        total: Seconds of the whole model, the median over repeats.
+        sublayers: Seconds of each sublayer, which are those of its kind: the median over repeats of the difference
+            between the whole model and the model without it.
     """
 
     total: float
@@ -70,10 +71,10 @@ def measure_latency(
     Args:
         model: A causal language model, perhaps pruned or wrapped by peft; its modes are restored afterwards.
         phase: `prefill`: all tokens at once; `decode`: the last of them, with a cache of the others.
-        batch: Sequences at a time.
-        length: Tokens in each.
-        repeats: Turns that count; two before them do not.
-        clock: Reads the time.
+        batch: How many sequences are run at a time.
+        length: How many tokens each sequence has.
+        repeats: How many turns count; two before them do not.
+        clock: Reads the time in seconds, once the model's device is done.
 
     Raises:
         MeasureError: A number or the phase cannot be, the tokens exceed the context, or nothing can be timed.
@@ -84,27 +85,27 @@ def measure_latency(
     kinds = kinds_of(network, anatomy)
     prompt = _prompt(network, batch, length)
     with evaluating(network):
-        turns = [_Turn(network, anatomy, each[::2], prompt, phase) for each in ([], *kinds)]
+        turns = [_Turn(network, anatomy, kind[::2], prompt, phase) for kind in ([], *kinds)]
         rounds = [[turn.seconds(clock) for turn in turns] for _ in range(WARMUP + repeats)][WARMUP:]
     found: dict[SublayerId, float] = {}
     for place, (turn, kind) in enumerate(zip(turns[1:], kinds, strict=True), start=1):
-        seconds = statistics.median(each[0] - each[place] for each in rounds) / len(turn.muted)
+        seconds = statistics.median(times[0] - times[place] for times in rounds) / len(turn.muted)
         found |= dict.fromkeys(kind, seconds)
-    return Latency(statistics.median(each[0] for each in rounds), found)
+    return Latency(statistics.median(times[0] for times in rounds), found)
 
 
 def kinds_of(model: nn.Module, anatomy: Anatomy) -> list[list[SublayerId]]:
-    """Sublayers that take the same time: of the same classes, shapes and settings."""
+    """Groups of sublayers that take the same time: their classes, shapes and settings are the same."""
     kinds: dict[Any, list[SublayerId]] = {}
-    for each in anatomy.sublayers:
-        kinds.setdefault(_signature(model, each), []).append(each.id)
+    for sublayer in anatomy.sublayers:
+        kinds.setdefault(_signature(model, sublayer), []).append(sublayer.id)
     return list(kinds.values())
 
 
 def _signature(model: nn.Module, sublayer: Sublayer) -> Any:
     modules = [model.get_submodule(part.path) for part in sublayer.parts]
-    classes = [(name, type(each).__name__) for module in modules for name, each in module.named_modules()]
-    shapes = [(name, each.shape, each.dtype) for module in modules for name, each in module.named_parameters()]
+    classes = [(name, type(inner).__name__) for module in modules for name, inner in module.named_modules()]
+    shapes = [(name, weight.shape, weight.dtype) for module in modules for name, weight in module.named_parameters()]
     # Such as a sliding window, which some blocks of a model have.
     own = vars(model.get_submodule(sublayer.path)).items()
     settings = [(name, value) for name, value in own if isinstance(value, bool | int | str) and name != "layer_idx"]

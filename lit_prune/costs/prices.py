@@ -1,4 +1,4 @@
-"""What is paid for a model, and how much of it each sublayer takes: the numbers that a budget is made of."""
+"""The price of a model and of its sublayers: the numbers that a budget is made of."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Prices:
 
     Attributes:
         of: One of `UNITS`.
-        total: Of the whole model before the first removal.
-        unit: What one is, in words.
-        sublayers: By sublayer; None for parameters, where norms that are shared go with the last of a block.
-        conditions: Under which they were counted or measured.
+        total: The price of the whole model before the first removal.
+        unit: What one of the unit is, in words.
+        sublayers: The price of each sublayer; None for parameters, where norms that are shared go with the last
+            sublayer of a block.
+        conditions: The conditions under which they were counted or measured, in plain types.
     """
 
     of: str
@@ -39,19 +40,17 @@ class Prices:
 
     @classmethod
     def in_parameters(cls, anatomy: Anatomy) -> Prices:
-        """Embeddings and head are part of the total."""
+        """Prices in parameters; embeddings and head are part of the total."""
         return cls("params", anatomy.num_parameters, "parameters")
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What another measurement would not give again, in plain types: seconds; nothing of what is counted."""
-        if self.of != "latency" or self.sublayers is None:
-            return {}
-        seconds = {str(name): value for name, value in self.sublayers.items()}
-        return {"conditions": dict(self.conditions), "total": self.total, "sublayers": seconds}
+        """What another measurement would not give again, in plain types: seconds, but nothing that is counted."""
+        plain = self.to_dict()
+        return {name: plain[name] for name in ("conditions", "total", "sublayers")} if self.of == "latency" else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for checkpoints."""
+        """The prices in plain types, for checkpoints."""
         priced = None if self.sublayers is None else {str(name): value for name, value in self.sublayers.items()}
         return {**vars(self), "sublayers": priced, "conditions": dict(self.conditions)}
 
@@ -63,14 +62,14 @@ class Prices:
         return cls(**{**data, "sublayers": found})
 
     def freed(self, anatomy: Anatomy, sublayers: Iterable[SublayerId]) -> float:
-        """What is saved when these go together."""
+        """What is saved when some sublayers go together."""
         if self.sublayers is None:
             return anatomy.num_freed(sublayers)
-        return sum(self.sublayers[each] for each in sublayers)
+        return sum(self.sublayers[sublayer] for sublayer in sublayers)
 
 
 def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
-    """What `of` says, as a mapping with a `name`.
+    """The unit of an amount and its options, as a mapping with a `name`.
 
     Raises:
         LitPruneError: The unit is unknown, or does not take an option.
@@ -88,7 +87,7 @@ def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
         raise LitPruneError(
             f"an amount of {name} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'no options'}"
         )
-    if wrong := [each for each in LATENCY_OPTIONS[1:] if type(options.get(each, 1)) is not int]:
+    if wrong := [option for option in LATENCY_OPTIONS[1:] if type(options.get(option, 1)) is not int]:
         raise LitPruneError(f"{', '.join(wrong)} of a latency must be whole numbers; found {options}")
     return options
 
@@ -102,8 +101,8 @@ def price(
         model: A causal language model.
         of: `params`; `flops` or `kv_cache` of one token after `num_positions` others; `latency`, perhaps as a mapping
             with the options of `measure_latency` (`length` is `num_positions` unless given).
-        num_positions: Length of a calibration sequence.
-        known: What `measured` said of earlier prices; under the same conditions nothing is measured again.
+        num_positions: The length of a calibration sequence.
+        known: What `Prices.measured` said earlier; under the same conditions nothing is measured again.
 
     Raises:
         LitPruneError: The unit or an option is unknown.
@@ -127,7 +126,7 @@ def _latency(model: Any, options: dict[str, Any], known: Mapping[str, Any]) -> P
     device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
     conditions = {**options, "device": device, "dtype": dtype}
     if known.get("conditions") == conditions:
-        found = Latency(known["total"], {SublayerId.parse(each): value for each, value in known["sublayers"].items()})
+        found = Latency(known["total"], {SublayerId.parse(name): value for name, value in known["sublayers"].items()})
     else:
         require_understood(model)
         found = measure_latency(model, **options)

@@ -17,7 +17,7 @@ from lit_prune.measure.batches import (
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
-from lit_prune.measure.head import Compute, logits_of
+from lit_prune.measure.head import logits_of
 from lit_prune.measure.journal import Journal
 from lit_prune.measure.losses import (
     Losses,
@@ -29,7 +29,7 @@ from lit_prune.measure.losses import (
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.one_pass import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.portion import Portion
-from lit_prune.measure.runner import Figure, Runner
+from lit_prune.measure.runner import Compute, Figure, Runner
 from lit_prune.measure.shares import SharedJournal, share_of_rows, shares_of
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, WhatIf

@@ -46,7 +46,9 @@ class BatchPass:
         self._states = states
         self._length = len(portion.blocks)
         anatomy = portion.anatomy
-        self._first = {each: anatomy.position(each.block) for each, _ in missing if each is not None}
+        self._first = {
+            candidate: anatomy.position(candidate.block) for candidate, _ in missing if candidate is not None
+        }
         # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.
         whole = any(candidate is None for candidate, _ in missing)
         self._deepest = self._length if whole else max(self._first.values(), default=0)
@@ -67,10 +69,10 @@ class BatchPass:
 
     @property
     def num_blocks_to_do(self) -> int:
-        """Decoder blocks that must run."""
+        """How many decoder blocks must run."""
         if self.parts:
             return self.parts[0].num_blocks_to_do
-        wanted = [self._length if each is None else self._first[each] for each, _ in self.missing]
+        wanted = [self._length if candidate is None else self._first[candidate] for candidate, _ in self.missing]
         unknown = [first for first in wanted if self.portion.trace.start(first) < first]
         states = self._deepest - self.portion.trace.start(min(unknown)) if unknown else 0
         return states + sum(self._length - first for first in self._first.values())
@@ -78,8 +80,8 @@ class BatchPass:
     def groups(self) -> Iterator[tuple[list[Candidate], list[Key]]]:
         """What is missing, as many candidates as share a pass at a time; the model as it is first, as no candidates."""
         number = self.capacity.forks if self.portion.divisible else 1
-        candidates = [(each, key) for each, key in self.missing if each is not None]
-        yield from (([], [key]) for each, key in self.missing if each is None)
+        candidates = [(candidate, key) for candidate, key in self.missing if candidate is not None]
+        yield from (([], [key]) for candidate, key in self.missing if candidate is None)
         for first in range(0, len(candidates), number):
             group = candidates[first : first + number]
             yield [candidate for candidate, _ in group], [key for _, key in group]
@@ -98,7 +100,7 @@ class BatchPass:
         return figures.tolist(), self.work.blocks - before
 
     def measure_together(self, candidates: Sequence[Candidate]) -> list[tuple[list[float], int]]:
-        """The same of several candidates, whose forks share a pass through the blocks behind the last that changes."""
+        """The same for several candidates, whose forks share a pass through the blocks behind the last that changes."""
         position = self.portion.anatomy.position
         meet = 1 + max(position(sublayer.block) for candidate in candidates for sublayer in candidate.sublayers)
         if len(candidates) == 1 or meet == self._length:

@@ -17,14 +17,15 @@ from lit_prune.errors import DataError
 IGNORED = -100
 """The label of a token that nothing is to predict, as in transformers."""
 COMMON_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
-"""What a model is given whose `forward` does not name what it takes."""
+"""The entries that a model is given whose `forward` does not name what it takes."""
 NOT_INPUTS = ("labels", "past_key_values", "use_cache", "inputs_embeds", "logits_to_keep")
 """Arguments of `forward` that the measure decides, or that stand for the tokens."""
 UNKNOWN = -1
+"""The axis of an input of which nobody knows what belongs to which sequence."""
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """The labels to score, int64 [batch, seq]: the batch's own, else its tokens with padding masked.
+    """The labels to score, int64 [batch, seq]: the batch's own, else its tokens; padding is masked.
 
     Raises:
         DataError: The batch has no `input_ids`, or labels of another shape.
@@ -75,7 +76,7 @@ def input_ids_of(batch: Any) -> Tensor:
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model is called with: all of a batch that its `forward` takes, but labels and what is not of tensors.
+    """What the model is called with: all tensors of a batch that its `forward` takes, but labels.
 
     Raises:
         DataError: The batch has no `input_ids`, or embeddings beside them.
@@ -83,25 +84,27 @@ def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     ids, names = input_ids_of(batch), _taken(model)
     if batch.get("inputs_embeds") is not None:
         raise DataError("a batch has `inputs_embeds`, which stand for the tokens; give `input_ids` alone")
-    wanted = {name: each for name, each in batch.items() if name in names and name not in NOT_INPUTS}
-    held = {name: each for name, each in wanted.items() if _has_tensors(each)}
+    wanted = {name: value for name, value in batch.items() if name in names and name not in NOT_INPUTS}
+    held = tensors_of(wanted)
     # Some embeddings know int64 alone.
-    numbered = {name: each.long() for name, each in held.items() if name.endswith("_ids") and _is_integer(each)}
+    numbered = {name: value.long() for name, value in held.items() if name.endswith("_ids") and _is_integer(value)}
     return {**held, **numbered, "input_ids": ids}
 
 
 def read_batches(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the model takes of each batch, and its labels; the same again for what was read before.
+    """What the model takes of each batch, and its labels; batches that were read before come out as they are.
 
     Raises:
         DataError: A batch has no `input_ids`, or they or its labels cannot be used.
     """
-    return [{**model_inputs(model, each), "labels": labels_of(each)} for each in batches]
+    return [{**model_inputs(model, batch), "labels": labels_of(batch)} for batch in batches]
 
 
 def tensors_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a batch that is a tensor, or holds some."""
-    return {name: each for name, each in batch.items() if _has_tensors(each)}
+    """The entries of a batch that are tensors, or hold some."""
+    return {
+        name: value for name, value in batch.items() if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+    }
 
 
 def on_device(batch: Any, device: torch.device) -> dict[str, Any]:
@@ -111,31 +114,35 @@ def on_device(batch: Any, device: torch.device) -> dict[str, Any]:
         DataError: It is no mapping with `input_ids` [batch, seq].
     """
     input_ids_of(batch)
-    moved: dict[str, Any] = tree_map_only(Tensor, lambda each: each.to(device), tensors_of(batch))
+    moved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.to(device), tensors_of(batch))
     return moved
 
 
 def is_divisible(batch: Mapping[str, Any]) -> bool:
-    """Whether it is known of every input which part belongs to which sequence; of images it is not."""
+    """Whether it is known of every input which part belongs to which sequence; for images it is not."""
     ids = input_ids_of(batch)
-    return all(_axis(name, each, ids) != UNKNOWN for name, each in batch.items())
+    return all(_axis(name, value, ids) != UNKNOWN for name, value in batch.items())
 
 
 def rows_of(batch: Mapping[str, Any], rows: slice) -> Mapping[str, Any]:
-    """Some of the sequences of a batch that was read, and is divisible unless all are meant."""
-    ids = input_ids_of(batch)
-    if rows == slice(0, len(ids)):
+    """Some sequences of a batch, which must be divisible unless all of them are meant."""
+    if rows == slice(0, len(input_ids_of(batch))):
         return batch
-    return {name: _along(_axis(name, each, ids), each, lambda part: part[rows]) for name, each in batch.items()}
+    return _changed(batch, lambda part: part[rows])
 
 
 def repeated(batch: Mapping[str, Any], number: int) -> dict[str, Any]:
     """The sequences of a divisible batch, all of them `number` times, one copy below the other."""
-    ids = input_ids_of(batch)
-    return {
-        name: _along(_axis(name, each, ids), each, lambda part: torch.cat([part] * number))
-        for name, each in batch.items()
-    }
+    return _changed(batch, lambda part: torch.cat([part] * number))
+
+
+def _changed(batch: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A divisible batch whose inputs are changed along their sequences."""
+    ids, changed = input_ids_of(batch), {}
+    for name, value in batch.items():
+        axis = _axis(name, value, ids)
+        changed[name] = value if axis is None else change(value.movedim(axis, 0)).movedim(0, axis)
+    return changed
 
 
 def _axis(name: str, value: Any, ids: Tensor) -> int | None:
@@ -145,19 +152,11 @@ def _axis(name: str, value: Any, ids: Tensor) -> int | None:
     num, length = ids.shape
     positions, masks = name in ("position_ids", "cache_position"), name == "attention_mask"
     if positions and value.ndim == 3 and value.shape[1:] == ids.shape:
-        return 1  # of several axes each: [3, batch, seq] of text, height and width
+        return 1  # several axes: [3, batch, seq] for text, height and width
     if value.shape[:2] == (num, length) or ((masks or name == "labels") and value.ndim > masks and len(value) == num):
         return 0
     shared = value.ndim == 0 or (positions and value.shape[-2:-1] in ((), (1,))) or (masks and len(value) == 1)
     return None if shared else UNKNOWN
-
-
-def _along(axis: int | None, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    return value if axis is None else change(value.movedim(axis, 0)).movedim(0, axis)
-
-
-def _has_tensors(value: Any) -> bool:
-    return any(isinstance(each, Tensor) for each in tree_leaves(value))
 
 
 def _is_integer(value: Any) -> bool:

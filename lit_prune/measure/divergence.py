@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.measure.batches import labels_of, predicts
-from lit_prune.measure.head import Compute
 from lit_prune.measure.portion import Place, Portion, rows_inside
-from lit_prune.measure.runner import Figure
+from lit_prune.measure.runner import Compute, Figure
 from lit_prune.measure.trace import Trace, state_part
 
 

@@ -1,4 +1,4 @@
-"""What decides a loss, in short: weights, the network around them, and what it is given."""
+"""Fingerprints of all that decides a loss: the weights, the network around them, and what it is given."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ BYTES_AT_A_TIME = 1 << 26
 NAMES = ("_name_or_path", "_commit_hash", "transformers_version")
 """Entries of a config that say where a model is from."""
 NO_SETTINGS = ("training", "gradient_checkpointing", "name_or_path")
+"""Attributes of a module that decide nothing."""
 
 
 def model_fingerprints(model: nn.Module) -> dict[str, str]:
-    """Of the `weights`, every number of them, and of the `network`: its config, classes and their settings.
+    """Fingerprints of the `weights`, every number of them, and of the `network`: config, classes and their settings.
 
     Args:
-        model: A causal language model. Of one that is sharded over processes, all must ask.
+        model: A causal language model. If it is sharded over processes, all of them must ask.
     """
     root = language_model(model)
     return {"weights": _weights(root), "network": _network(root)}
 
 
 def inputs_fingerprint(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> str:
-    """Of all that the model takes of some batches, and of their labels."""
+    """The fingerprint of all that a model takes of some batches, and of their labels."""
     digest = hashlib.sha256()
     for batch in objective_of(language_model(model)).read(batches):
         for name, value in sorted(batch.items()):
             leaves, form = tree_flatten(value)
             digest.update(f"{name}{form}".encode())
-            for each in leaves:
-                _add(digest, each if isinstance(each, Tensor) else torch.tensor([]))
+            for leaf in leaves:
+                _add(digest, leaf if isinstance(leaf, Tensor) else torch.tensor([]))
     return digest.hexdigest()[:16]
 
 
 def _weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     kept = set(model.state_dict(keep_vars=True))
-    buffers = [(name, each) for name, each in model.named_buffers() if name in kept]
-    for name, each in [*model.named_parameters(), *buffers]:
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+    for name, tensor in [*model.named_parameters(), *buffers]:
         digest.update(name.encode())
-        values = values_of(model, name, each)
+        values = values_of(model, name, tensor)
         # torchao's are no plain tensors.
         packed = type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__
         _add(digest, values.dequantize() if packed else values)
@@ -70,14 +71,14 @@ def _network(model: Any) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Numbers, words and functions that a module holds."""
+    """Numbers, words and functions that a module holds; accelerate wraps methods of what it spreads over devices."""
     plain = (bool, int, float, str, tuple, list, type(None))
-    own = {name: each for name, each in vars(module).items() if not name.startswith("_") and name not in NO_SETTINGS}
-    # accelerate wraps methods of what it spreads over devices.
     return {
-        name: each
-        for name, each in own.items()
-        if isinstance(each, plain) or (callable(each) and not hasattr(each, "__wrapped__"))
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name not in NO_SETTINGS
+        and (isinstance(value, plain) or (callable(value) and not hasattr(value, "__wrapped__")))
     }
 
 
@@ -91,5 +92,5 @@ def _named(value: Any) -> str:
 
 def _without_names(config: Any) -> Any:
     if isinstance(config, Mapping):
-        return {str(name): _without_names(each) for name, each in config.items() if name not in NAMES}
-    return [_without_names(each) for each in config] if isinstance(config, list | tuple) else config
+        return {str(name): _without_names(value) for name, value in config.items() if name not in NAMES}
+    return [_without_names(value) for value in config] if isinstance(config, list | tuple) else config

@@ -1,28 +1,33 @@
-"""What weights say of themselves: their size, and the first-order change of the loss without them."""
+"""The parameters that go with candidates, and the gradients of the loss with respect to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import Anatomy, find_sublayers, own_parameters
+from lit_prune.anatomy import find_sublayers, own_parameters
 from lit_prune.errors import MeasureError
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan.prune_plan import Candidate
 
-Weights = Mapping[Candidate, Sequence[nn.Parameter]]
 COST_OF_GRADIENTS = 3
 """Dense passes: one forward, and a backward that is about twice as much."""
 
 
-def weights_of(what_if: WhatIf, candidates: Sequence[Candidate]) -> Weights:
+def weights_of(what_if: WhatIf, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sequence[nn.Parameter]]:
     """All parameters that go with each candidate, norms and biases included, adapters left out."""
-    anatomy = find_sublayers(what_if.model)
-    return {each: _parameters(what_if.model, anatomy, each) for each in candidates}
+    model, anatomy = what_if.model, find_sublayers(what_if.model)
+    return {
+        candidate: [
+            parameter
+            for part in anatomy.parts(candidate.sublayers)
+            for _, parameter in own_parameters(model.get_submodule(part.path))
+        ]
+        for candidate in candidates
+    }
 
 
 def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[int, Tensor]:
@@ -33,7 +38,7 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
 
     Args:
         what_if: The model and batches.
-        parameters: Of the model.
+        parameters: Parameters of the model.
 
     Returns:
         By `id` of the parameter, float32 of its shape.
@@ -41,10 +46,10 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
     Raises:
         MeasureError: A parameter is quantised, so that it has no gradient.
     """
-    wanted = list({id(each): each for each in parameters}.values())
-    if packed := [each.dtype for each in wanted if not each.is_floating_point()]:
+    wanted = list({id(parameter): parameter for parameter in parameters}.values())
+    if packed := [parameter.dtype for parameter in wanted if not parameter.is_floating_point()]:
         raise MeasureError(f"weights of {packed[0]} have no gradients; load the model in float32 or bfloat16")
-    sums = {id(each): torch.zeros_like(each, dtype=torch.float32) for each in wanted}
+    sums = {id(parameter): torch.zeros_like(parameter, dtype=torch.float32) for parameter in wanted}
     objective, num_tokens = what_if.objective, torch.zeros((), device=what_if.model.device)
     with what_if.running(), _requiring_only(what_if.model, wanted), torch.enable_grad():
         for batch in what_if.passes(COST_OF_GRADIENTS):
@@ -56,26 +61,17 @@ def loss_gradients(what_if: WhatIf, parameters: Sequence[nn.Parameter]) -> dict[
                     sums[id(parameter)] += gradient
             num_tokens += objective.num_targets(batch).sum()
     num_tokens = what_if.processes.sum(num_tokens)
-    return {name: what_if.processes.sum(each) / num_tokens for name, each in sums.items()}
-
-
-def _parameters(model: nn.Module, anatomy: Anatomy, candidate: Candidate) -> list[nn.Parameter]:
-    return [
-        parameter
-        for part in anatomy.parts(candidate.sublayers)
-        for _, parameter in own_parameters(model.get_submodule(part.path))
-    ]
+    return {key: what_if.processes.sum(total) / num_tokens for key, total in sums.items()}
 
 
 @contextmanager
-def _requiring_only(model: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [(each, each.requires_grad) for each in model.parameters()]
+def _requiring_only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for each, _ in before:
-            each.requires_grad_(False)
-        for each in parameters:
-            each.requires_grad_(True)
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
-        for each, required in before:
-            each.requires_grad_(required)
+        for parameter, required in before:
+            parameter.requires_grad_(required)

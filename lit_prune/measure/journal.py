@@ -16,15 +16,15 @@ from lit_prune.measure.journal_file import JournalFile
 from lit_prune.plan.prune_plan import SublayerId
 
 FORMAT = 2
-"""1 had no checksums; it is read, and goes on with them."""
+"""Format 1 had no checksums; it is read, and goes on with them."""
 KINDS_OF_A_LINE = {"without": tuple[str, ...], "batch": int | str, "nll": tuple[float, ...], "blocks": int}
 
 Key = tuple[frozenset[SublayerId], int | str]
-"""What is out of the model, and the batch; of a measure beside the first, with that one's name before it."""
+"""What is out of the model, and the batch: its number, behind the name of a measure that is not the first."""
 
 
 def batch_of(key: Key) -> int:
-    """The number of the batch.
+    """The number of a key's batch.
 
     Example:
         >>> batch_of((frozenset(), "kl/3"))
@@ -42,7 +42,7 @@ class Journal:
 
     Args:
         path: The file, made where it does not exist; None keeps the measurements in memory alone.
-        header: What they are valid for, in plain types: model, data, settings.
+        header: What the measurements are valid for, in plain types: model, data, settings.
 
     Raises:
         MeasureError: The file is of a search with another header, is none of ours, is in use, or cannot be written.
@@ -99,16 +99,16 @@ class Journal:
         self._known[key] = (nll, num_blocks)
         if self._file is not None:
             without, batch = key
-            names = [str(each) for each in sorted(without)]
+            names = [str(sublayer) for sublayer in sorted(without)]
             self._file.append(_checked({"without": names, "batch": batch, "nll": nll, "blocks": num_blocks}))
 
     def unshared(self) -> Journal:
-        """Of several processes' journals: the same for batches that every process measures whole."""
+        """The journal for batches that every process measures whole; see `SharedJournal`."""
         return self
 
     @staticmethod
     def header(path: str | Path | None) -> dict[str, Any]:
-        """What the measurements in a file are valid for; nothing where it is not there, or is no journal."""
+        """What the measurements in a file are valid for; empty where it is not there, or is no journal."""
         try:
             with Path(path or os.devnull).open("rb") as file:
                 line = file.readline().removesuffix(b"\n")
@@ -133,7 +133,7 @@ class Journal:
                 if not _is_intact(data, line, _parsed(first)["lit_prune_journal"]):
                     raise ValueError
                 require_kinds("a line", data, KINDS_OF_A_LINE)
-                without = frozenset(SublayerId.parse(each) for each in data["without"])
+                without = frozenset(SublayerId.parse(name) for name in data["without"])
                 self._known[without, data["batch"]] = (data["nll"], data["blocks"])
             except (ValueError, TypeError, KeyError, PlanError):
                 damaged += 1
@@ -145,7 +145,7 @@ def _require_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
     """Refuse the file of another search, or another file.
 
     Raises:
-        MeasureError: With what differs.
+        MeasureError: It is of another search, or damaged; the message says what differs.
     """
     found = _parsed(line)
     if not _is_header(found):

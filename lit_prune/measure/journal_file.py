@@ -11,17 +11,17 @@ from lit_prune.files import open_alone
 
 
 class JournalFile:
-    """Held until `close`, or the process's death.
+    """A file that is held until `close`, or the process's death.
 
     Args:
-        path: Made where it does not exist, with its folder.
+        path: The file, which is made where it does not exist, with its folder.
 
     Attributes:
-        lines: What was there, whole lines without their ends.
+        lines: The whole lines that were there, without their ends.
         torn: The beginning of a last line whose writer died.
 
     Raises:
-        MeasureError: Another process holds it, or it cannot be read and written.
+        MeasureError: Another process holds the file, or it cannot be read and written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,7 +42,7 @@ class JournalFile:
         """Add a line.
 
         Raises:
-            MeasureError: It cannot be written; what was before stays.
+            MeasureError: The line cannot be written; what was before stays.
         """
         data = f"{line}\n".encode()
         try:

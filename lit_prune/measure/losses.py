@@ -27,11 +27,11 @@ class Losses:
 
     Attributes:
         base: Mean token loss (nats) of the model as it is, over the sequences of all processes.
-        without: The same without each candidate.
-        base_sequences: Loss sums of this process's sequences, float64 [sequences].
-        sequences: The same without each candidate, so that differences are paired.
-        tokens: Predicted tokens of these sequences, int64 [sequences].
-        num_tokens: Predicted tokens behind `base`, of all processes.
+        without: Mean token loss (nats) without each candidate.
+        base_sequences: Loss sums (nats) of this process's sequences, float64 [sequences].
+        sequences: Loss sums (nats) of the same sequences without each candidate, so that differences are paired.
+        tokens: How many tokens are predicted in these sequences, int64 [sequences].
+        num_tokens: How many tokens are predicted in the sequences of all processes.
     """
 
     base: float
@@ -46,12 +46,12 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of every sequence.
 
     Args:
-        logits: [batch, seq, vocab], any float type; position t predicts the label at t + 1.
-        labels: [batch, seq], -100 where a token is not to be predicted.
+        logits: Logits [batch, seq, vocab] of any float type; position t predicts the label at t + 1.
+        labels: Labels [batch, seq], -100 where a token is not to be predicted.
 
     Returns:
-        Sums of the token losses in nats, float64 [batch] where the device has it, and the numbers of tokens, int64
-        [batch].
+        The sums of the token losses in nats, float64 [batch] where the device has it, and the numbers of tokens,
+        int64 [batch].
 
     Example:
         >>> nll, tokens = sequence_losses(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]))
@@ -69,20 +69,20 @@ def mean_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same sums, of logits [batch, positions, vocab] and what each position predicts, [batch, positions]."""
+    """Loss sums of logits [batch, positions, vocab] by what each position predicts, [batch, positions]."""
     return torch.stack([_sequence_loss(row, target) for row, target in zip(logits, targets, strict=True)])
 
 
 def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     # A few tokens at a time: float32 copies of all logits would be the largest tensors of the run.
-    pairs = zip(*(torch.split(each, TOKENS_AT_A_TIME) for each in (logits, targets)), strict=True)
+    pairs = zip(logits.split(TOKENS_AT_A_TIME), targets.split(TOKENS_AT_A_TIME), strict=True)  # type: ignore[no-untyped-call]
     sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
     nll = torch.stack(sums)
     return nll.to(exact_dtype(nll.device)).sum()
 
 
 def perplexity_of(nll: float) -> float:
-    """Exp of a mean token loss in nats, infinite where a float cannot hold it.
+    """The perplexity at a mean token loss in nats: its exponential, infinite where a float cannot hold it.
 
     Example:
         >>> round(perplexity_of(2.0), 3), perplexity_of(1e4)
@@ -94,16 +94,12 @@ def perplexity_of(nll: float) -> float:
 def require_tokens(num_targets: Sequence[Tensor], processes: Processes) -> None:
     """Refuse batches in which no process has anything to predict.
 
-    Args:
-        num_targets: Of each sequence, by batch.
-        processes: The processes that measure together.
-
     Raises:
-        DataError: With what is missing.
+        DataError: There are no batches, or all labels are masked.
     """
     if not num_targets:
         raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
-    if not int(processes.sum(torch.stack([each.sum() for each in num_targets]).sum())):
+    if not int(processes.sum(torch.stack([number.sum() for number in num_targets]).sum())):
         raise DataError("all labels of the calibration batches are masked (-100): there is nothing to score")
 
 
@@ -111,7 +107,7 @@ def require_context(model: Any, num_positions: int) -> None:
     """Refuse sequences that are longer than the model was made for.
 
     Raises:
-        DataError: With both lengths.
+        DataError: One is; the message names both lengths.
     """
     context = context_length(model.config)
     if context is not None and num_positions > context:
@@ -122,10 +118,10 @@ def require_context(model: Any, num_positions: int) -> None:
 
 
 def finite_mean(mean: float, name: str) -> float:
-    """A mean loss, if it is a number.
+    """The mean loss without what has a name, if it is a finite number.
 
     Raises:
-        MeasureError: It is NaN or infinite; `name` says what was out.
+        MeasureError: It is NaN or infinite.
     """
     if not math.isfinite(mean):
         raise MeasureError(
@@ -136,10 +132,10 @@ def finite_mean(mean: float, name: str) -> float:
 
 
 def hint_if_implausible(mean: float, model: Any) -> None:
-    """Warn of a dense model that predicts worse than one that knows nothing: of the wrong tokenizer, or text.
+    """Warn of a dense model that predicts worse than one that knows nothing: the tokenizer or the text may be wrong.
 
     Args:
-        mean: Its mean token loss, in nats.
+        mean: The model's mean token loss, in nats.
         model: A causal language model.
     """
     size = model.config.get_text_config(decoder=True).vocab_size

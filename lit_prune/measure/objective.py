@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from lit_prune.anatomy import classifies, require_tokens_out
 from lit_prune.errors import DataError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, predicts, read_batches
-from lit_prune.measure.head import Compute, logits_of, pass_losses
+from lit_prune.measure.head import logits_of
 from lit_prune.measure.losses import sequence_losses
 
 
@@ -23,8 +23,12 @@ class TokenLosses:
 
     Args:
         model: A causal language model.
+
+    Attributes:
+        by_position: Whether positions have logits and losses of their own.
     """
 
+    by_position: ClassVar[bool] = True
     model: Any
 
     def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -38,30 +42,26 @@ class TokenLosses:
         return read_batches(self.model, batches)
 
     def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """What is predicted of each sequence, int64 [batch]."""
+        """How many tokens of each sequence are predicted, int64 [batch]."""
         return predicts(labels_of(batch)).sum(dim=1)
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of the model as it is set up, [batch, seq, vocab]."""
+        """Logits of the model as it is set up now, [batch, seq, vocab]."""
         return logits_of(self.model, batch)
 
     def of_logits(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Loss sums of the sequences, float64 [batch] where the device has it."""
+        """Loss sums of the sequences in nats, float64 [batch] where the device has it."""
         return sequence_losses(logits, labels_of(batch))[0]
-
-    def of_pass(
-        self, batch: Mapping[str, Any], blocks: Sequence[nn.Module], compute: Compute, *, in_parts: bool
-    ) -> Tensor:
-        """The same from one pass; see `pass_losses`."""
-        return pass_losses(self.model, batch, blocks, compute, in_parts=in_parts)
 
 
 class ClassLosses(TokenLosses):
     """The loss that transformers' `…ForSequenceClassification` trains by, a sequence where others have tokens.
 
-    Of classes cross entropy, of a number squared error, of several numbers binary cross entropy, or squared error where
-    `config.problem_type` says `regression`.
+    For classes it is cross entropy, for a number squared error, and for several numbers binary cross entropy, or
+    squared error where `config.problem_type` says `regression`.
     """
+
+    by_position: ClassVar[bool] = False
 
     def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """See `TokenLosses`.
@@ -69,7 +69,7 @@ class ClassLosses(TokenLosses):
         Raises:
             DataError: A batch has no label for each sequence.
         """
-        return [{**model_inputs(self.model, each), "labels": self._labels(each)} for each in batches]
+        return [{**model_inputs(self.model, batch), "labels": self._labels(batch)} for batch in batches]
 
     def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
         """See `TokenLosses`: 1, or 0 where the class is masked."""
@@ -77,7 +77,7 @@ class ClassLosses(TokenLosses):
         return (labels.reshape(len(labels), -1) != IGNORED).all(dim=1).long()
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
-        """Of classes, [batch, num_labels]."""
+        """Logits of the classes, or the numbers, [batch, num_labels]."""
         logits: Tensor = self.model(**model_inputs(self.model, batch), use_cache=False).logits
         return logits
 
@@ -88,15 +88,9 @@ class ClassLosses(TokenLosses):
         if problem == "single_label_classification":
             losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="none")
         else:
-            each = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
-            losses = each(logits, labels.reshape(logits.shape).to(logits), reduction="none").mean(dim=1)
+            loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+            losses = loss(logits, labels.reshape(logits.shape).to(logits), reduction="none").mean(dim=1)
         return losses.to(exact_dtype(losses.device))
-
-    def of_pass(
-        self, batch: Mapping[str, Any], blocks: Sequence[nn.Module], compute: Compute, *, in_parts: bool
-    ) -> Tensor:
-        """See `TokenLosses`; there is one position a sequence."""
-        return self.of_logits(compute(lambda: self.logits(batch)), batch)
 
     def _problem(self, labels: Tensor) -> str:
         """As transformers finds it out where the config does not say."""
@@ -120,5 +114,5 @@ class ClassLosses(TokenLosses):
 
 
 def objective_of(model: nn.Module) -> TokenLosses:
-    """The one that fits a model."""
+    """The loss that fits a model."""
     return ClassLosses(model) if classifies(model) else TokenLosses(model)

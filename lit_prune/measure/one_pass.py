@@ -24,19 +24,15 @@ from lit_prune.plan.prune_plan import Candidate, SublayerId
 from lit_prune.surgery import first_tensor
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
-"""Of the stream before and after, float32 [..., hidden] each; returns [...]."""
+"""Takes the stream before and behind a candidate, float32 [..., hidden]; returns a number for each state, [...]."""
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Where a candidate begins and ends.
+    """The points before and behind a candidate: 2p before the block at position p, 2p + 1 between its sublayers.
 
-    Points are numbered along the stream: 2p before the block at position p, 2p + 1 between its sublayers.
-
-    Attributes:
-        begin: The point before it.
-        end: The point behind it; of a `branch`, the next one that is sure to come later.
-        branch: The sublayer, where no point behind it holds the stream plus its output alone.
+    A `branch` is a sublayer behind which no point holds the stream plus its output alone; its `end` is the next point
+    that is sure to come later.
     """
 
     begin: int
@@ -57,13 +53,13 @@ def stream_means(
         what_if: The model and batches.
         candidates: Single sublayers, whole blocks, or runs of neighbouring blocks.
         statistic: Compares the two for every token.
-        last_token: Compare at the last token of each sequence alone, and take the mean over sequences.
+        last_token: Whether they are compared at the last token of each sequence alone, and the mean is over sequences.
 
     Raises:
         MeasureError: A candidate is none of these (nothing has run then), or a mean is NaN or infinite.
     """
     anatomy = find_sublayers(what_if.model)
-    spans = {each: _span(anatomy, each) for each in candidates}
+    spans = {candidate: _span(anatomy, candidate) for candidate in candidates}
     recorder = _Recorder(spans, statistic, last_token)
     count = 0
     with what_if.running(), recorder.attached(what_if.model, anatomy):
@@ -74,21 +70,25 @@ def stream_means(
             what_if.model(**model_inputs(what_if.model, batch), use_cache=False)
     sums = torch.stack([*recorder.sums.values(), torch.tensor(count).to(next(iter(recorder.sums.values())))])
     *totals, number = what_if.processes.sum(sums).tolist()
-    means = {each: total / number for each, total in zip(recorder.sums, totals, strict=True)}
-    if wrong := [each.name for each, mean in means.items() if not math.isfinite(mean)]:
+    means = {candidate: total / number for candidate, total in zip(recorder.sums, totals, strict=True)}
+    if wrong := [candidate.name for candidate, mean in means.items() if not math.isfinite(mean)]:
         raise MeasureError(f"the hidden states around {wrong[0]} are not finite: check the model's weights and dtype")
-    return {each: means[each] for each in candidates}
+    return {candidate: means[candidate] for candidate in candidates}
 
 
 def is_run_of_blocks(anatomy: Anatomy, candidate: Candidate) -> bool:
     """Whether all that is left of one block, or of several neighbouring ones, would go."""
-    positions = [anatomy.position(each.block) for each in candidate.sublayers]
+    positions = _positions(anatomy, candidate)
     inside = {anatomy.blocks[number] for number in range(min(positions), max(positions) + 1)}
-    return {each.id for each in anatomy.sublayers if each.id.block in inside} == set(candidate.sublayers)
+    return {present.id for present in anatomy.sublayers if present.id.block in inside} == set(candidate.sublayers)
+
+
+def _positions(anatomy: Anatomy, candidate: Candidate) -> list[int]:
+    return [anatomy.position(sublayer.block) for sublayer in candidate.sublayers]
 
 
 def _span(anatomy: Anatomy, candidate: Candidate) -> _Span:
-    positions = [anatomy.position(each.block) for each in candidate.sublayers]
+    positions = _positions(anatomy, candidate)
     if len(candidate.sublayers) == 1:
         return _sublayer_span(anatomy, anatomy[candidate.sublayers[0]], 2 * positions[0])
     if is_run_of_blocks(anatomy, candidate):
@@ -109,11 +109,7 @@ def _sublayer_span(anatomy: Anatomy, sublayer: Sublayer, start: int) -> _Span:
 
 
 class _Recorder:
-    """Sums of a statistic, fed by hooks.
-
-    Attributes:
-        sums: By candidate, float64 scalars where the device has them.
-    """
+    """Sums of a statistic by candidate, fed by hooks."""
 
     def __init__(self, spans: Mapping[Candidate, _Span], statistic: Statistic, last_token: bool) -> None:
         self.sums: dict[Candidate, Tensor] = {}
@@ -131,7 +127,7 @@ class _Recorder:
         self._mask = torch.empty(0)
 
     def begin(self, mask: Tensor) -> None:
-        """Get ready for a batch with this mask of real tokens, [batch, seq]."""
+        """Get ready for a batch with a mask of real tokens, [batch, seq]."""
         self._states.clear()
         self._reached = -1
         self._mask = mask
@@ -190,7 +186,7 @@ class _Recorder:
         state, self._reached = self._prepared(hidden), point
         for candidate in self._ending.get(point, ()):
             self._add(candidate, self._states[self._spans[candidate].begin], state)
-        self._states = {each: kept for each, kept in self._states.items() if self._last_use[each] > point}
+        self._states = {before: kept for before, kept in self._states.items() if self._last_use[before] > point}
         if point in self._last_use:
             self._states[point] = state
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from lit_prune.measure.batches import repeated
-from lit_prune.measure.head import Compute
+from lit_prune.measure.batches import labels_of, next_labels, repeated
+from lit_prune.measure.head import logits_of
+from lit_prune.measure.losses import target_losses
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.trace import Trace
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import mute
+
+POSITIONS_AT_A_TIME = 64
+"""Positions that the head runs on at a time, where memory is spared."""
+
+Compute = Callable[[Callable[[], Tensor]], Tensor]
+"""Calls what it is given, which must run the model once and return its logits; returns these."""
 
 
 class Figure(Protocol):
     """What is measured of each sequence in one pass."""
 
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
-        """Measure.
+        """Measure one pass.
 
         Args:
-            compute: Calls what it is given, which must run the model once and return its logits. It sees to the state
-                that the pass starts from and to the sublayers that are out.
+            compute: Sees to the state that the pass starts from and to the sublayers that are out.
             portion: The sequences, with the states of the model as it is.
 
         Returns:
@@ -46,14 +54,29 @@ class Loss(Figure):
     """The model's own loss: a sum over the predicted tokens of each sequence, in nats.
 
     Args:
-        in_parts: Whether the head runs on a few positions at a time, to spare memory.
+        in_parts: Whether the head runs on a few positions at a time, where the model's own code can leave out the
+            others.
     """
 
     in_parts: bool = False
 
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
         """See `Figure`; float64 where the device has it."""
-        return portion.objective.of_pass(portion.inputs, portion.blocks, compute, in_parts=self.in_parts)
+        objective, batch, model = portion.objective, portion.inputs, portion.objective.model
+        length = batch["input_ids"].shape[1]
+        apart = self.in_parts and length > POSITIONS_AT_A_TIME and objective.by_position
+        if not apart or "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            return objective.of_logits(compute(portion.logits), batch)
+        targets, last = next_labels(labels_of(batch)), Trace()
+        positions = torch.arange(length, device=targets.device)
+        first, *others = positions.split(POSITIONS_AT_A_TIME)  # type: ignore[no-untyped-call]
+        with last.watching(portion.blocks):
+            nll = target_losses(compute(lambda: logits_of(model, batch, first)), targets[:, first])
+        # The blocks are done; final norm and head go on from their last state.
+        with last.resumed(portion.blocks, len(portion.blocks)):
+            for part in others:
+                nll = nll + target_losses(logits_of(model, batch, part), targets[:, part])
+        return nll
 
 
 class Runner:
@@ -75,20 +98,17 @@ class Runner:
     def dense(self, portion: Portion, first: int) -> Tensor:
         """Figures [batch] of the model as it is, computed from block `first` on; the trace gets all states."""
 
-        def compute(run: Any) -> Any:
-            found = portion.trace.extend(portion.blocks, first, len(portion.blocks), run)
+        def compute(run: Callable[[], Tensor]) -> Tensor:
+            logits: Tensor = portion.trace.extend(portion.blocks, first, len(portion.blocks), run)
             self.figure.saw_dense(portion)
-            return found
+            return logits
 
         return self.figure(compute, portion)
 
     def without(self, portion: Portion, candidate: Candidate, first: int) -> Tensor:
         """Figures [batch] of the model without a candidate, computed from block `first` on."""
-        model = portion.objective.model
-        with (
-            mute(model, candidate.sublayers, anatomy=portion.anatomy),
-            portion.trace.resumed(portion.blocks, first),
-        ):
+        muted = mute(portion.objective.model, candidate.sublayers, anatomy=portion.anatomy)
+        with muted, portion.trace.resumed(portion.blocks, first):
             return self.figure(lambda run: run(), portion)
 
     def fork(self, portion: Portion, candidate: Candidate, first: int, length: int) -> Any:

@@ -21,12 +21,13 @@ class Trace:
     """Outputs of a model's blocks for one batch: a tensor each, or a tuple with the hidden state first.
 
     Args:
-        offload: Hold them in the CPU's memory; a state that is started from is fetched to where it was computed.
-        to_the_end: Never break off a pass: blocks that nobody wants pass on a state instead. FSDP2 wants that, whose
-            hooks behind the last block would be missed.
+        offload: Whether states are held in the CPU's memory; one that is started from is fetched to where it was
+            computed.
+        to_the_end: Whether no pass is broken off: blocks that nobody wants pass on a state instead. FSDP2 wants that,
+            whose hooks behind the last block would be missed.
 
     Attributes:
-        states: By block; some may be left out to save memory.
+        states: What each block put out, by its number; some may be left out to save memory.
     """
 
     def __init__(self, *, offload: bool = False, to_the_end: bool = False) -> None:
@@ -37,7 +38,7 @@ class Trace:
 
     def start(self, block: int) -> int:
         """The block from which to compute so that the state before `block` is right: itself, or the nearest before."""
-        known = (each + 1 for each in self.states if each < block)
+        known = (number + 1 for number in self.states if number < block)
         return max(known, default=0)
 
     def cut(self, position: int) -> None:
@@ -48,8 +49,8 @@ class Trace:
         """Keep every n-th state alone, with the smallest n that fits into the memory.
 
         Args:
-            num_bytes: Of the memory.
-            held: Of all states, where processes that must run the same blocks have agreed on it.
+            num_bytes: The bytes of the memory.
+            held: The bytes of all states, where processes that must run the same blocks have agreed on them.
         """
         held = self.num_bytes if held is None else held
         every = 1 if held <= num_bytes else -(-held // max(1, num_bytes))
@@ -64,17 +65,17 @@ class Trace:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the states."""
-        tensors = [each for state in self.states.values() for each in (state if isinstance(state, tuple) else (state,))]
-        return sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+        """Bytes of the states."""
+        outputs = (state if isinstance(state, tuple) else (state,) for state in self.states.values())
+        return sum(part.nbytes for output in outputs for part in output if isinstance(part, Tensor))
 
     def extend(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
         """Run the model until `length` blocks are computed, and keep their states.
 
         Args:
-            blocks: Of the model.
-            first: Where to begin; the state before it is known.
-            length: Blocks that are wanted; all of them, to run on through the head.
+            blocks: The decoder blocks of the model.
+            first: The block to begin with; the state before it is known.
+            length: How many blocks are wanted; all of them, to run on through the head.
             run: Calls the model on the batch.
 
         Returns:
@@ -90,9 +91,9 @@ class Trace:
         """What block `length - 1` puts out when the model computes from block `first` on; the states stay as they are.
 
         Args:
-            blocks: Of the model.
-            first: Where to begin; the state before it is known.
-            length: Above `first`.
+            blocks: The decoder blocks of the model.
+            first: The block to begin with; the state before it is known.
+            length: The number of the last block that runs, plus one; above `first`.
             run: Calls the model on the batch.
         """
         last = Trace(to_the_end=self._to_the_end)
@@ -139,7 +140,7 @@ class Trace:
 
     def _store(self, block: int, state: Any) -> None:
         if self._offload:
-            self._computed_on[block] = next(each.device for each in tree_leaves(state) if isinstance(each, Tensor))
+            self._computed_on[block] = next(leaf.device for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
             state = moved(state, HOST)
         self.states[block] = state
 
@@ -167,12 +168,12 @@ def _returning(blocks: Sequence[nn.Module], state: Callable[[], Any]) -> Iterato
 
 def moved(state: Any, device: torch.device) -> Any:
     """A block's output with its tensors on a device."""
-    return tree_map_only(Tensor, lambda each: each.to(device), state)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
 
 
 def state_part(state: Any, rows: slice, num: int) -> Any:
     """What a block put out for some of a batch's `num` sequences."""
-    return tree_map_only(Tensor, lambda each: each[rows] if each.ndim and len(each) == num else each, state)
+    return tree_map_only(Tensor, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == num else tensor, state)
 
 
 def _one_below_the_other(*leaves: Any) -> Any:

@@ -58,7 +58,6 @@ class WhatIf:
             called. Every loss then has such a pass of its own; nothing is carried, and nothing kept in the journal.
 
     Attributes:
-        processes: See above.
         objective: The loss that the model was made for.
         work: The decoder blocks and losses that were computed so far, per batch of sequences.
         capacity: What memory was found to have room for.
@@ -235,7 +234,8 @@ class WhatIf:
     def _carried(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
         """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, more where there is room."""
         gone, replies, used = frozenset(anatomy.removed), self._replies, range(len(self.used))
-        questions: list[Question] = [(None, gone), *((each, gone | frozenset(each.sublayers)) for each in ordered)]
+        questions: list[Question] = [(None, gone)]
+        questions += [(candidate, gone | frozenset(candidate.sublayers)) for candidate in ordered]
         self._see_dense(anatomy, questions[:1])
         passes = [self._pass(anatomy, index, replies.missing(questions, index)) for index in used]
         todo, done = sum(batch.num_blocks_to_do for batch in passes), 0
@@ -277,7 +277,7 @@ class WhatIf:
         )
 
     def _full_passes(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
-        """The same by one full pass for each loss."""
+        """The same, by one full pass for each loss."""
         assert self._by_full_pass is not None
         asked = [("", ()), *((candidate.name, candidate.sublayers) for candidate in ordered)]
         rows = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_prune import prune
-from lit_prune.measure import WhatIf, head, sequence_losses, trace
+from lit_prune.measure import WhatIf, runner, sequence_losses, trace
 from lit_prune.plan.prune_plan import Candidate
 from tests.tiny import NUM_BLOCKS, tiny_model
 
@@ -73,7 +73,7 @@ def test_offloaded_states_are_elsewhere_but_for_the_one_in_use(monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
 def test_the_head_in_parts_finds_the_same_losses(monkeypatch, architecture):
-    monkeypatch.setattr(head, "POSITIONS_AT_A_TIME", 6)
+    monkeypatch.setattr(runner, "POSITIONS_AT_A_TIME", 6)
     batches = [{**each, "attention_mask": torch.ones_like(each["input_ids"])} for each in BATCHES]
     batches[0]["attention_mask"][1, 13:] = 0
     model = tiny_model(architecture)
