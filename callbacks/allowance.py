@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 
@@ -14,19 +14,17 @@ from lit_prune.plan import Named
 from lit_prune.pruning import Pruner
 from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
 
-from . import loop
-
 
 @dataclass(frozen=True)
 class Allowance:
     """What `SublayerPruneCallback` was asked for.
 
     Args:
-        amount: Share to remove in the whole run; None where the schedule or the ceiling decides.
-        of: What that is a share of.
-        max_rise: The most by which perplexity may rise.
-        schedule: How much of it goes in which epoch.
-        num_epochs: Epochs to spread over, where the trainer does not know.
+        amount: The share to remove in the whole run; None where the schedule or the ceiling decides.
+        of: What that is a share of, as for `lit_prune.prune`.
+        max_rise: The most by which perplexity may rise, as a share; None sets no ceiling.
+        schedule: How much goes in which epoch.
+        num_epochs: Epochs to spread over; None takes the trainer's number.
 
     Raises:
         BudgetError: Nothing says how much is to go, or a number cannot be.
@@ -49,44 +47,44 @@ class Allowance:
 
     @property
     def unit(self) -> str:
-        """Its name: `params`, `flops`, `kv_cache` or `latency`."""
+        """The name of the unit: `params`, `flops`, `kv_cache` or `latency`."""
         return str(unit_options(self.of)["name"])
 
     def budget(self, pruner: Pruner) -> Budget:
-        """Of the whole run; with a schedule alone, of all that may go."""
+        """The budget of the whole run; with a schedule alone, that of all that may go."""
         prices = pruner.prices
         if self.amount is not None or self.max_rise is not None:
             return Budget(self.amount, prices.total, of=prices.of, max_rise=self.max_rise)
         everything = min((pruner.available + pruner.reached) / prices.total, 1 - ROUNDING)
         return Budget(everything, prices.total, last="lowest_score", of=prices.of)
 
-    def quota(self, trainer: L.Trainer, pruner: Pruner, num_earlier: int) -> tuple[Quota, int]:
-        """What may go in the trainer's epoch, and how many removals it has seen: a run may be resumed within it.
+    def quota(self, trainer: L.Trainer, pruner: Pruner, num_earlier: int) -> Quota:
+        """What may go in the trainer's epoch, within which a run may have been resumed.
 
         Args:
             trainer: A trainer that is fitting.
-            pruner: With the plan so far.
-            num_earlier: Removals of earlier fits.
+            pruner: The pruner with the plan so far.
+            num_earlier: Removals of earlier fits, whose epochs have the same numbers.
         """
         done = [step for step in pruner.plan.steps[num_earlier:] if step.epoch == trainer.current_epoch]
         quota = self.schedule.quota(
             trainer.current_epoch,
-            num_epochs=loop.num_epochs(trainer, self.num_epochs),
+            num_epochs=self._epochs(trainer),
             target=self.budget(pruner).target,
             total=pruner.prices.total,
             reached=pruner.reached - pruner.saved(done),
         )
-        return quota, len(done)
+        return replace(quota, num_before=len(pruner.plan.steps) - len(done))
 
     def require_possible(self, trainer: L.Trainer, pruner: Pruner) -> None:
         """Refuse, before any work, what the candidates or the epochs cannot give.
 
         Raises:
-            BudgetError: With what they can give.
+            BudgetError: The message says what they can give.
         """
         if self.unit == "params":  # others are priced when the model is where it will be trained
             pruner.require_reachable(self.budget(pruner))
-        epochs = loop.num_epochs(trainer, self.num_epochs)
+        epochs = self._epochs(trainer)
         if epochs is None and self.amount is not None and self.schedule.per_epoch is None:
             raise BudgetError(
                 "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
@@ -96,12 +94,8 @@ class Allowance:
             raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
 
     def last_drop(self, trainer: L.Trainer) -> int | None:
-        """The last epoch that may drop, 0-based; None where nobody knows the number of epochs.
-
-        Args:
-            trainer: That is about to fit.
-        """
-        epochs, given = loop.num_epochs(trainer, self.num_epochs), self.schedule.per_epoch
+        """The last epoch that may drop, 0-based; None where nobody knows the number of epochs."""
+        epochs, given = self._epochs(trainer), self.schedule.per_epoch
         if epochs is None:
             return None
         last, gone, most = 0, 0.0, 1.0 if self.amount is None else self.amount
@@ -116,15 +110,17 @@ class Allowance:
 
         Args:
             trainer: A trainer that is fitting.
-            pruner: With the plan so far.
+            pruner: The pruner with the plan so far.
             num_positions: Length of a calibration sequence.
 
         Raises:
             BudgetError: Something was removed under other prices, or these cannot give the amount.
         """
-        if not self._is_priced(pruner):
+        given = {"name": pruner.prices.of, **pruner.prices.conditions}
+        # Options that are left out are as they were.
+        if any(given.get(name) != value for name, value in unit_options(self.of).items()):
             self._require_unpruned(pruner)
-            pruner.prices = self._measured(trainer, pruner, num_positions)
+            pruner.prices = processes_of_trainer(trainer).first(lambda: self._measured(trainer, pruner, num_positions))
         pruner.require_reachable(self.budget(pruner))
 
     def _require_unpruned(self, pruner: Pruner) -> None:
@@ -136,23 +132,19 @@ class Allowance:
             )
 
     def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
-        def measured() -> Prices:
-            with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
-                return price(pruner.model, self.of, num_positions=num_positions)
+        with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
+            return price(pruner.model, self.of, num_positions=num_positions)
 
-        return processes_of_trainer(trainer).first(measured)
-
-    def _is_priced(self, pruner: Pruner) -> bool:
-        # Options that are left out are as they were.
-        options = unit_options(self.of)
-        given = {"name": pruner.prices.of, **pruner.prices.conditions}
-        return all(given.get(name) == value for name, value in options.items())
+    def _epochs(self, trainer: L.Trainer) -> int | None:
+        """Epochs of the run, None where nobody knows."""
+        planned = trainer.max_epochs
+        return self.num_epochs or (planned if planned is not None and planned > 0 else None)
 
     def shortfall(self, pruner: Pruner, *, is_full: bool) -> str | None:
         """What to tell the user at the end of the run, None where all went as it should.
 
         Args:
-            pruner: With the plan.
+            pruner: The pruner with the plan.
             is_full: Whether nothing more fitted under the ceiling.
         """
         budget, reached = self.budget(pruner), pruner.reached

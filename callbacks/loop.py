@@ -35,7 +35,7 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
         return _named_model(module, name)
     found = language_models(module)
     if len(found) != 1:
-        held = [path for path, each in module.named_modules() if isinstance(each, PreTrainedModel)]
+        held = [path for path, part in module.named_modules() if isinstance(part, PreTrainedModel)]
         raise ModelError(
             f"{type(module).__name__} holds {len(found)} Hugging Face causal language models (found: "
             f"{', '.join(held) or 'none'}); create it in __init__, and where there are several say which with "
@@ -46,11 +46,12 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
 
 def language_models(module: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """Hugging Face models that can be pruned in a module, by path: causal ones and classifiers, no `AveragedModel`."""
-    found = [(path, each) for path, each in module.named_modules() if isinstance(each, PreTrainedModel | AveragedModel)]
+    kinds = PreTrainedModel | AveragedModel
+    found = {path: part for path, part in module.named_modules() if isinstance(part, kinds)}
     return [
-        (path, each) for path, each in found
-        if isinstance(each, PreTrainedModel) and (each.can_generate() or classifies(each))
-        and not any(_is_inside(path, other) for other, _ in found)
+        (path, model) for path, model in found.items()
+        if isinstance(model, PreTrainedModel) and (model.can_generate() or classifies(model))
+        and not any(_is_inside(path, other) for other in found)
     ]  # fmt: skip
 
 
@@ -117,12 +118,6 @@ def renew_ddp(trainer: L.Trainer) -> None:
 def run_folder(trainer: L.Trainer) -> Path:
     """Where this run writes: the first logger's folder, else the trainer's root. Call it on every process."""
     return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def num_epochs(trainer: L.Trainer, stated: int | None) -> int | None:
-    """Epochs of the run, None where nobody knows."""
-    planned = trainer.max_epochs
-    return stated or (planned if planned is not None and planned > 0 else None)
 
 
 def calibration_source(trainer: L.Trainer, loss: str = "tokens") -> str:

@@ -193,9 +193,9 @@ class SublayerPruneCallback(Callback):
         """Score and drop what this epoch is due."""
         pruner, epoch = self._require_pruner(), trainer.current_epoch
         if self.allowance.schedule.is_due(epoch):
-            quota, num_done = self.allowance.quota(trainer, pruner, self._num_earlier)
-            if quota.allows(pruner.reached, num_done):
-                self._drop(trainer, quota, num_done)
+            quota = self.allowance.quota(trainer, pruner, self._num_earlier)
+            if quota.allows(*pruner.so_far):
+                self._drop(trainer, quota)
         self._last_epoch = epoch
 
     def on_train_batch_start(
@@ -254,23 +254,20 @@ class SublayerPruneCallback(Callback):
         self._last_epoch = state_dict.get("last_epoch", -1)  # older ones lack it
         self._random_state = state_dict["random_state"]
 
-    def _drop(self, trainer: L.Trainer, quota: Quota, num_done: int) -> None:
+    def _drop(self, trainer: L.Trainer, quota: Quota) -> None:
         pruner, epoch = self._require_pruner(), trainer.current_epoch
         budget = self.allowance.budget(pruner)
-        goal, reached = quota.goal(pruner.reached, num_done)
+        goal, reached = quota.goal(*pruner.so_far)
         name, shown = f"epoch {epoch}: scoring", self.progress and trainer.is_global_zero
         bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
         with isolate_rng(), bar as drawn:
             batches = validation_batches(trainer, self.num_batches)
             what_if = measure(trainer, pruner.model, batches, self.loss, progress=drawn)
-            for step in pruner.steps(
-                what_if, budget, quota, num_done=num_done, optimizers=trainer.optimizers, epoch=epoch
-            ):
+            for step in pruner.steps(what_if, budget, quota, optimizers=trainer.optimizers, epoch=epoch):
                 follow_removal(trainer, step.removed.sublayers, self.model)
-                num_done += 1
-                drawn.removed(quota.goal(pruner.reached, num_done)[1])
+                drawn.removed(quota.goal(*pruner.so_far)[1])
                 log_removal(trainer, pruner.plan, self._costs)
-            self._is_full = quota.allows(pruner.reached, num_done) and bool(pruner.candidates())
+            self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
         loop.renew_ddp(trainer)
 
     def _require_pruner(self) -> Pruner:

@@ -124,6 +124,11 @@ class Pruner:
         """What the removals so far have saved."""
         return self.saved(self.plan.steps)
 
+    @property
+    def so_far(self) -> tuple[float, int]:
+        """What the removals so far have saved, and how many they are: what a quota asks."""
+        return self.reached, len(self.plan.steps)
+
     def saved(self, steps: Iterable[PruneStep]) -> float:
         """What some of the removals have saved."""
         priced = self.prices.sublayers
@@ -146,7 +151,6 @@ class Pruner:
         budget: Budget,
         quota: Quota | None = None,
         *,
-        num_done: int = 0,
         optimizers: Iterable[Optimizer] = (),
         epoch: int | None = None,
     ) -> Iterator[PruneStep]:
@@ -158,7 +162,6 @@ class Pruner:
             what_if: The measure, over the calibration batches.
             budget: Chooses among the scored.
             quota: Where this series ends; None is at the budget's target.
-            num_done: Removals that the quota has seen before.
             optimizers: They forget what is removed.
             epoch: The training epoch at whose start this happens; None outside training.
 
@@ -166,12 +169,11 @@ class Pruner:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
         quota = quota or budget.quota
-        while quota.allows(self.reached, num_done) and self.candidates():
+        while quota.allows(*self.so_far) and self.candidates():
             step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
             if step is None:
                 return
-            num_done += 1
             yield step
 
     def step(

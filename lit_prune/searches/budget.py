@@ -21,23 +21,25 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Quota:
-    """How far a series of removals goes: that of a whole budget, or of one epoch.
+    """When a series of removals is over: one of a whole budget, or of one epoch.
 
     Args:
         until: What is saved when it is over, counted from the dense model and in the budget's unit.
         num_steps: The most removals; None sets no limit.
+        num_before: Removals before the series.
     """
 
     until: float
     num_steps: int | None = None
+    num_before: int = 0
 
-    def allows(self, reached: float, num_steps: int) -> bool:
-        """Whether one more removal is wanted, when so much is saved and after `num_steps` of the series."""
-        return reached < self.until and (self.num_steps is None or num_steps < self.num_steps)
+    def allows(self, reached: float, num_removals: int) -> bool:
+        """Whether one more removal is wanted, when so many in all have saved so much."""
+        return reached < self.until and (self.num_steps is None or num_removals - self.num_before < self.num_steps)
 
-    def goal(self, reached: float, num_steps: int) -> tuple[float, float]:
+    def goal(self, reached: float, num_removals: int) -> tuple[float, float]:
         """For a progress bar: what is to be reached and what is, in removals where these are limited."""
-        return (self.until, reached) if self.num_steps is None else (self.num_steps, num_steps)
+        return (self.until, reached) if self.num_steps is None else (self.num_steps, num_removals - self.num_before)
 
 
 @dataclass(frozen=True)
