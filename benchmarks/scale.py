@@ -6,6 +6,7 @@ import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,22 +15,41 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks import run
+from benchmarks.block_timing import Timing, measure_block
 from benchmarks.memory import measure_search_memory
 from benchmarks.simulator import blank_batches, simulate
 from lit_prune.commands.arguments import default_device, model_names, require_writable
-from lit_prune.commands.bench_scale import HARDWARE, LEFT, SETTING, Hardware, Setting, scale_page
-from lit_prune.data import calibration_batches, drawn_windows
-from lit_prune.evaluation import MODES, Sizes, Work, measure_block, memory_of, shape_names, shaped
+from lit_prune.commands.bench_scale import LEFT, RATES, SETTING, Rates, Setting, estimate_tables
+from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.errors import MeasureError
+from lit_prune.evaluation import MODES, Sizes, Work, memory_of, named_shapes, shaped
 from lit_prune.files import markdown_table, say, write_text
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.pruning import prune
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A block and the head of a shape that are timed.
+
+    Attributes:
+        measured_tokens: Tokens on which a block and the head are timed; the time is taken as linear in tokens.
+        device: Such as cuda:0 or cpu; a GPU where there is one.
+    """
+
+    measured_tokens: int = 128
+    device: str | None = None
+
+
+TIMED = Timed()
 
 
 def scale(
     shapes: str,
     *,
     setting: Setting = SETTING,
-    hardware: Hardware = HARDWARE,
+    rates: Rates = RATES,
+    timed: Timed = TIMED,
     check: bool = False,
     seed: int = 0,
     output: str | None = None,
@@ -39,26 +59,63 @@ def scale(
     Args:
         shapes: Separated by commas - 8b, 70b, 405b, 300m, or models as for `prune`, of which only the config is read.
         setting: What is searched for, on how much text; with `check` the modes are one_shot and lazy by default.
-        hardware: What runs it.
+        rates: How fast devices are.
+        timed: What is timed.
         check: Prune the shapes in earnest, and set predictions beside what that took. They must fit into memory.
-        seed: Of the losses that are drawn.
+        seed: Seed of the losses that are drawn.
         output: Markdown file for the tables.
     """
     require_writable(output)
     setting.require_possible()
-    models = {name: shaped(name) for name in model_names(shapes)}
+    require_positive(measured_tokens=timed.measured_tokens)
+    device, models = default_device(timed.device), {name: shaped(name) for name in model_names(shapes)}
     if check:
-        page = _checked(models, setting, default_device(hardware.device), seed)
+        page = _checked(models, setting, device, seed)
     else:
         batches = blank_batches(setting.num_batches, setting.batch_size, setting.window)
-
-        def count(name: str, mode: str) -> Work:
-            return simulate(lambda: shaped(name), batches, mode, amount=setting.amount, seed=seed)
-
-        page = scale_page(models, setting, hardware, count, source="Simulated")
+        works = {
+            (name, mode): simulate(partial(shaped, name), batches, mode, amount=setting.amount, seed=seed)
+            for name in models
+            for mode in setting.modes or MODES
+        }
+        counts, *arithmetic = estimate_tables(models, works, setting, rates, source="Simulated")
+        measured = _measured(models, works, timed.measured_tokens, device, setting.batch_tokens)
+        page = "\n\n".join([counts, arithmetic[0], *measured, *arithmetic[1:], ""])
     if output is not None:
         write_text(output, page)
     say(page)
+
+
+def _measured(
+    models: Mapping[str, PreTrainedModel],
+    works: Mapping[tuple[str, str], Work],
+    tokens: int,
+    device: str,
+    batch_tokens: int,
+) -> tuple[str, str]:
+    timings = {name: _timing(model, tokens, device) for name, model in models.items()}
+    rows = [(*names, *_hours(timings[names[0]], work, batch_tokens)) for names, work in works.items()]
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return (
+        f"Measured: one block and the head on {tokens} tokens, bfloat16, {device}{threads}. Arithmetic: hours, by the "
+        "counts above, linear in tokens.",
+        markdown_table(("shape", "mode", "block, ms", "head, ms", "hours"), rows, LEFT),
+    )
+
+
+def _timing(model: PreTrainedModel, tokens: int, device: str) -> Timing | None:
+    try:
+        return measure_block(model, batch_size=1, window=tokens, device=device, dtype=torch.bfloat16)
+    except MeasureError as error:
+        say(str(error))
+        return None
+
+
+def _hours(timing: Timing | None, work: Work, tokens: int) -> tuple[str, ...]:
+    if timing is None:
+        return ("no room", "", "")
+    hours = timing.seconds(work, tokens) / 3600
+    return f"{1000 * timing.block:,.2f}", f"{1000 * timing.head:,.2f}", f"{hours:,.2f}"
 
 
 def _checked(models: Mapping[str, PreTrainedModel], setting: Setting, device: str, seed: int) -> str:
@@ -78,10 +135,10 @@ def _check(
     kind, in_one_pass = MODES[mode]
     scorer = "cosine" if in_one_pass else "nri"
     batches = _text(name, setting, seed)
-    work = simulate(lambda: shaped(name), batches, mode, amount=setting.amount, seed=seed)
+    work = simulate(partial(shaped, name), batches, mode, amount=setting.amount, seed=seed)
     text = {"batch_size": setting.batch_size, "window": setting.window}
     timing = measure_block(model, **text, device=device, dtype=torch.bfloat16)
-    is_shape = name in shape_names()
+    is_shape = name in named_shapes()
     whole = filled_model(model, device, torch.bfloat16) if is_shape else load(name, dtype=torch.bfloat16, device=device)
     plans, seconds = [], 0.0
 
@@ -107,7 +164,7 @@ def _beside(name: str, mode: str, what: str, predicted: float, measured: float) 
 def _text(name: str, setting: Setting, seed: int) -> Sequence[Mapping[str, Tensor]]:
     """The calibration text of a model; tokens by chance for a shape."""
     wanted = setting.num_batches * setting.batch_size
-    if name in shape_names():
+    if name in named_shapes():
         windows = torch.randint(0, 1000, (wanted, setting.window))
     else:
         windows = drawn_windows("builtin", load_tokenizer(name), window=setting.window, wanted=wanted, seed=seed)

@@ -4,7 +4,18 @@ from lit_prune.evaluation.analyse import analyse
 from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
-from lit_prune.evaluation.estimate import MODES, Sizes, Work, estimated_work, load_of, memory_of, require_mode
+from lit_prune.evaluation.estimate import (
+    MODES,
+    Sizes,
+    Work,
+    estimated_work,
+    load_of,
+    memory_of,
+    named_shapes,
+    require_mode,
+    shaped,
+    unfilled,
+)
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
@@ -12,7 +23,6 @@ from lit_prune.evaluation.perplexity import Perplexity, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.shapes import Timing, measure_block, shape_names, shaped
 from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
@@ -46,7 +56,6 @@ __all__ = [
     "StreamRecorder",
     "SublayerFigures",
     "TaskScore",
-    "Timing",
     "Turn",
     "Unraveler",
     "Work",
@@ -62,9 +71,9 @@ __all__ = [
     "lens_logits",
     "lens_sums",
     "load_of",
-    "measure_block",
     "measure_footprint",
     "memory_of",
+    "named_shapes",
     "perplexity",
     "question",
     "read_prompts",
@@ -73,11 +82,11 @@ __all__ = [
     "require_mode",
     "require_sizes",
     "require_tasks",
-    "shape_names",
     "shaped",
     "signs",
     "speedup",
     "task_scores",
+    "unfilled",
     "wanda_2_4",
     "wanda_sparsifier",
 ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import resources
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.models import skeleton
 from lit_prune.measure.states import STATES_SHARE
 from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget
@@ -42,6 +49,41 @@ class Work:
     dense_passes: float
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model that decide what a search takes.
+
+    Attributes:
+        num_blocks: Decoder blocks.
+        hidden: Width of the residual stream.
+        vocab: Rows of the head.
+        block_parameters: Parameters of one block.
+        parameters: Parameters of the model.
+        itemsize: Bytes of a weight and of a number in a state.
+    """
+
+    num_blocks: int
+    hidden: int
+    vocab: int
+    block_parameters: int
+    parameters: int
+    itemsize: int = 2
+
+    @classmethod
+    def of(cls, model: Any) -> Sizes:
+        """The sizes of a model on any device."""
+        anatomy = find_sublayers(model)
+        blocks = model.get_submodule(anatomy.blocks_path)
+        return cls(
+            num_blocks=len(anatomy.blocks),
+            hidden=anatomy.facts().hidden_size,
+            vocab=model.get_output_embeddings().weight.shape[0],
+            block_parameters=sum(parameter.numel() for parameter in blocks[0].parameters()),
+            parameters=anatomy.num_parameters,
+            itemsize=model.dtype.itemsize,
+        )
+
+
 def require_mode(name: str) -> None:
     """Refuse what is none of `MODES`.
 
@@ -60,7 +102,7 @@ def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) ->
     parameters, such as NRI, take a sublayer with a chance that grows with its size; those of one pass do not.
 
     Args:
-        model: On any device, the meta device too; nothing in it runs.
+        model: A causal language model on any device, the meta device too; nothing in it runs.
         mode: One of `MODES`.
         amount: Share of the parameters to remove.
         num_batches: Batches of the calibration set.
@@ -70,109 +112,22 @@ def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) ->
     """
     require_mode(mode)
     search, in_one_pass = MODES[mode]
-    budget = Budget(amount, find_sublayers(model).num_parameters)
-    Pruner(model).require_reachable(budget)
     anatomy = find_sublayers(model)
+    budget = Budget(amount, anatomy.num_parameters)
+    Pruner(model).require_reachable(budget)
     sizes = [sublayer.num_parameters for sublayer in anatomy.sublayers]
     typical = sum(sizes) / len(sizes) if in_one_pass else sum(size * size for size in sizes) / sum(sizes)
     num_removed = min(math.ceil(budget.target / typical), len(sizes))
-    passes = num_removed if search == "progressive" else 1
+    rounds = num_removed if search == "progressive" else 1
     scored = {
         "progressive": sum(len(sizes) - number for number in range(num_removed)),
         "lazy": len(sizes) + 2 * num_removed,
         "one_shot": len(sizes),
     }[search]
     length = len(anatomy.blocks)
-    if in_one_pass:
-        blocks, heads = passes * length, passes
-    else:
-        blocks, heads = passes * length + scored * (length + 1) // 2, scored + 1
+    blocks = rounds * length + (0 if in_one_pass else scored * (length + 1) // 2)
+    heads = rounds if in_one_pass else scored + 1
     return Work(mode, num_removed, blocks * num_batches, heads * num_batches, blocks / length)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a shape, from its structure.
-
-    Attributes:
-        num_blocks: Decoder blocks.
-        hidden: Width of the residual stream.
-        vocab: Rows of the head.
-        block_parameters: Of one block.
-        parameters: Of the model.
-        itemsize: Bytes of a weight and of a number in a state.
-    """
-
-    num_blocks: int
-    hidden: int
-    vocab: int
-    block_parameters: int
-    parameters: int
-    itemsize: int = 2
-
-    @classmethod
-    def of(cls, model: Any) -> Sizes:
-        """Of a model on any device."""
-        anatomy = find_sublayers(model)
-        blocks = model.get_submodule(anatomy.blocks_path)
-        block = sum(each.numel() for each in blocks[0].parameters())
-        head = model.get_output_embeddings()
-        return cls(
-            len(anatomy.blocks),
-            anatomy.facts().hidden_size,
-            head.weight.shape[0],
-            block,
-            anatomy.num_parameters,
-            model.dtype.itemsize,
-        )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device while a search is at work.
-
-    Attributes:
-        weights: Its part of them; with more than one device, and the weights of two whole blocks that are gathered.
-        states: What the blocks put out for its sequences of a batch.
-        kept: States that are kept from round to round, at most a tenth of its weights.
-        logits: Of its sequences of a batch.
-    """
-
-    weights: float
-    states: float
-    kept: float
-    logits: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.weights + self.states + self.kept + self.logits
-
-
-def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, devices: int = 1) -> Memory:
-    """What a search takes on each of several devices, by FSDP2 (arithmetic).
-
-    Args:
-        sizes: Of the model.
-        batch_size: Sequences in a batch; every device has its share, and one at least.
-        window: Tokens in a sequence.
-        num_batches: Of the calibration set.
-        devices: That share weights and sequences.
-
-    Example:
-        >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
-        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1)
-        Memory(weights=24000.0, states=5120, kept=2400.0, logits=6400)
-        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1, devices=2)
-        Memory(weights=16000.0, states=2560, kept=1200.0, logits=3200)
-    """
-    tokens = math.ceil(batch_size / devices) * window
-    own = sizes.itemsize * sizes.parameters / devices
-    gathered = 2 * sizes.itemsize * sizes.block_parameters if devices > 1 else 0
-    states = sizes.num_blocks * tokens * sizes.hidden * sizes.itemsize
-    return Memory(
-        own + gathered, states, min(STATES_SHARE * own, states * num_batches), tokens * sizes.vocab * sizes.itemsize
-    )
 
 
 @dataclass(frozen=True)
@@ -198,12 +153,7 @@ class Load:
 
 
 def load_of(sizes: Sizes, work: Work, tokens: int) -> Load:
-    """The arithmetic of a search.
-
-    Args:
-        sizes: Of the model.
-        work: What runs.
-        tokens: In a batch.
+    """What a search computes and reads, where a batch has so many tokens.
 
     Example:
         >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
@@ -212,3 +162,78 @@ def load_of(sizes: Sizes, work: Work, tokens: int) -> Load:
     """
     weights = work.block_evaluations * sizes.block_parameters + work.head_evaluations * sizes.hidden * sizes.vocab
     return Load(2 * weights * tokens, sizes.itemsize * weights)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device while a search is at work.
+
+    Attributes:
+        weights: Its part of the weights; with more than one device, and two whole blocks that are gathered.
+        states: What the blocks put out for its sequences of a batch.
+        kept: States that are kept from round to round, at most a tenth of its weights.
+        logits: Logits of its sequences of a batch.
+    """
+
+    weights: float
+    states: float
+    kept: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.states + self.kept + self.logits
+
+
+def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, devices: int = 1) -> DeviceMemory:
+    """What a search takes on each of several devices that share weights and sequences, by FSDP2.
+
+    Args:
+        sizes: The sizes of the model.
+        batch_size: Sequences in a batch; every device has its share, and one at least.
+        window: Tokens in a sequence.
+        num_batches: Batches of the calibration set.
+        devices: How many devices there are.
+
+    Example:
+        >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
+        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1)
+        DeviceMemory(weights=24000.0, states=5120, kept=2400.0, logits=6400)
+        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1, devices=2)
+        DeviceMemory(weights=16000.0, states=2560, kept=1200.0, logits=3200)
+    """
+    tokens = math.ceil(batch_size / devices) * window
+    own = sizes.itemsize * sizes.parameters / devices
+    gathered = 2 * sizes.itemsize * sizes.block_parameters if devices > 1 else 0
+    states = sizes.num_blocks * tokens * sizes.hidden * sizes.itemsize
+    kept = min(STATES_SHARE * own, states * num_batches)
+    return DeviceMemory(own + gathered, states, kept, tokens * sizes.vocab * sizes.itemsize)
+
+
+def named_shapes() -> dict[str, dict[str, Any]]:
+    """The configs of well-known sizes of models, such as `8b`, by name."""
+    text = resources.files("lit_prune.evaluation").joinpath("shapes.json").read_text(encoding="utf-8")
+    return cast(dict[str, dict[str, Any]], json.loads(text))
+
+
+def shaped(name: str) -> PreTrainedModel:
+    """A model on the meta device, in bfloat16.
+
+    Args:
+        name: One of `named_shapes`, or a model as for `skeleton`.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    settings = named_shapes().get(name)
+    if settings is None:
+        return nn.Module.to(skeleton(name), torch.bfloat16)
+    return unfilled(AutoConfig.for_model(**settings))
+
+
+def unfilled(config: Any) -> PreTrainedModel:
+    """A config's model on the meta device, in bfloat16."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    return cast(PreTrainedModel, model.eval())

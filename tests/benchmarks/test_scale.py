@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.block_timing import free_memory
 from benchmarks.scale import filled_model, main
 from lit_prune.evaluation import MODES
-from lit_prune.evaluation.shapes import free_memory
 from tests.tiny import tiny_model
 
 
@@ -25,6 +25,11 @@ def test_predictions_stand_beside_what_was_measured(model_folder, tmp_path, caps
         "peak, MB",
     ]
     assert float(rows[2][3]) == float(rows[2][4]) > 0
+
+
+def test_a_device_that_is_not_there_is_one_line(capsys):
+    assert main(["300m", "--device=cuda:99"]) == 2
+    assert "finds no device cuda:99 here, only cpu" in capsys.readouterr().err
 
 
 def test_a_filled_model_draws_nothing_from_the_random_state():

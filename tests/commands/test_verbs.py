@@ -144,7 +144,6 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, model_folder, text, ca
         ["analyse", model_folder, "--output", out],
         ["evaluate", model_folder],
         ["bench", "speed", f"{model_folder},{model_folder}"],
-        ["bench", "scale", "300m"],
     ):
         assert "finds no device cuda:99 here, only cpu" in failing(capsys, *line, "--device", "cuda:99"), line
     assert not out.exists()

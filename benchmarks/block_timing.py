@@ -1,59 +1,28 @@
-"""Models by their shape alone, on the meta device, and the seconds that one block and the head of a shape take."""
+"""Seconds of one block and of the head of a shape, with random weights."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import MeasureError
-from lit_prune.evaluation.estimate import Sizes, Work
-from lit_prune.loading.models import skeleton
+from lit_prune.evaluation import Sizes, Work, unfilled
 from lit_prune.measure import labels_of
 from lit_prune.measure.losses import sequence_losses
 
 ROOM = 1.1
 """Of the bytes of the weights: what a measurement wants free."""
 MEMINFO = Path("/proc/meminfo")
-
-
-def shape_names() -> tuple[str, ...]:
-    """Shapes that have a name here."""
-    return tuple(_shapes())
-
-
-def shaped(name: str) -> PreTrainedModel:
-    """A model on the meta device, in bfloat16.
-
-    Args:
-        name: Of `shape_names`, or a model as for `skeleton`.
-
-    Raises:
-        ModelError: It is neither.
-    """
-    settings = _shapes().get(name)
-    if settings is None:
-        network: Any = skeleton(name)
-        return cast(PreTrainedModel, network.to(torch.bfloat16))
-    return unfilled(AutoConfig.for_model(**settings))
-
-
-def unfilled(config: Any) -> PreTrainedModel:
-    """A config's model on the meta device, in bfloat16."""
-    factory: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        return cast(PreTrainedModel, factory.from_config(config, dtype=torch.bfloat16).eval())
 
 
 @dataclass(frozen=True)
@@ -100,7 +69,7 @@ def measure_block(
     network = _filled(_one_block(model).to(dtype), device)
     ids = torch.randint(0, Sizes.of(network).vocab, (batch_size, window), device=device)
     found = [_once(network, ids) for _ in range(repeats + 1)][1:]
-    block, head = (statistics.median(each) for each in zip(*found, strict=True))
+    block, head = (statistics.median(readings) for readings in zip(*found, strict=True))
     return Timing(block, head, ids.numel())
 
 
@@ -116,7 +85,7 @@ def _one_block(model: PreTrainedModel) -> Any:
 
 
 def _filled(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    wanted = sum(each.nbytes for each in model.parameters())
+    wanted = sum(parameter.nbytes for parameter in model.parameters())
     free = free_memory() if device == "cpu" else None
     if free is not None and ROOM * wanted > free:
         raise MeasureError(f"one block and the head take {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
@@ -124,13 +93,13 @@ def _filled(model: PreTrainedModel, device: str) -> PreTrainedModel:
     filled.tie_weights()
     noise = torch.randn(2**16, device=device) / math.sqrt(Sizes.of(filled).hidden)
     with torch.no_grad():
-        for each in filled.parameters():
+        for parameter in filled.parameters():
             # Drawing billions of numbers would take longer than the measurement.
-            flat = each.view(-1)
+            flat = parameter.view(-1)
             for part in flat.split(len(noise)):
                 part.copy_(noise[: len(part)])
-        for each in filled.buffers():
-            each.fill_(1)
+        for buffer in filled.buffers():
+            buffer.fill_(1)
     return cast(PreTrainedModel, filled)
 
 
@@ -161,8 +130,3 @@ def free_memory() -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
     return 1024 * int(lines["MemAvailable"].split()[0])
-
-
-def _shapes() -> dict[str, dict[str, Any]]:
-    text = resources.files("lit_prune.evaluation").joinpath("shapes.json").read_text(encoding="utf-8")
-    return cast(dict[str, dict[str, Any]], json.loads(text))

@@ -1,0 +1,11 @@
+"""Sizes of named shapes are those that were published."""
+
+import pytest
+
+from lit_prune.evaluation import Sizes, shaped
+
+
+@pytest.mark.parametrize(("name", "billions"), [("7b", 6.738), ("8b", 8.030), ("70b", 70.554), ("405b", 405.853)])
+def test_shapes_have_the_sizes_that_were_published(name, billions):
+    sizes = Sizes.of(shaped(name))
+    assert sizes.parameters / 1e9 == pytest.approx(billions, abs=0.001)
