@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import MeasureError
-from lit_prune.evaluation import Sizes, Work, unfilled
+from lit_prune.evaluation import SearchWork, Sizes, unfilled
 from lit_prune.measure import labels_of
 from lit_prune.measure.losses import sequence_losses
 
@@ -39,11 +39,11 @@ class Timing:
     head: float
     tokens: int
 
-    def seconds(self, work: Work, tokens: int) -> float:
+    def seconds(self, work: SearchWork, tokens: int) -> float:
         """Of a search whose batches have so many tokens: linear in tokens.
 
         Example:
-            >>> work = Work("lazy", 1, block_evaluations=5, head_evaluations=3, dense_passes=0.5)
+            >>> work = SearchWork("lazy", 1, block_evaluations=5, head_evaluations=3, dense_passes=0.5)
             >>> Timing(block=2.0, head=1.0, tokens=4).seconds(work, tokens=8)
             26.0
         """

@@ -22,7 +22,7 @@ from lit_prune.commands.arguments import default_device, model_names, require_wr
 from lit_prune.commands.bench_scale import LEFT, RATES, SETTING, Rates, Setting, estimate_tables
 from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import MeasureError
-from lit_prune.evaluation import MODES, Sizes, Work, memory_of, named_shapes, shaped
+from lit_prune.evaluation import MODES, SearchWork, Sizes, memory_of, named_shapes, shaped
 from lit_prune.files import markdown_table, say, write_text
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.pruning import prune
@@ -88,7 +88,7 @@ def scale(
 
 def _measured(
     models: Mapping[str, PreTrainedModel],
-    works: Mapping[tuple[str, str], Work],
+    works: Mapping[tuple[str, str], SearchWork],
     tokens: int,
     device: str,
     batch_tokens: int,
@@ -111,7 +111,7 @@ def _timing(model: PreTrainedModel, tokens: int, device: str) -> Timing | None:
         return None
 
 
-def _hours(timing: Timing | None, work: Work, tokens: int) -> tuple[str, ...]:
+def _hours(timing: Timing | None, work: SearchWork, tokens: int) -> tuple[str, ...]:
     if timing is None:
         return ("no room", "", "")
     hours = timing.seconds(work, tokens) / 3600

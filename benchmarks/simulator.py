@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.evaluation import MODES, Work, require_mode
+from lit_prune.evaluation import MODES, SearchWork, require_mode
 from lit_prune.measure import Portion, Runner, WhatIf
 from lit_prune.plan import PruneStep
 from lit_prune.plan.prune_plan import Candidate, Scores, SublayerId
@@ -32,7 +32,7 @@ def simulate(
     amount: float,
     seed: int = 0,
     max_state_bytes: int | None = None,
-) -> Work:
+) -> SearchWork:
     """Run a search whose every loss is drawn, and count.
 
     Args:
@@ -59,7 +59,7 @@ def simulate(
     num_removed = len(list(pruner.steps(what_if, budget)))
     evaluations, heads = what_if.num_block_evaluations, what_if.num_head_evaluations
     length = len(find_sublayers(make_model()).blocks)
-    return Work(mode, num_removed, evaluations, heads, evaluations / length / len(batches))
+    return SearchWork(mode, num_removed, evaluations, heads, evaluations / length / len(batches))
 
 
 class DrawnLosses:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from random import Random
 
-from benchmarks.campaign import children, damage, kills, numbers, ranks, resources
+from benchmarks.campaign import children, corruption, kills, numbers, ranks, resources
 from benchmarks.campaign.world import Case, World
 
 ROWS: dict[str, tuple[str, Case, int]] = {
@@ -34,16 +34,16 @@ ROWS: dict[str, tuple[str, Case, int]] = {
     "disk-fit": ("disk full in a fit", resources.full_disk("fit"), 8),
     "file-limit": ("a file may not grow, `lit-prune prune`", resources.limited_files("prune"), 8),
     "permission": ("permission denied", resources.forbidden, 10),
-    "plan-cut": ("prune_plan.json cut short", damage.damaged("prune_plan.json", "cut"), 5),
-    "plan-flip": ("a bit of prune_plan.json flipped", damage.damaged("prune_plan.json", "flip"), 5),
-    "weights-cut": ("model.safetensors cut short", damage.damaged("model.safetensors", "cut"), 5),
-    "weights-flip": ("a bit of model.safetensors flipped", damage.damaged("model.safetensors", "flip"), 5),
-    "config-cut": ("config.json cut short", damage.damaged("config.json", "cut"), 5),
-    "config-flip": ("a bit of config.json flipped", damage.damaged("config.json", "flip"), 5),
-    "journal-cut": ("a journal cut short", damage.damaged_journal("cut"), 20),
-    "journal-flip": ("a bit of a journal flipped", damage.damaged_journal("flip"), 20),
-    "checkpoint-cut": ("a checkpoint cut short", damage.damaged_checkpoint("cut"), 8),
-    "checkpoint-flip": ("a bit of a checkpoint flipped", damage.damaged_checkpoint("flip"), 16),
+    "plan-cut": ("prune_plan.json cut short", corruption.damaged("prune_plan.json", "cut"), 5),
+    "plan-flip": ("a bit of prune_plan.json flipped", corruption.damaged("prune_plan.json", "flip"), 5),
+    "weights-cut": ("model.safetensors cut short", corruption.damaged("model.safetensors", "cut"), 5),
+    "weights-flip": ("a bit of model.safetensors flipped", corruption.damaged("model.safetensors", "flip"), 5),
+    "config-cut": ("config.json cut short", corruption.damaged("config.json", "cut"), 5),
+    "config-flip": ("a bit of config.json flipped", corruption.damaged("config.json", "flip"), 5),
+    "journal-cut": ("a journal cut short", corruption.damaged_journal("cut"), 20),
+    "journal-flip": ("a bit of a journal flipped", corruption.damaged_journal("flip"), 20),
+    "checkpoint-cut": ("a checkpoint cut short", corruption.damaged_checkpoint("cut"), 8),
+    "checkpoint-flip": ("a bit of a checkpoint flipped", corruption.damaged_checkpoint("flip"), 16),
     "nan-batch": ("NaN in what some windows read", numbers.not_a_number("prune", "batch"), 4),
     "nan-weight": ("NaN in one weight, `lit-prune prune`", numbers.not_a_number("prune", "weight"), 6),
     "nan-heal": ("NaN in one weight, `lit-prune heal`", numbers.not_a_number("heal", "weight"), 4),

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import model_names, require_writable
 from lit_prune.data import require_positive
-from lit_prune.evaluation import MODES, Sizes, Work, estimated_work, load_of, memory_of, require_mode, shaped
+from lit_prune.evaluation import MODES, SearchWork, Sizes, estimated_work, load_of, memory_of, require_mode, shaped
 from lit_prune.files import markdown_table, say, write_text
 from lit_prune.searches import require_share
 
@@ -105,7 +105,7 @@ def bench_scale(shapes: str, *, setting: Setting = SETTING, rates: Rates = RATES
 
 def estimate_tables(
     models: Mapping[str, PreTrainedModel],
-    works: Mapping[tuple[str, str], Work],
+    works: Mapping[tuple[str, str], SearchWork],
     setting: Setting,
     rates: Rates,
     *,
@@ -148,7 +148,7 @@ def estimate_tables(
     ]
 
 
-def _hours(sizes: Sizes, work: Work, setting: Setting, rates: Rates) -> Iterator[str]:
+def _hours(sizes: Sizes, work: SearchWork, setting: Setting, rates: Rates) -> Iterator[str]:
     load = load_of(sizes, work, setting.batch_tokens)
     yield from (f"{load.flops:.2e}", f"{load.bytes_read:.2e}")
     yield from (f"{load.seconds(*column) / 3600:,.2f}" for column in rates.columns)

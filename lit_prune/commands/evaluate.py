@@ -18,9 +18,9 @@ from lit_prune.data import calibration_batches, drawn_windows, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     Measured,
-    Perplexity,
     Prompt,
     TaskScore,
+    TokenLoss,
     chosen_tasks,
     perplexity,
     read_prompts,
@@ -206,7 +206,7 @@ def evaluate(
 
 def _perplexities(
     model: PreTrainedModel, batches: Mapping[str, Sequence[Mapping[str, Tensor]]]
-) -> dict[str, Perplexity]:
+) -> dict[str, TokenLoss]:
     found = {label: perplexity(model, text) for label, text in batches.items()}
     if not removed_sublayers(model):
         hint_if_implausible(min(measured.nll for measured in found.values()), model)

@@ -1,13 +1,12 @@
 """How good and how fast a model is, what each sublayer does to its stream, and what a search of it will take."""
 
-from lit_prune.evaluation.analyse import analyse
 from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.estimate import (
     MODES,
+    SearchWork,
     Sizes,
-    Work,
     estimated_work,
     load_of,
     memory_of,
@@ -19,11 +18,12 @@ from lit_prune.evaluation.estimate import (
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
-from lit_prune.evaluation.perplexity import Perplexity, perplexity
+from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
+from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
 from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, HeldNorm, Unraveler
@@ -44,11 +44,11 @@ __all__ = [
     "Measured",
     "Passed",
     "PathFigures",
-    "Perplexity",
     "Prompt",
     "Reference",
     "Result",
     "Results",
+    "SearchWork",
     "Signs",
     "Sizes",
     "Speed",
@@ -56,9 +56,9 @@ __all__ = [
     "StreamRecorder",
     "SublayerFigures",
     "TaskScore",
+    "TokenLoss",
     "Turn",
     "Unraveler",
-    "Work",
     "Written",
     "analyse",
     "answer",

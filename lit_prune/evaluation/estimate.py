@@ -31,7 +31,7 @@ MODES: Mapping[str, tuple[str, bool]] = {
 
 
 @dataclass(frozen=True)
-class Work:
+class SearchWork:
     """What a search runs.
 
     Attributes:
@@ -94,7 +94,7 @@ def require_mode(name: str) -> None:
         raise LitPruneError(f"unknown mode {name!r}; expected one of {', '.join(MODES)}")
 
 
-def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) -> Work:
+def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) -> SearchWork:
     """Estimate what a search runs, before it is known which sublayers go.
 
     A candidate is scored by the blocks behind it, half of all on average; every round has a full pass as well. Lazy
@@ -127,7 +127,7 @@ def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) ->
     length = len(anatomy.blocks)
     blocks = rounds * length + (0 if in_one_pass else scored * (length + 1) // 2)
     heads = rounds if in_one_pass else scored + 1
-    return Work(mode, num_removed, blocks * num_batches, heads * num_batches, blocks / length)
+    return SearchWork(mode, num_removed, blocks * num_batches, heads * num_batches, blocks / length)
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ class Load:
         return max(self.flops / flops_per_second, self.bytes_read / bytes_per_second)
 
 
-def load_of(sizes: Sizes, work: Work, tokens: int) -> Load:
+def load_of(sizes: Sizes, work: SearchWork, tokens: int) -> Load:
     """What a search computes and reads, where a batch has so many tokens.
 
     Example:
         >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
-        >>> load_of(sizes, Work("lazy", 1, block_evaluations=5, head_evaluations=3, dense_passes=0.5), tokens=4)
+        >>> load_of(sizes, SearchWork("lazy", 1, block_evaluations=5, head_evaluations=3, dense_passes=0.5), tokens=4)
         Load(flops=59200, bytes_read=14800)
     """
     weights = work.block_evaluations * sizes.block_parameters + work.head_evaluations * sizes.hidden * sizes.vocab

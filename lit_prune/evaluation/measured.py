@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_prune.evaluation.perplexity import Perplexity
+from lit_prune.evaluation.perplexity import TokenLoss
 from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import record_of
 
@@ -28,13 +28,13 @@ class Measured:
 
     model: str
     num_parameters: int
-    perplexities: Mapping[str, Perplexity]
+    perplexities: Mapping[str, TokenLoss]
     tasks: Mapping[str, TaskScore]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measured:
         """The inverse of `asdict`, from JSON; what else stands there is left alone."""
-        perplexities = {text: record_of(Perplexity, each) for text, each in data["perplexities"].items()}
+        perplexities = {text: record_of(TokenLoss, each) for text, each in data["perplexities"].items()}
         tasks = {name: record_of(TaskScore, each) for name, each in data["tasks"].items()}
         return cls(str(data["model"]), int(data["num_parameters"]), perplexities, tasks)
 

@@ -16,7 +16,7 @@ from lit_prune.surgery import evaluating
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class TokenLoss:
     """A mean token loss and what it was taken over.
 
     Attributes:
@@ -27,7 +27,7 @@ class Perplexity:
         error: Standard error of `nll`, from how the windows differ; 0 with one.
 
     Example:
-        >>> round(Perplexity(nll=2.0, num_tokens=31, num_windows=1, window=32).ppl, 3)
+        >>> round(TokenLoss(nll=2.0, num_tokens=31, num_windows=1, window=32).ppl, 3)
         7.389
     """
 
@@ -43,7 +43,7 @@ class Perplexity:
         return perplexity_of(self.nll)
 
 
-def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Perplexity:
+def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> TokenLoss:
     """Measure a model on batches; its mode is restored afterwards.
 
     Args:
@@ -72,4 +72,4 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     if not math.isfinite(nll):
         raise MeasureError(f"the loss over {num_tokens} tokens is {nll}; the model gives no usable logits")
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return Perplexity(nll / num_tokens, num_tokens, num_windows, window, error)
+    return TokenLoss(nll / num_tokens, num_tokens, num_windows, window, error)

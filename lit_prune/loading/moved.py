@@ -10,6 +10,8 @@ from types import ModuleType
 
 MOVED = {
     "analysis": "evaluation",
+    "analysis.analyse": "evaluation.stream_analysis",
+    "analysis.figures": "evaluation.stream_figures",
     "anatomy.adapters": "anatomy.parameters",
     "autoload": "loading.autoload",
     "callbacks.averaging": "callbacks.followers",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lit_prune.errors import DataError
-from lit_prune.evaluation import Measured, Perplexity, Signs, TaskScore, exceeds_error
+from lit_prune.evaluation import Measured, Signs, TaskScore, TokenLoss, exceeds_error
 from lit_prune.files import read_json, record_of
 from lit_prune.report.dialogues import Dialogue, signs_table
 from lit_prune.report.drawing import points_drawing
 from lit_prune.report.parts import Cell, Part, Table, ppl, titled
 
-Found = TypeVar("Found", Perplexity, TaskScore)
+Found = TypeVar("Found", TokenLoss, TaskScore)
 EVALUATION_FILE = "evaluation.json"
 BEFORE_AFTER = ("", "before", "after", "change", "more than chance")
 CHANCE = "more than chance: the difference is above 1.96 standard errors, as if the two had been measured apart"
@@ -198,7 +198,7 @@ def _signs_table(match: Match) -> Table:
 
 
 def _models_table(
-    rows: Sequence[Measured], reference: Measured | None, shown: Callable[[Perplexity], str], unit: str, note: str = ""
+    rows: Sequence[Measured], reference: Measured | None, shown: Callable[[TokenLoss], str], unit: str, note: str = ""
 ) -> Table:
     heads = ["model", "parameters", *(f"ppl {text}" for text in rows[0].perplexities)]
     heads += [f"{name} ({score.metric})" for name, score in rows[0].tasks.items()]
@@ -210,9 +210,7 @@ def _models_table(
     return Table.of(heads, cells, note=note)
 
 
-def _perplexities(
-    row: Measured, reference: Measured | None, shown: Callable[[Perplexity], str]
-) -> Iterator[Difference]:
+def _perplexities(row: Measured, reference: Measured | None, shown: Callable[[TokenLoss], str]) -> Iterator[Difference]:
     for name, after in row.perplexities.items():
         before = reference.perplexities.get(name) if reference else None
         rise = after.nll - before.nll if before else None
@@ -237,7 +235,7 @@ def _difference(
     return Difference(name, shown(before), shown(after), change, exceeds)
 
 
-def _ppl(found: Perplexity) -> str:
+def _ppl(found: TokenLoss) -> str:
     # The error of exp(nll), to first order.
     return f"{ppl(found.ppl)} ± {ppl(found.ppl * found.error)}" if found.error else ppl(found.ppl)
 

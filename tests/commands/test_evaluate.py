@@ -9,7 +9,7 @@ import lit_prune
 from lit_prune.__main__ import main
 from lit_prune.data import token_windows
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Measured, Perplexity, TaskScore, answer, chosen_tasks, perplexity
+from lit_prune.evaluation import Measured, TaskScore, TokenLoss, answer, chosen_tasks, perplexity
 from lit_prune.files import file_name
 from lit_prune.report import evaluation_markdown
 from tests import naive
@@ -65,7 +65,7 @@ def test_a_stride_gives_every_token_a_long_context(folder, text, tmp_path, token
 
 def test_only_differences_beyond_their_error_are_bold():
     def measured(name, nll, value):
-        return Measured(name, 1, {"text": Perplexity(nll, 10, 5, 3, 0.01)}, {"piqa": TaskScore("acc", value, 0.02)})
+        return Measured(name, 1, {"text": TokenLoss(nll, 10, 5, 3, 0.01)}, {"piqa": TaskScore("acc", value, 0.02)})
 
     rows = [measured("dense", 3.0, 0.5), measured("near", 3.02, 0.46), measured("far", 3.1, 0.4)]
     near, far = evaluation_markdown(rows, compared=True).splitlines()[3:]

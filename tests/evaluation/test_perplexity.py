@@ -11,7 +11,7 @@ from torchmetrics.text import Perplexity as ReferencePerplexity
 
 from lit_prune.data import calibration_batches
 from lit_prune.errors import DataError, MeasureError
-from lit_prune.evaluation import Perplexity, perplexity
+from lit_prune.evaluation import TokenLoss, perplexity
 from tests.tiny import ARCHITECTURES, tiny_model
 
 WINDOWS = torch.randint(128, (5, 24), generator=torch.Generator().manual_seed(3))
@@ -82,4 +82,4 @@ def test_broken_model() -> None:
 
 
 def test_overflow_is_infinite() -> None:
-    assert Perplexity(nll=1000.0, num_tokens=1, num_windows=1, window=2).ppl == math.inf
+    assert TokenLoss(nll=1000.0, num_tokens=1, num_windows=1, window=2).ppl == math.inf

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import search
 from lit_prune.commands import bench_speed
-from lit_prune.evaluation import Analysis, Measured, Perplexity, Prompt, Result, Signs, Speed, TaskScore
+from lit_prune.evaluation import Analysis, Measured, Prompt, Result, Signs, Speed, TaskScore, TokenLoss
 from lit_prune.files import markdown_table, say
 from lit_prune.report import (
     analysis_markdown,
@@ -32,7 +32,7 @@ def result(name):
 
 def pages(name):
     """Every page of Markdown that lit-prune writes, of a model, text, task, method and question of that name."""
-    measured = Measured(name, 1, {name: Perplexity(1.0, 2, 1, 8)}, {name: TaskScore(name, 0.5, 0.1)})
+    measured = Measured(name, 1, {name: TokenLoss(1.0, 2, 1, 8)}, {name: TaskScore(name, 0.5, 0.1)})
     yield evaluation_markdown([measured, measured], compared=True)
     yield comparison_markdown([result(name)], [name])
     yield answers_markdown([Prompt(name, (name,), name)], {name: [[name]]})
