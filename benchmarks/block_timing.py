@@ -111,7 +111,7 @@ def _once(model: PreTrainedModel, ids: Tensor) -> tuple[float, float]:
             torch.cuda.synchronize(ids.device)
         readings.append(time.perf_counter())
 
-    blocks: Any = model.get_submodule(find_sublayers(model).blocks_path)
+    blocks = find_sublayers(model).block_list(model)
     handles = [blocks[0].register_forward_pre_hook(note), blocks[0].register_forward_hook(note)]
     try:
         with torch.no_grad():

@@ -73,7 +73,7 @@ class Sizes:
     def of(cls, model: Any) -> Sizes:
         """The sizes of a model on any device."""
         anatomy = find_sublayers(model)
-        blocks = model.get_submodule(anatomy.blocks_path)
+        blocks = anatomy.block_list(model)
         return cls(
             num_blocks=len(anatomy.blocks),
             hidden=anatomy.facts().hidden_size,

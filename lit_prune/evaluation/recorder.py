@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import PARALLEL_FORMS, Anatomy, Sublayer, is_norm
 from lit_prune.plan.prune_plan import SublayerId
-from lit_prune.surgery import added_to_stream, first_tensor, is_linear
+from lit_prune.surgery import added_to_stream, first_tensor, hidden_states, is_linear
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class StreamRecorder:
     def attached(self) -> Iterator[None]:
         """Hooks on the model, in a `with` block."""
         handles: list[Any] = []
-        blocks: Any = self._model.get_submodule(self._anatomy.blocks_path)
+        blocks = self._anatomy.block_list(self._model)
         try:
             for position, block in enumerate(blocks):
                 handles += self._watch_block(position, block, is_last=position + 1 == len(blocks))
@@ -197,7 +197,7 @@ class StreamRecorder:
 
     def _before(self, module: nn.Module, function: Callable[[Tensor], None]) -> Any:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
-            function(args[0] if args else kwargs["hidden_states"])
+            function(hidden_states(args, kwargs))
 
         return module.register_forward_pre_hook(self._when_recording(hook), with_kwargs=True)
 

@@ -129,7 +129,7 @@ class _Pass:
             self._add((depth, "norm"), state[mask.to(state.device)].float().norm(dim=-1))
 
     def _add_lens(self, batch: Mapping[str, Tensor], logits: Tensor, mask: Tensor, targets: Tensor) -> None:
-        blocks = list(self.model.get_submodule(self.anatomy.blocks_path))
+        blocks = list(self.anatomy.block_list(self.model))
         early = lens_logits(self.model, batch, blocks, self.recorder.last_output, self.recorder.states[:-1])
         final = logits[mask]
         for depth, each in zip(_depths(self.anatomy), (*early, logits), strict=True):

@@ -18,7 +18,7 @@ from lit_prune.healing.regression import Moments
 from lit_prune.measure import WhatIf, counted_positions, model_inputs, stream_means
 from lit_prune.plan import Registry, create, with_defaults
 from lit_prune.plan.prune_plan import Candidate, SublayerId
-from lit_prune.surgery import added_to_stream, output_projections, record_bias
+from lit_prune.surgery import added_to_stream, hidden_states, output_projections, record_bias
 
 COMPENSATIONS = Registry("compensation")
 NONE = "none"
@@ -230,10 +230,10 @@ def _watched(
 def _hooked(model: Any, sublayer: SublayerId, path: str | None, seen: dict[str, Tensor]) -> Iterator[None]:
     anatomy = find_sublayers(model)
     own = anatomy[sublayer]
-    block = model.get_submodule(f"{anatomy.blocks_path}.{anatomy.position(sublayer.block)}")
+    block = anatomy.block_list(model)[anatomy.position(sublayer.block)]
 
     def first(_: Any, args: Any, kwargs: Any) -> Tensor:
-        return cast(Tensor, args[0] if args else kwargs["hidden_states"])
+        return hidden_states(args, kwargs)
 
     def added(_: Any, args: Any, kwargs: Any, output: Any) -> Tensor:
         return added_to_stream(own, args, kwargs, output)

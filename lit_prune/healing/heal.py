@@ -118,7 +118,7 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
     anatomy = find_sublayers(model)
     chosen: list[nn.Module] = []
     if settings.last_blocks:
-        chosen += list(model.get_submodule(anatomy.blocks_path).children())[-settings.last_blocks :]
+        chosen += list(anatomy.block_list(model))[-settings.last_blocks :]
     if "norms" in settings.also:
         chosen += [module for module in model.modules() if is_norm(module)]
     if "head" in settings.also:

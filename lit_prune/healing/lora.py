@@ -92,7 +92,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     if is_adapted(model):
         raise LitPruneError("the model has adapters already; merge or unload them, or leave `healing` out")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    blocks = model.get_submodule(find_sublayers(model).blocks_path)
+    blocks = find_sublayers(model).block_list(model)
     try:
         # The blocks alone: heads and towers stay as they are, and peft does not rewrite targets for a model's type.
         inject_adapter_in_model(healing.config_for(blocks), blocks)

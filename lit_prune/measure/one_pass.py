@@ -21,7 +21,7 @@ from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs
 from lit_prune.measure.what_if import WhatIf
 from lit_prune.plan.prune_plan import Candidate, SublayerId
-from lit_prune.surgery import first_tensor
+from lit_prune.surgery import first_tensor, hidden_states
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Takes the stream before and behind a candidate, float32 [..., hidden]; returns a number for each state, [...]."""
@@ -135,7 +135,7 @@ class _Recorder:
     @contextmanager
     def attached(self, model: Any, anatomy: Anatomy) -> Iterator[None]:
         """Hooks on the model, in a `with` block."""
-        blocks = model.get_submodule(anatomy.blocks_path)
+        blocks = anatomy.block_list(model)
         points = {*self._last_use, *self._ending}
         handles = []
         for position, block in enumerate(blocks):
@@ -163,7 +163,7 @@ class _Recorder:
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             # Of the several modules of a sublayer, the first that runs reads the stream.
             if point > self._reached:
-                self._at(point, args[0] if args else kwargs["hidden_states"])
+                self._at(point, hidden_states(args, kwargs))
 
         return hook
 

@@ -70,7 +70,7 @@ class Portion:
     @cached_property
     def blocks(self) -> Sequence[nn.Module]:
         """The decoder blocks of the model."""
-        return list(self.objective.model.get_submodule(self.anatomy.blocks_path))
+        return list(self.anatomy.block_list(self.objective.model))
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
