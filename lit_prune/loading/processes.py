@@ -50,7 +50,7 @@ class Processes:
         """Work on process 0 while the others wait, and give all of them the outcome.
 
         Raises:
-            LitPruneError: On the other processes, where it failed; process 0 raises what the work did.
+            LitPruneError: The work failed, and this is another process; process 0 raises what the work did.
         """
         if self.size == 1:
             return work()
@@ -72,7 +72,7 @@ class Processes:
         """Refuse to go on where processes would search different things.
 
         Raises:
-            MeasureError: On all of them.
+            MeasureError: They would; all of them raise it.
         """
         if int(self.sum(torch.tensor(int(settings != self.agree(settings))))):
             raise MeasureError(
@@ -82,15 +82,7 @@ class Processes:
 
 
 class _Joined(Processes):
-    """Processes that Lightning has brought together.
-
-    Args:
-        rank: See `Processes`.
-        size: See `Processes`.
-        device: Where tensors must be for a collective.
-        reduce: Reduces a tensor, perhaps in place, by `sum` or `mean`.
-        broadcast: Gives the value of process 0.
-    """
+    """Processes that Lightning has brought together; tensors must be on its device for a collective."""
 
     def __init__(
         self,
@@ -106,15 +98,12 @@ class _Joined(Processes):
         self._broadcast = broadcast
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """See `Processes`."""
         return self._reduced(tensor, "sum")
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """See `Processes`."""
         return self._reduced(tensor, "mean")
 
     def agree(self, value: Value) -> Value:
-        """See `Processes`."""
         return cast(Value, self._broadcast(value))
 
     def _reduced(self, tensor: Tensor, how: str) -> Tensor:
@@ -128,7 +117,7 @@ def processes_of_fabric(fabric: Fabric | None) -> Processes:
     """The processes of Lightning's Fabric, which is launched; this one alone where there is no Fabric.
 
     Raises:
-        LitPruneError: Its strategy takes a model apart otherwise than by FSDP2.
+        LitPruneError: The strategy takes a model apart otherwise than by FSDP2.
     """
     if fabric is None:
         return Processes()
