@@ -12,18 +12,18 @@ TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 class Markdown(str):
-    """What is Markdown already."""
+    """Text that is Markdown already, so that nothing escapes it."""
 
     __slots__ = ()
 
 
 def clean(text: str) -> str:
-    """Lines ended by newlines, without what files cannot hold or what would move a terminal's cursor."""
-    return "\n".join("".join(_harmless(each) for each in line) for line in text.splitlines())
+    """Give a text's lines, ended by newlines, without what no file can hold or what moves a terminal's cursor."""
+    return "\n".join("".join(map(_harmless, line)) for line in text.splitlines())
 
 
 def markdown_inline(text: str) -> str:
-    r"""The text as one line of Markdown that shows it as it is.
+    r"""Write a text as one line of Markdown that shows it as it is.
 
     Example:
         >>> print(markdown_inline("*bold* <b> a|b one_shot"))
@@ -36,7 +36,7 @@ def markdown_inline(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    r"""Escaped also for the beginning of a line, where numbers, dashes and the like are lists and headings.
+    r"""Write a text for the beginning of a line, where numbers, dashes and the like are lists and headings.
 
     Example:
         >>> print(markdown_line("1. *bold* <b> a|b one_shot"))
@@ -46,7 +46,7 @@ def markdown_line(text: str) -> str:
 
 
 def markdown_quote(text: str, empty: str) -> str:
-    """A text as a block quote that shows it line by line; `empty` stands in for one that says nothing."""
+    """Write a text as a block quote that shows it line by line; `empty` stands in for one that says nothing."""
     lines = [_indented(line) for line in clean(text.strip()).splitlines()] or [empty]
     # A backslash at the end keeps a line break; before an empty line, where a paragraph ends, it would be shown.
     ends = ["\\" if line and following else "" for line, following in zip(lines, [*lines[1:], ""], strict=True)]
@@ -61,30 +61,30 @@ def _indented(line: str) -> str:
 
 
 def bold(text: str) -> Markdown:
-    """The text in bold, as it is."""
+    """Write a text in bold, shown as it is."""
     return Markdown(f"**{markdown_inline(text)}**")
 
 
 def markdown_table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[str] | None = None
 ) -> Markdown:
-    """A table in Markdown whose cells are shown as they are, those that are `Markdown` apart.
+    """Write a table in Markdown, whose cells are shown as they are unless they are `Markdown`.
 
     Args:
-        heads: What stands above.
-        rows: Cells of each line.
-        left: Heads of words, above cells that stand at the left; the first alone when None.
+        heads: The texts above the columns.
+        rows: The cells of the lines, as many as heads.
+        left: The heads above words, which stand at the left, as numbers stand at the right; the first when None.
     """
     words = heads[:1] if left is None else left
     rule = [Markdown("---" if head in words else "---:") for head in heads]
     lines = [
-        [each if isinstance(each, Markdown) else markdown_inline(each) for each in row] for row in (heads, rule, *rows)
+        [cell if isinstance(cell, Markdown) else markdown_inline(cell) for cell in row] for row in (heads, rule, *rows)
     ]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def figure_text(text: str) -> str:
-    r"""The text as one line that matplotlib draws as it is, never as a formula.
+    r"""Write a text as one line that matplotlib draws as it is, never as a formula.
 
     Example:
         >>> print(figure_text(r"m$\frac{1}$x"))
@@ -94,7 +94,7 @@ def figure_text(text: str) -> str:
 
 
 def say(text: str, **options: Any) -> None:
-    """Print what others may have written: nothing in it moves a cursor."""
+    """Print a text that others may have written, with the options of `print`: nothing in it moves a cursor."""
     print(clean(text), **options)
 
 

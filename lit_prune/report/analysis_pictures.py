@@ -85,11 +85,12 @@ def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -
     figure.suptitle(title, fontsize=12)
     grid = figure.add_gridspec(len(lines) * num_lines, num_columns)
     for number, panels in enumerate(lines):
-        first: Any = None
+        axes: list[Axes] = []
         for index, analysis in enumerate(analyses):
             place = grid[len(lines) * (index // num_columns) + number, index % num_columns]
-            axis = figure.add_subplot(place, sharex=first, sharey=first)
-            first = first or axis
+            shared = axes[0] if axes else None
+            axis = figure.add_subplot(place, sharex=shared, sharey=shared)
+            axes.append(axis)
             panels.draw(axis, analysis)
             _shade_removed(axis, analysis, ahead=0.25 if panels.across == THROUGH else 0.0)
             axis.grid(visible=True, alpha=0.25)
@@ -100,8 +101,8 @@ def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -
                 axis.set_ylabel(panels.label, fontsize=10)
             if number + 1 == len(lines):
                 axis.set_xlabel(panels.across, fontsize=10)
-        panels.finish(first)
-        first.set_xlim(-1.6, num_blocks + 0.9)
+        panels.finish(axes[0])
+        axes[0].set_xlim(-1.6, num_blocks + 0.9)
     _add_legend(figure)
     return figure
 

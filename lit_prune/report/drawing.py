@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_prune.files import clean, name_aside
 from lit_prune.report.parts import Part
@@ -89,7 +89,7 @@ def growing_legend(axis: Axes) -> None:
     """Put the legend below the only axes of a figure, which grows by its rows."""
     labels = axis.get_legend_handles_labels()[1]
     columns = 2 if all(len(label) <= MAX_LETTERS / 2 for label in labels) else 1
-    figure: Any = axis.figure
+    figure = cast("Figure", axis.figure)  # no part of another figure
     figure.set_figheight(SIZE[1] + 0.19 * math.ceil(len(labels) / columns))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
@@ -145,8 +145,8 @@ def _style(settings: Mapping[str, Any]) -> Iterator[None]:
     """Texts as they are, without complaints of letters that matplotlib's own font lacks: the page's has them."""
     import matplotlib as mpl
 
-    plain: Any = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False}
-    with mpl.rc_context(plain | settings), warnings.catch_warnings():
+    plain = {"font.size": 10, "svg.fonttype": "none", "text.parse_math": False, **settings}
+    with mpl.rc_context(cast("Any", plain)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 

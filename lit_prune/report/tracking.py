@@ -73,6 +73,6 @@ def _pixels(figure: Figure | Path) -> Any:
             return np.asarray(image.convert("RGB"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas: Any = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
