@@ -25,6 +25,7 @@ from lit_prune.report import (
     answer_markdown,
     log_scalars,
     log_text,
+    plan_score_map,
     print_summary,
     save_figure,
     save_summary,
@@ -32,7 +33,6 @@ from lit_prune.report import (
 )
 
 from . import loop, requirements
-from .story import score_map_of
 from .sublayer_prune import SublayerPruneCallback
 from .validation import transferred, validation_batches
 
@@ -153,7 +153,7 @@ class BeforeAfterCallback(Callback):
         title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
         write_text(folder / "summary.md", summary_markdown(summary))
         save_summary(folder, summary)
-        save_figure(score_map_of(plan, title), folder / "score_map.png")
+        save_figure(plan_score_map(plan, title), folder / "score_map.png")
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 
@@ -12,14 +12,11 @@ from lit_prune.costs import Costs, count_costs
 from lit_prune.errors import MeasureError
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import Pruner
-from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, score_map
+from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, plan_score_map
 
 from .allowance import Allowance
 from .loop import callbacks_of
 from .mending import Mending
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
 FINAL_FIGURES = (PARAMETERS, RISE)
@@ -73,7 +70,7 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
     metrics |= {f"score/{name}": score for name, score in step.scores.items()}
     for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
         metrics |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
-    figure = score_map_of(plan, f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left")
+    figure = plan_score_map(plan, f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left")
     for logger in trainer.loggers:
         log_scalars(logger, metrics, trainer.global_step)
         log_figure(logger, "score_map", figure, trainer.global_step)
@@ -89,12 +86,6 @@ def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
     for logger in trainer.loggers:
         log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
         log_scalars(logger, figures, trainer.global_step)
-
-
-def score_map_of(plan: PrunePlan, title: str) -> Figure:
-    """A picture of the scores of a plan's rounds, and of what went in them."""
-    rounds, removed = [step.scores for step in plan.steps], [step.removed.name for step in plan.steps]
-    return score_map(rounds, removed, num_blocks=plan.model.num_blocks, title=title)
 
 
 def _is_shown(trainer: L.Trainer) -> bool:

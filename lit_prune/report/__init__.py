@@ -13,7 +13,7 @@ from lit_prune.report.dialogues import alpaca_eval_outputs, answers_markdown, mt
 from lit_prune.report.drawing import save_figure
 from lit_prune.report.evaluations import evaluation_markdown
 from lit_prune.report.inventory_table import print_inventory
-from lit_prune.report.score_map import score_map
+from lit_prune.report.score_map import plan_score_map, score_map
 from lit_prune.report.summary import (
     Answer,
     Row,
@@ -48,6 +48,7 @@ __all__ = [
     "log_text",
     "mt_bench_answers",
     "plan_markdown",
+    "plan_score_map",
     "print_inventory",
     "print_summary",
     "rank_correlation",

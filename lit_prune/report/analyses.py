@@ -14,7 +14,7 @@ from lit_prune.files import markdown_inline, markdown_line, read_json, write_jso
 from lit_prune.report.analysis_pictures import TITLES, analysis_figures
 from lit_prune.report.drawing import picture, save_figure
 from lit_prune.report.evaluations import require_rows, settings_line
-from lit_prune.report.parts import Part, Table
+from lit_prune.report.pieces import Piece, Table
 
 ANALYSIS_FILE, PAGE_FILE = "analysis.json", "analysis.md"
 SUBLAYERS = ("sublayer", "input norm", "output norm", "cosine", "RI", "NRI", "logit above the mean", "share")
@@ -78,9 +78,9 @@ def read_analysis(name: str, folder: Path) -> AnalysisRun:
     return found
 
 
-def analysis_parts(analysis: AnalysisRun) -> Iterator[Part]:
+def analysis_pieces(analysis: AnalysisRun) -> Iterator[Piece]:
     """The section of the page: pictures one below the other."""
-    yield Part("note", f"{', '.join(analysis.models)}. {settings_line(analysis.settings)}")
+    yield Piece("note", f"{', '.join(analysis.models)}. {settings_line(analysis.settings)}")
     yield from (picture(data, f"{title}, block by block") for title, data in analysis.pictures.items())
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lit_prune.evaluation import DENSE, Result
 from lit_prune.files import figure_text, markdown_inline, markdown_line
 from lit_prune.plan.prune_plan import Candidate
-from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_part, svg
+from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
 from lit_prune.report.evaluations import settings_line
-from lit_prune.report.parts import Cell, Part, Table, number
+from lit_prune.report.pieces import Cell, Piece, Table, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,23 +143,23 @@ def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
     return float(spearman_corrcoef(perplexity, accuracy)), len(pairs)
 
 
-def comparison_parts(comparison: ComparisonRun) -> Iterator[Part]:
+def comparison_pieces(comparison: ComparisonRun) -> Iterator[Piece]:
     """The section of the page: models one below the other, each with figures, tables and maps of what went."""
-    yield Part("note", settings_line(comparison.settings))
+    yield Piece("note", settings_line(comparison.settings))
     for rows in _by_model(comparison.rows):
-        yield Part("foreign_heading", rows[0].model)
+        yield Piece("foreign_heading", rows[0].model)
         amounts = _by_amount(rows)
-        yield Part("figures", list(_quality_drawings(rows)) if amounts else [])
-        yield from (Part("note", note) for note in _notes(rows))
+        yield Piece("figures", list(_quality_drawings(rows)) if amounts else [])
+        yield from (Piece("note", note) for note in _notes(rows))
         for amount, pruned in amounts.items():
-            yield Part("subheading", f"{amount:.0%} of the parameters to remove")
-            yield Part("table", _table(rows, pruned, comparison_columns(rows)))
+            yield Piece("subheading", f"{amount:.0%} of the parameters to remove")
+            yield Piece("table", _table(rows, pruned, comparison_columns(rows)))
         for amount, pruned in amounts.items():
             if any(row.removed for row in pruned):
                 title = f"What went at {amount:.0%}"
-                yield Part("subheading", title)
+                yield Piece("subheading", title)
                 alt = f"{title}: blocks from left to right, a line a method, attention above mlp"
-                yield png_part(partial(removal_figure, pruned), alt, shorten=True)
+                yield png_piece(partial(removal_figure, pruned), alt, shorten=True)
 
 
 def _by_model(rows: Sequence[Result]) -> list[list[Result]]:

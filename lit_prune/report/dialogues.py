@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from lit_prune.evaluation import Prompt, Signs
 from lit_prune.files import markdown_inline, markdown_line, markdown_quote
-from lit_prune.report.parts import EMPTY, Part, Table
+from lit_prune.report.pieces import EMPTY, Piece, Table
 
 SIGNS = ("model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats")
 SHOWN_POSITIONS = 16
@@ -30,14 +30,14 @@ class Dialogue:
     prompt: tuple[str, ...]
     answers: Mapping[str, tuple[str, ...]]
 
-    def part(self, labels: Sequence[str]) -> Part:
+    def piece(self, labels: Sequence[str]) -> Piece:
         """Turn by turn what the user says, and who of some models answers what."""
         columns = zip_longest(*(self.answers[label] for label in labels), fillvalue="")
         turns = [
             (said, list(zip(labels, answers, strict=True)) if answers else [])
             for said, answers in zip_longest(self.prompt, columns, fillvalue="")
         ]
-        return Part("dialogue", turns)
+        return Piece("dialogue", turns)
 
 
 def answers_markdown(prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Sequence[str]]]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lit_prune.files import clean, name_aside
-from lit_prune.report.parts import Part
+from lit_prune.report.pieces import Piece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +110,8 @@ def points_drawing(points: Mapping[str, tuple[float, float]], across: str, up: s
     return svg(draw) if len(finite) > 1 else ""
 
 
-def png_part(draw: Callable[[], Figure], what: str, *, shorten: bool = False) -> Part:
-    """A figure as a part of the page, with words for those who cannot see it."""
+def png_piece(draw: Callable[[], Figure], what: str, *, shorten: bool = False) -> Piece:
+    """A figure as a piece of the page, with words for those who cannot see it."""
     data = io.BytesIO()
     with _style({}):
         figure = _shortened(draw()) if shorten else draw()
@@ -119,9 +119,9 @@ def png_part(draw: Callable[[], Figure], what: str, *, shorten: bool = False) ->
     return picture(data.getvalue(), what)
 
 
-def picture(data: bytes, what: str) -> Part:
-    """A PNG as a part of the page, at an address that holds it."""
-    return Part("picture", (f"data:image/png;base64,{base64.b64encode(data).decode()}", what))
+def picture(data: bytes, what: str) -> Piece:
+    """A PNG as a piece of the page, at an address that holds it."""
+    return Piece("picture", (f"data:image/png;base64,{base64.b64encode(data).decode()}", what))
 
 
 def svg(draw: Callable[[Axes], None]) -> str:

@@ -13,7 +13,7 @@ from lit_prune.evaluation import Measured, Signs, TaskScore, TokenLoss, exceeds_
 from lit_prune.files import read_json, record_of
 from lit_prune.report.dialogues import Dialogue, signs_table
 from lit_prune.report.drawing import points_drawing
-from lit_prune.report.parts import Cell, Part, Table, ppl, titled
+from lit_prune.report.pieces import Cell, Piece, Table, ppl, titled
 
 Found = TypeVar("Found", TokenLoss, TaskScore)
 EVALUATION_FILE = "evaluation.json"
@@ -123,17 +123,19 @@ def _turns(data: Any) -> tuple[str, ...]:
     return tuple(str(turn["content"] if isinstance(turn, dict) else turn) for turn in turns)
 
 
-def evaluation_parts(evaluation: Evaluation, base: str, *, with_answers: bool) -> Iterator[Part]:
+def evaluation_pieces(evaluation: Evaluation, base: str, *, with_answers: bool) -> Iterator[Piece]:
     """All models of an evaluation, beside `base` where it names no reference; answers where no run shows them."""
     rows = evaluation.rows
     reference = next((row for row in rows if row.model == (evaluation.against or base)), None)
     note = f"In brackets the difference from {reference.model}; bold: above 1.96 standard errors" if reference else ""
-    yield Part("table", _models_table(rows, reference, _ppl, " points", note))
-    yield Part("figures", list(_figures(rows)))
-    yield Part("note", settings_line(evaluation.settings))
+    yield Piece("table", _models_table(rows, reference, _ppl, " points", note))
+    yield Piece("figures", list(_figures(rows)))
+    yield Piece("note", settings_line(evaluation.settings))
     if with_answers:
-        yield from titled("Signs of damage", [Part("table", signs_table(evaluation.signs))] if evaluation.signs else [])
-        dialogues = (dialogue.part(list(dialogue.answers)) for dialogue in evaluation.answers)
+        yield from titled(
+            "Signs of damage", [Piece("table", signs_table(evaluation.signs))] if evaluation.signs else []
+        )
+        dialogues = (dialogue.piece(list(dialogue.answers)) for dialogue in evaluation.answers)
         yield from titled("Answers side by side", dialogues)
 
 
@@ -159,7 +161,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def match_parts(found: Sequence[Match]) -> Iterator[Part]:
+def match_pieces(found: Sequence[Match]) -> Iterator[Piece]:
     """What evaluations say of one run's model: perplexity, tasks, signs of damage."""
     yield from titled("Perplexity", _with_names((perplexity_table(match), match) for match in found))
     with_tasks = (match for match in found if match.after.tasks)
@@ -168,14 +170,14 @@ def match_parts(found: Sequence[Match]) -> Iterator[Part]:
     yield from titled("Signs of damage", _with_names((_signs_table(match), match) for match in answered))
 
 
-def _with_names(found: Iterable[tuple[Table, Match]]) -> Iterator[Part]:
+def _with_names(found: Iterable[tuple[Table, Match]]) -> Iterator[Piece]:
     """Each table once, with the names of the evaluations that it is from: two may have measured the same."""
     names: dict[Table, list[str]] = {}
     for table, match in found:
         names.setdefault(table, []).append(match.evaluation.name)
     for table, evaluations in names.items():
-        yield Part("table", table)
-        yield Part("origin", ", ".join(evaluations))
+        yield Piece("table", table)
+        yield Piece("origin", ", ".join(evaluations))
 
 
 def perplexity_table(match: Match) -> Table:

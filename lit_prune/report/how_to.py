@@ -1,4 +1,4 @@
-"""How a run's model is used, and how it was made: parts of the page."""
+"""How a run's model is used, and how it was made: pieces of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.export import usage
 from lit_prune.loading.models import skeleton
 from lit_prune.plan import PLAN_FILE, SETTINGS, PrunePlan
-from lit_prune.report.parts import Part, titled
+from lit_prune.report.pieces import Piece, titled
 
 GENERATE = """
 from transformers import AutoTokenizer
@@ -24,7 +24,9 @@ tokens = model.generate(**prompt, max_new_tokens=32)
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 
 
-def usage_parts(folder: Path, name: str, plan: PrunePlan | None, *, trust_remote_code: bool = False) -> Iterator[Part]:
+def usage_pieces(
+    folder: Path, name: str, plan: PrunePlan | None, *, trust_remote_code: bool = False
+) -> Iterator[Piece]:
     """Say how the model in a folder is used, by code that loads it and by commands of lit-prune.
 
     Args:
@@ -33,16 +35,16 @@ def usage_parts(folder: Path, name: str, plan: PrunePlan | None, *, trust_remote
         plan: What was removed, where that is known.
         trust_remote_code: Run code that comes with the model.
     """
-    yield Part("heading", "How to use it")
+    yield Piece("heading", "How to use it")
     try:
         how = usage(skeleton(folder, trust_remote_code=trust_remote_code), name)
     except LitPruneError as error:
-        yield Part("paragraph", f"How to load it is not known: {error}")
+        yield Piece("paragraph", f"How to load it is not known: {error}")
     else:
         generate = GENERATE.format(name=dumps(name, ensure_ascii=False))
-        yield Part("code", f"{how.code}\n{generate}" if any(folder.glob("tokenizer*")) else how.code)
-        yield Part("paragraph", how.note)
-    yield Part("commands", dict(_commands(name, plan)))
+        yield Piece("code", f"{how.code}\n{generate}" if any(folder.glob("tokenizer*")) else how.code)
+        yield Piece("paragraph", how.note)
+    yield Piece("commands", dict(_commands(name, plan)))
 
 
 def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
@@ -59,12 +61,12 @@ def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
         yield "remove the same from another copy", f"lit-prune apply {steps} {base} --output again"
 
 
-def made_parts(plan: PrunePlan | None, files: Mapping[str, str]) -> Iterator[Part]:
+def made_pieces(plan: PrunePlan | None, files: Mapping[str, str]) -> Iterator[Piece]:
     """The settings of a plan, each with its names and values, and files of settings; what is empty is left out."""
     data = plan.to_dict() if plan else {}
     made = {name: list(_flat(data[name])) for name in ("model", *SETTINGS) if data.get(name)}
-    parts = [Part("made", made)] if made or files else []
-    yield from titled("How it was made", [*parts, *(Part("file", named) for named in files.items())])
+    pieces = [Piece("made", made)] if made or files else []
+    yield from titled("How it was made", [*pieces, *(Piece("file", named) for named in files.items())])
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

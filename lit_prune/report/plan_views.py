@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import KINDS, PrunePlan, PruneStep, SublayerId
-from lit_prune.report.drawing import BLUE, name_axes, png_part, svg
-from lit_prune.report.parts import Part, Table, number, ppl, titled
-from lit_prune.report.score_map import score_map
+from lit_prune.report.drawing import BLUE, name_axes, png_piece, svg
+from lit_prune.report.pieces import Piece, Table, number, ppl, titled
+from lit_prune.report.score_map import plan_score_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +21,16 @@ ROUND = ("round", "epoch", "removed", "score", "parameters", "left", "loss befor
          "measured", "order", "passes")  # fmt: skip
 
 
-def search_parts(plan: PrunePlan) -> Iterator[Part]:
+def search_pieces(plan: PrunePlan) -> Iterator[Piece]:
     """What was removed, round by round, and the scores that decided it."""
-    yield from titled("What was removed", [Part("network", network)] if (network := list(_network(plan))) else [])
+    yield from titled("What was removed", [Piece("network", network)] if (network := list(_network(plan))) else [])
     if plan.steps:
-        yield Part("heading", "The search, round by round")
-        yield Part("figures", [_search_drawing(plan)])
-        yield Part("table", _rounds_table(plan))
+        yield Piece("heading", "The search, round by round")
+        yield Piece("figures", [_search_drawing(plan)])
+        yield Piece("table", _rounds_table(plan))
     if any(step.scores for step in plan.steps):
-        scores, removed = [step.scores for step in plan.steps], [step.removed.name for step in plan.steps]
-        draw = partial(score_map, scores, removed, num_blocks=plan.model.num_blocks)
-        yield Part("heading", "Scores")
-        yield png_part(draw, "Map of the scores of every sublayer, round by round")
+        yield Piece("heading", "Scores")
+        yield png_piece(partial(plan_score_map, plan), "Map of the scores of every sublayer, round by round")
 
 
 def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:

@@ -12,10 +12,10 @@ from lit_prune.measure import perplexity_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.report.dialogues import Dialogue
 from lit_prune.report.drawing import BLUE, RED, name_axes, points_drawing, svg
-from lit_prune.report.evaluations import Match, match_parts, perplexity_table
-from lit_prune.report.how_to import made_parts, usage_parts
-from lit_prune.report.parts import Part, Table, count, ppl, titled
-from lit_prune.report.plan_views import calibration_ppl, percent_left, search_parts
+from lit_prune.report.evaluations import Match, match_pieces, perplexity_table
+from lit_prune.report.how_to import made_pieces, usage_pieces
+from lit_prune.report.pieces import Piece, Table, count, ppl, titled
+from lit_prune.report.plan_views import calibration_ppl, percent_left, search_pieces
 from lit_prune.report.summary import SUMMARY_FILE, TIMES, Row, Summary, figures_of, figures_table, read_summary
 from lit_prune.searches import outcome_in_words
 
@@ -85,7 +85,7 @@ def _curves(folder: Path) -> dict[str, Curve]:
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in present}
 
 
-def run_parts(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> Iterator[Part]:
+def run_pieces(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> Iterator[Piece]:
     """The section of a run, without what there is no data for.
 
     Args:
@@ -94,35 +94,35 @@ def run_parts(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool 
         trust_remote_code: Run code that comes with the model, to find out how it is loaded.
     """
     if run.plan:
-        yield Part("lead", _base(run.plan))
+        yield Piece("lead", _base(run.plan))
     # Two evaluations may have measured the same.
     if cards := list(dict.fromkeys(_cards(run, found))):
-        yield Part("cards", cards)
+        yield Piece("cards", cards)
     if run.plan:
-        yield from search_parts(run.plan)
+        yield from search_pieces(run.plan)
     if run.summary:
-        yield Part("heading", "Before and after")
-        yield Part("table", figures_table(run.summary.rows))
-        yield from (Part("note", note) for note in run.summary.notes)
-    yield from titled("Training", [Part("figures", [_training_drawing(run.curves)])] if run.curves else [])
-    yield from match_parts(found)
+        yield Piece("heading", "Before and after")
+        yield Piece("table", figures_table(run.summary.rows))
+        yield from (Piece("note", note) for note in run.summary.notes)
+    yield from titled("Training", [Piece("figures", [_training_drawing(run.curves)])] if run.curves else [])
+    yield from match_pieces(found)
     yield from titled("Answers side by side", _dialogues(run, found))
     if run.model is not None:
-        yield from usage_parts(run.model, run.model_name, run.plan, trust_remote_code=trust_remote_code)
-    yield from made_parts(run.plan, run.settings)
+        yield from usage_pieces(run.model, run.model_name, run.plan, trust_remote_code=trust_remote_code)
+    yield from made_pieces(run.plan, run.settings)
 
 
-def overview_parts(runs: Sequence[ModelRun], *, drawn: bool) -> Iterator[Part]:
+def overview_pieces(runs: Sequence[ModelRun], *, drawn: bool) -> Iterator[Piece]:
     """Runs side by side; perplexity on the calibration text is drawn where no evaluation says more."""
     rows = [[run.name, *(_overview(run.plan) if run.plan else [""] * (len(RUNS) - 1))] for run in runs]
     note = "ppl before, after: perplexity on each run's own calibration text, at the first and the last removal"
-    yield Part("table", Table.of(RUNS, rows, words=RUNS[:4], note=note))
+    yield Piece("table", Table.of(RUNS, rows, words=RUNS[:4], note=note))
     points = {}
     for run in runs:
         last = run.plan.steps[-1].nll_after if run.plan and run.plan.steps else None
         if drawn and run.plan and last is not None:
             points[run.name] = (percent_left(run.plan)[-1], perplexity_of(last))
-    yield Part("figures", [points_drawing(points, "parameters left (%)", "perplexity, calibration tokens")])
+    yield Piece("figures", [points_drawing(points, "parameters left (%)", "perplexity, calibration tokens")])
 
 
 def _base(plan: PrunePlan) -> str:
@@ -188,14 +188,14 @@ def _healing(healing: Mapping[str, Any]) -> Card:
     return "healing", _healed(healing), f"perplexity on validation windows, {tokens}"
 
 
-def _dialogues(run: ModelRun, found: Sequence[Match]) -> Iterator[Part]:
+def _dialogues(run: ModelRun, found: Sequence[Match]) -> Iterator[Piece]:
     for answer in run.summary.answers if run.summary else ():
         answers = {"before": (answer.before,), "after": (answer.after,)}
-        yield Dialogue((answer.question,), answers).part(list(answers))
+        yield Dialogue((answer.question,), answers).piece(list(answers))
     for match in found:
         wanted = [row.model for row in (match.before, match.after) if row is not None]
         for dialogue in match.evaluation.answers:
-            yield dialogue.part(wanted if set(wanted) <= set(dialogue.answers) else list(dialogue.answers))
+            yield dialogue.piece(wanted if set(wanted) <= set(dialogue.answers) else list(dialogue.answers))
 
 
 def _training_drawing(curves: Mapping[str, Curve]) -> str:

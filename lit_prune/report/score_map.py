@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prune.files import figure_text
+from lit_prune.plan import PrunePlan
 from lit_prune.report.drawing import new_figure
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ def score_map(
     _add_colorbar(figure, mesh, axes, history)
     _add_legend(figure, marked=bool(panels))
     return figure
+
+
+def plan_score_map(plan: PrunePlan, title: str = "") -> Figure:
+    """Draw `score_map` of the rounds that a plan records, with a title above the picture."""
+    rounds, removed = [step.scores for step in plan.steps], [step.removed.name for step in plan.steps]
+    return score_map(rounds, removed, num_blocks=plan.model.num_blocks, title=title)
 
 
 def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_blocks: int) -> _History:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lit_prune.files import clean
-from lit_prune.report.parts import EMPTY, Table
+from lit_prune.report.pieces import EMPTY, Table
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -13,7 +13,7 @@ from lit_prune.errors import DataError
 from lit_prune.files import markdown_inline, markdown_line, markdown_quote, read_json, record_of, write_json
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
-from lit_prune.report.parts import EMPTY, Cell, Table, number
+from lit_prune.report.pieces import EMPTY, Cell, Table, number
 from lit_prune.report.screen import Screen
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")

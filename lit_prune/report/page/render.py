@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lit_prune.files import clean
-from lit_prune.report.analyses import analysis_parts
-from lit_prune.report.comparisons import comparison_parts
-from lit_prune.report.evaluations import Match, evaluation_parts
+from lit_prune.report.analyses import analysis_pieces
+from lit_prune.report.comparisons import comparison_pieces
+from lit_prune.report.evaluations import Match, evaluation_pieces
 from lit_prune.report.page.folders import Sources, read_sources
-from lit_prune.report.parts import Part
-from lit_prune.report.runs import overview_parts, run_parts
+from lit_prune.report.pieces import Piece
+from lit_prune.report.runs import overview_pieces, run_pieces
 
 PAGE = "page.html.jinja"
 
@@ -52,20 +52,20 @@ def render(sources: Sources, *, trust_remote_code: bool = False) -> str:
             version=version("lit-prune"),
             title=", ".join(sources.names),
             several=len(models) + len(sources.comparisons) > 1,
-            overview=list(overview_parts(models, drawn=not sources.evaluations)) if len(models) > 1 else [],
+            overview=list(overview_pieces(models, drawn=not sources.evaluations)) if len(models) > 1 else [],
             runs=[
-                (run.name, list(run_parts(run, own, trust_remote_code=trust_remote_code)))
+                (run.name, list(run_pieces(run, own, trust_remote_code=trust_remote_code)))
                 for run, own in zip(models, found, strict=True)
             ],
             evaluations=list(_evaluations(sources, [match for own in found for match in own])),
-            comparisons=[(comparison.name, list(comparison_parts(comparison))) for comparison in sources.comparisons],
-            analyses=[(analysis.name, list(analysis_parts(analysis))) for analysis in sources.analyses],
+            comparisons=[(comparison.name, list(comparison_pieces(comparison))) for comparison in sources.comparisons],
+            analyses=[(analysis.name, list(analysis_pieces(analysis))) for analysis in sources.analyses],
         )
     )
 
 
-def _evaluations(sources: Sources, found: Iterable[Match]) -> Iterator[tuple[str, list[Part]]]:
-    """Names and parts; a pair that a run shows whole is not shown twice."""
+def _evaluations(sources: Sources, found: Iterable[Match]) -> Iterator[tuple[str, list[Piece]]]:
+    """Names and pieces; a pair that a run shows whole is not shown twice."""
     shown: dict[str, set[str]] = defaultdict(set)
     for match in found:
         shown[match.evaluation.name] |= {row.model for row in (match.before, match.after) if row is not None}
@@ -76,7 +76,7 @@ def _evaluations(sources: Sources, found: Iterable[Match]) -> Iterator[tuple[str
         answering = {model for dialogue in evaluation.answers for model in dialogue.answers}
         new_answers = not answering <= shown[evaluation.name]
         if len(evaluation.rows) > 2 or new_answers or not measured <= shown[evaluation.name]:
-            yield evaluation.name, list(evaluation_parts(evaluation, base, with_answers=new_answers))
+            yield evaluation.name, list(evaluation_pieces(evaluation, base, with_answers=new_answers))
 
 
 def _environment() -> Environment:

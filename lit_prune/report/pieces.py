@@ -1,4 +1,4 @@
-"""What views are made of: tables, numbers in words, and the parts of the page. All text in them is plain."""
+"""What views are made of: tables, numbers in words, and the pieces of the page. All text in them is plain."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ class Table:
         return markdown_table(self.heads, cells, self.words)
 
 
-class Part(NamedTuple):
-    """A part of the page: the macro of `parts.html.jinja` that lays it out, and what that is given."""
+class Piece(NamedTuple):
+    """A piece of the page: the macro of `pieces.html.jinja` that lays it out, and what that is given."""
 
     layout: str
     content: object
 
 
-def titled(heading: str, parts: Iterable[Part]) -> Iterator[Part]:
-    """Parts below a heading; without parts there is no heading either."""
-    found = list(parts)
+def titled(heading: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Pieces below a heading; without pieces there is no heading either."""
+    found = list(pieces)
     if found:
-        yield Part("heading", heading)
+        yield Piece("heading", heading)
         yield from found
 
 
