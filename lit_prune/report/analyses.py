@@ -60,11 +60,7 @@ def write_analysis(
 
 
 def read_analysis(name: str, folder: Path) -> AnalysisRun:
-    """Read what `write_analysis` left in a folder.
-
-    Raises:
-        DataError: A file cannot be read, is damaged, or holds no model.
-    """
+    """Read what `write_analysis` left; a file that is damaged or holds no model is a DataError."""
     path = folder / ANALYSIS_FILE
     try:
         data = read_json(path.read_text(encoding="utf-8"))

@@ -143,8 +143,8 @@ def _impact(figure: str, axis: Axes, analysis: Analysis) -> None:
 def _lens_losses(axis: Axes, analysis: Analysis) -> None:
     _draw_by_depth(axis, analysis, lambda depth: depth.loss, color=COLOURS["stream"], label="loss of the target token")
     # The last is 0, which has no place on a logarithmic axis.
-    _draw_by_depth(axis, analysis, lambda depth: depth.kl if depth.kl > 0 else math.nan, color=COLOURS["kl"],
-                   linestyle="--", label="KL from the whole model")  # fmt: skip
+    style = {"color": COLOURS["kl"], "linestyle": "--", "label": "KL from the whole model"}
+    _draw_by_depth(axis, analysis, lambda depth: depth.kl if depth.kl > 0 else math.nan, **style)
 
 
 def _lens_agreement(axis: Axes, analysis: Analysis) -> None:

@@ -73,11 +73,7 @@ def comparison_csv(rows: Sequence[Result]) -> str:
 
 
 def comparison_figure(rows: Sequence[Result]) -> Figure:
-    """Draw perplexity against what is left of the parameters, and against speed.
-
-    Returns:
-        A figure of two panels a model, with a line a method.
-    """
+    """Draw perplexity against the parameters left, and against speed: two panels a model, a line a method."""
     models = _by_model(rows)
     figure = new_figure(2 * PANEL[0], PANEL[1] * len(models))
     panels = figure.subplots(len(models), 2, squeeze=False)
@@ -91,11 +87,7 @@ def comparison_figure(rows: Sequence[Result]) -> Figure:
 
 
 def removal_figure(rows: Sequence[Result]) -> Figure:
-    """Draw which sublayers each method took out of one model at one amount: a line a method, attention above mlp.
-
-    Args:
-        rows: The results of one model and amount.
-    """
+    """Draw which sublayers each method took out of one model at one amount: a line a method, attention above mlp."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 

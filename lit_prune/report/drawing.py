@@ -45,12 +45,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG aside and rename it into place; parent folders are made.
-
-    Args:
-        figure: What to write.
-        path: The file.
-    """
+    """Write a figure as a PNG file, aside and then renamed into place; parent folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = name_aside(path)

@@ -104,11 +104,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
 
 
 def require_rows(rows: Sequence[object], path: Path) -> None:
-    """Check that a file of results holds any.
-
-    Raises:
-        DataError: It holds none.
-    """
+    """Stop with a DataError where a file of results holds none."""
     if not rows:
         raise DataError(f"{path} holds no rows yet; finish the command that writes it")
 

@@ -27,14 +27,7 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 def usage_pieces(
     folder: Path, name: str, plan: PrunePlan | None, *, trust_remote_code: bool = False
 ) -> Iterator[Piece]:
-    """Say how the model in a folder is used, by code that loads it and by commands of lit-prune.
-
-    Args:
-        folder: The folder of the model, whose config tells how it is loaded.
-        name: The folder in the user's words.
-        plan: What was removed, where that is known.
-        trust_remote_code: Run code that comes with the model.
-    """
+    """How the model in a folder, `name` in the user's words, is loaded, and what commands of lit-prune do with it."""
     yield Piece("heading", "How to use it")
     try:
         how = usage(skeleton(folder, trust_remote_code=trust_remote_code), name)

@@ -52,8 +52,8 @@ def _network(plan: PrunePlan) -> Iterator[tuple[int, list[dict[str, str]]]]:
     """Every block of the original model with its sublayers: CSS classes, label, and what is said of it."""
     rounds = {sublayer: index for index, step in enumerate(plan.steps, 1) for sublayer in step.removed.sublayers}
     for block in range(plan.model.num_blocks):
-        yield block, [_place(sublayer, plan, rounds.get(sublayer)) for sublayer in
-                      (SublayerId(block, kind) for kind in KINDS)]  # fmt: skip
+        sublayers = [SublayerId(block, kind) for kind in KINDS]
+        yield block, [_place(sublayer, plan, rounds.get(sublayer)) for sublayer in sublayers]
 
 
 def _place(sublayer: SublayerId, plan: PrunePlan, index: int | None) -> dict[str, str]:

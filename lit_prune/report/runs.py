@@ -86,13 +86,7 @@ def _curves(folder: Path) -> dict[str, Curve]:
 
 
 def run_pieces(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> Iterator[Piece]:
-    """The section of a run, without what there is no data for.
-
-    Args:
-        run: What the run left.
-        found: Its rows of evaluations.
-        trust_remote_code: Run code that comes with the model, to find out how it is loaded.
-    """
+    """The section of a run and its rows of evaluations, without what there is no data for."""
     if run.plan:
         yield Piece("lead", _base(run.plan))
     # Two evaluations may have measured the same.
