@@ -91,7 +91,7 @@ class BeforeAfterCallback(Callback):
         return FIGURES if self.repeats else FIGURES[:2]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a run without a plan to report, or with timings that the model has no room for."""
+        """Refuse a run without a plan to report, or with timings longer than the model's context."""
         if stage != "fit":
             return
         self._before = {}  # a checkpoint's come later, with load_state_dict

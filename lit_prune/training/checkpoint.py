@@ -94,7 +94,7 @@ def restore_structure(model: nn.Module, checkpoint: Mapping[str, Any], optimizer
             "sharded: start from the dense model, and pass the SublayerPruneCallback with healing that it was made with"
         )
     if lost:
-        _make_room(model)
+        _take_adapters_off(model)
         put_back(model, lost)
     if lora is not None and attaches:
         _attach_lora(model, lora)
@@ -159,7 +159,7 @@ def _attach_lora(model: nn.Module, lora: LoraHealing) -> None:
         raise ModelError(f"the checkpoint is damaged: no model can have its adapters ({lora}): {error}") from error
 
 
-def _make_room(model: nn.Module) -> None:
+def _take_adapters_off(model: nn.Module) -> None:
     """Take adapters off a model that gets sublayers back: those need adapters as well, and all weights are replaced."""
     if attached_lora(model) is not None:
         merge(model)
