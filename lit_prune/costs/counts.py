@@ -69,7 +69,7 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
     cached = any(sublayer.id.kind == "attention" for sublayer in anatomy.sublayers)
     try:
         with torch.no_grad():
-            context: Any = DynamicCache()
+            context = DynamicCache()
             if cached:
                 context = twin(input_ids=_tokens(num_positions), use_cache=True).past_key_values
             with FlopCounterMode(display=False) as counter:

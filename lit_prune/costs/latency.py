@@ -10,8 +10,7 @@ import copy
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from lit_prune.surgery import evaluating, mute
 
 PHASES = ("prefill", "decode")
 WARMUP = 2
+Clock = Callable[[PreTrainedModel], float]
 
 
 def now(model: PreTrainedModel) -> float:
@@ -64,7 +64,7 @@ def measure_latency(
     batch: int = 1,
     length: int = 512,
     repeats: int = 15,
-    clock: Callable[[PreTrainedModel], float] = now,
+    clock: Clock = now,
 ) -> Latency:
     """Time the model on random tokens, whole and without some sublayers of each kind, in turns.
 
@@ -85,12 +85,12 @@ def measure_latency(
     kinds = kinds_of(network, anatomy)
     prompt = _prompt(network, batch, length)
     with evaluating(network):
-        turns = [_Turn(network, anatomy, kind[::2], prompt, phase) for kind in ([], *kinds)]
-        rounds = [[turn.seconds(clock) for turn in turns] for _ in range(WARMUP + repeats)][WARMUP:]
+        timers = [_timer(network, anatomy, kind[::2], prompt, phase) for kind in ([], *kinds)]
+        rounds = [[seconds(clock) for seconds in timers] for _ in range(WARMUP + repeats)][WARMUP:]
     found: dict[SublayerId, float] = {}
-    for place, (turn, kind) in enumerate(zip(turns[1:], kinds, strict=True), start=1):
-        seconds = statistics.median(times[0] - times[place] for times in rounds) / len(turn.muted)
-        found |= dict.fromkeys(kind, seconds)
+    for place, kind in enumerate(kinds, start=1):
+        seconds_of_muted = statistics.median(times[0] - times[place] for times in rounds)
+        found |= dict.fromkeys(kind, seconds_of_muted / len(kind[::2]))
     return Latency(statistics.median(times[0] for times in rounds), found)
 
 
@@ -112,33 +112,24 @@ def _signature(model: nn.Module, sublayer: Sublayer) -> Any:
     return sublayer.id.kind, tuple(classes), tuple(shapes), tuple(sorted(settings))
 
 
-class _Turn:
-    """One way to run the model: without some sublayers, again and again."""
+def _timer(
+    model: PreTrainedModel, anatomy: Anatomy, muted: Sequence[SublayerId], prompt: Tensor, phase: str
+) -> Callable[[Clock], float]:
+    """A function that runs the model without some sublayers, and gives the seconds that this took."""
+    options, tokens, kept = inference_options(model), prompt, None
+    if phase == "decode" and options["use_cache"]:
+        with mute(model, muted, anatomy=anatomy):
+            kept = model(input_ids=prompt[:, :-1], **options).past_key_values
+        tokens = prompt[:, -1:]
 
-    def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, muted: list[SublayerId], prompt: Tensor, phase: str
-    ) -> None:
-        self.model = model
-        self.anatomy = anatomy
-        self.muted = muted
-        self.tokens = prompt
-        self.cache: Any = None
-        with self._muted() as options:
-            if phase == "decode" and options["use_cache"]:
-                self.cache = model(input_ids=prompt[:, :-1], **options).past_key_values
-                self.tokens = prompt[:, -1:]
+    def seconds(clock: Clock) -> float:
+        cache = copy.deepcopy(kept)  # the pass writes into it
+        with mute(model, muted, anatomy=anatomy):
+            started = clock(model)
+            model(input_ids=tokens, past_key_values=cache, **options)
+            return clock(model) - started
 
-    def seconds(self, clock: Callable[[PreTrainedModel], float]) -> float:
-        cache = copy.deepcopy(self.cache)  # the pass writes into it
-        with self._muted() as options:
-            started = clock(self.model)
-            self.model(input_ids=self.tokens, past_key_values=cache, **options)
-            return clock(self.model) - started
-
-    @contextmanager
-    def _muted(self) -> Iterator[dict[str, Any]]:
-        with mute(self.model, self.muted, anatomy=self.anatomy):
-            yield inference_options(self.model)
+    return seconds
 
 
 def _require_possible(model: PreTrainedModel, phase: str, batch: int, length: int, repeats: int) -> None:

@@ -55,7 +55,7 @@ class Processes:
         if self.size == 1:
             return work()
         error: Exception | None = None
-        found: Any = None
+        found: Value | None = None
         if self.is_first:
             try:
                 found = work()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from lit_prune.measure.journal import Key
 from lit_prune.measure.portion import Portion
@@ -12,46 +14,29 @@ from lit_prune.measure.work import Capacity, Work
 from lit_prune.plan.prune_plan import Candidate
 
 
+@dataclass(eq=False)
 class BatchPass:
     """What is measured on some sequences of a batch in one round.
 
-    Args:
-        portion: The sequences.
-        missing: What nobody has measured yet, and where the reply belongs.
-        runner: Runs the model.
-        states: Divides what is kept where the sequences are split.
-        work: Counts what runs.
-        capacity: What memory has room for.
-
     Attributes:
-        parts: What it was split into, because memory has no room for all of it; see `halves`.
+        portion: The sequences.
+        missing: The candidates that nobody has measured yet (None: the model as it is), and where the reply belongs.
+        runner: What runs the model.
+        states: What divides kept states where the sequences are split.
+        work: The count of what runs.
+        capacity: What fits into memory at a time.
+        parts: The passes that it was split into, because it does not fit into memory; see `halves`.
     """
 
-    def __init__(
-        self,
-        portion: Portion,
-        missing: Sequence[tuple[Candidate | None, Key]],
-        *,
-        runner: Runner,
-        states: States,
-        work: Work,
-        capacity: Capacity,
-    ) -> None:
-        self.portion = portion
-        self.missing = missing
-        self.runner = runner
-        self.work = work
-        self.capacity = capacity
-        self.parts: list[BatchPass] = []
-        self._states = states
-        self._length = len(portion.blocks)
-        anatomy = portion.anatomy
-        self._first = {
-            candidate: anatomy.position(candidate.block) for candidate, _ in missing if candidate is not None
-        }
-        # With the loss of the model as it is comes every state; without, only those before a candidate are wanted.
-        whole = any(candidate is None for candidate, _ in missing)
-        self._deepest = self._length if whole else max(self._first.values(), default=0)
+    portion: Portion
+    missing: Sequence[tuple[Candidate | None, Key]]
+    runner: Runner
+    states: States
+    work: Work
+    capacity: Capacity
+    parts: list[BatchPass] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
         self.fit()
 
     @property
@@ -60,12 +45,12 @@ class BatchPass:
         return [leaf for part in self.parts for leaf in part.leaves] or [self]
 
     def fit(self) -> None:
-        """Split it into two parts, with the states that are known, where memory has no room for all of it."""
+        """Split it into two parts, with the states that are known, where it does not fit into memory."""
         fits = self.portion.num_sequences <= self.capacity.sequences
         if self.parts or fits or not self.portion.divisible:
             return
-        self.parts = [self._of(half) for half in self._states.halves(self.portion)]
-        self.portion = self.portion.with_trace(self._states.of(self.portion.place))
+        self.parts = [replace(self, portion=half) for half in self.states.halves(self.portion)]
+        self.portion = replace(self.portion, trace=self.states.of(self.portion.place))
 
     @property
     def num_blocks_to_do(self) -> int:
@@ -76,6 +61,22 @@ class BatchPass:
         unknown = [first for first in wanted if self.portion.trace.start(first) < first]
         states = self._deepest - self.portion.trace.start(min(unknown)) if unknown else 0
         return states + sum(self._length - first for first in self._first.values())
+
+    @property
+    def _length(self) -> int:
+        return len(self.portion.blocks)
+
+    @cached_property
+    def _first(self) -> dict[Candidate, int]:
+        """The first block that changes without each candidate."""
+        position = self.portion.anatomy.position
+        return {candidate: position(candidate.block) for candidate, _ in self.missing if candidate is not None}
+
+    @property
+    def _deepest(self) -> int:
+        """How many blocks' states are wanted: all for the model as it is, else those before the last candidate."""
+        whole = any(candidate is None for candidate, _ in self.missing)
+        return self._length if whole else max(self._first.values(), default=0)
 
     def groups(self) -> Iterator[tuple[list[Candidate], list[Key]]]:
         """What is missing, as many candidates as share a pass at a time; the model as it is first, as no candidates."""
@@ -115,10 +116,6 @@ class BatchPass:
         figures = self.runner.joined(self.portion, states, meet)
         self.work.heads += len(candidates)
         return [(found.tolist(), cost) for found, cost in zip(figures, costs, strict=True)]
-
-    def _of(self, half: Portion) -> BatchPass:
-        runner, states, work, capacity = self.runner, self._states, self.work, self.capacity
-        return BatchPass(half, self.missing, runner=runner, states=states, work=work, capacity=capacity)
 
     def _reach(self, candidate: Candidate) -> int:
         """The first block that changes without a candidate; the state before it is known from here on."""

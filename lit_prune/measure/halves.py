@@ -1,4 +1,4 @@
-"""A batch that memory has no room for is measured in parts of its sequences, from then on, and said aloud."""
+"""A batch that does not fit into memory is measured in parts of its sequences from then on, and the user is told."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +34,7 @@ class Portion:
     """All sequences of a batch, or as many as fit into memory.
 
     Attributes:
-        objective: The loss of the model, and the model.
+        objective: The loss of the model, which holds the model.
         anatomy: The sublayers of the model as it is in this round.
         batch: The whole batch, as `objective.read` gives it.
         place: Which sequences of which batch these are.
@@ -80,7 +80,3 @@ class Portion:
     def logits(self) -> Tensor:
         """The logits of the model as it is set up now: [batch, seq, vocab], or [batch, num_labels] of a classifier."""
         return self.objective.logits(self.inputs)
-
-    def with_trace(self, trace: Trace) -> Portion:
-        """The same sequences with other states."""
-        return replace(self, trace=trace)

@@ -37,7 +37,7 @@ def shares_of(batches: Sequence[Mapping[str, Any]], processes: Processes) -> lis
     and its labels are masked.
 
     Args:
-        batches: As `read_batches` gives them.
+        batches: The batches, as `read_batches` gives them.
         processes: The processes that share them.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -19,52 +19,30 @@ STATES_SHARE = 0.1
 """What kept states may take unless the caller says otherwise, as a share of the model's own memory."""
 
 
+@dataclass
 class States:
-    """Traces of the model as it is, by the sequences that they are of.
+    """Traces of the model as it is, by their sequences; they take a tenth of its memory, or `max_bytes`."""
 
-    Args:
-        model: A causal language model or sequence classifier.
-        num_batches: How many batches share the memory.
-        processes: The processes that measure together.
-        max_bytes: The most memory for what is kept; a tenth of the model's own when None.
-        offload: Whether states lie in the CPU's memory.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        num_batches: int,
-        processes: Processes,
-        *,
-        max_bytes: int | None = None,
-        offload: bool = False,
-    ) -> None:
-        self.traces: dict[Place, Trace] = {}
-        self._model = model
-        self._num_batches = num_batches
-        self._processes = processes
-        self._max_bytes = max_bytes
-        self._offload = offload
-        self._anatomy: Anatomy | None = None
+    model: nn.Module
+    num_batches: int
+    processes: Processes
+    max_bytes: int | None = None
+    offload: bool = False
+    anatomy: Anatomy | None = None
+    traces: dict[Place, Trace] = field(default_factory=dict)
 
     def of(self, place: Place) -> Trace:
         """What is kept of some sequences, or an empty trace."""
-        return self.traces.get(place) or Trace(offload=self._offload, to_the_end=is_sharded(self._model))
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self.traces.clear()
+        return self.traces.get(place) or Trace(offload=self.offload, to_the_end=is_sharded(self.model))
 
     def follow(self, anatomy: Anatomy, *, trained: bool) -> None:
         """Forget what comes from the first block that has changed since the last call, and from those behind it.
 
-        Args:
-            anatomy: The sublayers of the model as it is now.
-            trained: Whether weights have changed.
+        All are forgotten where the model was trained.
         """
-        before, self._anatomy = self._anatomy, anatomy
+        before, self.anatomy = self.anatomy, anatomy
         if trained or before is None or anatomy.blocks != before.blocks:
-            self.clear()
+            self.traces.clear()
             return
         changed = {anatomy.position(sublayer.block) for sublayer in set(anatomy.removed) ^ set(before.removed)}
         for trace in self.traces.values():
@@ -85,14 +63,14 @@ class States:
 
     def keep(self, traces: Mapping[Place, Trace]) -> None:
         """Keep the traces of all sequences of a batch, so many states of them as fit into its share of the memory."""
-        limit = int(STATES_SHARE * bytes_held(self._model)) if self._max_bytes is None else self._max_bytes
+        limit = int(STATES_SHARE * bytes_held(self.model)) if self.max_bytes is None else self.max_bytes
         for place, trace in traces.items():
-            trace.thin(limit // (self._num_batches * len(traces)), self._held(trace))
+            trace.thin(limit // (self.num_batches * len(traces)), self._held(trace))
             self.traces[place] = trace
 
     def _held(self, trace: Trace) -> int:
-        if not is_sharded(self._model):
+        if not is_sharded(self.model):
             return trace.num_bytes
         # A pass is one of all processes, whose shares of a batch differ by a sequence.
-        total, number = self._processes.sum(torch.tensor([trace.num_bytes, 1])).tolist()
+        total, number = self.processes.sum(torch.tensor([trace.num_bytes, 1])).tolist()
         return int(total // number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,10 +44,10 @@ class WhatIf:
         model: A causal language model or sequence classifier, perhaps wrapped by peft; it may be pruned and trained
             between measurements.
         batches: Dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`.
-        processes: The processes that measure their own sequences of the same batches; this one alone by default.
+        processes: The processes that measure together, each its own sequences; this one alone by default.
         autocast: Makes the context in which the model runs, such as a trainer's precision context.
-        progress: Called with (blocks done, blocks in all, what is measured).
-        journal: Where measurements are kept, and found when they were made before; in memory by default.
+        progress: A function that is called with blocks done, blocks in all, and the name of what is measured.
+        journal: The journal that keeps measurements, and knows those that were made before; in memory by default.
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
         forks: How many candidates share one pass through the blocks behind all of them: more work at a time for a GPU,
@@ -54,13 +55,13 @@ class WhatIf:
         offload: Whether to spare the device's memory: states are held in the CPU's, the one that a measurement starts
             from is fetched, and the head runs on a few positions at a time.
         runner: Runs the model, and says what is measured of a pass: the loss by default.
-        by_full_pass: Gives the loss sums [batch] of the batch with a number, of the model as it is set up when this is
-            called. Every loss then has such a pass of its own; nothing is carried, and nothing kept in the journal.
+        by_full_pass: A function that takes the number of a batch and gives the loss sums [batch] of the model as it is
+            set up then. Every loss has such a pass of its own: nothing is carried, and nothing kept in the journal.
 
     Attributes:
         objective: The loss that the model was made for.
         work: The decoder blocks and losses that were computed so far, per batch of sequences.
-        capacity: What memory was found to have room for.
+        capacity: What was found to fit into memory at a time.
         states: What is kept from round to round.
 
     Raises:
@@ -89,8 +90,6 @@ class WhatIf:
         self.processes = processes or Processes()
         self._autocast = autocast
         self._progress = progress or (lambda done, total, what: None)
-        self._max_state_bytes = max_state_bytes
-        self._offload = offload
         self._runner = runner or Runner(Loss(in_parts=offload))
         self._by_full_pass = by_full_pass
         self._share = 1.0
@@ -98,7 +97,7 @@ class WhatIf:
         self._weights = WeightChanges()
         self._replies = Replies(Journal() if journal is None else journal)
         self.work, self.capacity = Work(), Capacity(forks)
-        self.states = States(self.model, len(self.batches), self.processes, max_bytes=max_state_bytes, offload=offload)
+        self.states = States(self.model, len(self.batches), self.processes, max_state_bytes, offload)
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
         require_tokens([self.objective.num_targets(batch) for batch in self.batches], self.processes)
@@ -149,7 +148,7 @@ class WhatIf:
         """The batches on the model's device, for one run of the whole model on each, which is counted as work.
 
         Args:
-            num_dense: Dense passes that what is done with a batch costs.
+            num_dense: How many dense passes the work with one batch costs.
         """
         num_blocks = num_dense * len(find_sublayers(self.model).blocks)
         for number, batch in enumerate(self.used):
@@ -168,8 +167,8 @@ class WhatIf:
         """Another measure of the same model, made once and kept; its work is part of this one's `cost`.
 
         Args:
-            name: Its measurements stand under this name in the journal.
-            figure: Makes what it measures of a pass; the loss when None.
+            name: The name under which its measurements stand in the journal.
+            figure: Makes the figure that it measures; the loss when None.
             batches: Makes its own batches, the same in every process; None takes those of this one.
         """
         if name not in self._beside:
@@ -181,9 +180,9 @@ class WhatIf:
                 autocast=self._autocast,
                 progress=self._progress,
                 journal=journal if batches is None else journal.unshared(),
-                max_state_bytes=self._max_state_bytes,
+                max_state_bytes=self.states.max_bytes,
                 forks=self.capacity.forks,
-                offload=self._offload,
+                offload=self.states.offload,
                 runner=None if figure is None else Runner(figure()),
             )
             other._replies.name = name
@@ -198,7 +197,7 @@ class WhatIf:
         What was measured before stays in the journal for that; nothing of it is used from here on.
         """
         self._replies.num_corrections += 1
-        self.states.clear()
+        self.states.traces.clear()
         self._weights.rebase()
         for other in self._beside.values():
             other.corrected()
@@ -232,7 +231,7 @@ class WhatIf:
         )
 
     def _carried(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
-        """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, more where there is room."""
+        """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, others where they fit."""
         gone, replies, used = frozenset(anatomy.removed), self._replies, range(len(self.used))
         questions: list[Question] = [(None, gone)]
         questions += [(candidate, gone | frozenset(candidate.sublayers)) for candidate in ordered]
@@ -257,7 +256,7 @@ class WhatIf:
         figure, length = self._runner.figure, len(anatomy.blocks)
 
         def run(batch: BatchPass) -> None:
-            self._runner.extend(batch.portion.with_trace(Trace()), 0, length)
+            self._runner.extend(replace(batch.portion, trace=Trace()), 0, length)
 
         for index in range(len(self.batches)):
             runs = index < len(self.used) and self._replies.missing(dense, index)
@@ -267,14 +266,8 @@ class WhatIf:
 
     def _pass(self, anatomy: Anatomy, index: int, missing: Sequence[tuple[Candidate | None, Key]]) -> BatchPass:
         place = (index, 0, len(input_ids_of(self.batches[index])))
-        return BatchPass(
-            Portion(self.objective, anatomy, self.batches[index], place, self.states.of(place)),
-            missing,
-            runner=self._runner,
-            states=self.states,
-            work=self.work,
-            capacity=self.capacity,
-        )
+        portion = Portion(self.objective, anatomy, self.batches[index], place, self.states.of(place))
+        return BatchPass(portion, missing, self._runner, self.states, self.work, self.capacity)
 
     def _full_passes(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
         """The same, by one full pass for each loss."""

@@ -1,4 +1,4 @@
-"""How much work a measure has done, and how much memory was found to have room for."""
+"""How much work a measure has done, and how much was found to fit into memory."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 INTERVAL = 1.0
 """Seconds from one picture to the next."""
 LONGEST = 40
-"""Letters of what is being measured: a set of many sublayers has a long name."""
+"""The most letters of what is being measured: a set of many sublayers has a long name."""
 
 
 class SearchBar:
@@ -23,10 +23,10 @@ class SearchBar:
     `Progress`, it shows what is being measured.
 
     Args:
-        bar: Draws.
-        goal: What is to be reached, in the budget's unit or in removals; infinite where nobody knows.
-        reached: What of it was reached before.
-        clock: Seconds.
+        bar: The bar of tqdm that draws.
+        goal: The amount that is to be reached, in the budget's unit or in removals; infinite where nobody knows it.
+        reached: The part of it that was reached before.
+        clock: Reads the time in seconds.
     """
 
     def __init__(self, bar: Any, goal: float, reached: float, clock: Callable[[], float]) -> None:
@@ -46,7 +46,7 @@ class SearchBar:
         self._drawn = self._clock()
         sweep = f"{done / total:.0%} of a sweep" if total else ""
         words = (f"round {self._round}", sweep, f"without {what[:LONGEST]}" if what else "", self._left_in_words())
-        self._bar.set_postfix_str(", ".join(each for each in words if each))
+        self._bar.set_postfix_str(", ".join(filter(None, words)))
 
     def removed(self, reached: float) -> None:
         """Show that a removal is done, and what all of them have reached."""
@@ -58,7 +58,7 @@ class SearchBar:
 
     @property
     def seconds_left(self) -> float | None:
-        """By what was reached per second; None before the first removal, and where nobody knows what is to be reached.
+        """The time left, by what was reached per second; None before the first removal, and where the goal is unknown.
 
         The first round counts only until there is a second: for some searches it is the dearest by far.
         """
@@ -85,10 +85,10 @@ def progress_bar(
     """A bar on the error stream that follows a search; nothing at all when not `shown`.
 
     Args:
-        description: What is going on.
+        description: The words before the bar.
         goal: See `SearchBar`.
         reached: See `SearchBar`.
-        shown: Whether to draw.
+        shown: Whether the bar is drawn.
         clock: See `SearchBar`.
     """
     known = math.isfinite(goal)
