@@ -10,9 +10,8 @@ from lit_prune.costs import Prices, price, unit_options
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
 from lit_prune.loading.processes import processes_of_trainer
-from lit_prune.plan import Named
-from lit_prune.pruning import Pruner
-from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule, require_limits
+from lit_prune.pruning import Goal, Pruner
+from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule
 
 
 @dataclass(frozen=True)
@@ -20,41 +19,27 @@ class Allowance:
     """What `SublayerPruneCallback` was asked for.
 
     Args:
-        amount: The share to remove in the whole run; None where the schedule or the ceiling decides.
-        of: What that is a share of, as for `lit_prune.prune`.
-        max_rise: The most by which perplexity may rise, as a share; None sets no ceiling.
+        goal: How much is to go in the whole run; it may be left to the schedule.
         schedule: How much goes in which epoch.
         num_epochs: Epochs to spread over; None takes the trainer's number.
 
     Raises:
-        BudgetError: Nothing says how much is to go, or a number cannot be.
-        LitPruneError: The unit is unknown.
+        BudgetError: Nothing says how much is to go.
     """
 
-    amount: float | None
-    of: Named
-    max_rise: float | None
+    goal: Goal
     schedule: Schedule
     num_epochs: int | None
 
     def __post_init__(self) -> None:
-        unit_options(self.of)
-        if self.amount is None and self.max_rise is None:
-            if self.schedule.per_epoch is None:
-                raise BudgetError("say how much is to go: amount=0.2, max_rise=0.05, or a schedule")
-        else:
-            require_limits(self.amount, self.max_rise)
-
-    @property
-    def unit(self) -> str:
-        """The name of the unit: `params`, `flops`, `kv_cache` or `latency`."""
-        return str(unit_options(self.of)["name"])
+        if not self.goal.is_stated and self.schedule.per_epoch is None:
+            raise BudgetError("say how much is to go: amount=0.2, max_rise=0.05, or a schedule")
 
     def budget(self, pruner: Pruner) -> Budget:
         """The budget of the whole run; with a schedule alone, that of all that may go."""
         prices = pruner.prices
-        if self.amount is not None or self.max_rise is not None:
-            return Budget(self.amount, prices.total, of=prices.of, max_rise=self.max_rise)
+        if self.goal.is_stated:
+            return self.goal.budget(prices)
         everything = min((pruner.available + pruner.reached) / prices.total, 1 - ROUNDING)
         return Budget(everything, prices.total, last="lowest_score", of=prices.of)
 
@@ -82,10 +67,10 @@ class Allowance:
         Raises:
             BudgetError: The message says what they can give.
         """
-        if self.unit == "params":  # others are priced when the model is where it will be trained
+        if self.goal.unit == "params":  # others are priced when the model is where it will be trained
             pruner.require_reachable(self.budget(pruner))
         epochs = self._epochs(trainer)
-        if epochs is None and self.amount is not None and self.schedule.per_epoch is None:
+        if epochs is None and self.goal.amount is not None and self.schedule.per_epoch is None:
             raise BudgetError(
                 "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
                 "spread over them; pass num_epochs=N or a schedule"
@@ -98,7 +83,7 @@ class Allowance:
         epochs, given = self._epochs(trainer), self.schedule.per_epoch
         if epochs is None:
             return None
-        last, gone, most = 0, 0.0, 1.0 if self.amount is None else self.amount
+        last, gone, most = 0, 0.0, 1.0 if self.goal.amount is None else self.goal.amount
         for epoch in filter(self.schedule.is_due, range(epochs)):
             value = given(epoch) if callable(given) else given
             if value != 0 and gone < most:
@@ -118,7 +103,7 @@ class Allowance:
         """
         given = {"name": pruner.prices.of, **pruner.prices.conditions}
         # Options that are left out are as they were.
-        if any(given.get(name) != value for name, value in unit_options(self.of).items()):
+        if any(given.get(name) != value for name, value in unit_options(self.goal.of).items()):
             self._require_unpruned(pruner)
             pruner.prices = processes_of_trainer(trainer).first(lambda: self._measured(trainer, pruner, num_positions))
         pruner.require_reachable(self.budget(pruner))
@@ -127,13 +112,13 @@ class Allowance:
         if pruner.plan.steps:
             raise BudgetError(
                 f"{len(pruner.plan.steps)} removals were made under an amount of {pruner.prices.of} "
-                f"({pruner.prices.unit}), and nobody knows what they would have been of {self.of}; go on with the "
+                f"({pruner.prices.unit}), and nobody knows what they would have been of {self.goal.of}; go on with the "
                 "same `of`, or start from a fresh model"
             )
 
     def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
         with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
-            return price(pruner.model, self.of, num_positions=num_positions)
+            return price(pruner.model, self.goal.of, num_positions=num_positions)
 
     def _epochs(self, trainer: L.Trainer) -> int | None:
         """Epochs of the run, None where nobody knows."""
@@ -147,14 +132,16 @@ class Allowance:
             pruner: The pruner with the plan.
             is_full: Whether nothing more fitted under the ceiling.
         """
-        budget, reached = self.budget(pruner), pruner.reached
-        short = self.schedule.per_epoch is None and self.amount is not None and budget.remaining(reached)
+        budget, reached, amount = self.budget(pruner), pruner.reached, self.goal.amount
+        short = self.schedule.per_epoch is None and amount is not None and budget.remaining(reached)
         if pruner.plan.steps and not short:
             return None
         gone = f"{reached / budget.total:.1%} of the {NOUNS[budget.of]} are gone"
-        wanted = "" if self.amount is None else f", {self.amount:.1%} were asked for"
+        wanted = "" if amount is None else f", {amount:.1%} were asked for"
         if is_full:
-            return f"nothing more fits under max_rise={self.max_rise}: {gone}{wanted}. Allow more, or heal for longer"
+            return (
+                f"nothing more fits under max_rise={self.goal.max_rise}: {gone}{wanted}. Allow more, or heal for longer"
+            )
         return (
             f"training ended before the pruning did: {gone}{wanted}. Train for the epochs that the removal is spread "
             "over, or pass num_epochs or another schedule"

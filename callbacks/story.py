@@ -36,9 +36,9 @@ def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
 def settings_of(pruner: Pruner, allowance: Allowance, mending: Mending) -> dict[str, Any]:
     """What was asked of a pruning, under the names that tables of runs show."""
     return {
-        "prune/amount": allowance.amount,
-        "prune/of": allowance.unit,
-        "prune/max_rise": allowance.max_rise,
+        "prune/amount": allowance.goal.amount,
+        "prune/of": allowance.goal.unit,
+        "prune/max_rise": allowance.goal.max_rise,
         "prune/granularity": pruner.granularity,
         "prune/scorer": pruner.plan.scorer["name"],
         "prune/search": pruner.plan.search["name"],

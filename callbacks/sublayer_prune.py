@@ -18,7 +18,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.plan import PrunePlan, Recipe
-from lit_prune.pruning import Pruner, describe_run, progress_bar
+from lit_prune.pruning import Goal, Pruner, describe_run, progress_bar
 from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
@@ -109,7 +109,7 @@ class SublayerPruneCallback(Callback):
         progress: bool = True,
     ) -> None:
         rhythm = Schedule(schedule, start_epoch, every_n_epochs)
-        self.allowance = Allowance(amount, of, max_rise, rhythm, num_epochs)
+        self.allowance = Allowance(Goal(amount, of, max_rise), rhythm, num_epochs)
         self.recipe = Recipe(scorer, search, granularity, protect or (), compensate)
         if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
             raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
@@ -152,7 +152,7 @@ class SublayerPruneCallback(Callback):
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = Pruner(model, self.recipe, model_name=str(getattr(pl_module, "model_name", "")))
-        requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.unit, self.mending)
+        requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.goal.unit, self.mending)
         requirements.require_averages_follow(trainer, pl_module, self, self._pruner, self.mending)
         require_scorable(self.loss, self._pruner.scorer)
         self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1

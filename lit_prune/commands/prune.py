@@ -20,35 +20,12 @@ from lit_prune.loading.fsdp import whole_copy
 from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, read_method
-from lit_prune.pruning import Pruner, prune
+from lit_prune.pruning import Goal, Pruner, prune
 from lit_prune.report import disturbance
 from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
-
-
-@dataclass(frozen=True)
-class Goal:
-    """How much goes.
-
-    Attributes:
-        amount: Share of the whole model to remove, above 0 and below 1; 0.2 where max_rise is not given either.
-        of: What that is a share of: params, flops or kv_cache of a token after a calibration window, or latency, which
-            is measured on this device; options as YAML, such as '{name: latency, phase: decode, batch: 1, length: 512}'
-            (or phase: prefill).
-        max_rise: The most by which perplexity on the calibration text may rise, such as 0.05 for 5 percent: what would
-            rise above stays. With amount, whichever comes first.
-    """
-
-    amount: float | None = None
-    of: str | dict[str, Any] = "params"
-    max_rise: float | None = None
-
-    @property
-    def share(self) -> float | None:
-        """The amount, with its default."""
-        return DEFAULT_AMOUNT if self.amount is None and self.max_rise is None else self.amount
 
 
 @dataclass(frozen=True)
@@ -175,7 +152,7 @@ def prune_model(
         plan = prune(
             network,
             calibration_batches(windows, sample.batch_size),
-            amount=goal.share,
+            amount=goal.amount if goal.is_stated else DEFAULT_AMOUNT,
             of=goal.of,
             max_rise=goal.max_rise,
             **recipe.options,

@@ -1,4 +1,4 @@
-"""What may go, and what is said of it: addresses of sublayers, candidates and scores, as data without torch."""
+"""Addresses of sublayers, candidates and their scores, as data without torch."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ class Scores:
     """One round of scores.
 
     Attributes:
-        importance: Lower is removed first.
+        importance: How important every candidate is; the lowest is removed first.
         base_nll: Mean token loss (nats) of the model as it is, where it was measured.
-        nll: The same without each candidate, where it was measured.
+        nll: Mean token loss (nats) without a candidate, by candidate, where it was measured.
         zero: Importance of what changes nothing.
-        measured: Of a search that does not measure all: the share of the tokens on which a candidate was measured in
-            this round.
-        screened: Of such a search: importance on the share of the tokens that it screens on, in this round.
-        disturbed: Whether such a search found a score outside of what it had expected.
-        errors: Standard error of each importance, where the scorer draws samples.
+        measured: Share of the tokens on which a candidate was measured in this round, by candidate; empty for a search
+            that measures all candidates on all tokens.
+        screened: Importance on the share of the tokens that a search screens on in this round, by candidate.
+        disturbed: Whether a search that spares itself work found a score outside of what it had expected.
+        errors: Standard error of the importance by candidate, where the scorer draws samples.
     """
 
     importance: Mapping[Candidate, float]

@@ -23,7 +23,8 @@ class Recipe:
     Args:
         scorer: What says how important a candidate is: a registered name, a mapping with options such as
             `{name: nri, baseline: original}`, an import path, or in Python a function or a `Scorer`.
-        search: Which candidates are scored in which round: the same for a `Search`.
+        search: What says which candidates are scored in which round, in the same forms; in Python a function or a
+            `Search`.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
         compensate: `none`, or what makes up for each removal in weights that stay: `scale`, `bias`, `linear`, a mapping
@@ -60,7 +61,7 @@ class Method(Recipe):
         title: What its authors call it.
         source: Its paper, as an arXiv number where it has one.
         differs: What is done otherwise than in the original.
-        scorer: See `Recipe`, as the other settings that are not named here.
+        scorer: See `Recipe`, which describes the other settings too.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Method(Recipe):
         """The method with some of its settings changed.
 
         Raises:
-            LitPruneError: One of them is none of a method's.
+            LitPruneError: A method has no such setting.
         """
         known = {setting.name for setting in fields(self)}
         if unknown := sorted({*settings} - known):

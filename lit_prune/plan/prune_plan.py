@@ -44,18 +44,18 @@ class PruneStep:
 
     Attributes:
         removed: What was taken out.
-        num_parameters: How many parameters went with it.
+        num_parameters: Number of parameters that went with it.
         score: Its importance by the plan's scorer, None where the search does not score.
         nll_before: Mean token loss (nats) of the model before, on the calibration tokens.
-        nll_after: The same without what was removed, before any training.
+        nll_after: Mean token loss (nats) without what was removed, before any training.
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
         scores: Importance of every candidate of the round, by name.
-        measured: See `Scores`, by name; empty where the whole round was measured.
-        screened: See `Scores`, by name.
-        disturbed: See `Scores`.
-        errors: See `Scores`, by name.
-        compensation: What was folded into weights that stay, by sublayer.
+        measured: Share of the tokens on which a candidate was measured in the round, by name; see `Scores`.
+        screened: Importance on the share of the tokens that a search screens on, by name; see `Scores`.
+        disturbed: Whether the round was a surprise; see `Scores`.
+        errors: Standard errors of the scores by name; see `Scores`.
+        compensation: Facts about what was folded into weights that stay, by the sublayer's name.
     """
 
     removed: Candidate
@@ -128,10 +128,12 @@ class ModelFacts:
         Raises:
             PlanError: They differ; the message names each difference.
         """
-        fields = ("model_type", "num_blocks", "hidden_size")
-        differing = [f"{name} {getattr(self, name)} in the plan, {getattr(other, name)} in the model" for name in fields
-                     if getattr(self, name) != getattr(other, name)]  # fmt: skip
-        if differing:
+        pairs = [
+            (name, getattr(self, name), getattr(other, name)) for name in ("model_type", "num_blocks", "hidden_size")
+        ]
+        if differing := [
+            f"{name} {own} in the plan, {found} in the model" for name, own, found in pairs if own != found
+        ]:
             raise PlanError(
                 f"this plan was made for {self.name or 'another model'}: {'; '.join(differing)}. "
                 "Apply it to an unpruned copy of the model it was made for."
@@ -143,15 +145,15 @@ class PrunePlan:
     """An ordered list of removals, and what produced it.
 
     Attributes:
-        model: The model it was made for.
+        model: Facts about the model that it was made for.
         steps: The removals, first to last.
         calibration: Source, number of sequences and tokens, and fingerprint of the tokens that scored.
-        scorer: Name and options.
-        search: Name and options.
-        compensation: Name and options; empty where weights that stay were left as they are.
-        budget: What was asked for.
-        healing: How what is left was trained afterwards, and what that came to; empty where it was not.
-        versions: Packages that made it.
+        scorer: Name and options of the scorer.
+        search: Name and options of the search.
+        compensation: Name and options of the compensation; empty where weights that stay were left as they are.
+        budget: What was asked for, and what it came to.
+        healing: Settings and outcome of the training afterwards; empty where there was none.
+        versions: Versions of the packages that made it, by their names.
     """
 
     model: ModelFacts
@@ -259,7 +261,7 @@ class PrunePlan:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the packages that make a plan."""
+    """Versions of the packages that make a plan, where they are installed."""
     found = {}
     for name in ("lit-prune", "torch", "transformers", "lightning", "peft"):
         with suppress(PackageNotFoundError):  # lit-prune itself may run from its sources
@@ -268,5 +270,5 @@ def package_versions() -> dict[str, str]:
 
 
 def _sum(data: Mapping[str, Any]) -> str:
-    """Of what a plan's JSON says, however it is laid out."""
+    """A checksum of what a plan's JSON says, however it is laid out."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -26,9 +26,10 @@ from lit_prune.measure import (
     shares_of,
 )
 from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, Scores, SublayerId, described
+from lit_prune.pruning.goal import Goal
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner, describe_run, take_out
-from lit_prune.searches import Budget, require_limits
+from lit_prune.searches import require_limits
 from lit_prune.surgery import compact, is_sharded, remove, require_understood
 
 if TYPE_CHECKING:
@@ -64,21 +65,16 @@ def prune(
             models are (`…ForSequenceClassification`), which goes by its own loss.
         batches: Calibration: dicts with `input_ids` [batch, seq], perhaps `labels` and `attention_mask`; of a
             classifier with `labels` of the sequences, [batch] or [batch, num_labels].
-        amount: Share of the whole model's cost to remove, above 0 and below 1; embeddings and head count. None
-            removes all that keeps under `max_rise`.
-        of: What that is a share of: `params`; `flops` or `kv_cache` of one token after a calibration sequence;
-            `latency`, measured here once for each kind of sublayer, or `{name: latency, phase: decode, batch: 1,
-            length: 512, repeats: 15}` (`phase` may be `prefill`; without `length` it is that of a calibration
-            sequence). Sublayers that cost nothing of it stay.
-        max_rise: The most by which perplexity on the batches may rise, relative to that before the first removal: 0.05
-            for 5 %. What would rise above is left, and the next best taken, until nothing fits.
+        amount: See `Goal`.
+        of: See `Goal`.
+        max_rise: See `Goal`.
         scorer: See `Recipe`.
         search: See `Recipe`.
         granularity: See `Recipe`.
         protect: See `Recipe`.
         compensate: See `Recipe`.
         model_name: The model's name, for the plan's readers.
-        calibration: Where the batches came from, for the plan's readers.
+        calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
         progress: Whether to show a progress bar.
         journal: File to which every measurement is written as it is made. Where it is there already, and of the same
             model, data and settings, its measurements are not made again: a search that was killed goes on.
@@ -86,9 +82,10 @@ def prune(
         max_state_bytes: See `WhatIf`.
         forks: See `WhatIf`.
         offload: See `WhatIf`.
-        fabric: Lightning's, launched, where several processes share the search. Each gives its own copy of the model,
-            or its shard of it (see `shard`), and all batches, measures some sequences of every batch, and ends with the
-            same model and plan. Process 0 reads and writes the journal, whatever the number of processes was before.
+        fabric: Lightning's Fabric, launched, where several processes share the search. Each gives its own copy of the
+            model, or its shard of it (see `shard`), and all batches, measures some sequences of every batch, and ends
+            with the same model and plan. Process 0 reads and writes the journal, whatever the number of processes was
+            before.
 
     Returns:
         The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
@@ -98,11 +95,10 @@ def prune(
         LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
     """
     require_limits(amount, max_rise)
-    asked: dict[str, Any] = {"amount": amount, "of": unit_options(of), "max_rise": max_rise}
-    recipe = Recipe(scorer, search, granularity, protect, compensate)
+    goal, recipe = Goal(amount, of, max_rise), Recipe(scorer, search, granularity, protect, compensate)
     pruner = Pruner(model, recipe, model_name=model_name)
     if is_sharded(pruner.model):
-        require_shardable(pruner, asked["of"]["name"])
+        require_shardable(pruner, goal.unit)
     batches, processes = list(batches), processes_of_fabric(fabric)
     # Made once before anything is written: what cannot be measured is told here.
     measure = partial(WhatIf, pruner.model, max_state_bytes=max_state_bytes, forks=forks, offload=offload)
@@ -112,13 +108,13 @@ def prune(
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
     )
-    budget = Budget(amount, pruner.prices.total, of=pruner.prices.of, max_rise=max_rise)
+    budget = goal.budget(pruner.prices)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     sizes = [len(input_ids_of(batch)) for batch in batches]
     # For one process without a file, nobody reads what takes a while to hash.
-    header = _journal_header(pruner, asked, batches) if journal is not None or processes.size > 1 else {}
+    header = _journal_header(pruner, goal, batches) if journal is not None or processes.size > 1 else {}
     with (
         SharedJournal(journal, header, processes, sizes) as kept,
         progress_bar("scoring", goal=budget.target, shown=progress and processes.is_first) as bar,
@@ -133,13 +129,13 @@ def prune(
     return pruner.plan
 
 
-def _journal_header(pruner: Pruner, asked: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _journal_header(pruner: Pruner, goal: Goal, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What measurements are valid for, and the settings that decide which are made."""
     plan = pruner.plan.to_dict()
     named = ("scorer", "search", "compensation", "calibration")
     return {
         **{name: plan[name] for name in named},
-        "budget": dict(asked),
+        "budget": {**vars(goal), "of": unit_options(goal.of)},
         "prices": pruner.prices.measured,
         "granularity": pruner.granularity,
         "protect": sorted(map(str, pruner.protected)),
@@ -155,11 +151,11 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
     """Refuse, before any work, what cannot be measured on a model that is sharded over processes.
 
     Args:
-        pruner: Before its first step.
-        unit: That of the budget: `params`, `flops`, `kv_cache` or `latency`.
+        pruner: The pruner before its first step.
+        unit: The unit of the budget: `params`, `flops`, `kv_cache` or `latency`.
 
     Raises:
-        LitPruneError: With what cannot.
+        LitPruneError: The message says what cannot.
     """
     trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
     if pruner.scorer.gradients:
@@ -178,9 +174,9 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
     Blocks are compared, not weights nor vocabularies: a plan fits every fine-tuned copy of its model.
 
     Args:
-        model: As the plan's was before.
-        plan: What to remove.
-        uncompensated: Remove alone, and leave the weights that stay as they are.
+        model: An unpruned copy of the model that the plan was made for, perhaps fine-tuned.
+        plan: The removals, in their order.
+        uncompensated: Whether to remove alone, and leave the weights that stay as they are.
 
     Returns:
         The plan of this copy, which counts its parameters.
@@ -221,11 +217,11 @@ def compensate_plan(
     A removal costs one pass over the batches: text for it may be many times what a search can look at.
 
     Args:
-        model: As the plan's was before.
-        plan: What to remove; how it was compensated does not count.
-        batches: As for `prune`.
+        model: An unpruned copy of the model that the plan was made for.
+        plan: The removals, in their order; how it was compensated does not count.
+        batches: The text to make up on: batches as for `prune`.
         compensate: See `Recipe`.
-        calibration: Where the batches come from, for the plan's readers.
+        calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
 
     Returns:
         The plan of the model as it is now.
@@ -251,11 +247,7 @@ def compensate_plan(
 
 
 def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:
-    """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name.
-
-    Raises:
-        PlanError: With what differs.
-    """
+    """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name."""
     anatomy = find_sublayers(model)
     plan.model.require_same(anatomy.facts())
     if anatomy.removed and anatomy.num_parameters != plan.model.num_parameters:

@@ -14,8 +14,8 @@ def protected_by_name(names: Sequence[str], anatomy: Anatomy) -> frozenset[Subla
     """The sublayers that are named.
 
     Args:
-        names: Such as `attention.0`, `mlp.3`, `block.2`; `first` and `last` are the blocks at the ends.
-        anatomy: The model's, perhaps pruned.
+        names: Names such as `attention.0`, `mlp.3`, `block.2`; `first` and `last` are the blocks at the ends.
+        anatomy: The anatomy of the model, perhaps pruned.
 
     Raises:
         LitPruneError: A name is of another form, or the model never had such a sublayer.

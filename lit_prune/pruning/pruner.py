@@ -160,9 +160,9 @@ class Pruner:
 
         Args:
             what_if: The measure, over the calibration batches.
-            budget: Chooses among the scored.
-            quota: Where this series ends; None is at the budget's target.
-            optimizers: They forget what is removed.
+            budget: How much is to go in all, which decides among the scored candidates.
+            quota: What says when this series is over; None ends it at the budget's target.
+            optimizers: Optimizers of the model's parameters, which forget what is removed.
             epoch: The training epoch at whose start this happens; None outside training.
 
         Raises:
@@ -251,7 +251,7 @@ class Pruner:
 
         Args:
             budget: What was asked for.
-            left: Once the search is over: why, where candidates are left and the amount is not reached.
+            left: Why the search is over where candidates are left and the amount is not reached; None while it goes on.
         """
         target = None if budget.amount is None else budget.target
         outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}

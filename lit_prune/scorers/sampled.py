@@ -29,8 +29,8 @@ class Shapley(Scorer):
     For disjoint candidates of any kind; about one pass for each candidate and permutation, less what is carried.
 
     Args:
-        permutations: How many, 2 or more.
-        seed: Decides them, together with the number of removals so far.
+        permutations: Number of random orders, 2 or more.
+        seed: Decides the orders, together with the number of removals so far.
 
     Raises:
         LitPruneError: There are fewer than two permutations; or when called candidates overlap, and nothing has run.
@@ -81,7 +81,7 @@ class Regression(Scorer):
     For disjoint candidates of any kind; about one pass for each mask, less what is carried.
 
     Args:
-        masks: How many, 2 or more.
+        masks: Number of masks, 2 or more.
         drop: Share of the candidates that a mask takes out, above 0 and below 1; one candidate at least.
         ridge: Weight of the penalty, 0 or more.
         seed: Decides the masks, together with the number of removals so far.

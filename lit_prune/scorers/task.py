@@ -37,9 +37,9 @@ class Task(Scorer):
 
     Args:
         data: JSON lines with `prompt` and `completion`, or `prompt`, `choices` and `answer` (its number or text).
-        metric: One of the three.
-        tokenizer: A name as of a model; None takes the name of the model.
-        batch_size: Sequences in a batch; every choice is one.
+        metric: The figure, one of the three above.
+        tokenizer: Name of the tokenizer, as of a model; None takes the name of the model.
+        batch_size: Number of sequences in a batch; every choice is one.
 
     Raises:
         DataError: The examples cannot be read, or when called one is longer than the model's context.
@@ -89,7 +89,7 @@ class Task(Scorer):
         return example_batches(examples, load_tokenizer(name), self.batch_size)
 
     def _score(self, examples: Sequence[Example], figures: list[float], tokens: list[int]) -> float:
-        """Of the examples that were measured, one figure for each choice in turn."""
+        """The score of the examples that were measured; figures and tokens are of every choice in turn."""
         answers, num_tokens, wrong, asked, number = 0.0, 0, 0, 0, 0
         for example in examples:
             rows = slice(number, number := number + len(example.choices))

@@ -47,9 +47,9 @@ class Taylor(_Protecting, Scorer):
     with a float32 sum of gradients for every weight.
 
     Args:
-        protect_first: So many first blocks of the original model never go: raw scores may rank block 0 as the least
-            important, which it never is.
-        protect_last: So many last blocks never go.
+        protect_first: Number of first blocks of the original model that never go: raw scores may rank block 0 as the
+            least important, which it never is.
+        protect_last: Number of last blocks that never go.
 
     Raises:
         LitPruneError: A number is negative.
@@ -74,9 +74,9 @@ class Magnitude(_Protecting, Scorer):
     blocks and any set; no pass at all.
 
     Args:
-        protect_first: So many first blocks of the original model never go.
-        protect_last: So many last blocks never go.
-        power: 1 or 2.
+        protect_first: Number of first blocks of the original model that never go.
+        protect_last: Number of last blocks that never go.
+        power: The exponent of the absolute weights, 1 or 2.
 
     Raises:
         LitPruneError: A number is negative, or the power another.

@@ -1,6 +1,6 @@
 """How much is to go: a share of what the model costs, reached once and never missed, and what that may do to it.
 
-Works on numbers in the budget's own unit; where they come from is `measure`'s.
+Works on numbers in the budget's own unit; `lit_prune.costs` says where they come from.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Quota:
         return reached < self.until and (self.num_steps is None or num_removals - self.num_before < self.num_steps)
 
     def goal(self, reached: float, num_removals: int) -> tuple[float, float]:
-        """For a progress bar: what is to be reached and what is, in removals where these are limited."""
+        """What a progress bar shows as to be reached and as reached, in removals where these are limited."""
         return (self.until, reached) if self.num_steps is None else (self.num_steps, num_removals - self.num_before)
 
 
@@ -107,7 +107,7 @@ class Budget:
 
         Args:
             nll: Mean token loss (nats) after a removal.
-            dense_nll: The same before the first removal.
+            dense_nll: Mean token loss (nats) before the first removal.
         """
         return self.max_rise is None or nll - dense_nll <= math.log1p(self.max_rise)
 

@@ -51,12 +51,12 @@ class Lazy(Search):
 
     Args:
         screen: Share of the calibration batches to screen on.
-        near: How much of a score is left at least, when a block within `reach` lost a sublayer.
-        far: The same for any other removal.
-        trust: How much of a screened score is left at least on all tokens.
-        reach: How far a removal is felt, in blocks.
-        patience: After so many candidates were measured on all tokens in a round, scores are taken as they are, without
-            their bounds.
+        near: Share of a score that is left at least when a block within `reach` lost a sublayer.
+        far: Share of a score that is left at least after any other removal.
+        trust: Share of a screened score that is left at least on all tokens.
+        reach: The distance at which a removal is felt, in blocks.
+        patience: Number of candidates measured on all tokens in a round after which scores are taken as they are,
+            without their bounds.
 
     Raises:
         LitPruneError: A share is not above 0 and up to 1, `reach` is negative, or `patience` is below 1.

@@ -1,4 +1,4 @@
-"""In which order: which candidates to score in this round, pure over a score function.
+"""Searches decide which candidates are scored in a round, pure over a score function.
 
 A search holds no state of its own, so that it can stop and go on after any removal.
 """
@@ -26,7 +26,7 @@ class Round(Protocol):
 
     Attributes:
         wanted: What is still to be saved, in the budget's unit; infinite where only a ceiling limits it.
-        blocks: Of the model as it is, in order.
+        blocks: Numbers of the blocks that the model still has, in order.
     """
 
     wanted: float

@@ -103,11 +103,11 @@ class Evolutionary(WholeSet):
     A set is scored as one, by the scorer: the original takes `kl`, the divergence from the dense model.
 
     Args:
-        generations: How often offspring is made.
-        offspring: Sets in each generation.
-        initial: Random sets to begin with.
+        generations: Number of times that offspring is made.
+        offspring: Number of sets in a generation.
+        initial: Number of random sets to begin with.
         shares: Shares of the calibration batches that the stages of a selection measure on; the last is 1.
-        survivors: How many sets every stage leaves but the last, which leaves one.
+        survivors: Numbers of sets that the stages leave, without the last, which leaves one.
         switches: The most members that an offspring changes; few are more likely than many.
         seed: Decides the random numbers.
 
@@ -186,9 +186,9 @@ class Refine(WholeSet):
 
     Args:
         start: The search that makes the first set, as a name or a mapping with its options.
-        sweeps: How often all members are tried; it ends before that when a sweep changes nothing.
+        sweeps: The most times that all members are tried; a sweep that changes nothing is the last.
         screen: Share of the calibration batches to screen on.
-        confirm: Candidates for a place that are measured on all tokens.
+        confirm: Number of candidates for a place that are measured on all tokens.
 
     Raises:
         LitPruneError: A number is below 1, or `screen` is not above 0 and up to 1.
