@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.evaluation.prompts import Prompt
@@ -22,13 +21,13 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer.
+    """One answer of a model.
 
     Attributes:
-        text: Without special tokens.
+        text: The answer without special tokens.
         context: Token ids that the model was given.
-        tokens: Ids that it wrote, without the one that ends the answer.
-        ended: Whether it ended by itself, before the limit.
+        tokens: Token ids that it wrote, without the one that ends the answer.
+        ended: Whether the answer ended by itself, before the limit.
     """
 
     text: str
@@ -61,19 +60,19 @@ def answers(
         tokenizer: Its tokenizer. With a chat template a question is put as a user's turn, else it is continued.
         prompts: The questions.
         max_new_tokens: Length limit of an answer, in tokens.
-        temperature: Of sampling; 0 is greedy.
+        temperature: Temperature of sampling; 0 is greedy.
         batch_size: Questions at a time, padded on the left.
-        seed: Of the draws, the same for every batch.
+        seed: Seed of the draws, the same for every batch.
 
     Returns:
         The answers to each question's turns.
     """
     said: list[list[Turn]] = [[] for _ in prompts]
     with evaluating(model), _drawing(model, seed):
-        for number in range(max((len(each.turns) for each in prompts), default=0)):
-            open_ones = [place for place, each in enumerate(prompts) if number < len(each.turns)]
-            for first in range(0, len(open_ones), batch_size):
-                chosen = open_ones[first : first + batch_size]
+        for number in range(max((len(prompt.turns) for prompt in prompts), default=0)):
+            unanswered = [place for place, prompt in enumerate(prompts) if number < len(prompt.turns)]
+            for first in range(0, len(unanswered), batch_size):
+                chosen = unanswered[first : first + batch_size]
                 contexts = [question(tokenizer, prompts[place].turns[: number + 1], said[place]) for place in chosen]
                 torch.manual_seed(seed)
                 written = _written(model, tokenizer, contexts, max_new_tokens, temperature)
@@ -93,12 +92,12 @@ def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list
     """What a model is given before its next answer.
 
     Args:
-        tokenizer: With a chat template, or none.
+        tokenizer: The model's tokenizer, with a chat template or without one.
         turns: What a user said so far.
         said: What the model answered to all but the last.
 
     Returns:
-        Token numbers.
+        The token ids of the context.
 
     Raises:
         ModelError: The template cannot be used.
@@ -114,23 +113,26 @@ def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list
 
 
 def _written(
-    model: PreTrainedModel, tokenizer: Any, contexts: Sequence[list[int]], max_new_tokens: int, temperature: float
+    model: Any, tokenizer: Any, contexts: Sequence[list[int]], max_new_tokens: int, temperature: float
 ) -> list[tuple[list[int], bool]]:
     """Tokens behind each context, and whether they ended before the limit."""
-    network: Any = model
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     longest = max(map(len, contexts))
-    ids = torch.tensor([[pad or 0] * (longest - len(each)) + each for each in contexts])
-    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in contexts])
-    # Sampling settings of the model's own make transformers warn when nothing is sampled.
-    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        options = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-    # Processes that hold shards run every step together.
-    options["synced_gpus"] = is_sharded(model)
-    inputs = on_device({"input_ids": ids, "attention_mask": mask}, model.device)
-    found: Tensor = network.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)
-    eos = network.generation_config.eos_token_id
+    ids = torch.tensor([[pad or 0] * (longest - len(context)) + context for context in contexts])
+    mask = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])
+    is_drawn = temperature > 0
+    found = model.generate(
+        **on_device({"input_ids": ids, "attention_mask": mask}, model.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        do_sample=is_drawn,
+        # Sampling settings of the model's own make transformers warn when nothing is sampled.
+        temperature=temperature if is_drawn else None,
+        top_p=1.0 if is_drawn else None,
+        top_k=0 if is_drawn else None,
+        synced_gpus=is_sharded(model),  # processes that hold shards run every step together
+    )
+    eos = model.generation_config.eos_token_id
     ends = set(eos) if isinstance(eos, list) else {eos}
     rows = []
     for row in found[:, longest:].tolist():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ class Signs:
     """What the answers of one model show.
 
     Attributes:
-        tokens: Mean length of an answer.
+        tokens: Mean length of an answer, in tokens.
         ended: Share of the answers that ended by themselves, before the limit.
         repetition: Mean share of an answer's 4-grams of tokens that stand in it earlier already.
         cut_short: Share of the answers that ended with less than a quarter of the dense model's tokens; None for the
@@ -52,7 +51,7 @@ class Reference:
     Attributes:
         turn: The answer.
         likely: Its likeliest tokens, LongTensor [positions, tokens].
-        log_probs: Of those, float32 [positions, tokens].
+        log_probs: Their log-probabilities, float32 [positions, tokens].
     """
 
     turn: Turn
@@ -75,12 +74,12 @@ def references(model: PreTrainedModel, answers: Sequence[Sequence[Turn]]) -> lis
     """Read the dense model's own answers again, and keep what it expects.
 
     Args:
-        model: The dense one.
+        model: The dense model.
         answers: What it said; empty answers are left out.
     """
     found = []
     with evaluating(model):
-        for turn in _written_turns(answers):
+        for turn in (turn for turns in answers for turn in turns if turn.tokens):
             log_probs, likely = _log_probs(model, turn).topk(min(NUM_LIKELY, model.config.get_text_config().vocab_size))
             found.append(Reference(turn, likely.cpu(), log_probs.cpu()))
     return found
@@ -92,41 +91,40 @@ def signs(
     dense: Sequence[Sequence[Turn]] | None = None,
     expected: Sequence[Reference] = (),
 ) -> Signs:
-    """What a model's answers show.
+    """Look for signs of damage in a model's answers.
 
     Args:
-        model: That gave them.
-        answers: To the same questions as the dense model's.
+        model: The model that gave the answers.
+        answers: Its answers, to the same questions as the dense model's.
         dense: The dense model's answers; None where there is no such model, or this is it.
         expected: What the dense model expects in them.
     """
-    turns = [turn for each in answers for turn in each]
-    own: dict[str, Any] = {
-        "tokens": statistics.fmean(len(each.tokens) for each in turns),
-        "ended": statistics.fmean(each.ended for each in turns),
-        "repetition": statistics.fmean(repetition(each.tokens) for each in turns),
-    }
+    turns = [turn for turns in answers for turn in turns]
+    own = Signs(
+        tokens=statistics.fmean(len(turn.tokens) for turn in turns),
+        ended=statistics.fmean(turn.ended for turn in turns),
+        repetition=statistics.fmean(repetition(turn.tokens) for turn in turns),
+    )
     if dense is None:
-        return Signs(**own)
-    pairs = list(zip(turns, (turn for each in dense for turn in each), strict=True))
-    short = [each.ended and len(each.tokens) < SHORT * len(other.tokens) for each, other in pairs]
-    return Signs(**own, cut_short=statistics.fmean(short), **_distance(model, expected))
+        return own
+    pairs = zip(turns, (turn for turns in dense for turn in turns), strict=True)
+    short = [turn.ended and len(turn.tokens) < SHORT * len(other.tokens) for turn, other in pairs]
+    agreement, divergence = _distance(model, expected) if expected else (None, None)
+    return replace(own, cut_short=statistics.fmean(short), agreement=agreement, divergence=divergence)
 
 
-def _distance(model: PreTrainedModel, expected: Sequence[Reference]) -> dict[str, Any]:
-    if not expected:
-        return {}
+def _distance(model: PreTrainedModel, expected: Sequence[Reference]) -> tuple[float, tuple[float, ...]]:
     same, total = 0, 0
     divergences: list[Tensor] = []
     with evaluating(model):
-        for each in expected:
-            found = _log_probs(model, each.turn).cpu()
-            same += int((found.argmax(dim=-1) == each.likely[:, 0]).sum())
+        for reference in expected:
+            found = _log_probs(model, reference.turn).cpu()
+            same += int((found.argmax(dim=-1) == reference.likely[:, 0]).sum())
             total += len(found)
-            divergences.append(binned_divergence(each.log_probs, found.gather(1, each.likely)))
+            divergences.append(binned_divergence(reference.log_probs, found.gather(1, reference.likely)))
     longest = max(map(len, divergences))
     columns = [[float(row[place]) for row in divergences if place < len(row)] for place in range(longest)]
-    return {"agreement": same / total, "divergence": tuple(statistics.fmean(each) for each in columns)}
+    return same / total, tuple(statistics.fmean(column) for column in columns)
 
 
 def binned_divergence(expected: Tensor, found: Tensor) -> Tensor:
@@ -137,21 +135,19 @@ def binned_divergence(expected: Tensor, found: Tensor) -> Tensor:
         found: The same of another model.
 
     Returns:
-        Nats, [positions].
+        The divergence in nats, [positions].
     """
-    tiny = torch.finfo(torch.float32).tiny
-    rests = [(1 - each.exp().sum(dim=-1, keepdim=True)).clamp(min=tiny).log() for each in (expected, found)]
-    p, q = (torch.cat(each, dim=-1) for each in zip((expected, found), rests, strict=True))
+    p, q = _with_rest(expected), _with_rest(found)
     return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
 
 
-def _written_turns(answers: Sequence[Sequence[Turn]]) -> list[Turn]:
-    return [turn for each in answers for turn in each if turn.tokens]
+def _with_rest(log_probs: Tensor) -> Tensor:
+    rest = 1 - log_probs.exp().sum(dim=-1, keepdim=True)
+    return torch.cat([log_probs, rest.clamp(min=torch.finfo(torch.float32).tiny).log()], dim=-1)
 
 
 def _log_probs(model: PreTrainedModel, turn: Turn) -> Tensor:
-    """Of every token at each position of an answer, float32 [positions, vocab]."""
-    network: Any = model
+    """Log-probabilities of every token at each position of an answer, float32 [positions, vocab]."""
     ids = torch.tensor([[*turn.context, *turn.tokens]], device=model.device)
-    logits = network(input_ids=ids, use_cache=False).logits[0, len(turn.context) - 1 : -1]
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(turn.context) - 1 : -1]
     return F.log_softmax(logits.float(), dim=-1)

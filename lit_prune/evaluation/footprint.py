@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes.
+    """Bytes that a model occupies while it reads and writes.
 
     Attributes:
         weights: Parameters and buffers, tied ones once.
@@ -29,19 +29,19 @@ class Footprint:
 
 
 def measure_footprint(model: PreTrainedModel, run: Callable[[], Any]) -> Footprint:
-    """Run a model and count, on any device.
+    """Run a model and count the bytes that are alive, on any device.
 
     Args:
-        model: In memory already.
-        run: Reads and writes; returns the last output, whose cache is measured.
+        model: The model, in memory already.
+        run: A function that reads and writes with the model; it returns the last output, whose cache is measured.
     """
-    storages = [each.untyped_storage() for each in (*model.parameters(), *model.buffers())]
-    weights = sum({each._cdata: each.nbytes() for each in storages}.values())
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    weights = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
     with _Allocations() as seen:
         output = run()
         layers = getattr(getattr(output, "past_key_values", None), "layers", ())
         cached = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-        cache = sum(each.nbytes for each in cached if isinstance(each, Tensor))
+        cache = sum(tensor.nbytes for tensor in cached if isinstance(tensor, Tensor))
     return Footprint(weights, cache, weights + seen.peak)
 
 
@@ -57,10 +57,10 @@ class _Allocations(TorchDispatchMode):
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        given = {each.untyped_storage()._cdata for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)}
-        for each in tree_iter(found):
-            if isinstance(each, Tensor) and each.device.type != "meta":
-                self._note(each, given)
+        given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_iter(found):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
+                self._note(leaf, given)
         return found
 
     def _note(self, tensor: Tensor, given: set[int]) -> None:

@@ -27,10 +27,10 @@ def lens_logits(
 
     Args:
         model: A causal language model.
-        batch: What it was called with.
-        blocks: Of the model.
+        batch: The batch that the model was called with.
+        blocks: The model's decoder blocks.
         last_output: What the last block returned, in its own form.
-        states: [batch, seq, hidden] each.
+        states: States of the residual stream, [batch, seq, hidden] each.
     """
     first, *rest = last_output if isinstance(last_output, tuple) else (last_output,)
     for state in states:
@@ -45,16 +45,16 @@ def lens_sums(final: Tensor, early: Tensor, targets: Tensor) -> Tensor:
     """How far logits at some depth are from the targets and from the final ones, summed over positions.
 
     Args:
-        final: What the model says, [positions, vocab], any float type.
-        early: What it would say, the same shape.
-        targets: Tokens, [positions].
+        final: Logits of the whole model, [positions, vocab], any float type.
+        early: Logits at that depth, the same shape.
+        targets: Token ids, [positions].
 
     Returns:
-        Loss of the targets in nats, positions at which both would choose the same token, and KL(final, early) in nats:
-        float32 [3].
+        float32 [3]: the loss of the targets in nats, the number of positions at which both would choose the same token,
+        and KL(final, early) in nats.
     """
     sums = final.new_zeros(3, dtype=torch.float32)
-    for p, q, target in zip(*(torch.split(each, POSITIONS_AT_A_TIME) for each in (final, early, targets)), strict=True):
+    for p, q, target in zip(*(torch.split(rows, POSITIONS_AT_A_TIME) for rows in (final, early, targets)), strict=True):
         same = (p.argmax(dim=-1) == q.argmax(dim=-1)).sum().float()
         loss = F.cross_entropy(q.float(), target, reduction="sum")
         sums = sums + torch.stack([loss, same, kl_divergence(p, q)])

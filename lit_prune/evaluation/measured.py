@@ -17,13 +17,13 @@ CONFIDENT = 1.96
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of one model.
+    """What was measured of one model.
 
     Attributes:
-        model: Its name.
-        num_parameters: All of them, tied ones once.
-        perplexities: By the name of the text.
-        tasks: By name.
+        model: Name of the model.
+        num_parameters: All parameters, tied ones once.
+        perplexities: Losses by the name of the text.
+        tasks: Scores by the name of the task.
     """
 
     model: str
@@ -34,8 +34,8 @@ class Measured:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measured:
         """The inverse of `asdict`, from JSON; what else stands there is left alone."""
-        perplexities = {text: record_of(TokenLoss, each) for text, each in data["perplexities"].items()}
-        tasks = {name: record_of(TaskScore, each) for name, each in data["tasks"].items()}
+        perplexities = {text: record_of(TokenLoss, loss) for text, loss in data["perplexities"].items()}
+        tasks = {name: record_of(TaskScore, score) for name, score in data["tasks"].items()}
         return cls(str(data["model"]), int(data["num_parameters"]), perplexities, tasks)
 
 

@@ -22,9 +22,9 @@ class TokenLoss:
     Attributes:
         nll: Mean loss of a predicted token, in nats.
         num_tokens: Predicted tokens; the first of a window is not predicted.
-        num_windows: Sequences.
+        num_windows: Sequences that were measured.
         window: Tokens in the longest sequence.
-        error: Standard error of `nll`, from how the windows differ; 0 with one.
+        error: Standard error of `nll` in nats, from how the windows differ; 0 with one.
 
     Example:
         >>> round(TokenLoss(nll=2.0, num_tokens=31, num_windows=1, window=32).ppl, 3)
@@ -39,7 +39,7 @@ class TokenLoss:
 
     @property
     def ppl(self) -> float:
-        """exp(nll); infinite where that exceeds a float."""
+        """The perplexity, exp(nll); infinite where that exceeds a float."""
         return perplexity_of(self.nll)
 
 
@@ -48,7 +48,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
 
     Args:
         model: A causal language model; batches are moved to its device.
-        batches: Each with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
+        batches: Mappings with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
             `attention_mask`.
 
     Raises:

@@ -21,9 +21,9 @@ class Prompt:
     """What a user says.
 
     Attributes:
-        id: Of the file, else the number of the question from 1.
-        turns: What is said turn by turn; the model answers each.
-        category: Such as `writing`, empty where the file has none.
+        id: The question's id in the file, else its number from 1.
+        turns: What is said turn by turn; the model answers every turn.
+        category: The kind of question, such as `writing`; empty where the file has none.
     """
 
     id: int | str
@@ -32,10 +32,10 @@ class Prompt:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read questions.
+    """Read questions from a file.
 
     Args:
-        path: `.txt` with a question a line, JSON lines, or a `.json` list; objects in MT-Bench's form (`question_id`,
+        path: A `.txt` with a question a line, JSON lines, or a `.json` list; objects in MT-Bench's form (`question_id`,
             `category`, `turns`), AlpacaEval's (`instruction`), or with `prompt` or `question`.
 
     Raises:
@@ -46,11 +46,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         text = whole_characters(read_text(path))
     except DataError as error:
         raise DataError(f"cannot read the prompts {path}: {error}") from error
-    prompts = [_read(each, number, path) for number, each in enumerate(_entries(text, path), start=1)]
+    prompts = [_read(entry, number, path) for number, entry in enumerate(_entries(text, path), start=1)]
     if not prompts:
         raise DataError(f"{path} holds no prompts; expected lines of text, or objects such as {FORMS}")
-    ids = [each.id for each in prompts]
-    if twice := [each for each in ids if ids.count(each) > 1]:
+    ids = [prompt.id for prompt in prompts]
+    if twice := [key for key in ids if ids.count(key) > 1]:
         raise DataError(f"{path} has two prompts with the id {twice[0]!r}")
     return prompts
 
@@ -72,7 +72,7 @@ def _read(entry: Any, number: int, path: Path) -> Prompt:
         return Prompt(number, (entry,))
     fields = entry if isinstance(entry, Mapping) else {}
     turns = fields.get("turns", [fields[name] for name in FIELDS if name in fields][:1])
-    if not isinstance(turns, list) or not turns or not all(isinstance(each, str) and each.strip() for each in turns):
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise DataError(f"{path}, prompt {number}: expected {FORMS}; found {json.dumps(entry)[:200]}")
     key = fields.get("question_id", fields.get("id", number))
     if not isinstance(key, int | str):

@@ -27,7 +27,7 @@ def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
 
     Args:
         model: A causal language model; the linear layers in its blocks are changed, embeddings and head are not.
-        batches: Calibration, each with `input_ids` [batch, seq].
+        batches: Calibration batches with `input_ids` [batch, seq].
 
     Returns:
         The share of all parameters that are zero now.
@@ -54,12 +54,12 @@ def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
             group["module"].activation_post_process.norm.sqrt_()
         sparsifier.step()
         sparsifier.squash_mask()
-    zeros = sum(int(torch.count_nonzero(each == 0)) for each in model.parameters())
-    return zeros / sum(each.numel() for each in model.parameters())
+    zeros = sum(int(torch.count_nonzero(parameter == 0)) for parameter in model.parameters())
+    return zeros / sum(parameter.numel() for parameter in model.parameters())
 
 
 def wanda_sparsifier() -> Any:
-    """torchao's, set to 2:4.
+    """Torchao's sparsifier, set to 2:4.
 
     Raises:
         LitPruneError: torchao is not installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +22,15 @@ from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, log
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.scorers import SCORERS
 
-STREAM = ("input_norm", "output_norm", "similarity", "norm")
-"""Figures that are means over all tokens; the others are over predicted ones."""
+SUBLAYER, DEPTH, PATH = (
+    ("input_norm", "output_norm", "similarity"),
+    ("norm", "loss", "agreement", "kl"),
+    ("logit", "margin", "share"),
+)
+"""The figures of sublayers, of depths and of paths, as their classes have them."""
+
+STREAM = (*SUBLAYER, "norm")
+"""Figures that are means over all tokens; the others are means over predicted ones."""
 
 TOLERANCE = 0.05
 """How far the paths may be from the head's own logit, as a share of it: rounding of short dtypes stays below."""
@@ -40,8 +48,8 @@ def analyse(what_if: WhatIf, *, impact: bool = True, name: str = "") -> Analysis
 
     Args:
         what_if: The model and batches, perhaps of one process of several.
-        impact: Whether to measure RI and NRI: a what-if loss for every sublayer.
-        name: Of the model, for readers.
+        impact: Whether to measure RI and NRI, a what-if loss for every sublayer.
+        name: The model's name, for readers.
 
     Raises:
         MeasureError: A figure is NaN or infinite.
@@ -53,8 +61,14 @@ def analyse(what_if: WhatIf, *, impact: bool = True, name: str = "") -> Analysis
             measured.run(batch)
     means = _means(what_if, measured.sums)
     ri, nri = _impact(what_if, anatomy) if impact else ({}, {})
-    names, depths = [str(each.id) for each in anatomy.sublayers], _depths(anatomy)
-    paths, notes = _unraveled(names, means)
+    names, depths = [str(sublayer.id) for sublayer in anatomy.sublayers], _depths(anatomy)
+
+    def figures(place: str, chosen: Sequence[str]) -> dict[str, float]:
+        return {figure: means[place, figure] for figure in chosen}
+
+    is_split = means["", "gap"] <= TOLERANCE * abs(means["", "logit"])
+    places = (EMBEDDING, *names, BIASES) if is_split else ()
+    note = "The logit of this model is not the sum of what its sublayers add: the unraveled view is left out."
     return Analysis(
         model=name,
         num_blocks=anatomy.num_blocks,
@@ -64,47 +78,30 @@ def analyse(what_if: WhatIf, *, impact: bool = True, name: str = "") -> Analysis
         loss=means[depths[-1], "loss"],
         logit=means["", "logit"],
         sublayers=tuple(
-            SublayerFigures(
-                each,
-                means[each, "input_norm"],
-                means[each, "output_norm"],
-                means[each, "similarity"],
-                ri=ri.get(each),
-                nri=nri.get(each),
-            )
-            for each in names
+            SublayerFigures(place, **figures(place, SUBLAYER), ri=ri.get(place), nri=nri.get(place)) for place in names
         ),
-        depths=tuple(
-            DepthFigures(each, means[each, "norm"], means[each, "loss"], means[each, "agreement"], means[each, "kl"])
-            for each in depths
-        ),
-        paths=paths,
-        notes=notes,
+        depths=tuple(DepthFigures(place, **figures(place, DEPTH)) for place in depths),
+        paths=tuple(PathFigures(place, **figures(place, PATH)) for place in places),
+        notes=() if is_split else (note,),
     )
 
 
 class _Pass:
-    """Sums of every figure, batch by batch.
-
-    Attributes:
-        recorder: Of the model.
-        sums: The same keys in every process, whatever its batches hold.
-    """
+    """Sums of every figure, batch by batch, with the same keys in every process, whatever its batches hold."""
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self.model = model
         self.anatomy = anatomy
         self.unraveler = Unraveler(model)
         self.recorder = StreamRecorder(model, anatomy)
-        names, depths = [str(each.id) for each in anatomy.sublayers], _depths(anatomy)
-        keys: list[Key] = [("", each) for each in ("tokens", "predicted", "logit", "gap")]
-        keys += [(name, figure) for name in names for figure in ("input_norm", "output_norm", "similarity")]
-        keys += [(depth, figure) for depth in depths for figure in ("norm", "loss", "agreement", "kl")]
-        keys += [(path, figure) for path in (EMBEDDING, *names, BIASES) for figure in ("logit", "margin", "share")]
+        names = [str(sublayer.id) for sublayer in anatomy.sublayers]
+        keys = [("", figure) for figure in ("tokens", "predicted", "logit", "gap")]
+        for places, figures in (names, SUBLAYER), (_depths(anatomy), DEPTH), ((EMBEDDING, *names, BIASES), PATH):
+            keys += itertools.product(places, figures)
         self.sums = dict.fromkeys(keys, 0.0)
 
     def run(self, batch: Mapping[str, Tensor]) -> None:
-        """Add what one batch, on the model's device, gives."""
+        """Add the figures of a batch on the model's device."""
         counted, labels = counted_positions(batch), labels_of(batch)
         targets = next_labels(labels)
         with self.recorder.recording(labels.shape):
@@ -121,19 +118,18 @@ class _Pass:
         for event in self.recorder.events:
             if isinstance(event, Written):
                 here = mask.to(event.before.device)
-                before, added, name = event.before[here].float(), event.added(here), str(event.sublayer)
-                self._add((name, "input_norm"), before.norm(dim=-1))
-                self._add((name, "output_norm"), added.norm(dim=-1))
-                self._add((name, "similarity"), F.cosine_similarity(before, before + added, dim=-1))
+                before, added = event.before[here].float(), event.added(here)
+                similarity = F.cosine_similarity(before, before + added, dim=-1)
+                self._add(str(event.sublayer), SUBLAYER, (before.norm(dim=-1), added.norm(dim=-1), similarity))
         for depth, state in zip(_depths(self.anatomy), self.recorder.states, strict=True):
-            self._add((depth, "norm"), state[mask.to(state.device)].float().norm(dim=-1))
+            self._add(depth, ["norm"], [state[mask.to(state.device)].float().norm(dim=-1)])
 
     def _add_lens(self, batch: Mapping[str, Tensor], logits: Tensor, mask: Tensor, targets: Tensor) -> None:
         blocks = list(self.anatomy.block_list(self.model))
         early = lens_logits(self.model, batch, blocks, self.recorder.last_output, self.recorder.states[:-1])
         final = logits[mask]
-        for depth, each in zip(_depths(self.anatomy), (*early, logits), strict=True):
-            for figure, total in zip(("loss", "agreement", "kl"), lens_sums(final, each[mask], targets), strict=True):
+        for depth, here in zip(_depths(self.anatomy), (*early, logits), strict=True):
+            for figure, total in zip(DEPTH[1:], lens_sums(final, here[mask], targets), strict=True):
                 self.sums[depth, figure] += float(total)
 
     def _add_paths(self, logits: Tensor, mask: Tensor) -> None:
@@ -144,19 +140,18 @@ class _Pass:
             return
         logits, margins = torch.stack(list(terms.values()), dim=1)  # [terms, positions]
         logit = self.unraveler.logits(self.recorder, mask, tokens)
-        self._add(("", "logit"), logit)
-        self._add(("", "gap"), (logits.sum(dim=0) - logit).abs())
+        self._add("", ("logit", "gap"), (logit, (logits.sum(dim=0) - logit).abs()))
         shares = margins.abs() / margins.abs().sum(dim=0)
         for name, *rows in zip(terms, logits, margins, shares, strict=True):
-            for figure, row in zip(("logit", "margin", "share"), rows, strict=True):
-                self._add((name, figure), row)
+            self._add(name, PATH, rows)
 
-    def _add(self, key: Key, values: Tensor) -> None:
-        self.sums[key] += float(values.sum(dtype=exact_dtype(values.device)))
+    def _add(self, place: str, figures: Sequence[str], rows: Sequence[Tensor]) -> None:
+        for figure, row in zip(figures, rows, strict=True):
+            self.sums[place, figure] += float(row.sum(dtype=exact_dtype(row.device)))
 
 
 def _depths(anatomy: Anatomy) -> list[str]:
-    return [EMBEDDING, *(f"block.{each}" for each in anatomy.blocks)]
+    return [EMBEDDING, *(f"block.{block}" for block in anatomy.blocks)]
 
 
 def _means(what_if: WhatIf, sums: Mapping[Key, float]) -> dict[Key, float]:
@@ -176,19 +171,8 @@ def _means(what_if: WhatIf, sums: Mapping[Key, float]) -> dict[Key, float]:
     return {**means, ("", "tokens"): numbers[True], ("", "predicted"): numbers[False]}
 
 
-def _unraveled(names: Sequence[str], means: Mapping[Key, float]) -> tuple[tuple[PathFigures, ...], tuple[str, ...]]:
-    gap, logit = means["", "gap"], means["", "logit"]
-    if not gap <= TOLERANCE * abs(logit):
-        return (), (
-            "The logit of this model is not the sum of what its sublayers add: the unraveled view is left out.",
-        )
-    paths = (EMBEDDING, *names, BIASES)
-    rows = [[means[each, figure] for figure in ("logit", "margin", "share")] for each in paths]
-    return tuple(PathFigures(each, *row) for each, row in zip(paths, rows, strict=True)), ()
-
-
-def _impact(what_if: WhatIf, anatomy: Anatomy) -> tuple[dict[str, float], dict[str, float]]:
-    candidates = [Candidate((each.id,)) for each in anatomy.sublayers]
+def _impact(what_if: WhatIf, anatomy: Anatomy) -> list[dict[str, float]]:
+    candidates = [Candidate((sublayer.id,)) for sublayer in anatomy.sublayers]
     # The second asks for losses that the first has measured.
-    ri, nri = (SCORERS.create(each)(what_if, candidates, []).importance for each in ("ri", "nri"))
-    return {each.name: score for each, score in ri.items()}, {each.name: score for each, score in nri.items()}
+    scores = [SCORERS.create(scorer)(what_if, candidates, []) for scorer in ("ri", "nri")]
+    return [{candidate.name: score for candidate, score in found.importance.items()} for found in scores]

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SublayerFigures:
-    """One sublayer; means over tokens, padding and sequences without labels left out.
+    """What one sublayer does, as means over tokens; padding and sequences without labels are left out.
 
     Attributes:
         name: `attention.5` or `mlp.12`, its address in the original model.
@@ -17,7 +17,7 @@ class SublayerFigures:
         output_norm: L2 norm of what it adds to it.
         similarity: Cosine of the stream before it and behind it.
         ri: Relative rise of perplexity without it; None where not measured.
-        nri: That by its share of the parameters.
+        nri: The same by its share of the parameters; None where not measured.
     """
 
     name: str
@@ -30,12 +30,12 @@ class SublayerFigures:
 
 @dataclass(frozen=True)
 class DepthFigures:
-    """The residual stream at one depth; means over predicted tokens, of the norm as of sublayers.
+    """The residual stream at one depth, as means over predicted tokens; the norm is a mean over all tokens.
 
     Attributes:
         name: `embedding`, or `block.3` for the stream behind that block of the original model.
         norm: L2 norm of the stream.
-        loss: Of the target, in nats, if final norm and head read the stream here.
+        loss: Loss of the target in nats, if final norm and head read the stream here.
         agreement: Share of tokens at which they would choose what the whole model chooses.
         kl: KL(whole model, here) of the distributions, in nats.
     """
@@ -49,13 +49,13 @@ class DepthFigures:
 
 @dataclass(frozen=True)
 class PathFigures:
-    """Paths that end in one place; means over predicted tokens.
+    """What the paths that end in one place carry, as means over predicted tokens.
 
     Attributes:
         name: `embedding`, a sublayer, or `biases`.
         logit: What they carry of the logit of the token that the model predicts; all together are that logit.
         margin: The same of that logit above the mean of all tokens' logits, which is all that the softmax sees.
-        share: Their part of all that moves the margin up or down, abs(term) / sum of abs(term); together 1.
+        share: Their part of all that moves the margin up or down, abs(term) / sum of abs(term); all together are 1.
     """
 
     name: str
@@ -69,16 +69,16 @@ class Analysis:
     """What was found of one model on one text.
 
     Attributes:
-        model: Its name.
-        num_blocks: Of the original model.
-        num_parameters: All that are left.
-        num_tokens: Over which stream and similarity are means.
+        model: Name of the model.
+        num_blocks: Blocks of the original model.
+        num_parameters: Parameters that are left.
+        num_tokens: Tokens, over which stream and similarity are means.
         num_predicted: Predicted tokens, over which loss, lens and paths are means.
         loss: Mean token loss in nats.
         logit: Mean logit of the predicted token, as the head returns it.
-        sublayers: Those that are left, in the order of the stream.
-        depths: The embedding, and each block that is left.
-        paths: Empty where the logit cannot be split.
+        sublayers: Figures of the sublayers that are left, in the order of the stream.
+        depths: Figures of the embedding and of every block that is left.
+        paths: Figures of the paths; empty where the logit cannot be split.
         notes: What a reader has to know.
     """
 
@@ -97,10 +97,12 @@ class Analysis:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Analysis:
         """Read what `dataclasses.asdict` writes."""
-        parts: dict[str, Any] = {
-            "sublayers": tuple(SublayerFigures(**each) for each in data["sublayers"]),
-            "depths": tuple(DepthFigures(**each) for each in data["depths"]),
-            "paths": tuple(PathFigures(**each) for each in data["paths"]),
-            "notes": tuple(data["notes"]),
-        }
-        return cls(**{**data, **parts})
+        return cls(
+            **{
+                **data,
+                "sublayers": tuple(SublayerFigures(**figures) for figures in data["sublayers"]),
+                "depths": tuple(DepthFigures(**figures) for figures in data["depths"]),
+                "paths": tuple(PathFigures(**figures) for figures in data["paths"]),
+                "notes": tuple(data["notes"]),
+            }
+        )

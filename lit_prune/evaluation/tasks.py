@@ -37,8 +37,8 @@ class TaskScore:
     """What a model reached on a task.
 
     Attributes:
-        metric: One of `METRICS`.
-        value: From 0 to 1.
+        metric: The measure, one of `METRICS`.
+        value: The score, from 0 to 1.
         error: Standard error of `value`.
     """
 
@@ -61,10 +61,10 @@ def task_scores(
 
     Args:
         model: A causal language model, perhaps pruned.
-        tokenizer: Its own.
-        tasks: Names that the harness knows, or of files under `include_path`.
+        tokenizer: The model's tokenizer.
+        tasks: Names of tasks that the harness knows, or of files under `include_path`.
         include_path: Folder with further task files.
-        limit: Items of each task; all when None.
+        limit: Items of every task; all when None.
         batch_size: Requests at a time.
         run_code: Whether tasks may run what the model wrote.
 
@@ -72,8 +72,8 @@ def task_scores(
         LitPruneError: The harness is not installed, does not know a task, or has no accuracy for it.
     """
     require_tasks(tasks, include_path)
-    harness: Any = importlib.import_module("lm_eval")
-    language_model: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+    harness = importlib.import_module("lm_eval")
+    language_model = importlib.import_module("lm_eval.models.huggingface").HFLM
     settings = {"DISABLE_MULTIPROC": "1"}  # the harness would fork a process with a model in it
     if run_code:
         settings["HF_ALLOW_CODE_EVAL"] = "1"  # the second lock on such tasks
@@ -107,33 +107,35 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 def chosen_tasks(
     names: Sequence[str], include_path: str | None = None, *, run_code: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Task names with presets spelled out, without any that cannot be run.
+    """Spell presets out as names of tasks, and leave out what cannot be run.
 
     Args:
-        names: Of tasks, or of `PRESETS`.
+        names: Names of tasks, or of `PRESETS`.
         include_path: Folder with further task files; of a preset's tasks those that are there are taken, as NAME_local
             or NAME, and no others.
         run_code: Whether tasks that run what a model wrote are wanted.
 
     Returns:
-        The names, and a sentence for each task of a preset that is left out.
+        The names, and a sentence for every task of a preset that is left out.
 
     Raises:
         LitPruneError: The harness is not installed, does not know one of them, or one runs code and that is not wanted.
     """
     found: list[str] = []
     left_out: list[str] = []
-    own = _own_tasks(include_path) if include_path and any(name in PRESETS for name in names) else None
+    # Tasks of the folder, without the harness's own.
+    is_own = include_path and any(name in PRESETS for name in names)
+    own = set(_task_manager(include_path, defaults=False).all_tasks) if is_own else None
     for name in names:
-        for each in PRESETS.get(name, ()):
-            forms = [form.format(each.removesuffix("_openai")) for form in LOCAL]
-            known = [each] if own is None else [form for form in forms if form in own]
-            if each in RUNS_CODE and not run_code:
-                left_out.append(f"{each} is left out: it runs what models write, which --run_code true allows")
+        for task in PRESETS.get(name, ()):
+            forms = [form.format(task.removesuffix("_openai")) for form in LOCAL]
+            known = [task] if own is None else [form for form in forms if form in own]
+            if task in RUNS_CODE and not run_code:
+                left_out.append(f"{task} is left out: it runs what models write, which --run_code true allows")
             elif known:
                 found.append(known[0])
             else:
-                left_out.append(f"{each} is left out: there is no file for it under {include_path}")
+                left_out.append(f"{task} is left out: there is no file for it under {include_path}")
         if name not in PRESETS:
             if name in RUNS_CODE and not run_code:
                 raise LitPruneError(f"{name} runs what models write; allow it with --run_code true, or leave it out")
@@ -159,14 +161,9 @@ def require_tasks(tasks: Sequence[str], include_path: str | None = None) -> None
         raise LitPruneError(f"lm-evaluation-harness has no task {unknown[0]!r}{where}")
 
 
-def _own_tasks(include_path: str) -> set[str]:
-    """Tasks of a folder, without the harness's own."""
-    return set(_task_manager(include_path, defaults=False).all_tasks)
-
-
 def _task_manager(include_path: str | None, *, defaults: bool = True) -> Any:
     try:
-        tasks: Any = importlib.import_module("lm_eval.tasks")
+        tasks = importlib.import_module("lm_eval.tasks")
     except ImportError as error:
         raise LitPruneError(f"tasks need lm-evaluation-harness: pip install 'lit-prune[eval]' ({error})") from error
     return _indexed(tasks.TaskManager, include_path, defaults)
