@@ -20,9 +20,10 @@ from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
+from lit_prune.evaluation.ratios import Speedup, speedup
 from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.speed import Ideal, Speed, Speedup, compare_speed, dense_twin, require_sizes, speedup
+from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes
 from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores

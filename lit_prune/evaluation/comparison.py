@@ -33,10 +33,10 @@ class Entry:
     """A line of the comparison.
 
     Attributes:
-        label: Its name in tables.
-        method: What prunes; None for the baselines `dense` and `wanda-2:4`.
-        calibration: What it measures on.
-        source: Where that came from, for the plan's readers.
+        label: Name of the line in tables.
+        method: The method that prunes; None for the baselines `dense` and `wanda-2:4`.
+        calibration: Batches that the method measures on.
+        source: Where the batches came from, for the plan's readers.
     """
 
     label: str
@@ -60,19 +60,19 @@ class Result:
 
     Attributes:
         model: Name of the model.
-        label: Of the entry.
-        settings: Of the entry.
+        label: Label of the entry.
+        settings: Settings of the entry, as JSON has them.
         amount: Share of the parameters that was to go; 0 for the baselines.
-        num_parameters: What is left.
-        share_removed: Of all parameters.
-        zeros: Share of all parameters that are zero, where the method zeroes weights.
-        perplexities: By the name of the text, on windows that no method has seen.
-        tasks: By name.
+        num_parameters: Parameters that are left.
+        share_removed: Share of all parameters that are gone.
+        zeros: Share of all parameters that are zero, where the method zeroes weights; 0 elsewhere.
+        perplexities: Perplexities by the name of the text, on windows that no method has seen.
+        tasks: Scores by the name of the task.
         prefill: How many times as fast as the dense model a prompt is read.
-        decode: The same for writing a token.
-        num_blocks: Of the dense model.
+        decode: How many times as fast as the dense model a token is written.
+        num_blocks: Blocks of the dense model.
         passes: Cost of the search, in dense forward passes over the calibration tokens.
-        removed: What went, in order.
+        removed: Names of what went, in order.
     """
 
     model: str
@@ -93,12 +93,15 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`, from JSON."""
-        tasks = {name: record_of(TaskScore, each) for name, each in data["tasks"].items()}
+        tasks = {name: record_of(TaskScore, score) for name, score in data["tasks"].items()}
         return record_of(cls, {**data, "tasks": tasks, "removed": tuple(data["removed"])})
 
 
 def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
-    """Read what `Results` wrote: what the rows are valid for, and the rows.
+    """Read what `Results` wrote.
+
+    Returns:
+        The settings that the rows are valid for, and the rows.
 
     Raises:
         DataError: The file cannot be read, or is damaged.
@@ -114,8 +117,8 @@ class Results:
     """The rows so far, in a file that is written anew after each: a comparison that was stopped goes on.
 
     Args:
-        path: JSON lines; the first holds what the rows are valid for.
-        header: What that is now, in plain types.
+        path: File of JSON lines; the first line holds the settings that the rows are valid for.
+        header: The present settings, in plain types.
 
     Raises:
         DataError: The file is of a comparison with other settings.
@@ -137,26 +140,26 @@ class Results:
         Raises:
             DataError: It is there with other settings.
         """
-        for each in self.found:
-            if (each.model, each.label, each.amount) == (model, entry.label, amount):
-                if each.settings != entry.settings:
+        for row in self.found:
+            if (row.model, row.label, row.amount) == (model, entry.label, amount):
+                if row.settings != entry.settings:
                     raise DataError(f"{self.path} has {entry.label!r} with other settings; give it another label")
-                return each
+                return row
         return None
 
     def add(self, row: Result) -> None:
         """Keep a row and write all of them."""
         self.found.append(row)
-        lines = [json.dumps(self._header), *(json.dumps(to_json(asdict(each))) for each in self.found)]
+        lines = [json.dumps(self._header), *(json.dumps(to_json(asdict(found))) for found in self.found)]
         write_text(self.path, "".join(f"{line}\n" for line in lines))
 
 
 class Comparison:
-    """Everything that the rows have in common.
+    """What the rows have in common, and how a row is made.
 
     Args:
-        unseen: Windows by the name of their text; perplexity is measured on them.
-        tasks: Measures tasks on a model; nothing when None.
+        unseen: Batches by the name of their text, on which perplexity is measured.
+        tasks: Function that measures tasks on a model; no tasks when None.
         speed: Options of `compare_speed`.
         folder: Where plans and journals are kept.
         progress: Whether to show a progress bar.
@@ -194,9 +197,9 @@ class Comparison:
         An amount that a method cannot give is left out, and told in `impossible`.
 
         Args:
-            name: Of the model.
-            make_model: Loads a fresh copy.
-            entries: What is compared.
+            name: Name of the model.
+            make_model: Function that loads a fresh copy of it.
+            entries: The lines that are compared.
             amounts: Shares of the parameters to remove.
             kept: The rows so far; new ones are added.
 
@@ -219,7 +222,7 @@ class Comparison:
         require_room(name, model, **self.speed)  # before anything is measured
         plan, zeros = None, 0.0
         num_blocks = find_sublayers(model).num_blocks
-        total = sum(each.numel() for each in model.parameters())
+        total = sum(parameter.numel() for parameter in model.parameters())
         if entry.method is not None:
             plan = self._prune(name, model, entry, entry.method, amount)
         elif entry.label == WANDA:

@@ -24,10 +24,10 @@ class Written:
     """What one sublayer adds: a sum of states minus a sum of others, so that nothing between them is left out.
 
     Attributes:
-        sublayer: Which one.
+        sublayer: The sublayer.
         before: The stream that it reads, [batch, seq, hidden].
-        plus: The same shape each.
-        minus: The same shape each.
+        plus: The states of the first sum, in the same shape.
+        minus: The states of the second sum, in the same shape.
     """
 
     sublayer: SublayerId
@@ -38,10 +38,10 @@ class Written:
     def added(self, mask: Tensor) -> Tensor:
         """What was added at some positions, float32 [positions, hidden]; `mask` is bool [batch, seq]."""
         total = self.plus[0][mask].float()
-        for each in self.plus[1:]:
-            total = total + each[mask].float()
-        for each in self.minus:
-            total = total - each[mask].float()
+        for state in self.plus[1:]:
+            total = total + state[mask].float()
+        for state in self.minus:
+            total = total - state[mask].float()
         return total
 
 
@@ -50,9 +50,9 @@ class Passed:
     """The whole stream goes through a module: a norm between sublayers of post-norm blocks, final norm, head.
 
     Attributes:
-        path: Of the module.
-        before: What it was called with, [batch, seq, in].
-        after: What it returned, [batch, seq, out].
+        path: Path of the module in the model.
+        before: What the module was called with, [batch, seq, in].
+        after: What the module returned, [batch, seq, out].
     """
 
     path: str
@@ -65,11 +65,11 @@ class StreamRecorder:
 
     Args:
         model: A causal language model.
-        anatomy: Of the model.
+        anatomy: The anatomy of the model.
 
     Attributes:
-        events: What happened in the blocks.
-        states: The stream before the first block and behind each one, [batch, seq, hidden].
+        events: What happened in the blocks, in order.
+        states: The stream before the first block and behind every block, [batch, seq, hidden].
         tail: What the last state goes through on its way to the logits.
         last_output: What the last block returned, in its own form.
     """
@@ -114,7 +114,7 @@ class StreamRecorder:
 
     def _watch_block(self, position: int, block: nn.Module, *, is_last: bool) -> list[Any]:
         number = self._anatomy.blocks[position]
-        present = [each for each in self._anatomy.sublayers if each.id.block == number]
+        present = [sublayer for sublayer in self._anatomy.sublayers if sublayer.id.block == number]
         together = len(present) == 2 and present[0].form in PARALLEL_FORMS
         handles: list[Any] = [self._before(block, self._enter)]
         for norm in self._staying_norms(block, f"{self._anatomy.blocks_path}.{position}", present):
@@ -125,17 +125,17 @@ class StreamRecorder:
         elif len(present) == 2:
             # Of the several modules of the second sublayer, the first that runs reads the stream.
             handles += [self._before(self._module(part.path), self._read) for part in present[1].parts]
-        for each in () if together else present:
-            handles.append(self._before(self._module(each.path), partial(self._start, each.id)))
-        leave = self._leave([each.id for each in present] if together else [], is_last)
+        for sublayer in () if together else present:
+            handles.append(self._before(self._module(sublayer.path), partial(self._start, sublayer.id)))
+        leave = self._leave([sublayer.id for sublayer in present] if together else [], is_last)
         return [*handles, block.register_forward_hook(self._when_recording(leave))]
 
     def _staying_norms(self, block: nn.Module, path: str, present: Sequence[Sublayer]) -> list[str]:
         """Norms of a block that belong to no sublayer: the stream itself goes through them."""
         shared = self._anatomy.shared[self._anatomy.blocks[int(path.rpartition(".")[2])]]
-        owned = {part.path for part in (*shared, *(part for each in present for part in each.parts))}
+        owned = {part.path for part in (*shared, *(part for sublayer in present for part in sublayer.parts))}
         norms = [f"{path}.{name}" for name, child in block.named_children() if is_norm(child)]
-        return [each for each in norms if each not in owned]
+        return [norm for norm in norms if norm not in owned]
 
     def _watch_norm(self, path: str) -> list[Any]:
         def leave(_: Any, args: Any, output: Any) -> None:

@@ -5,7 +5,6 @@ The models take turns within every repeat, so that a busy machine slows all of t
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,26 +23,23 @@ from lit_prune.errors import DataError, ModelError
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.surgery import evaluating, stock_config
 
-TAIL = 0.025
-"""Chance that a median lies below its interval, and above it."""
-
 
 @dataclass(frozen=True)
 class Speed:
     """How fast a model is.
 
     Attributes:
-        prefill_seconds: One forward pass over the prompts, median over repeats.
-        decode_seconds_per_token: One greedy step of the whole batch, mean of a repeat, median over repeats.
+        prefill_seconds: Seconds of one forward pass over the prompts, median over repeats.
+        decode_seconds_per_token: Seconds of one greedy step of the whole batch, mean of a repeat, median over repeats.
         batch: Prompts at a time.
         prompt_tokens: Tokens in a prompt.
         new_tokens: Greedy steps in a repeat.
-        device: Where it ran, such as `cpu`.
-        dtype: Of the parameters, such as `bfloat16`.
+        device: Kind of device that it ran on, such as `cpu`.
+        dtype: Data type of the parameters, such as `bfloat16`.
         repeats: Measurements that count.
-        prefill_readings: Each of them, in the order of turns.
-        decode_readings: The same.
-        footprint: Bytes, where they were asked for.
+        prefill_readings: Seconds of every prefill, in the order of turns.
+        decode_readings: Seconds a step of every repeat, in the order of turns.
+        footprint: Bytes that the model occupies; None where they were not asked for.
     """
 
     prefill_seconds: float
@@ -72,48 +68,11 @@ class Ideal:
 
     Attributes:
         model: The name of the model.
-        without: Paths of the modules.
+        without: Paths of the modules that are left out of its time.
     """
 
     model: str
     without: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """How many times as fast one model is as another.
-
-    Attributes:
-        ratio: Median of the ratios of readings in the same turn.
-        low: Of the interval that holds the true median in 95 of 100 cases; the least ratio where there are too few.
-        high: The same at the other end.
-    """
-
-    ratio: float
-    low: float
-    high: float
-
-
-def speedup(before: Sequence[float], after: Sequence[float]) -> Speedup:
-    """Compare two models by seconds that were measured in turns, as `Speed` holds them.
-
-    The interval is that of order statistics, which asks nothing of how readings are distributed.
-
-    Args:
-        before: Of the slower one, say.
-        after: Of the other, as many.
-
-    Example:
-        >>> speedup([4.0, 2.0, 6.0], [2.0, 2.0, 2.0])
-        Speedup(ratio=2.0, low=1.0, high=3.0)
-    """
-    ratios = sorted(first / second for first, second in zip(before, after, strict=True))
-    number, rank, tail = len(ratios), 0, 0.0
-    # The chance that the median lies below the ratio of this rank, counted from 0.
-    while tail + (below := math.comb(number, rank) / 2**number) <= TAIL:
-        tail, rank = tail + below, rank + 1
-    edge = max(rank - 1, 0)
-    return Speedup(statistics.median(ratios), ratios[edge], ratios[number - 1 - edge])
 
 
 def compare_speed(
@@ -133,16 +92,19 @@ def compare_speed(
     as it does in `generate`.
 
     Args:
-        models: By the names that the result has.
+        models: The models, by the names that the result has.
         prompt_tokens: Tokens in a prompt.
         new_tokens: Greedy steps in a repeat.
         batch: Prompts at a time.
-        repeats: Measurements of each model that count.
+        repeats: Measurements of every model that count.
         warmup: Measurements before them that do not.
         ideals: Further lines by name: what a model would take without some of its modules, from its own run in the same
             turn. On a CPU, where the time of a module can be read; reading it slows that model by a few microseconds
-            for each module.
-        footprints: Count bytes too, in a run apart.
+            a module.
+        footprints: Whether to count bytes too, in a run apart.
+
+    Returns:
+        The speeds of the models and of the ideals, by name.
 
     Raises:
         DataError: A number is below 1 (`warmup` may be 0), or prompt and new tokens exceed a model's context.
@@ -150,7 +112,7 @@ def compare_speed(
     sizes = {"batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats}
     require_sizes(sizes | {"warmup": warmup})
     ideals = ideals or {}
-    stopwatches = {name: _Stopwatch(models[each.model], each.without) for name, each in ideals.items()}
+    stopwatches = {name: _Stopwatch(models[ideal.model], ideal.without) for name, ideal in ideals.items()}
     if stopwatches and any(model.device.type != "cpu" for model in models.values()):
         raise DataError("what a module takes can be read on a CPU alone; a GPU works on several at a time")
     prompts = {name: _prompt(name, model, batch, prompt_tokens, new_tokens) for name, model in models.items()}
@@ -160,25 +122,25 @@ def compare_speed(
             modes.enter_context(evaluating(model))
         for _ in range(warmup + repeats):
             for name, model in models.items():
-                own = {each: stopwatches[each] for each, ideal in ideals.items() if ideal.model == name}
+                own = {line: stopwatches[line] for line, ideal in ideals.items() if ideal.model == name}
                 with ExitStack() as running:
                     for stopwatch in own.values():
                         running.enter_context(stopwatch.running())
                     prefill, decode, *rest = _once(model, prompts[name], new_tokens, [*own.values()])
                 seconds[name].append((prefill, decode))
-                for each, reading in zip(own, rest[1] if own else (), strict=True):
-                    seconds[each].append(reading)
+                for line, reading in zip(own, rest[1] if own else (), strict=True):
+                    seconds[line].append(reading)
         found = {name: _speed(model, seconds[name][warmup:], sizes) for name, model in models.items()}
         if footprints:
             for name, model in models.items():
                 once = partial(_once, model, prompts[name], new_tokens)
                 found[name] = replace(found[name], footprint=measure_footprint(model, lambda: once()[2]))  # noqa: B023
-    lines = {name: _speed(each.model, seconds[name][warmup:], sizes) for name, each in stopwatches.items()}
-    return {**found, **lines}
+    timed = {name: _speed(stopwatch.model, seconds[name][warmup:], sizes) for name, stopwatch in stopwatches.items()}
+    return {**found, **timed}
 
 
 def require_sizes(sizes: Mapping[str, int]) -> None:
-    """Check numbers for `compare_speed`, for asking before long work.
+    """Check numbers for `compare_speed` before long work.
 
     Raises:
         DataError: A number is below 1 (`warmup` may be 0), or is called otherwise.
@@ -208,7 +170,8 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
         model: A pruned model, perhaps wrapped by peft.
 
     Returns:
-        The same class, dtype, device and attention implementation, in eval mode. The random state stays as it was.
+        A model of the same class, dtype, device and attention implementation, in eval mode. The random state stays as
+        it was.
 
     Raises:
         ModelError: Whole blocks were taken out of the stack, so that the config tells of fewer.
@@ -246,8 +209,8 @@ class _Stopwatch:
         """Count in a `with` block, from zero."""
         self.seconds = 0.0
         hooks = [
-            *(each.register_forward_pre_hook(self._start) for each in self.modules),
-            *(each.register_forward_hook(self._stop) for each in self.modules),
+            *(module.register_forward_pre_hook(self._start) for module in self.modules),
+            *(module.register_forward_hook(self._stop) for module in self.modules),
         ]
         try:
             yield
@@ -269,7 +232,7 @@ def _once(
     options = inference_options(model)
     started = now(model)
     output = model(input_ids=prompt, **options)
-    prefill, laps = now(model) - started, [each.seconds for each in stopwatches]
+    prefill, laps = now(model) - started, [stopwatch.seconds for stopwatch in stopwatches]
     started = now(model)
     text = prompt
     for _ in range(new_tokens):
@@ -281,8 +244,8 @@ def _once(
             output = model(input_ids=text, **options)
     decode = now(model) - started
     less = [
-        (prefill - lap, (decode - (each.seconds - lap)) / new_tokens)
-        for each, lap in zip(stopwatches, laps, strict=True)
+        (prefill - lap, (decode - (stopwatch.seconds - lap)) / new_tokens)
+        for stopwatch, lap in zip(stopwatches, laps, strict=True)
     ]
     return prefill, decode / new_tokens, output, less
 

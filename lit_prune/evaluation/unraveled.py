@@ -29,10 +29,10 @@ class HeldNorm:
     none is known by name.
 
     Attributes:
-        norm: A float32 copy.
-        gain: [hidden].
-        shift: [hidden].
-        is_centred: Whether it takes the mean off.
+        norm: A float32 copy of the norm.
+        gain: The gain, [hidden].
+        shift: The shift, [hidden].
+        is_centred: Whether the norm takes the mean off.
     """
 
     norm: nn.Module
@@ -43,7 +43,7 @@ class HeldNorm:
     @classmethod
     @torch.no_grad()
     def of(cls, norm: nn.Module, like: Tensor) -> HeldNorm:
-        """Ask a norm, of which `like` [..., hidden] is an input."""
+        """Find gain and shift by what a norm returns; `like` [..., hidden] is an input of it."""
         norm = copy.deepcopy(norm).float()
         # A copy has the hooks of what it is of.
         norm._forward_hooks.clear()
@@ -57,10 +57,10 @@ class HeldNorm:
         return cls(norm, gain, shift, is_centred)
 
     def pulled_back(self, direction: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """A linear function of the norm's output as one of its input.
+        """Turn a linear function of the norm's output into one of its input.
 
         Args:
-            direction: [..., positions, hidden], float32; the function is its product with the output.
+            direction: float32 [..., positions, hidden]; the function is its product with the output.
             before: What the norm was called with, [positions, hidden].
 
         Returns:
@@ -96,8 +96,8 @@ class Unraveler:
     """
 
     def __init__(self, model: Any) -> None:
-        self._modules = {path: each for path, each in model.named_modules() if path}
-        self._head = next(path for path, each in self._modules.items() if each is model.get_output_embeddings())
+        self._modules = {path: module for path, module in model.named_modules() if path}
+        self._head = next(path for path, module in self._modules.items() if module is model.get_output_embeddings())
         self._norms: dict[str, HeldNorm] = {}
 
     @torch.no_grad()
@@ -105,13 +105,13 @@ class Unraveler:
         """What each term carries of the logits and margins of some tokens.
 
         Args:
-            recorder: With the events of a pass.
+            recorder: A recorder with the events of a pass.
             mask: The positions that count, bool [batch, seq].
-            tokens: One at each of them, [positions].
+            tokens: Token ids at these positions, [positions].
 
         Returns:
-            By name, float32 [2, positions], logit and margin, the embedding first and `biases` last; None where what
-            the model does between blocks and logits is more than norms and linear maps.
+            float32 [2, positions] by name, logit and margin, the embedding first and `biases` last; None where what the
+            model does between blocks and logits is more than norms and linear maps.
         """
         direction, constant = self._unembedding(tokens)
         found: dict[str, Tensor] = {}
