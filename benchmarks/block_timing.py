@@ -58,7 +58,7 @@ def measure_block(
     Args:
         model: Of the shape; only its config is looked at.
         batch_size: Sequences.
-        window: Tokens in each.
+        window: Tokens in a sequence.
         device: Where.
         dtype: Of the weights.
         repeats: Passes that count, after one that does not; the median is taken.

@@ -26,12 +26,12 @@ def documents(data: Path) -> dict[str, list[str]]:
 
     library = Path(json.__file__).parents[1]
     return {
-        "prose": [f"{each['context']} {each['continuation']}" for each in rows("lambada")],
-        "encyclopaedia": [each["text"] for each in rows("wikitext2_valid")],
+        "prose": [f"{row['context']} {row['continuation']}" for row in rows("lambada")],
+        "encyclopaedia": [row["text"] for row in rows("wikitext2_valid")],
         "documentation": read_texts(BUILTIN),
         "instructions": [
-            *(f"Question: {each['question']}\nAnswer: {each['solution']}" for each in rows("gsm8k")),
-            *("\n".join(each["turns"]) for each in rows("mt_bench_questions")),
+            *(f"Question: {row['question']}\nAnswer: {row['solution']}" for row in rows("gsm8k")),
+            *("\n".join(row["turns"]) for row in rows("mt_bench_questions")),
         ],
         "code": [path.read_text(encoding="utf-8") for name in CODE for path in sorted((library / name).glob("*.py"))],
     }
@@ -43,8 +43,8 @@ def mixed(kinds: Sequence[Sequence[str]]) -> list[str]:
     parts = []
     for texts in kinds:
         left = share
-        for each in texts:
-            parts.append(each[:left])
+        for text in texts:
+            parts.append(text[:left])
             left -= len(parts[-1])
             if not left:
                 break
@@ -54,15 +54,15 @@ def mixed(kinds: Sequence[Sequence[str]]) -> list[str]:
 def write_documents(path: Path, texts: Iterable[str]) -> None:
     """Write JSON lines, one document a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(f"{json.dumps({'text': each})}\n" for each in texts))
+    write_text(path, "".join(f"{json.dumps({'text': text})}\n" for text in texts))
 
 
 def main(data: str, folder: str) -> None:
     """Write all texts below a folder."""
     seen = {}
     for kind, texts in documents(Path(data)).items():
-        texts = [each for each in texts if each.strip()]
-        seen[kind] = [each for number, each in enumerate(texts) if number % 3]
+        texts = [text for text in texts if text.strip()]
+        seen[kind] = [text for number, text in enumerate(texts) if number % 3]
         write_documents(Path(folder) / f"{kind}.jsonl", seen[kind])
         write_documents(Path(folder) / "unseen" / f"{kind}.jsonl", texts[::3])
     write_documents(Path(folder) / "mixed.jsonl", mixed([texts for kind, texts in seen.items() if kind != "prose"]))

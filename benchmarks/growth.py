@@ -37,7 +37,7 @@ def main() -> None:
     for depth in DEPTHS:
         found = costs(depth, SEARCHES)
         passes = [cost.dense_passes for cost in found]
-        figures = " | ".join(f"{each:,.1f}" for each in passes)
+        figures = " | ".join(f"{number:,.1f}" for number in passes)
         print(f"| {depth} | {len(found[0].removed)} | {figures} | {passes[-1] / depth:.2f} |", flush=True)
 
 

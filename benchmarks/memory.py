@@ -68,7 +68,7 @@ def measure_search_memory(
     """
     network = language_model(model)
     anatomy = find_sublayers(network)
-    size = sum(each.nbytes for each in network.parameters())
+    size = sum(parameter.nbytes for parameter in network.parameters())
     longest = max(input_ids_of(batch).shape[1] for batch in batches)
     states = len(anatomy.blocks) * longest * anatomy.facts().hidden_size * network.dtype.itemsize
     before = _begin(network.device)
@@ -84,14 +84,15 @@ def _begin(device: torch.device) -> int:
     if device.type != "cpu" or not (PROCESS / "clear_refs").exists():
         raise MeasureError(f"the memory of a search can be read on CUDA, and on Linux's CPUs; found {device}")
     (PROCESS / "clear_refs").write_text("5")  # see proc(5): resets VmHWM
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
 def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes of this process in memory: `VmRSS` now, `VmHWM` at most."""
     found = re.search(rf"{name}:\s+(\d+) kB", (PROCESS / "status").read_text())
     assert found is not None
     return 1024 * int(found[1])

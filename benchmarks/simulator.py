@@ -92,7 +92,9 @@ class DrawnLosses:
 
     def __call__(self, gone: frozenset[SublayerId], batch: int) -> float:
         """Nats a token."""
-        index = torch.tensor(sorted(2 * each.block + (each.kind == "mlp") for each in gone), dtype=torch.long)
+        index = torch.tensor(
+            sorted(2 * sublayer.block + (sublayer.kind == "mlp") for sublayer in gone), dtype=torch.long
+        )
         own = (self.costs + self.costs_by_batch[batch])[index].sum()
         changed = len(index) * self.together_by_batch[batch][index].sum()
         return float(2 + own + self.together[index][:, index].sum() + changed)
@@ -139,7 +141,7 @@ class _InOnePass:
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         for _ in what_if.passes():
             pass  # what would be seen is drawn
-        return Scores({each: self.losses(frozenset(each.sublayers), 0) for each in candidates})
+        return Scores({candidate: self.losses(frozenset(candidate.sublayers), 0) for candidate in candidates})
 
 
 def blank_batches(num_batches: int, batch_size: int, window: int) -> Sequence[Mapping[str, Tensor]]:

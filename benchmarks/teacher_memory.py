@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.memory import PROCESS, resident
 from lit_prune.healing import DenseTeacher, HealingSettings, LoraHealing, heal
 from lit_prune.loading.models import load
 from lit_prune.measure import model_inputs
@@ -41,12 +41,6 @@ class SecondCopy:
         return self.dense(**model_inputs(self.dense, batch), use_cache=False, output_hidden_states=hidden_states)
 
 
-def resident(field: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def peak(row: str, model: str, pruned: str, results: Any) -> None:
     """Bytes at the peak of two steps, above the process without any model."""
     torch.set_num_threads(1)
@@ -59,7 +53,7 @@ def peak(row: str, model: str, pruned: str, results: Any) -> None:
     elif row == "second copy":
         teacher = SecondCopy(load(model, dtype="bfloat16"), student)
     windows = torch.randint(100, 10_000, (3 * BATCH_SIZE, WINDOW), generator=torch.Generator().manual_seed(0))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    (PROCESS / "clear_refs").write_text("5")  # the peak counts from here
     settings = HealingSettings(tokens=2 * BATCH_SIZE * WINDOW, validations=1)
     heal(
         student,

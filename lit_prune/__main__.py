@@ -25,7 +25,7 @@ VERBS = {
     "report": "one HTML page about what pruning did",
     "apply": "apply a prune plan to a copy of its model",
 }
-"""By name what each does; `lit_prune.commands` has a module of that name, with a function `run`."""
+"""What every verb does; `lit_prune.commands` has a module of its name, with a function `run`."""
 MODULES = {"validate": "fit", "test": "fit"}
 """Verbs that another verb's module runs."""
 

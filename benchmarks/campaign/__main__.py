@@ -81,9 +81,11 @@ def main() -> int:
             continue
         fault, case, number = ROWS[name]
         number = options.repeats or number
-        found = Counter(_outcome(world, name, case, Random(f"{options.seed}/{name}/{each}")) for each in range(number))
+        found = Counter(
+            _outcome(world, name, case, Random(f"{options.seed}/{name}/{repeat}")) for repeat in range(number)
+        )
         num_cases, num_wrong = num_cases + number, num_wrong + found["WRONG"]
-        outcomes = "; ".join(f"{each} ({count})" for each, count in found.most_common())
+        outcomes = "; ".join(f"{outcome} ({count})" for outcome, count in found.most_common())
         table.append(f"| {fault} | {number} | {outcomes} | `{name}` |")
         print(table[-1], file=sys.stderr, flush=True)
     minutes = (time.monotonic() - begin) / 60

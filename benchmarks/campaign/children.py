@@ -142,7 +142,11 @@ def kill_at(number: int, folder: Path) -> None:
         nonlocal seen
         if event not in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree"):
             return
-        if any(str(folder) in os.fsdecode(each) for each in arguments if isinstance(each, str | bytes | os.PathLike)):
+        if any(
+            str(folder) in os.fsdecode(argument)
+            for argument in arguments
+            if isinstance(argument, str | bytes | os.PathLike)
+        ):
             seen += 1
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)

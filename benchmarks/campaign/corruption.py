@@ -61,9 +61,9 @@ def damaged_checkpoint(kind: str) -> Case:
         kept = folder / "kept"
         shutil.copytree(world.undisturbed["fit"] / "kept", kept)
         last = kept / f"epoch={chance.randrange(3)}.ckpt"
-        for each in kept.glob("*.ckpt"):
-            if each.stem > last.stem:
-                each.unlink()
+        for path in kept.glob("*.ckpt"):
+            if path.stem > last.stem:
+                path.unlink()
         damage(last, last.read_bytes(), kind, chance)
         code = world.fork("fit", folder).wait()
         said = world.log.read_text(errors="replace")
@@ -103,7 +103,7 @@ def _read_damaged(folder: Path, name: str, kind: str, seed: float) -> int:
     whole = path.read_bytes()
     plan, model = PrunePlan.load(folder), load(folder)
     # The model may be mapped from the file.
-    weights = {name: each.clone() for name, each in model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     refused = 0
     for _ in range(PLACES):
         damage(path, whole, kind, chance)
@@ -114,7 +114,7 @@ def _read_damaged(folder: Path, name: str, kind: str, seed: float) -> int:
                 found = load(folder)
                 assert found.config.to_dict() == model.config.to_dict()
                 assert found.state_dict().keys() == weights.keys()
-                assert all(torch.equal(each, weights[key]) for key, each in found.state_dict().items())
+                assert all(torch.equal(tensor, weights[key]) for key, tensor in found.state_dict().items())
         except LitPruneError:
             refused += 1
     print(f"\n{PLACES} places each: " + ("all errors" if refused == PLACES else "errors, or exactly the same"))

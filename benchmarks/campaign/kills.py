@@ -78,7 +78,7 @@ def _require_ended(world: World, code: int, number: int) -> None:
 
 def _where(folder: Path, said: str) -> str:
     """What the last strike found."""
-    if any(each.exists() for each in (folder / "out", folder / "pruned")):
+    if any(path.exists() for path in (folder / "out", folder / "pruned")):
         return "when it was saved"
     if any(folder.glob(".*.part")):
         return "while saving"

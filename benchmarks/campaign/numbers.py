@@ -20,7 +20,9 @@ def not_a_number(program: str, kind: str) -> Case:
         shutil.copytree(source, spoiled)
         work = partial(_spoil, spoiled, kind, chance.random())
         world.require(children.fork(work, world.log).wait() == 0, "not spoiled")
-        arguments = [str(spoiled) if each == str(source) else each for each in getattr(world, program)(folder)]
+        arguments = [
+            str(spoiled) if argument == str(source) else argument for argument in getattr(world, program)(folder)
+        ]
         code = children.fork(children.command(arguments), world.log).wait()
         said = world.log.read_text(errors="replace")
         world.require(code == 2 and "lit-prune: error" in said, f"no error of ours, but {code}")
@@ -42,10 +44,10 @@ def _spoil(folder: object, kind: str, seed: float) -> None:
     tensors = load_file(path)
     if kind == "batch":
         # A letter that not every window has.
-        name = next(each for each in tensors if "embed_tokens" in each)
+        name = next(name for name in tensors if "embed_tokens" in name)
         tensors[name][character_tokenizer().convert_tokens_to_ids(chance.choice("qzjxv"))] = torch.nan
     else:
-        name = chance.choice(sorted(each for each in tensors if "layers" in each))
+        name = chance.choice(sorted(name for name in tensors if "layers" in name))
         flat = tensors[name].view(-1)
         flat[chance.randrange(len(flat))] = torch.nan
     save_file(tensors, path, metadata={"format": "pt"})

@@ -50,7 +50,7 @@ def random_batches(number: int, batch_size: int, *, seed: int, shuffle: bool = F
 
 def last_whole(folder: Path, tell: Callable[[str], object] = print) -> Path | None:
     """The checkpoint of the latest epoch that is what was written."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda each: int(each.stem.partition("=")[2]), reverse=True):
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]), reverse=True):
         try:
             require_intact_checkpoint(path)
         except ModelError as error:

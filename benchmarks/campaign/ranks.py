@@ -20,7 +20,7 @@ TWO = {
     "prune": ["--devices", "2"],
     "fit_command": [
         "--trainer.devices=2",
-        *(f"--trainer.strategy{sep}{each}" for sep, each in zip("=..", SHARDS, strict=True)),
+        *(f"--trainer.strategy{sep}{value}" for sep, value in zip("=..", SHARDS, strict=True)),
     ],
 }
 """What makes two processes of a program."""
@@ -49,7 +49,7 @@ def killed(rank: int, program: str = "prune") -> Case:
         world.require(not world.result(program, folder).exists(), "killed, and the result is there")
         world.require(_start(world, program, folder).wait() == 0, "the same command does not go on")
         world.require_same(program, folder, undisturbed[0])
-        left = sorted(each.name for each in folder.iterdir() if each.name not in LEFT)
+        left = sorted(path.name for path in folder.iterdir() if path.name not in LEFT)
         world.require(not left, f"{left} lies about")
         shutil.rmtree(folder)
         return f"the other ended within {BOUND:.0f} s; the same command went on"
@@ -71,7 +71,7 @@ def _wait_for_marks(world: World, folder: Path, child: Child, number: int) -> No
 
 def _started_by(pid: int) -> int:
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(each) for each in started if b"lit_prune" in Path(f"/proc/{each}/cmdline").read_bytes())
+    return next(int(child) for child in started if b"lit_prune" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
 def _is_running(child: Child) -> bool:

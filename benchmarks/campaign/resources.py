@@ -23,7 +23,7 @@ def full_disk(program: str) -> Case:
     """A file system of a few kilobytes, and then of enough."""
 
     def case(world: World, chance: Random) -> str:
-        size = sum(each.stat().st_size for each in _files(world.undisturbed[program]))
+        size = sum(file.stat().st_size for file in _files(world.undisturbed[program]))
         folder = world.case()
         # Whole pages; the smallest has room for nothing but the first lines.
         room = chance.randrange(2, max(3, size // 4096)) * 4096
@@ -52,7 +52,7 @@ def limited_files(program: str) -> Case:
     """No file may grow beyond a size: the first that would ends the run."""
 
     def case(world: World, chance: Random) -> str:
-        largest = max(each.stat().st_size for each in _files(world.undisturbed[program]))
+        largest = max(file.stat().st_size for file in _files(world.undisturbed[program]))
         folder = world.case()
         code = world.fork(program, folder, partial(_limit, chance.randrange(20_000, largest + 1000))).wait()
         if code == 0:
@@ -71,7 +71,7 @@ def _limit(size: int) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [each for each in folder.rglob("*") if each.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def forbidden(world: World, chance: Random) -> str:
@@ -179,7 +179,7 @@ def rivals(program: str) -> Case:
         world.require(world.result(program, folder).exists(), "none has written it")
         said = (world.base / "first.txt").read_text() + world.log.read_text()
         expected = ("another process is searching", "another fit is", "not empty", "exists", "in the way")
-        world.require(codes == [0, 0] or any(each in said for each in expected), "the error does not tell why")
+        world.require(codes == [0, 0] or any(message in said for message in expected), "the error does not tell why")
         shutil.rmtree(folder)
         return "one ends well, the other with an error" if codes != [0, 0] else "both end well, one after the other"
 

@@ -42,18 +42,18 @@ class Watch(Callback):
         found = pl_module.state_dict()
         if self.state:
             assert found.keys() == self.state.keys(), "other weights after the resume"
-            assert all(torch.equal(each, found[name]) for name, each in self.state.items()), "weights differ"
+            assert all(torch.equal(tensor, found[name]) for name, tensor in self.state.items()), "weights differ"
             self.num_compared += len(found)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What the checkpoint of the round holds."""
-        self.state = {name: each.clone() for name, each in pl_module.state_dict().items()}
+        self.state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
 
 def one_round(number: int, folder: Path, watch: Watch) -> None:
     """From the last round's checkpoint to the next, with new objects."""
     module = LitCausalLM(tiny_model("llama", num_hidden_layers=NUM_BLOCKS), learning_rate=1e-3)
-    dense = sum(each.numel() for each in module.model.parameters())
+    dense = sum(parameter.numel() for parameter in module.model.parameters())
     pruning = SublayerPruneCallback(schedule=PER_ROUND, healing=LoraHealing(rank=2), progress=False)
     keep = ModelCheckpoint(folder, filename="round", enable_version_counter=False)
     trainer = L.Trainer(
@@ -70,10 +70,10 @@ def one_round(number: int, folder: Path, watch: Watch) -> None:
     trainer.fit(module, random_batches(8, 2, seed=1), random_batches(4, 4, seed=2), ckpt_path=path)
     plan = pruning.plan
     assert plan is not None
-    assert [step.epoch for step in plan.steps] == [each for each in range(number + 1) for _ in range(PER_ROUND)]
+    assert [step.epoch for step in plan.steps] == [epoch for epoch in range(number + 1) for _ in range(PER_ROUND)]
     assert set(plan.removed) == set(removed_sublayers(module.model)), "the plan is of another model"
     # The fit has ended: adapters are merged.
-    left = sum(each.numel() for each in module.model.parameters())
+    left = sum(parameter.numel() for parameter in module.model.parameters())
     assert left == dense - plan.num_removed_parameters, f"{left} parameters are left"
 
 
@@ -92,10 +92,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     watch, memory, begin = Watch(), [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for each in range(number):
-            one_round(each, Path(folder), watch)
+        for index in range(number):
+            one_round(index, Path(folder), watch)
             memory.append(resident())
-            print(f"round {each + 1}: {memory[-1]:.1f} MiB", file=sys.stderr, flush=True)
+            print(f"round {index + 1}: {memory[-1]:.1f} MiB", file=sys.stderr, flush=True)
     warm = memory[WARM_UP - 1 :] or memory
     growth = max(warm) - warm[0]
     print(

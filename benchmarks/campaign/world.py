@@ -166,7 +166,7 @@ class World:
             code = self.fork(program, folder).wait()
             self.require(code == 0, f"the same command given again ends with {code}")
             self.require_same(program, folder)
-            left = sorted(each.name for each in folder.iterdir() if each.name not in LEFT)
+            left = sorted(path.name for path in folder.iterdir() if path.name not in LEFT)
             self.require(not left, f"{left} lies about")
         shutil.rmtree(folder)
 
@@ -200,7 +200,7 @@ def _content(path: Path) -> Any:
         return plan
     if path.name.endswith("search.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-        return {(*each["without"], each["batch"]): each["nll"] for each in lines}
+        return {(*line["without"], line["batch"]): line["nll"] for line in lines}
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -43,7 +43,8 @@ def call(
     parser = ArgumentParser(prog=program, description=(getdoc(function) or "").partition("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     described = {entry.arg_name: entry.description for entry in _documented(function)}
-    positionals = [each for each in signature(function).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    parameters = signature(function).parameters.values()
+    positionals = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     for parameter in positionals:
         number: dict[str, Any] = {"nargs": "+"} if str(parameter.annotation).startswith("list[") else {}
         parser.add_argument(parameter.name, type=str, help=described.get(parameter.name), **number)
@@ -92,14 +93,14 @@ def require_numbers(settings: Any, name: str = "") -> None:
     """Refuse numbers that no option takes, whether the rest of the command uses them or not.
 
     Args:
-        settings: Of a command, as they were parsed.
-        name: Of what they are in.
+        settings: The settings of a command, as they were parsed, or a part of them.
+        name: Name of the part.
 
     Raises:
         LitPruneError: One is too small, too large, or not finite; the message names it.
     """
     if is_dataclass(settings) and not isinstance(settings, type):
-        settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        settings = {field.name: getattr(settings, field.name) for field in fields(settings)}
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             require_numbers(value, str(key))
@@ -138,7 +139,7 @@ def _bracketed(value: str, *, words: bool) -> str:
     if value.startswith(("[", "--")) or value == "null":
         return value
     # Names of files may hold what is YAML.
-    return json.dumps([each.strip() for each in value.split(",") if each.strip()]) if words else f"[{value}]"
+    return json.dumps([part.strip() for part in value.split(",") if part.strip()]) if words else f"[{value}]"
 
 
 def model_names(models: str) -> list[str]:
@@ -151,7 +152,7 @@ def model_names(models: str) -> list[str]:
         >>> model_names("pruned, healed")
         ['pruned', 'healed']
     """
-    names = [each.strip() for each in models.split(",") if each.strip()]
+    names = [name.strip() for name in models.split(",") if name.strip()]
     if not names:
         raise LitPruneError("name at least one model")
     for name in names:
@@ -160,7 +161,7 @@ def model_names(models: str) -> list[str]:
 
 
 def text_labels(texts: Sequence[str]) -> list[str]:
-    """What texts are called in tables: the names of their files, without folder and ending.
+    """What texts are called in tables: the names of their files, without folder and suffix.
 
     Raises:
         DataError: Two would be called the same.
@@ -175,7 +176,7 @@ def require_writable(output: str | None, *, inside: bool = False) -> None:
     """Check, before long work, that a file can be written, or files into a folder.
 
     Args:
-        output: Its name; nothing is checked where None.
+        output: The name of the file or folder; nothing is checked where None.
         inside: Whether it is a folder, which may be there already.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.commands.arguments import model_names, require_writable
 from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
+from lit_prune.evaluation import Ideal, Speed, Speedup, compare_speed, speedup
 from lit_prune.files import markdown_table, say, write_text
 
 LOADING = Loading()
@@ -103,7 +103,7 @@ def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
     ideals = {}
     for name in others:
         anatomy = find_sublayers(models[name])
-        gone = [each for each in anatomy.removed if each in whole]
+        gone = [sublayer for sublayer in anatomy.removed if sublayer in whole]
         if anatomy.num_blocks != whole.num_blocks or not gone:
             raise LitPruneError(f"{name} is no pruned copy of {first}, so that there is nothing to compare it with")
         ideals[IDEAL + name] = Ideal(first, [part.path for part in whole.parts(gone)])
@@ -112,15 +112,14 @@ def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
 
 def speed_table(speeds: Mapping[str, Speed]) -> str:
     """Seconds, ratios to the first model and bytes as a Markdown table, one model a row."""
-    own = {name: each for name, each in speeds.items() if not name.startswith(IDEAL)}
+    own = {name: speed for name, speed in speeds.items() if not name.startswith(IDEAL)}
     first = next(iter(own.values()))
     lines = []
-    for name, each in own.items():
-        prefill = "" if each is first else _ratio(first.prefill_readings, each.prefill_readings)
-        decode = "" if each is first else _ratio(first.decode_readings, each.decode_readings)
-        read, write = (f"{1e3 * value:.2f}" for value in (each.prefill_seconds, each.decode_seconds_per_token))
-        tokens = f"{each.batch / each.decode_seconds_per_token:.1f}"
-        found = each.footprint
+    for name, speed in own.items():
+        prefill, decode = ("", "") if speed is first else _ratios(first, speed)
+        read, write = _milliseconds(speed)
+        tokens = f"{speed.batch / speed.decode_seconds_per_token:.1f}"
+        found = speed.footprint
         sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
         megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
         lines.append((name, read, prefill, write, decode, tokens, _files(name), *megabytes))
@@ -131,17 +130,15 @@ def _files(name: str) -> str:
     """Megabytes of a model's weights on disk, where it lies in a folder or file of this machine."""
     path = Path(name.partition(" (")[0]).expanduser()
     files = [*path.glob("*.safetensors")] if path.is_dir() else [path] if path.is_file() else []
-    return f"{sum(each.stat().st_size for each in files) / 1e6:,.1f}" if files else ""
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f}" if files else ""
 
 
 def ideal_table(speeds: Mapping[str, Speed]) -> str:
     """Every pruned model beside the dense one's time less that of what was removed."""
     lines = []
-    for name, each in speeds.items():
+    for name, speed in speeds.items():
         if ideal := speeds.get(IDEAL + name):
-            read, write = (f"{1e3 * value:.2f}" for value in (ideal.prefill_seconds, ideal.decode_seconds_per_token))
-            prefill = _ratio(each.prefill_readings, ideal.prefill_readings)
-            decode = _ratio(each.decode_readings, ideal.decode_readings)
+            (read, write), (prefill, decode) = _milliseconds(ideal), _ratios(speed, ideal)
             lines.append((name, read, prefill, write, decode))
     note = "Ideal: the first model less what the removed sublayers take in it, in the same run."
     return f"{markdown_table(IDEAL_HEADS, lines)}\n\n{note}\n"
@@ -155,6 +152,15 @@ def _conditions(speed: Speed) -> str:
     )
 
 
-def _ratio(before: Sequence[float], after: Sequence[float]) -> str:
-    found = speedup(before, after)
+def _milliseconds(speed: Speed) -> tuple[str, str]:
+    return f"{1e3 * speed.prefill_seconds:.2f}", f"{1e3 * speed.decode_seconds_per_token:.2f}"
+
+
+def _ratios(before: Speed, after: Speed) -> tuple[str, str]:
+    prefill = speedup(before.prefill_readings, after.prefill_readings)
+    decode = speedup(before.decode_readings, after.decode_readings)
+    return _with_interval(prefill), _with_interval(decode)
+
+
+def _with_interval(found: Speedup) -> str:
     return f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"

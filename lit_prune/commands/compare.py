@@ -69,10 +69,10 @@ def compare(
         amounts: Shares of the parameters to remove; [0.1, 0.2] by default.
         sample: The calibration text; a batch is the least that a search can screen on.
         unseen: Texts that perplexity is measured on, in windows that no method sees; data by default.
-        num_unseen: Windows of each text that perplexity is measured on.
+        num_unseen: Windows of every text that perplexity is measured on.
         tasks: Tasks of lm-evaluation-harness to measure accuracy on (needs the extra eval).
         include_path: Folder with further task files.
-        limit: Items of each task; all by default.
+        limit: Items of every task; all by default.
         speed: Options of the measurement of speed - prompt_tokens, new_tokens, batch, repeats, warmup.
         loading: How the models are loaded.
     """
@@ -140,7 +140,7 @@ def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Names and mappings as mappings with a label each, checked before anything is loaded.
+    """Turn names and mappings into mappings with a label, checked before anything is loaded.
 
     Raises:
         LitPruneError: A method, scorer or search is unknown, or two lines have one label.

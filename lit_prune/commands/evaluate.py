@@ -41,7 +41,7 @@ class Texts:
         window: Tokens in a window.
         stride: Tokens from one window to the next; what a window shares with the one before is context that does not
             count. Windows do not overlap by default.
-        num_windows: Windows of each text, drawn at random; all that it has where it has fewer.
+        num_windows: Windows of every text, drawn at random; all that it has where it has fewer.
         seed: Decides which windows are drawn, and how answers are sampled.
     """
 
@@ -85,7 +85,7 @@ class Tasks:
         tasks: Tasks of lm-evaluation-harness (needs the extra eval); paper stands for PIQA, WinoGrande, HellaSwag and
             ARC, hard for MMLU, GSM8K, HumanEval, AGIEval, LAMBADA and SQuAD completion.
         include_path: Folder with further task files; paper and hard then mean those that are there.
-        limit: Items of each task; all by default.
+        limit: Items of every task; all by default.
         run_code: Whether tasks such as humaneval may run what the models write.
     """
 

@@ -16,18 +16,16 @@ from lit_prune.evaluation.estimate import (
     unfilled,
 )
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
-from lit_prune.evaluation.lens import lens_logits, lens_sums
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, read_prompts
 from lit_prune.evaluation.ratios import Speedup, speedup
-from lit_prune.evaluation.recorder import Passed, StreamRecorder, Written
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes
 from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
-from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, HeldNorm, Unraveler
+from lit_prune.evaluation.unraveled import BIASES, EMBEDDING
 
 __all__ = [
     "BIASES",
@@ -40,10 +38,8 @@ __all__ = [
     "DepthFigures",
     "Entry",
     "Footprint",
-    "HeldNorm",
     "Ideal",
     "Measured",
-    "Passed",
     "PathFigures",
     "Prompt",
     "Reference",
@@ -54,13 +50,10 @@ __all__ = [
     "Sizes",
     "Speed",
     "Speedup",
-    "StreamRecorder",
     "SublayerFigures",
     "TaskScore",
     "TokenLoss",
     "Turn",
-    "Unraveler",
-    "Written",
     "analyse",
     "answer",
     "answers",
@@ -69,8 +62,6 @@ __all__ = [
     "dense_twin",
     "estimated_work",
     "exceeds_error",
-    "lens_logits",
-    "lens_sums",
     "load_of",
     "measure_footprint",
     "memory_of",
