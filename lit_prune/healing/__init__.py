@@ -12,10 +12,9 @@ from lit_prune.healing.compensation import (
 from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
+from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
-from lit_prune.healing.stage import adamw, checkpoint_activations
 from lit_prune.healing.teacher import DenseTeacher
-from lit_prune.healing.token_mean import TokenMean
 
 __all__ = [
     "COMPENSATIONS",

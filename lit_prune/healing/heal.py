@@ -1,27 +1,30 @@
-"""Healing of a pruned model: adapters attached, trained by Lightning's Trainer, the best state kept."""
+"""Healing of a pruned model: adapters attached, trained beside a teacher by Lightning, the best state kept."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.data import window_loader
 from lit_prune.errors import LitPruneError, MeasureError
+from lit_prune.healing.distillation import cut_states, taught_loss
 from lit_prune.healing.lora import LoraHealing, attach_lora
+from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
 from lit_prune.healing.settings import HealingReport, HealingSettings
-from lit_prune.healing.stage import HealingStage, trained_parameters
 from lit_prune.healing.teacher import DenseTeacher
-from lit_prune.measure import perplexity_of
+from lit_prune.measure import labels_of, logits_of, mean_loss, model_inputs, perplexity_of, predicts
 
 
 def heal(
@@ -127,3 +130,88 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     return dict(trained_parameters(model))
+
+
+class HealingStage(L.LightningModule):
+    """A pruned model whose parameters that require gradients are trained, beside its teacher or on the text alone.
+
+    Attributes:
+        best_loss: The lowest mean token loss in a validation, in nats.
+        best_step: The optimizer step after which that was.
+        validated_step: The optimizer step after which the last validation was.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, settings: HealingSettings, *, steps: int, teacher: DenseTeacher | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model.train()
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        self.settings, self.steps, self.teacher = settings, steps, teacher
+        self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
+        self._token_mean = TokenMean()
+        self._best: dict[str, Tensor] = {}
+        self._cuts = cut_states(model)
+        self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
+
+    def on_fit_start(self) -> None:
+        """Bring what belongs to the teacher to the trainer's device."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch: divergence from the teacher, mixed with that of the text."""
+        own, labels = self.settings, labels_of(batch)
+        wanted = own.hidden > 0 and self.teacher is not None
+        # First, since it changes weights for a moment that the student's backward pass needs as they are.
+        taught = None if self.teacher is None else self.teacher.outputs(batch, hidden_states=wanted)
+        out = self.model(**model_inputs(self.model, batch), use_cache=False, output_hidden_states=wanted)
+        if taught is None:
+            loss = mean_loss(out.logits, labels)[0]
+        else:
+            text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
+            loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
+        self._token_mean.saw(predicts(labels).sum(), batch_idx)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Weigh accumulated batches by their tokens."""
+        self._token_mean.backward(self, loss, *args, **kwargs)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Accumulate the token loss."""
+        self._metric.update(*mean_loss(logits_of(self.model, batch), labels_of(batch)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the trained weights where they are the best so far."""
+        loss = float(self._metric.compute())
+        self._metric.reset()
+        self.validated_step = self.trainer.global_step
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.validated_step
+            self._best = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model)}
+        self.log("val_loss", loss, sync_dist=False)
+        self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
+
+    def restore_best(self) -> None:
+        """Go back to the weights with the lowest validation loss, those before the first step included."""
+        with torch.no_grad():
+            for name, parameter in trained_parameters(self.model):
+                parameter.copy_(self._best[name])
+        self.model.eval()
+        if self.settings.gradient_checkpointing:
+            checkpoint_activations(self.model, on=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW without weight decay, and the schedule, stepped with it."""
+        own, warmup = self.settings, round(self.settings.warmup * self.steps)
+        return adamw(
+            self.model,
+            own.lr_schedule,
+            learning_rate=own.learning_rate,
+            weight_decay=0.0,
+            warmup=warmup,
+            steps=self.steps,
+        )

@@ -1,7 +1,7 @@
-"""The gradient of an optimizer step as that of the mean over all its tokens, of whatever batches and processes.
+"""How modules in training optimize: the mean over the tokens of a step, AdamW with a schedule, recomputed activations.
 
 Lightning divides the loss of each batch by their number, and DDP averages over processes: the mean of means, in which
-every token of a batch with few labels counts more.
+every token of a batch with few labels counts more. `TokenMean` makes the gradient that of the mean over all tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import get_scheduler
 
 from lit_prune.loading.processes import processes_of_trainer
 
@@ -71,3 +73,27 @@ def _divide(trainer: L.Trainer, total: Tensor) -> None:
     for parameter in (parameter for group in groups for parameter in group["params"]):
         if parameter.grad is not None:
             parameter.grad.mul_(UNIT / total.to(parameter.grad.device))
+
+
+def adamw(
+    model: nn.Module, schedule: str, *, learning_rate: float, weight_decay: float, warmup: int, steps: int | None
+) -> OptimizerLRScheduler:
+    """AdamW over what is trained of a model, with a schedule by its name in transformers, stepped with every step."""
+    trained = [parameter for _, parameter in trained_parameters(model)]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    scheduler = get_scheduler(schedule, optimizer, warmup, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def checkpoint_activations(model: Any, *, on: bool = True) -> None:
+    """Compute activations again in the backward pass, or keep them; transformers has renamed how that is said."""
+    verb = "enable" if on else "disable"
+    switch = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
+    switch()
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What requires gradients, by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
