@@ -149,7 +149,7 @@ def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> list[int]:
 def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a pruned model by llama.cpp's names, stand-ins included, one at a time."""
     config, anatomy = model.config, find_sublayers(model)
-    network = cast(Any, model)  # of a class of Llama's form, whose parts have no types
+    network = cast(Any, model)  # of one of `targets.SERVED_TYPES`, whose parts have no types
     yield "token_embd.weight", network.model.embed_tokens.weight
     yield "output_norm.weight", network.model.norm.weight
     if not config.tie_word_embeddings:
