@@ -28,22 +28,15 @@ LABEL = "importance (low goes first)"
 
 
 class _History(NamedTuple):
-    """Rounds of scores by kind, the rows of the map.
+    """Rounds of scores.
 
-    `scores` are [round, block], NaN where there is none; `order` is [block], in which round, from 1, a block's sublayer
-    went, and 0 where it stays.
+    `kinds` are the rows of the map, `scores` are [kind, round, block], NaN where there is none, and `order` is
+    [kind, block]: in which round, from 1, a sublayer went; 0 where it stays.
     """
 
-    scores: dict[str, NDArray[np.float64]]
-    order: dict[str, NDArray[np.int64]]
-
-    @property
-    def num_rounds(self) -> int:
-        return len(next(iter(self.scores.values())))
-
-    @property
-    def num_blocks(self) -> int:
-        return len(next(iter(self.order.values())))
+    kinds: tuple[str, ...]
+    scores: NDArray[np.float64]
+    order: NDArray[np.int64]
 
 
 def score_map(
@@ -65,14 +58,13 @@ def score_map(
         A figure for `save_figure` and `log_figure`.
     """
     history = _history(rounds, removed, num_blocks)
-    panels = tuple(history.scores) if history.num_rounds > 1 else ()
-    figure, axes = _canvas(history, len(panels), title)
-    norm = _robust_norm(np.concatenate([scores.ravel() for scores in history.scores.values()]))
+    figure, axes = _canvas(history, len(history.kinds) if len(rounds) > 1 else 0, title)
+    norm = _robust_norm(history.scores)
     mesh = _draw_last(axes[0], history, norm)
-    for axis, kind in zip(axes[1:], panels, strict=True):
-        _draw_rounds(axis, history, kind, norm)
-    _add_colorbar(figure, mesh, axes, history)
-    _add_legend(figure, marked=bool(panels))
+    for axis, kind, scores, order in zip(axes[1:], *history, strict=False):
+        _draw_rounds(axis, kind, scores, order, norm)
+    _add_colorbar(figure, mesh, axes, history.scores)
+    _add_legend(figure, marked=len(axes) > 1)
     return figure
 
 
@@ -89,21 +81,22 @@ def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_
     names.update(*parts)
     present = {name.partition(".")[0] for name in names}
     kinds = tuple(kind for kind in KINDS if kind in present) or KINDS[:2]
-    scores = {kind: np.full((len(rounds), num_blocks), math.nan) for kind in kinds}
-    order = {kind: np.zeros(num_blocks, dtype=np.int64) for kind in kinds}
+    places = {name: (kinds.index(name.partition(".")[0]), int(name.partition(".")[2])) for name in names}
+    scores = np.full((len(kinds), len(rounds), num_blocks), math.nan)
+    order = np.zeros((len(kinds), num_blocks), dtype=np.int64)
     for index, (found, gone) in enumerate(zip(rounds, parts, strict=True)):
         for name in names & found.keys():
-            kind, _, block = name.partition(".")
-            scores[kind][index, int(block)] = found[name]
+            kind, block = places[name]
+            scores[kind, index, block] = found[name]
         for name in gone:
-            kind, _, block = name.partition(".")
-            order[kind][int(block)] = index + 1
-    return _History(scores, order)
+            order[places[name]] = index + 1
+    return _History(kinds, scores, order)
 
 
 def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    width = min(max(0.3 * history.num_blocks + 2.0, 7.5), 20.0)
-    top, below = 0.42 * len(history.scores), min(max(0.24 * history.num_rounds, 0.8), 6.0)
+    num_kinds, num_rounds, num_blocks = history.scores.shape
+    width = min(max(0.3 * num_blocks + 2.0, 7.5), 20.0)
+    top, below = 0.42 * num_kinds, min(max(0.24 * num_rounds, 0.8), 6.0)
     figure = new_figure(width, top + num_panels * (below + 0.75) + 1.6)
     grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
     if title:
@@ -130,38 +123,38 @@ def _robust_norm(scores: NDArray[np.float64]) -> FuncNorm:
 def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
     from matplotlib.patches import Rectangle
 
-    gone, scores = np.stack(list(history.order.values())), np.stack(list(history.scores.values()), axis=1)
-    last = scores[-1] if len(scores) else np.full(gone.shape, math.nan)
+    gone, (num_kinds, num_rounds, num_blocks) = history.order, history.scores.shape
+    last = history.scores[:, -1] if num_rounds else np.full(gone.shape, math.nan)
     mesh = _heat_map(axis, np.where(gone > 0, math.nan, last), norm)
-    size = min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / history.num_blocks)  # type: ignore[union-attr]
+    size = min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / num_blocks)  # type: ignore[union-attr]
     for row, block in np.argwhere(gone):
         axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
         _write(axis, block, row, str(gone[row, block]), size, color="black", weight="bold", bbox=box)
     for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
         _write(axis, block, row, "\N{INFINITY}" if last[row, block] > 0 else "-\N{INFINITY}", size, color="black")
-    axis.set_yticks(np.arange(len(gone)) + 0.5, list(history.order))
-    axis.set_title(_headline(history.num_rounds), fontsize=10)
-    _finish(axis, history.num_blocks)
+    axis.set_yticks(np.arange(num_kinds) + 0.5, history.kinds)
+    axis.set_title(_headline(num_rounds), fontsize=10)
+    _finish(axis, num_blocks)
     return mesh
 
 
-def _draw_rounds(axis: Axes, history: _History, kind: str, norm: FuncNorm) -> None:
+def _draw_rounds(axis: Axes, kind: str, scores: NDArray[np.float64], order: NDArray[np.int64], norm: FuncNorm) -> None:
     from matplotlib.colors import ListedColormap
 
-    scores, order = history.scores[kind], history.order[kind]
-    number = np.arange(1, history.num_rounds + 1)[:, None]
+    num_rounds, num_blocks = scores.shape
+    number = np.arange(1, num_rounds + 1)[:, None]
     earlier = (order > 0) & (order < number)
     _heat_map(axis, np.where(earlier, math.nan, scores), norm)
     cells = np.ma.masked_where(~earlier, earlier.astype(float))
     axis.pcolormesh(cells, cmap=ListedColormap([REMOVED]), edgecolors="white", linewidth=0.6)
     blocks = np.flatnonzero(order)
     axis.scatter(blocks + 0.5, order[blocks] - 0.5, marker="X", s=42, c="white", edgecolors="black", linewidths=0.8)
-    every = math.ceil(history.num_rounds / 12)
-    axis.set_yticks(np.arange(0, history.num_rounds, every) + 0.5, number[::every, 0])
+    every = math.ceil(num_rounds / 12)
+    axis.set_yticks(np.arange(0, num_rounds, every) + 0.5, number[::every, 0])
     axis.set_ylabel("round")
     axis.set_title(f"{kind}, round by round", fontsize=10)
-    _finish(axis, history.num_blocks)
+    _finish(axis, num_blocks)
 
 
 def _headline(num_rounds: int) -> str:
@@ -190,8 +183,7 @@ def _finish(axis: Axes, num_blocks: int) -> None:
     axis.tick_params(length=2, labelsize=9)
 
 
-def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], history: _History) -> None:
-    scores = np.concatenate([scores.ravel() for scores in history.scores.values()])
+def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], scores: NDArray[np.float64]) -> None:
     above, below = bool(np.any(scores > mesh.norm.vmax)), bool(np.any(scores < mesh.norm.vmin))
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
     labels = _tick_labels(mesh.norm)
