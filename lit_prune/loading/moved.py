@@ -29,6 +29,7 @@ MOVED = {
     "healing.token_mean": "healing.optimization",
     "markup": "files.markup",
     "measure.costs": "costs.counts",
+    "measure.head": "measure.objective",
     "measure.inventory": "costs.inventory",
     "measure.latency": "costs.latency",
     "measure.outputs": "surgery.outputs",

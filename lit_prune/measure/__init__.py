@@ -17,7 +17,6 @@ from lit_prune.measure.batches import (
 from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
-from lit_prune.measure.head import logits_of
 from lit_prune.measure.journal import Journal
 from lit_prune.measure.losses import (
     Losses,
@@ -26,7 +25,7 @@ from lit_prune.measure.losses import (
     perplexity_of,
     sequence_losses,
 )
-from lit_prune.measure.objective import objective_of
+from lit_prune.measure.objective import logits_of, objective_of
 from lit_prune.measure.one_pass import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.runner import Compute, Figure, Runner

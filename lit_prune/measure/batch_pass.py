@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,8 +11,37 @@ from lit_prune.measure.journal import Key
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.runner import Runner
 from lit_prune.measure.states import States
-from lit_prune.measure.work import Capacity, Work
 from lit_prune.plan.prune_plan import Candidate
+
+
+@dataclass
+class Work:
+    """Passes so far; a block or a head counts once for all sequences of a batch.
+
+    Attributes:
+        blocks: Decoder blocks that were computed.
+        heads: Losses that were computed.
+    """
+
+    blocks: int = 0
+    heads: int = 0
+
+    def restore(self, earlier: Work) -> None:
+        """Count as before a pass that failed, or that belongs to one which is counted already."""
+        self.blocks, self.heads = earlier.blocks, earlier.heads
+
+
+@dataclass
+class Capacity:
+    """What fits into memory at a time.
+
+    Attributes:
+        forks: Candidates that share one pass through the blocks behind all of them.
+        sequences: Sequences of a batch; infinite until a batch did not fit.
+    """
+
+    forks: int = 1
+    sequences: float = math.inf
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""What the loss of a model is: of next tokens, or of a sequence classifier and reward model its own, by its labels."""
+"""The loss of a model, from its logits: of next tokens, or of a sequence classifier its own, by its labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_prune.anatomy import classifies, require_tokens_out
-from lit_prune.errors import DataError
+from lit_prune.errors import DataError, MeasureError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, predicts, read_batches
-from lit_prune.measure.head import logits_of
 from lit_prune.measure.losses import sequence_losses
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Any], positions: Tensor | None = None) -> Tensor:
+    """Logits of the next tokens, [batch, positions, vocab].
+
+    Args:
+        model: A causal language model.
+        batch: A batch with `input_ids` [batch, seq], on the model's device.
+        positions: The positions that are wanted, int64 [positions]; all when None. The model's `forward` must take
+            `logits_to_keep`.
+
+    Raises:
+        MeasureError: The model gives something else.
+    """
+    options = {} if positions is None else {"logits_to_keep": positions}
+    logits = getattr(model(**model_inputs(model, batch), use_cache=False, **options), "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        found = f"logits of the shape {list(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
+        raise MeasureError(f"{type(model).__name__} gives {found}; expected those of next tokens, [batch, seq, vocab]")
+    return logits
 
 
 @dataclass(frozen=True)

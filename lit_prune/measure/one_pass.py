@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lit_prune.anatomy import PARALLEL_FORMS, POST_NORM, Anatomy, Sublayer, find_sublayers
 from lit_prune.errors import MeasureError
@@ -137,47 +138,39 @@ class _Recorder:
         """Hooks on the model, in a `with` block."""
         blocks = anatomy.block_list(model)
         points = {*self._last_use, *self._ending}
-        handles = []
-        for position, block in enumerate(blocks):
-            if 2 * position in points:
-                handles.append(block.register_forward_pre_hook(self._entering(2 * position), with_kwargs=True))
-            mlp = SublayerId(anatomy.blocks[position], "mlp")
-            for part in anatomy[mlp].parts if 2 * position + 1 in points else ():
-                hook = self._entering(2 * position + 1)
-                handles.append(model.get_submodule(part.path).register_forward_pre_hook(hook, with_kwargs=True))
-        if 2 * len(blocks) in points:
-            handles.append(
-                blocks[-1].register_forward_hook(lambda _, __, out: self._at(2 * len(blocks), first_tensor(out)))
-            )
-        for candidate, span in self._spans.items():
-            if span.branch is not None:
-                module = model.get_submodule(span.branch.output)
-                handles.append(module.register_forward_hook(self._leaving(candidate, span), with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for position, block in enumerate(blocks):
+                if 2 * position in points:
+                    hooks.enter_context(self._entering(block, 2 * position))
+                mlp = SublayerId(anatomy.blocks[position], "mlp")
+                for part in anatomy[mlp].parts if 2 * position + 1 in points else ():
+                    hooks.enter_context(self._entering(model.get_submodule(part.path), 2 * position + 1))
+            if (end := 2 * len(blocks)) in points:
+                last = blocks[-1].register_forward_hook(lambda _, __, output: self._at(end, first_tensor(output)))
+                hooks.enter_context(last)
+            for candidate, span in self._spans.items():
+                if span.branch is not None:
+                    module = model.get_submodule(span.branch.output)
+                    hook = self._leaving(candidate, span.begin, span.branch)
+                    hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _entering(self, point: int) -> Callable[..., None]:
+    def _entering(self, module: nn.Module, point: int) -> RemovableHandle:
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             # Of the several modules of a sublayer, the first that runs reads the stream.
             if point > self._reached:
                 self._at(point, hidden_states(args, kwargs))
 
-        return hook
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def _leaving(self, candidate: Candidate, span: _Span) -> Callable[..., None]:
-        assert span.branch is not None
-        residual = span.branch.residual
-
+    def _leaving(self, candidate: Candidate, begin: int, branch: Sublayer) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             after = self._prepared(first_tensor(output))
-            if residual is None:
-                before = self._states[span.begin]
+            if branch.residual is None:
+                before = self._states[begin]
                 after = before + after
             else:
-                before = self._prepared(residual.pick(args[1:], kwargs))
+                before = self._prepared(branch.residual.pick(args[1:], kwargs))
             self._add(candidate, before, after)
 
         return hook

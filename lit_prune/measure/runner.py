@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_prune.measure.batches import labels_of, next_labels, repeated
-from lit_prune.measure.head import logits_of
 from lit_prune.measure.losses import target_losses
+from lit_prune.measure.objective import logits_of
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.trace import Trace
 from lit_prune.plan.prune_plan import Candidate

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.processes import Processes
-from lit_prune.measure.batch_pass import BatchPass
+from lit_prune.measure.batch_pass import BatchPass, Capacity, Work
 from lit_prune.measure.batches import input_ids_of, on_device
 from lit_prune.measure.halves import fitting, measured
 from lit_prune.measure.journal import Journal, Key
@@ -30,7 +30,6 @@ from lit_prune.measure.runner import Figure, Loss, Runner
 from lit_prune.measure.states import States
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weight_changes import WeightChanges
-from lit_prune.measure.work import Capacity, Work
 from lit_prune.plan.prune_plan import Candidate
 from lit_prune.surgery import evaluating, mute
 
