@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -17,17 +18,23 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
 class Processes:
-    """One process alone; those of Fabric and of a Trainer are made by the functions below.
+    """Processes that Lightning has brought together; without arguments, one process alone.
 
-    Attributes:
+    Args:
         rank: The number of this process, 0-based.
         size: How many processes there are.
+        device: The device on which tensors must be for a collective; where they are when None.
+        reduce: Reduces a tensor over all processes, perhaps in place, by `reduce_op` (`sum` or `mean`).
+        broadcast: Gives the value that process 0 has.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank = rank
-        self.size = size
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+    reduce: Callable[..., Any] | None = None
+    broadcast: Callable[[Any], Any] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -36,15 +43,15 @@ class Processes:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, the same to the last bit on each."""
-        return tensor
+        return self._reduced(tensor, "sum")
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
-        return tensor
+        return self._reduced(tensor, "mean")
 
     def agree(self, value: Value) -> Value:
         """What process 0 says."""
-        return value
+        return value if self.broadcast is None else cast(Value, self.broadcast(value))
 
     def first(self, work: Callable[[], Value]) -> Value:
         """Work on process 0 while the others wait, and give all of them the outcome.
@@ -80,36 +87,10 @@ class Processes:
                 "(weights that are drawn need the same seed)"
             )
 
-
-class _Joined(Processes):
-    """Processes that Lightning has brought together; tensors must be on its device for a collective."""
-
-    def __init__(
-        self,
-        rank: int,
-        size: int,
-        device: torch.device,
-        reduce: Callable[..., Any],
-        broadcast: Callable[[Any], Any],
-    ) -> None:
-        super().__init__(rank, size)
-        self._device = device
-        self._reduce = reduce
-        self._broadcast = broadcast
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        return self._reduced(tensor, "sum")
-
-    def mean(self, tensor: Tensor) -> Tensor:
-        return self._reduced(tensor, "mean")
-
-    def agree(self, value: Value) -> Value:
-        return cast(Value, self._broadcast(value))
-
     def _reduced(self, tensor: Tensor, how: str) -> Tensor:
-        if self.size == 1:
+        if self.reduce is None or self.size == 1:
             return tensor
-        found = self._reduce(tensor.to(self._device, copy=True), reduce_op=how)
+        found = self.reduce(tensor.to(self.device or tensor.device, copy=True), reduce_op=how)
         return cast(Tensor, found).to(tensor.device)
 
 
@@ -130,10 +111,10 @@ def processes_of_fabric(fabric: Fabric | None) -> Processes:
             f"{type(fabric.strategy).__name__} is not supported; use a single device or strategy='ddp', and for a "
             "model that no device holds lit_prune.shard(model, mesh) beside it (FSDP2)"
         )
-    return _Joined(fabric.global_rank, fabric.world_size, fabric.device, fabric.all_reduce, fabric.broadcast)
+    return Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.all_reduce, fabric.broadcast)
 
 
 def processes_of_trainer(trainer: Trainer) -> Processes:
     """The processes of a Trainer, whatever its strategy; call it once they have met."""
     strategy = trainer.strategy
-    return _Joined(trainer.global_rank, trainer.world_size, strategy.root_device, strategy.reduce, strategy.broadcast)
+    return Processes(trainer.global_rank, trainer.world_size, strategy.root_device, strategy.reduce, strategy.broadcast)
