@@ -80,12 +80,11 @@ class Allowance:
 
     def last_drop(self, trainer: L.Trainer) -> int | None:
         """The last epoch that may drop, 0-based; None where nobody knows the number of epochs."""
-        epochs, given = self._epochs(trainer), self.schedule.per_epoch
-        if epochs is None:
+        if (epochs := self._epochs(trainer)) is None:
             return None
         last, gone, most = 0, 0.0, 1.0 if self.goal.amount is None else self.goal.amount
         for epoch in filter(self.schedule.is_due, range(epochs)):
-            value = given(epoch) if callable(given) else given
+            value = self.schedule.at(epoch)
             if value != 0 and gone < most:
                 last, gone = epoch, gone + (value if isinstance(value, float) else 0)
         return last

@@ -47,11 +47,15 @@ class Schedule:
         if callable(self.per_epoch):
             _require_epoch(self.per_epoch)
         if self.per_epoch is not None and not callable(self.per_epoch):
-            _require_quota(self.per_epoch)
+            _quota(self.per_epoch)
 
     def is_due(self, epoch: int) -> bool:
         """Whether this epoch drops."""
         return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every_n_epochs == 0
+
+    def at(self, epoch: int) -> int | float | None:
+        """What `per_epoch` says of an epoch."""
+        return self.per_epoch(epoch) if callable(self.per_epoch) else self.per_epoch
 
     def num_drops(self, num_epochs: int) -> int:
         """How many of the first `num_epochs` epochs drop."""
@@ -76,8 +80,7 @@ class Schedule:
             assert num_epochs is not None
             done, drops = self.num_drops(epoch + 1), max(1, self.num_drops(num_epochs))
             return Quota(target if done >= drops else share_of(done / drops, target))
-        value = self.per_epoch(epoch) if callable(self.per_epoch) else self.per_epoch
-        _require_quota(value)
+        value = _quota(self.at(epoch))
         if isinstance(value, int):
             return Quota(target, value)
         return Quota(min(target, reached + share_of(value, total)))
@@ -93,8 +96,10 @@ def _require_epoch(schedule: Callable[..., object]) -> None:
         pass  # of some that are written in C
 
 
-def _require_quota(value: object) -> None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    is_share = isinstance(value, float) and 0 <= value < 1
-    if not (is_count or is_share):
-        raise BudgetError(f"a schedule is removals per epoch (an int) or a share of the whole model; found {value!r}")
+def _quota(value: object) -> int | float:
+    """The same value, if it can be a number of removals or a share."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 <= value < 1:
+        return value
+    raise BudgetError(f"a schedule is removals per epoch (an int) or a share of the whole model; found {value!r}")

@@ -8,12 +8,27 @@ from lit_prune.export import save
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import Pruner, apply_plan, prune
-from lit_prune.searches import Budget
+from lit_prune.searches import Budget, Quota
 from lit_prune.surgery import remove, removed_sublayers
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (4, 20), generator=torch.Generator().manual_seed(1))}]
+
+
+def test_a_series_ends_with_its_quota_and_the_next_goes_on():
+    model = tiny_model("llama")
+    pruner, what_if = Pruner(model), WhatIf(model, BATCHES)
+    budget = Budget(0.5, pruner.num_parameters)
+    first = list(pruner.steps(what_if, budget, Quota(budget.target, num_steps=2)))
+    assert pruner.plan.steps == tuple(first)
+    assert len(first) == 2
+    (third,) = pruner.steps(what_if, budget, Quota(budget.target, num_steps=3, num_before=0))
+    assert pruner.plan.budget["num_removals"] == 3
+    rest = list(pruner.steps(what_if, budget))
+    assert pruner.plan.steps == (*first, third, *rest)
+    assert pruner.reached >= budget.target > pruner.saved(pruner.plan.steps[:-1])
+    assert not list(pruner.steps(what_if, budget))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
