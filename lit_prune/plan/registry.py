@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from lit_prune.errors import LitPruneError, did_you_mean
 
@@ -77,7 +77,10 @@ class Registry:
     def _imported(self, path: str) -> Callable[..., Any]:
         module, _, attribute = path.rpartition(".")
         if not module:
-            self._unknown(path)
+            hint, known = did_you_mean(path, self._factories) or ".", ", ".join(sorted(self._factories))
+            raise LitPruneError(
+                f"unknown {self.noun} {path!r}{hint} Known: {known}, or a path such as package.module.Name"
+            )
         try:
             with _beside_the_work():
                 found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
@@ -86,11 +89,6 @@ class Registry:
             why = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
             raise LitPruneError(f"cannot import the {self.noun} {path!r}: {why}") from error
         return found
-
-    def _unknown(self, name: str) -> NoReturn:
-        hint = did_you_mean(name, self._factories) or "."
-        known = ", ".join(sorted(self._factories))
-        raise LitPruneError(f"unknown {self.noun} {name!r}{hint} Known: {known}, or a path such as package.module.Name")
 
 
 def create(registry: Registry, spec: Any) -> Any:
@@ -161,10 +159,11 @@ def _is_object(found: Any, options: Mapping[str, Any]) -> bool:
 def _beside_the_work() -> Iterator[None]:
     """Modules in the working folder are found too, behind all others: a console script does not look there."""
     folder = os.getcwd()
-    added = [] if folder in sys.path or "" in sys.path else [folder]
-    sys.path += added
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.append(folder)
     try:
         yield
     finally:
-        for path in added:
-            sys.path.remove(path)
+        sys.path.remove(folder)

@@ -10,17 +10,19 @@ from lit_prune.plan import KINDS, Candidate, SublayerId
 from lit_prune.scorers import Scorer
 
 
-def protected_by_name(names: Sequence[str], anatomy: Anatomy) -> frozenset[SublayerId]:
-    """The sublayers that are named.
+def protected_sublayers(names: Sequence[str], scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
+    """The sublayers that are named, and those of blocks that the scorer's method never removes.
 
     Args:
         names: Names such as `attention.0`, `mlp.3`, `block.2`; `first` and `last` are the blocks at the ends.
+        scorer: What says how important a candidate is.
         anatomy: The anatomy of the model, perhaps pruned.
 
     Raises:
         LitPruneError: A name is of another form, or the model never had such a sublayer.
     """
-    found: set[SublayerId] = set()
+    blocks = scorer.protected_blocks(anatomy.num_blocks)
+    found = {SublayerId(block, kind) for block in blocks for kind in KINDS}
     ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
     for name in names:
         try:
@@ -34,9 +36,3 @@ def protected_by_name(names: Sequence[str], anatomy: Anatomy) -> frozenset[Subla
             )
         found.update(sublayers)
     return frozenset(found)
-
-
-def protected_by_scorer(scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
-    """The sublayers of the blocks that a scorer's method never removes."""
-    blocks = scorer.protected_blocks(anatomy.num_blocks)
-    return frozenset(SublayerId(block, kind) for block in blocks for kind in KINDS)

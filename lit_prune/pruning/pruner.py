@@ -28,7 +28,7 @@ from lit_prune.plan import (
     package_versions,
     with_defaults,
 )
-from lit_prune.pruning.protection import protected_by_name, protected_by_scorer
+from lit_prune.pruning.protection import protected_sublayers
 from lit_prune.pruning.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Quota, Search
@@ -65,7 +65,7 @@ class Pruner:
         scorer, search = create(SCORERS, recipe.scorer), create(SEARCHES, recipe.search)
         self.scorer, self._search = with_defaults(Scorer, scorer), with_defaults(Search, search)
         self.granularity = recipe.granularity
-        self.protected = protected_by_name(recipe.protect, anatomy) | protected_by_scorer(self.scorer, anatomy)
+        self.protected = protected_sublayers(recipe.protect, self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
         self._compensation = create_compensation(recipe.compensate)
         if self._compensation is not None:
@@ -99,9 +99,7 @@ class Pruner:
 
     def candidates(self) -> dict[Candidate, float]:
         """What may go now, with what each would save by `prices`; what would save nothing is left alone."""
-        return self._candidates(find_sublayers(self.model))
-
-    def _candidates(self, anatomy: Anatomy) -> dict[Candidate, float]:
+        anatomy = find_sublayers(self.model)
         sizes = {candidate: self.prices.freed(anatomy, candidate.sublayers) for candidate in self._permitted(anatomy)}
         return {candidate: size for candidate, size in sizes.items() if size > 0}
 
@@ -116,8 +114,7 @@ class Pruner:
     @property
     def available(self) -> float:
         """What all candidates together would save."""
-        anatomy = find_sublayers(self.model)
-        return self.prices.freed(anatomy, Candidate.together(self._candidates(anatomy)).sublayers)
+        return self.prices.freed(find_sublayers(self.model), Candidate.together(self.candidates()).sublayers)
 
     @property
     def reached(self) -> float:

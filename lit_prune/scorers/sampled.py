@@ -140,15 +140,7 @@ class Regression(Scorer):
 
 
 def ridge_regression(design: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """Minimise |target - design b|^2 + penalty |b|^2.
-
-    Args:
-        design: [rows, columns].
-        target: [rows].
-        penalty: 0 or more.
-
-    Returns:
-        b, [columns].
+    """The b [columns] that minimises |target - design b|^2 + penalty |b|^2, of a design [rows, columns].
 
     Example:
         >>> x = torch.tensor([[1.0], [2.0]])

@@ -103,14 +103,7 @@ class RelativeNorm(Scorer):
 
 
 def cosine_distance(before: Tensor, after: Tensor) -> Tensor:
-    """1 - cos of the angle between two states.
-
-    Args:
-        before: [..., hidden].
-        after: [..., hidden].
-
-    Returns:
-        [...], from 0 to 2.
+    """1 - cos of the angle between two states [..., hidden]: [...], from 0 to 2.
 
     Example:
         >>> cosine_distance(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])).item()
@@ -120,14 +113,7 @@ def cosine_distance(before: Tensor, after: Tensor) -> Tensor:
 
 
 def angular_distance(before: Tensor, after: Tensor) -> Tensor:
-    """The angle between two states as a share of a half turn.
-
-    Args:
-        before: [..., hidden].
-        after: [..., hidden].
-
-    Returns:
-        [...], from 0 to 1.
+    """The angle between two states [..., hidden] as a share of a half turn: [...], from 0 to 1.
 
     Example:
         >>> angular_distance(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])).item()
@@ -140,15 +126,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
 
 
 def relative_norm(before: Tensor, after: Tensor, order: int = 2) -> Tensor:
-    """The norm of what was added, as a share of that of the sum.
-
-    Args:
-        before: [..., hidden].
-        after: [..., hidden].
-        order: 1 or 2.
-
-    Returns:
-        [...], 0 or more.
+    """The norm of what was added to a state [..., hidden], as a share of that of the sum: [...], 0 or more.
 
     Example:
         >>> relative_norm(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])).item()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import Candidate, PruneStep, Scores
+from lit_prune.plan import Candidate, Named, PruneStep, Scores, create
 from lit_prune.searches.order import SEARCHES, Round, Search
 
 Members = frozenset[Candidate]
@@ -194,7 +194,7 @@ class Refine(WholeSet):
         LitPruneError: A number is below 1, or `screen` is not above 0 and up to 1.
     """
 
-    start: Any = "lazy"
+    start: Named = "lazy"
     sweeps: int = 2
     screen: float = 0.25
     confirm: int = 3
@@ -205,8 +205,7 @@ class Refine(WholeSet):
             raise LitPruneError(f"sweeps and confirm must be 1 or more; found {self.sweeps} and {self.confirm}")
         if not 0 < self.screen <= 1:
             raise LitPruneError(f"screen is a share above 0 and up to 1; found {self.screen}")
-        options = {"name": self.start} if isinstance(self.start, str) else dict(self.start)
-        object.__setattr__(self, "_inner", SEARCHES.create(options.pop("name"), **options))
+        object.__setattr__(self, "_inner", create(SEARCHES, self.start))
 
     def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
         """The first set, swapped until nothing is better."""
