@@ -11,6 +11,7 @@ from inspect import getdoc, signature
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 
@@ -40,9 +41,22 @@ def call(
         flags: Options that are on where they are named, and take no value.
         nested: Dataclasses whose fields are written with their name before them, as in `--lora.rank`.
     """
+    groups = option_groups(function, nested)
+    parser = _parser(function, program, flags, groups)
+    settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments, nested))).as_dict()
+    settings.pop("config")
+    require_numbers(settings)
+    for name, default in groups.items():
+        settings[name] = type(default)(**{field.name: settings.pop(field.name) for field in fields(default)})
+    function(**settings)
+
+
+def _parser(
+    function: Callable[..., None], program: str, flags: Sequence[str], groups: Mapping[str, Any]
+) -> ArgumentParser:
     parser = ArgumentParser(prog=program, description=(getdoc(function) or "").partition("\n\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    described = {entry.arg_name: entry.description for entry in _documented(function)}
+    described = {entry.arg_name: entry.description for entry in docstring_parser.parse(getdoc(function) or "").params}
     parameters = signature(function).parameters.values()
     positionals = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     for parameter in positionals:
@@ -50,18 +64,12 @@ def call(
         parser.add_argument(parameter.name, type=str, help=described.get(parameter.name), **number)
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true", help=described.get(name))
-    groups = option_groups(function, nested)
     skipped: set[str | int] = {*flags, *groups, *(parameter.name for parameter in positionals)}
     parser.add_function_arguments(function, skip=skipped, sub_configs=True)
     for default in groups.values():
         parser.add_class_arguments(type(default), instantiate=False, sub_configs=True)
         parser.set_defaults({field.name: getattr(default, field.name) for field in fields(default)})
-    settings: dict[str, Any] = parser.instantiate(parser.parse_args(_with_lists(function, arguments, nested))).as_dict()
-    settings.pop("config")
-    require_numbers(settings)
-    for name, default in groups.items():
-        settings[name] = type(default)(**{field.name: settings.pop(field.name) for field in fields(default)})
-    function(**settings)
+    return parser
 
 
 def option_groups(function: Callable[..., None], nested: Sequence[str] = ()) -> dict[str, Any]:
@@ -208,9 +216,3 @@ def default_device(device: str | None) -> str:
     if device is not None:
         require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _documented(function: Callable[..., None]) -> list[Any]:
-    from docstring_parser import parse
-
-    return parse(getdoc(function) or "").params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -71,3 +72,52 @@ def test_the_next_option_is_no_value_of_a_list(tmp_path, capsys):
         main(["compare", "x", "--output", str(tmp_path / "out"), "--tasks", "--dtype", "bfloat16"])
     assert ended.value.code == 2
     assert "expected one argument" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text.
+
+    Attributes:
+        window: Tokens in a window.
+        files: Where it is.
+    """
+
+    window: int = 8
+    files: list[str] | None = None
+
+
+TEXT = Text(window=16)
+
+
+def test_the_fields_of_a_dataclass_are_options(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("window: 32\n")
+    seen = []
+
+    def verb(model: str, *, text: Text = TEXT) -> None:
+        """Do something.
+
+        Args:
+            model: A model.
+            text: What is read.
+        """
+        seen.append(text)
+
+    call(verb, "verb", ["m"])
+    call(verb, "verb", ["m", "--window", "4", "--files", "a,b"])
+    call(verb, "verb", ["m", "--config", str(config), "--files=a"])
+    assert seen == [TEXT, Text(4, ["a", "b"]), Text(32, ["a"])]
+    with pytest.raises(SystemExit):
+        call(verb, "verb", ["--help"])
+    assert "Tokens in a window. (type: int, default: 16)" in capsys.readouterr().out
+
+
+def test_the_fields_of_a_nested_dataclass_have_its_name_before_them():
+    seen = []
+
+    def verb(*, text: Text = TEXT) -> None:
+        seen.append(text)
+
+    call(verb, "verb", ["--text.window", "4"], nested=["text"])
+    assert seen == [Text(4)]
