@@ -32,7 +32,7 @@ class Timing:
     Attributes:
         block: One block.
         head: Final norm, head and the loss.
-        tokens: That both ran on.
+        tokens: Tokens that both ran on.
     """
 
     block: float
@@ -56,11 +56,11 @@ def measure_block(
     """Time one block and the head of a shape, with random weights.
 
     Args:
-        model: Of the shape; only its config is looked at.
+        model: A model of the shape; only its config is looked at.
         batch_size: Sequences.
         window: Tokens in a sequence.
         device: Where.
-        dtype: Of the weights.
+        dtype: Data type of the weights.
         repeats: Passes that count, after one that does not; the median is taken.
 
     Raises:

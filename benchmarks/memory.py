@@ -30,12 +30,12 @@ PROCESS = Path("/proc/self")
 
 @dataclass(frozen=True)
 class SearchMemory:
-    """Bytes.
+    """What a search takes, in bytes.
 
     Attributes:
-        model: Of the parameters.
-        states: Of what the blocks put out for one sequence, the longest.
-        growth: From just before the search to its peak.
+        model: Bytes of the parameters.
+        states: Bytes of what the blocks put out for one sequence, the longest.
+        growth: Growth from just before the search to its peak.
     """
 
     model: int
@@ -60,8 +60,8 @@ def measure_search_memory(
 
     Args:
         model: A causal language model, on one device.
-        batches: Its calibration.
-        search: Searches the model on them.
+        batches: The calibration batches.
+        search: Function that searches the model on them.
 
     Raises:
         MeasureError: The peak cannot be read: on a device that is no CUDA GPU, on a CPU without Linux.
@@ -113,12 +113,12 @@ def memory(
 
     Args:
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
-        search: As for prune.
+        search: A search as for prune.
         amount: Share of all parameters to remove, above 0 and below 1.
         scorer: nri, ri or ppl.
         sample: The text that the search measures on.
         loading: How the model is loaded.
-        offload: As for prune.
+        offload: Whether states are kept in the CPU's memory, as for prune.
         output: Markdown file for the table.
     """
     require_writable(output)

@@ -15,9 +15,9 @@ class NaiveWhatIf(WhatIf):
     """What the field's searches do, for comparison: the same losses as `WhatIf`, one full pass for each.
 
     Args:
-        model: See `WhatIf`.
-        batches: See `WhatIf`.
-        progress: See `WhatIf`.
+        model: A causal language model, as for `WhatIf`.
+        batches: The calibration batches.
+        progress: What is told of every loss.
     """
 
     def __init__(

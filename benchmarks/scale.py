@@ -34,7 +34,7 @@ class Timed:
 
     Attributes:
         measured_tokens: Tokens on which a block and the head are timed; the time is taken as linear in tokens.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
+        device: Device, such as cuda:0 or cpu; by default a GPU where there is one.
     """
 
     measured_tokens: int = 128

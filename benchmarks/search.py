@@ -45,15 +45,15 @@ class SearchCost:
     """One search.
 
     Attributes:
-        name: `naive`, or the search's.
-        removed: What it took out, in order.
+        name: Name of the search, or `naive`.
+        removed: Names of what it took out, in order.
         block_evaluations: Decoder blocks that ran, times batches of the calibration set.
         head_evaluations: Losses that were computed, times batches.
         dense_passes: The block evaluations in full passes over the calibration set.
         tokens: Calibration tokens whose loss was computed, over all candidates and rounds.
         num_disturbed: Rounds in which a search that spares itself work was surprised; None for others.
-        seconds: From the first measurement to the last removal.
-        share_removed: Of all parameters.
+        seconds: Seconds from the first measurement to the last removal.
+        share_removed: Share of all parameters that is gone.
         ppl: Perplexity of what is left on text that no search has seen.
     """
 
@@ -80,16 +80,16 @@ def compare_searches(
     clock: Callable[[], float] = time.perf_counter,
     progress: bool = True,
 ) -> Iterator[SearchCost]:
-    """Prune a fresh copy of a model by each search in turn, and yield what each cost.
+    """Prune a fresh copy of a model by every search in turn, and yield what it cost.
 
     Args:
-        make_model: Loads the model.
-        batches: What the searches measure on.
-        unseen: What the perplexity of the result is measured on.
+        make_model: Function that loads the model.
+        batches: Batches that the searches measure on.
+        unseen: Batches that the perplexity of the result is measured on.
         amount: Share of all parameters to remove.
-        searches: Names or mappings as for `Pruner`; `naive` is progressive search by full passes.
-        scorer: As for `Pruner`.
-        clock: Seconds.
+        searches: Names or mappings as for `Recipe`; `naive` is progressive search by full passes.
+        scorer: The scorer, as for `Recipe`.
+        clock: Clock that gives seconds.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -151,7 +151,7 @@ def search(
 
     Args:
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
-        searches: Which ones, in this order; by default [naive, progressive, lazy, one_shot]. naive is progressive
+        searches: Searches, in this order; by default [naive, progressive, lazy, one_shot]. naive is progressive
             search by a full pass for every candidate.
         amount: Share of all parameters to remove, above 0 and below 1.
         scorer: nri, ri or ppl.

@@ -36,12 +36,12 @@ def simulate(
     """Run a search whose every loss is drawn, and count.
 
     Args:
-        make_model: Makes the model, on the meta device or another; nothing in it runs.
-        batches: What would be measured on; only their sizes matter.
-        mode: Of `MODES`.
+        make_model: Function that makes the model, on the meta device or another; nothing in it runs.
+        batches: Batches that would be measured on; only their sizes matter.
+        mode: The kind of search, one of `MODES`.
         amount: Share of the parameters to remove.
-        seed: Of the draw.
-        max_state_bytes: As for `WhatIf`.
+        seed: Seed of the draw.
+        max_state_bytes: Bytes of states that are kept, as for `WhatIf`.
 
     Raises:
         LitPruneError: The mode is unknown, or the amount cannot be reached.
@@ -70,9 +70,9 @@ class DrawnLosses:
     the costs change (standard deviations; docs/performance.md has where these come from).
 
     Args:
-        num_blocks: Of the model.
-        num_batches: Of the calibration set.
-        seed: Of the draw.
+        num_blocks: Number of the model's blocks.
+        num_batches: Number of batches in the calibration set.
+        seed: Seed of the draw.
     """
 
     def __init__(self, num_blocks: int, num_batches: int, *, seed: int = 0) -> None:
@@ -91,7 +91,7 @@ class DrawnLosses:
         self.together_by_batch = 0.02 / math.sqrt(num_blocks) * draw(num_batches, 2 * num_blocks)
 
     def __call__(self, gone: frozenset[SublayerId], batch: int) -> float:
-        """Nats a token."""
+        """The mean loss in nats a token, without what is gone."""
         index = torch.tensor(
             sorted(2 * sublayer.block + (sublayer.kind == "mlp") for sublayer in gone), dtype=torch.long
         )

@@ -33,11 +33,11 @@ def call(
     """Read a command line by a function's signature and docstring, and call the function.
 
     Args:
-        function: Its parameters are the options, described in its docstring; those that can be given by position are
-            given so on the command line, and of a list there one value or more. Of a parameter whose default is a
-            dataclass every field is an option.
-        program: What is shown as the program, such as `lit-prune prune`.
-        arguments: What follows that.
+        function: The verb. Its parameters are the options, described in its docstring; those that can be given by
+            position are given so on the command line, and of a list there one value or more. Of a parameter whose
+            default is a dataclass every field is an option.
+        program: The program's name as it is shown, such as `lit-prune prune`.
+        arguments: The command line behind the program's name.
         flags: Options that are on where they are named, and take no value.
         nested: Dataclasses whose fields are written with their name before them, as in `--lora.rank`.
     """

@@ -29,7 +29,7 @@ class Setting:
         window: Tokens in a window.
         num_windows: Windows that a search measures on.
         batch_size: Windows in a batch.
-        modes: Of progressive, lazy, one_shot and, for scorers that need one pass, 'progressive, stream' and
+        modes: Searches, of progressive, lazy, one_shot and, for scorers that need one pass, 'progressive, stream' and
             'one_shot, stream'; all of them by default.
     """
 
@@ -115,10 +115,10 @@ def estimate_tables(
 
     Args:
         models: The models by name.
-        works: What searches run, by the names of a model and of a mode.
+        works: The work of every search, by the names of a model and of a mode.
         setting: What is searched for, on how much text.
         rates: How fast devices are.
-        source: How the counts were had, in a word.
+        source: A word for how the counts were had.
     """
     sizes = {name: Sizes.of(model) for name, model in models.items()}
     counts = [

@@ -37,7 +37,7 @@ class Texts:
     """Texts that perplexity is measured on.
 
     Attributes:
-        texts: Where perplexity is measured - builtin, files as for prune, folders, hub data sets; builtin by default.
+        texts: Texts to measure perplexity on - builtin, files as for prune, folders, hub data sets; builtin by default.
         window: Tokens in a window.
         stride: Tokens from one window to the next; what a window shares with the one before is context that does not
             count. Windows do not overlap by default.

@@ -37,8 +37,8 @@ def export_model(
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
         model: For a checkpoint, the dense model that the training began with; by default the one that it names.
         part: For a checkpoint, the attribute path of the model in the module, where there are several.
-        dtype: Of the weights: float32, bfloat16, float16, or auto for that of the files.
-        weights: In a gguf file - f32, f16, bf16 or q8_0; f16 by default.
+        dtype: Data type of the weights: float32, bfloat16, float16, or auto for that of the files.
+        weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
         trust_remote_code: Run code that comes with the model.
     """

@@ -127,8 +127,8 @@ def require_checkpoint(path: str | None, strategy: Strategy) -> None:
     """Refuse, before any process is started, a checkpoint that is not there, or in a form that is not read.
 
     Args:
-        path: As `--ckpt_path`; Lightning's keywords and what lies elsewhere are let through.
-        strategy: Of the trainer.
+        path: The checkpoint as `--ckpt_path` names it; Lightning's keywords and what lies elsewhere are let through.
+        strategy: The trainer's strategy.
 
     Raises:
         LitPruneError: With what to give.

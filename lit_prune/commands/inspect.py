@@ -33,7 +33,8 @@ def inspect_model(
         model: A hub name, a folder (its config.json is enough), a GGUF file, or package:NAME for the GGUF file inside
             an installed package.
         context: Tokens before the one whose arithmetic is counted; fewer where the model is made for fewer.
-        dtype: In which weights and cache are counted, such as bfloat16; that of the config, else bfloat16.
+        dtype: Data type that weights and cache are counted in, such as bfloat16; by default that of the config, else
+            bfloat16.
         json: Print JSON, and nothing else, to the standard output.
         all: Show every block, where blocks that are the same stand together otherwise.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.

@@ -19,7 +19,7 @@ class Loading:
 
     Attributes:
         dtype: Data type of the weights: float32, bfloat16, float16, or auto for that of the files.
-        device: Such as cuda:0 or cpu; a GPU where there is one.
+        device: Device, such as cuda:0 or cpu; by default a GPU where there is one.
         trust_remote_code: Run code that comes with the model.
     """
 
@@ -40,7 +40,7 @@ class Loading:
         """Load a model, straight onto its device.
 
         Args:
-            name: As for `load`, as `layout`.
+            name: A name as for `lit_prune.load`.
             layout: File that describes blocks which are not understood.
 
         Raises:
@@ -89,8 +89,8 @@ class Sample:
 
         Args:
             tokenizer: The tokenizer of the model.
-            wanted: How many are needed; `num_windows` when None.
-            most: How many are taken where the text has them; `wanted` when None.
+            wanted: Number of windows that are needed; `num_windows` when None.
+            most: Number of windows that are taken where the text has them; `wanted` when None.
 
         Raises:
             DataError: The text has fewer than wanted.

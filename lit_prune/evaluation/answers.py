@@ -57,7 +57,7 @@ def answers(
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer. With a chat template a question is put as a user's turn, else it is continued.
+        tokenizer: The model's tokenizer. With a chat template a question is put as a user's turn, else it is continued.
         prompts: The questions.
         max_new_tokens: Length limit of an answer, in tokens.
         temperature: Temperature of sampling; 0 is greedy.

@@ -50,7 +50,7 @@ class Reference:
 
     Attributes:
         turn: The answer.
-        likely: Its likeliest tokens, LongTensor [positions, tokens].
+        likely: The likeliest tokens, LongTensor [positions, tokens].
         log_probs: Their log-probabilities, float32 [positions, tokens].
     """
 
@@ -132,7 +132,7 @@ def binned_divergence(expected: Tensor, found: Tensor) -> Tensor:
 
     Args:
         expected: Log-probabilities of these tokens, [positions, tokens].
-        found: The same of another model.
+        found: Log-probabilities of the same tokens by another model, [positions, tokens].
 
     Returns:
         The divergence in nats, [positions].

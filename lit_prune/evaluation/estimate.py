@@ -169,10 +169,10 @@ class DeviceMemory:
     """Bytes on one device while a search is at work.
 
     Attributes:
-        weights: Its part of the weights; with more than one device, and two whole blocks that are gathered.
-        states: What the blocks put out for its sequences of a batch.
-        kept: States that are kept from round to round, at most a tenth of its weights.
-        logits: Logits of its sequences of a batch.
+        weights: The device's part of the weights; with more than one device also two whole blocks that are gathered.
+        states: What the blocks put out for the device's sequences of a batch.
+        kept: States that are kept from round to round, at most a tenth of the device's weights.
+        logits: Logits of the device's sequences of a batch.
     """
 
     weights: float
@@ -194,7 +194,7 @@ def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, d
         batch_size: Sequences in a batch; every device has its share, and one at least.
         window: Tokens in a sequence.
         num_batches: Batches of the calibration set.
-        devices: How many devices there are.
+        devices: Number of devices.
 
     Example:
         >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
