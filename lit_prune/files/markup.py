@@ -18,7 +18,7 @@ class Markdown(str):
 
 
 def clean(text: str) -> str:
-    """Give a text's lines, ended by newlines, without what no file can hold or what moves a terminal's cursor."""
+    """Take out of a text what no file can hold or what moves a terminal's cursor; lines end with newlines."""
     return "\n".join("".join(map(_harmless, line)) for line in text.splitlines())
 
 

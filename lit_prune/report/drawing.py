@@ -38,7 +38,7 @@ MAX_LETTERS = 56
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for one another."""
+    """An empty figure of a size in inches, whose parts take no space from one another."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=100, layout="constrained")

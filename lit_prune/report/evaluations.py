@@ -160,8 +160,8 @@ def _plain(value: Any) -> str:
 def match_pieces(found: Sequence[Match]) -> Iterator[Piece]:
     """What evaluations say of one run's model: perplexity, tasks, signs of damage."""
     yield from titled("Perplexity", _with_names((perplexity_table(match), match) for match in found))
-    with_tasks = (match for match in found if match.after.tasks)
-    yield from titled("Tasks", _with_names((_tasks_table(match), match) for match in with_tasks))
+    tasks = ((match, _tasks(match.after, match.before, " points")) for match in found if match.after.tasks)
+    yield from titled("Tasks", _with_names((_before_after(match, differences), match) for match, differences in tasks))
     answered = (match for match in found if match.after.model in match.evaluation.signs)
     yield from titled("Signs of damage", _with_names((_signs_table(match), match) for match in answered))
 
@@ -179,10 +179,6 @@ def _with_names(found: Iterable[tuple[Table, Match]]) -> Iterator[Piece]:
 def perplexity_table(match: Match) -> Table:
     """Perplexity on each text before and after."""
     return _before_after(match, _perplexities(match.after, match.before, _ppl))
-
-
-def _tasks_table(match: Match) -> Table:
-    return _before_after(match, _tasks(match.after, match.before, " points"))
 
 
 def _before_after(match: Match, found: Iterable[Difference]) -> Table:
@@ -221,7 +217,8 @@ def _tasks(row: Measured, reference: Measured | None, unit: str) -> Iterator[Dif
         before = reference.tasks.get(name) if reference else None
         rise = after.value - before.value if before else None
         change = "" if rise is None else f"{100 * rise:+.1f}{unit}"
-        yield _difference(f"{name} ({after.metric})", before, after, _score, rise, change)
+        title = f"{name} ({after.metric})"
+        yield _difference(title, before, after, lambda score: f"{score.value:.1%} ± {score.error:.1%}", rise, change)
 
 
 def _difference(
@@ -236,7 +233,3 @@ def _difference(
 def _ppl(found: TokenLoss) -> str:
     # The error of exp(nll), to first order.
     return f"{ppl(found.ppl)} ± {ppl(found.ppl * found.error)}" if found.error else ppl(found.ppl)
-
-
-def _score(found: TaskScore) -> str:
-    return f"{found.value:.1%} ± {found.error:.1%}"

@@ -59,11 +59,10 @@ def _has_experts(inventory: Inventory) -> bool:
 
 
 def _costs(inventory: Inventory) -> list[Row]:
-    cells = [_cells(_amounts(sublayer), inventory) for sublayer in inventory.sublayers]
-    present = [(found.block, found.kind, own) for found, own in zip(inventory.sublayers, cells, strict=True)]
+    rows: list[Row] = [(found.block, found.kind, _cells(_amounts(found), inventory)) for found in inventory.sublayers]
     gone = ("gone", NOTHING if _has_experts(inventory) else "", *[NOTHING] * 4)
-    ids = [SublayerId.parse(name) for name in inventory.removed]
-    return sorted([*present, *((sublayer.block, str(sublayer.kind), gone) for sublayer in ids)], key=lambda row: row[0])
+    rows += [(sublayer.block, str(sublayer.kind), gone) for sublayer in map(SublayerId.parse, inventory.removed)]
+    return sorted(rows, key=lambda row: row[0])
 
 
 def _amounts(found: Inventory | SublayerEntry) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ FILE_WIDTH = 120
 
 
 class Screen:
-    """The standard output.
+    """The standard output, on which rich lays out tables and frames.
 
     Args:
         wide: Whether a file gets lines of `FILE_WIDTH` columns, where no terminal and no COLUMNS say how many it has.

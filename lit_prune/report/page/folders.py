@@ -35,7 +35,7 @@ class Sources:
 
     @property
     def names(self) -> list[str]:
-        """The folders, each once."""
+        """The folders, without repetition."""
         others = [[found.name for found in kind] for kind in (self.comparisons, self.evaluations, self.analyses)]
         return list(dict.fromkeys([*(run.name for run in self.models), *(name for names in others for name in names)]))
 
@@ -56,13 +56,12 @@ class Sources:
         ]
 
     def _owner(self, model: str) -> ModelRun | None:
-        for agree in (_same, _end):
-            owners = [
-                run for run in self.models if run.model is not None and agree(Path(model).expanduser(), run.model)
-            ]
-            if owners:
-                return owners[0] if len(owners) == 1 else None
-        return None
+        path = Path(model).expanduser()
+        saved = [(run, run.model.resolve()) for run in self.models if run.model is not None]
+        owners = [run for run, folder in saved if path.exists() and path.resolve() == folder]
+        # The evaluation may have been made in another folder.
+        owners = owners or [run for run, folder in saved if _one_ends_the_other(path, folder)]
+        return owners[0] if len(owners) == 1 else None
 
 
 def read_sources(folders: Iterable[str | Path]) -> Sources:
@@ -97,15 +96,9 @@ def read_sources(folders: Iterable[str | Path]) -> Sources:
     return Sources(tuple(models), tuple(evaluations), tuple(comparisons), tuple(analyses))
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and one.resolve() == other.resolve()
-
-
-def _end(one: Path, other: Path) -> bool:
-    """Whether one path is the other's end: an evaluation may have been made in another folder."""
-    mine, others = one.parts, other.resolve().parts
-    number = min(len(mine), len(others))
-    return number > 0 and mine[-number:] == others[-number:]
+def _one_ends_the_other(one: Path, other: Path) -> bool:
+    number = min(len(one.parts), len(other.parts))
+    return number > 0 and one.parts[-number:] == other.parts[-number:]
 
 
 def _reference(run: ModelRun, row: Measured, evaluation: Evaluation) -> Measured | None:
