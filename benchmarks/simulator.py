@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from lit_prune.anatomy import find_sublayers
 from lit_prune.evaluation import MODES, SearchWork, require_mode
 from lit_prune.measure import Portion, Runner, WhatIf
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores, SublayerId
+from lit_prune.plan import Candidate, PruneStep, Scores, SublayerId
 from lit_prune.pruning import Pruner
 from lit_prune.searches import Budget
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from lit_prune.healing import merge
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import cut_groups, remove
 from lit_prune.training import follow_checkpoints, restore_structure, structure_of
 

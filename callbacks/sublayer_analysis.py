@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import EMBEDDING, Analysis, analyse
 from lit_prune.loading.processes import processes_of_trainer
-from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.plan import KINDS, SublayerId
 from lit_prune.pruning import progress_bar
 from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers, require_understood

@@ -9,7 +9,7 @@ import torch
 from lit_prune import PrunePlan, prune
 from lit_prune.__main__ import main
 from lit_prune.errors import LitPruneError, MeasureError, ModelError
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, Scores
 from lit_prune.pruning import Pruner
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model

@@ -11,7 +11,7 @@ from transformers import BartConfig
 
 from lit_prune.errors import ModelError
 from lit_prune.loading.models import load, skeleton
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import compact, remove
 from tests.tiny import ARCHITECTURES, tiny_model
 

@@ -22,7 +22,7 @@ from lit_prune.anatomy import (
     routed_parameters,
 )
 from lit_prune.errors import MeasureError
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import remove
 
 NORMALISERS = ("parameters", "active_parameters", "flops", "kv_cache", "none")

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, Sublayer, context_length, decoder_config, find_sublayers, language_model
 from lit_prune.errors import MeasureError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, mute
 
 PHASES = ("prefill", "decode")

@@ -12,7 +12,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs.counts import count_costs
 from lit_prune.costs.latency import Latency, measure_latency
 from lit_prune.errors import LitPruneError, MeasureError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import require_understood
 
 UNITS = ("params", "flops", "kv_cache", "latency")

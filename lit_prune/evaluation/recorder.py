@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import PARALLEL_FORMS, Anatomy, Sublayer, is_norm
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import added_to_stream, first_tensor, hidden_states, is_linear
 
 

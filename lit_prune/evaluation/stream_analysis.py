@@ -19,7 +19,7 @@ from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigu
 from lit_prune.evaluation.unraveled import BIASES, EMBEDDING, Unraveler
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, logits_of, next_labels
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.scorers import SCORERS
 
 SUBLAYER, DEPTH, PATH = (

@@ -16,8 +16,7 @@ from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
 from lit_prune.healing.regression import Moments
 from lit_prune.measure import WhatIf, counted_positions, model_inputs, stream_means
-from lit_prune.plan import Registry, create, with_defaults
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, Registry, SublayerId, create, with_defaults
 from lit_prune.surgery import added_to_stream, hidden_states, output_projections, record_bias
 
 COMPENSATIONS = Registry("compensation")

@@ -13,7 +13,7 @@ from lit_prune.anatomy import Record, decoder_config, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing.lora import adapters_off
 from lit_prune.measure import model_inputs
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, make_recorded_biases, record_bias, remove
 
 

@@ -11,7 +11,7 @@ from lit_prune.measure.journal import Key
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.runner import Runner
 from lit_prune.measure.states import States
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 
 
 @dataclass

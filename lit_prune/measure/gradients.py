@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_prune.anatomy import find_sublayers, own_parameters
 from lit_prune.errors import MeasureError
 from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 
 COST_OF_GRADIENTS = 3
 """Dense passes: one forward, and a backward that is about twice as much."""

@@ -13,7 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from lit_prune.errors import MeasureError
 from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.portion import Portion
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import is_sharded
 
 Found = TypeVar("Found")

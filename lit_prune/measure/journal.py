@@ -13,7 +13,7 @@ from typing import Any, Self
 from lit_prune.errors import MeasureError, PlanError
 from lit_prune.files import require_kinds
 from lit_prune.measure.journal_file import JournalFile
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 
 FORMAT = 2
 """Format 1 had no checksums; it is read, and goes on with them."""

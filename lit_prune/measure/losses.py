@@ -16,7 +16,7 @@ from lit_prune.errors import DataError, MeasureError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.loading.processes import Processes
 from lit_prune.measure.batches import IGNORED, predicts
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 
 TOKENS_AT_A_TIME = 64
 

@@ -21,7 +21,7 @@ from lit_prune.errors import MeasureError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs
 from lit_prune.measure.what_if import WhatIf
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import first_tensor, hidden_states
 
 Statistic = Callable[[Tensor, Tensor], Tensor]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.measure.journal import Journal, Key
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, SublayerId
 
 Question = tuple[Candidate | None, frozenset[SublayerId]]
 """A candidate, or nothing, and all that is out of the model without it."""

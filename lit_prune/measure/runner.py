@@ -15,7 +15,7 @@ from lit_prune.measure.losses import target_losses
 from lit_prune.measure.objective import logits_of
 from lit_prune.measure.portion import Portion
 from lit_prune.measure.trace import Trace
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
 
 POSITIONS_AT_A_TIME = 64

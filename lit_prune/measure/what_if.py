@@ -30,7 +30,7 @@ from lit_prune.measure.runner import Figure, Loss, Runner
 from lit_prune.measure.states import States
 from lit_prune.measure.trace import Trace
 from lit_prune.measure.weight_changes import WeightChanges
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import evaluating, mute
 
 Progress = Callable[[int, int, str], None]

@@ -17,25 +17,12 @@ from typing import Any
 
 from lit_prune.errors import PlanError
 from lit_prune.files import read_json, record_of, to_json, write_json
-from lit_prune.plan.candidates import KINDS, Candidate, Scores, SublayerId
+from lit_prune.plan.candidates import Candidate, Scores, SublayerId
 from lit_prune.plan.soundness import outcome_of_steps, require_sound
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
 SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
-
-__all__ = [
-    "KINDS",
-    "PLAN_FILE",
-    "SCHEMA_VERSION",
-    "Candidate",
-    "ModelFacts",
-    "PrunePlan",
-    "PruneStep",
-    "Scores",
-    "SublayerId",
-    "package_versions",
-]
 
 
 @dataclass(frozen=True)

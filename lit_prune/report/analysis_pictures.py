@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prune.evaluation import BIASES, EMBEDDING, Analysis, DepthFigures, SublayerFigures
 from lit_prune.files import figure_text
-from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.plan import KINDS, SublayerId
 from lit_prune.report.drawing import BLUE, GREEN, RED, new_figure
 
 if TYPE_CHECKING:

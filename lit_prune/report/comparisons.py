@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_prune.evaluation import DENSE, Result
 from lit_prune.files import figure_text, markdown_inline, markdown_line
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
 from lit_prune.report.evaluations import settings_line
 from lit_prune.report.pieces import Cell, Piece, Table, number

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from lit_prune.anatomy import LINEAR, SCALE
 from lit_prune.costs import Inventory, SublayerEntry
-from lit_prune.plan.prune_plan import KINDS, SublayerId
+from lit_prune.plan import KINDS, SublayerId
 from lit_prune.report.pieces import Table
 from lit_prune.report.screen import Screen
 

@@ -35,8 +35,7 @@ from lit_prune.healing import (
 from lit_prune.loading.checksums import LAST_FILE, require_intact_checkpoint
 from lit_prune.loading.models import load
 from lit_prune.loading.untrusted import require_plain_metadata
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import is_sharded, put_back, remove, removed_sublayers
 
 STRUCTURE_KEY = "lit_prune"

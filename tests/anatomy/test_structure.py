@@ -20,7 +20,7 @@ from lit_prune.costs import take_inventory
 from lit_prune.errors import AnatomyError, DataError, PlanError
 from lit_prune.measure import WhatIf
 from lit_prune.measure.losses import require_context
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
 

@@ -23,7 +23,7 @@ from lit_prune.__main__ import main
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import AnatomyError
 from lit_prune.export import save
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
 from tests.tiny import character_tokenizer
 

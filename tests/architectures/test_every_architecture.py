@@ -14,7 +14,7 @@ from lit_prune.healing import LoraHealing, attach_lora, merge
 from lit_prune.loading import autoload
 from lit_prune.loading.models import load
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import compact, mute, remove, removed_sublayers, require_understood
 from tests import naive
 from tests.architectures.report import capability

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from lit_prune import LitCausalLM
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.scorers import SCORERS
 from tests.callbacks.test_sublayer_prune import TRAIN, VAL, pruning, trainer
 from tests.tiny import tiny_model

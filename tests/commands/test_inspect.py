@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from lit_prune.__main__ import main
 from lit_prune.export import save
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import compact, remove
 from tests.tiny import tiny_model
 

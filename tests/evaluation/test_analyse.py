@@ -10,7 +10,7 @@ from lit_prune.errors import MeasureError
 from lit_prune.evaluation import Analysis, analyse
 from lit_prune.loading.processes import Processes
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import compact, remove
 from tests import naive
 from tests.evaluation import by_hand

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lit_prune.evaluation import Prompt, Signs, Turn, answers, references, signs
 from lit_prune.evaluation.damage import binned_divergence, repetition
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
 from lit_prune.surgery import remove
 from tests.tiny import tiny_model

@@ -11,7 +11,7 @@ import torch
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import DataError
 from lit_prune.evaluation import Ideal, compare_speed, dense_twin, measure_footprint, speed, speedup
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model
 

@@ -16,8 +16,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError, PlanError
 from lit_prune.export import folder, require_empty, save
 from lit_prune.loading.models import load, load_tokenizer
-from lit_prune.plan import PrunePlan, PruneStep
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, PrunePlan, PruneStep, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import mute, remove
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model

@@ -14,7 +14,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export import export, remote_code, vllm, zeroed
 from lit_prune.loading import autoload
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import mute, remove
 from tests.export.by_hand import decilm_logits

@@ -14,7 +14,7 @@ from lit_prune.export import export, gguf_tokenizer, llama_cpp
 from lit_prune.export import gguf as gguf_module
 from lit_prune.export.gguf_tokenizer import pre_tokenizer
 from lit_prune.export.targets import CASES, PRE_TOKENIZERS, REST
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 from tests.tiny import character_tokenizer, tiny_model
 

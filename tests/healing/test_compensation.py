@@ -15,8 +15,7 @@ from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.export import save
 from lit_prune.healing import create_compensation, fold_factor
 from lit_prune.measure import WhatIf
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import apply_plan, compensate_plan, prune
 from lit_prune.surgery import mute, output_projections, remove
 from tests import naive

@@ -22,8 +22,7 @@ from lit_prune.healing import (
     save_adapter,
     written_windows,
 )
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
 from tests import naive

@@ -29,7 +29,7 @@ from lit_prune import describe
 from lit_prune.errors import AnatomyError
 from lit_prune.export import export, save
 from lit_prune.loading import autoload
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
 from tests.tiny import character_tokenizer, tiny_model
 

@@ -16,8 +16,7 @@ from lit_prune.errors import ModelError, PlanError
 from lit_prune.export import save
 from lit_prune.files import name_aside, write_text
 from lit_prune.healing import attach_lora, save_adapter
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, PruneStep, SublayerId
 from lit_prune.surgery import remove
 from tests.callbacks.test_sublayer_prune import loaders, module, pruning, trainer
 from tests.tiny import tiny_model

@@ -20,7 +20,7 @@ from lit_prune.errors import LitPruneError, MeasureError, ModelError
 from lit_prune.loading import sources as names
 from lit_prune.loading.models import load, load_tokenizer, skeleton
 from lit_prune.loading.sources import locate
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove, removed_sublayers
 from tests.tiny import ARCHITECTURES, tiny_model
 

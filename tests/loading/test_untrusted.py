@@ -22,8 +22,7 @@ from lit_prune.export import save
 from lit_prune.loading.models import skeleton
 from lit_prune.loading.untrusted import require_plain_metadata
 from lit_prune.measure import Journal
-from lit_prune.plan import MAX_BLOCKS, Candidate, ModelFacts, PruneStep
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import MAX_BLOCKS, Candidate, ModelFacts, PruneStep, SublayerId
 from lit_prune.report import Answer, answer_markdown, read_summary
 from lit_prune.report.page import read_sources
 from lit_prune.surgery import remove

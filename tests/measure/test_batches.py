@@ -9,7 +9,7 @@ from transformers import BatchEncoding
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.loading.processes import Processes
 from lit_prune.measure import WhatIf, model_inputs, read_batches, shares_of
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import mute
 from tests import naive
 from tests.tiny import tiny_model

@@ -11,7 +11,7 @@ from lit_prune.errors import DataError, MeasureError
 from lit_prune.evaluation import perplexity
 from lit_prune.export import save
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import mute, removed_sublayers
 from tests.tiny import tiny_model
 

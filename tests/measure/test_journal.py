@@ -15,7 +15,7 @@ import torch
 from lit_prune import prune
 from lit_prune.errors import MeasureError
 from lit_prune.measure import Journal, WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import remove
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model

@@ -7,7 +7,7 @@ import torch
 
 from lit_prune import prune
 from lit_prune.measure import WhatIf, runner, sequence_losses, trace
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from tests.tiny import NUM_BLOCKS, tiny_model
 
 GENERATOR = torch.Generator().manual_seed(1)

@@ -7,7 +7,7 @@ import torch
 
 from lit_prune import load
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 
 pytestmark = [
     pytest.mark.slow,

@@ -3,7 +3,7 @@ import torch
 
 from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure import WhatIf, sequence_losses
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.surgery import remove
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model

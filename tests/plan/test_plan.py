@@ -4,8 +4,7 @@ import pytest
 
 from lit_prune.errors import PlanError
 from lit_prune.files import write_text
-from lit_prune.plan import ModelFacts, PrunePlan, PruneStep
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, ModelFacts, PrunePlan, PruneStep, SublayerId
 
 FACTS = ModelFacts("llama", 4, 32, 1000, "tiny")
 PLAN = PrunePlan(

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from lit_prune import PrunePlan, apply_plan, load
 from lit_prune.anatomy import find_sublayers
 from lit_prune.export import export, save
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import KINDS, Candidate, SublayerId
+from lit_prune.plan import KINDS, Candidate, PruneStep, SublayerId
 from lit_prune.surgery import compacted, mute, remove
 from tests.tiny import NUM_BLOCKS, tiny_model
 

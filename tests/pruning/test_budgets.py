@@ -9,8 +9,7 @@ import torch
 from lit_prune.anatomy import find_sublayers
 from lit_prune.costs import Latency, prices
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import PrunePlan
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate, PrunePlan
 from lit_prune.pruning import apply_plan, prune
 from lit_prune.searches import Budget
 from lit_prune.surgery import removed_sublayers

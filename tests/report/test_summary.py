@@ -7,8 +7,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from lit_prune import report
-from lit_prune.plan import ModelFacts, PrunePlan, PruneStep
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate, ModelFacts, PrunePlan, PruneStep
 from lit_prune.report import Answer, Row, Summary
 
 FACTS = ModelFacts("llama", num_blocks=4, hidden_size=8, num_parameters=1_000_000, name="org/model_a|b")

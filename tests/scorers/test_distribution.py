@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.naive import NaiveWhatIf
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.pruning import prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import remove

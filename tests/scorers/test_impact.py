@@ -8,8 +8,7 @@ import torch
 from lit_prune.costs import candidate_shares
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate, PruneStep
 from lit_prune.scorers import SCORERS
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model

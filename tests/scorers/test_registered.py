@@ -10,7 +10,7 @@ import yaml
 
 from lit_prune import PrunePlan
 from lit_prune.__main__ import main
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.pruning import apply_plan, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import removed_sublayers

@@ -8,7 +8,7 @@ import torch
 
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf, one_pass
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.searches import Budget

@@ -7,7 +7,7 @@ import torch
 
 from lit_prune.errors import DataError, LitPruneError, MeasureError
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import remove

@@ -6,7 +6,7 @@ import torch
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.healing import LoraHealing, attach_lora
 from lit_prune.measure import WhatIf
-from lit_prune.plan.prune_plan import Candidate
+from lit_prune.plan import Candidate
 from lit_prune.pruning import Pruner, prune
 from lit_prune.scorers import SCORERS
 from lit_prune.surgery import remove

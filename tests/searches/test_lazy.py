@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lit_prune.errors import LitPruneError
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.searches import SEARCHES, Lazy
 
 BLOCKS = 12

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from lit_prune.errors import BudgetError
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.searches import SEARCHES, Budget, Schedule
 
 A, B, C = (Candidate.parse(name) for name in ("attention.0", "mlp.0", "attention.1"))

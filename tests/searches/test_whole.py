@@ -8,8 +8,7 @@ import torch
 
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.measure import WhatIf
-from lit_prune.plan import PruneStep
-from lit_prune.plan.prune_plan import Candidate, Scores
+from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.pruning import Pruner
 from lit_prune.searches import SEARCHES, Budget
 from tests import naive

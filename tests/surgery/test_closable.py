@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.plan.prune_plan import Candidate, SublayerId
+from lit_prune.plan import Candidate, SublayerId
 from lit_prune.surgery import closable_blocks, compact, remove
 from tests.tiny import tiny_model
 from tests.zoo import SIZES

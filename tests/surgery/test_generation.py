@@ -13,7 +13,7 @@ from transformers.utils import is_flash_attn_2_available
 from lit_prune.anatomy import find_sublayers
 from lit_prune.export import save
 from lit_prune.loading.models import load
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import compact, mute, remove
 from tests import naive
 from tests.tiny import NUM_BLOCKS, character_tokenizer, tiny_model

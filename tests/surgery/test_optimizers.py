@@ -8,7 +8,7 @@ from torch.optim import LBFGS, SGD, Adafactor, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_prune.errors import LitPruneError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove, require_forgetful
 from tests.tiny import tiny_model
 

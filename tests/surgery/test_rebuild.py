@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import put_back, remove
 from tests.tiny import tiny_model
 from tests.zoo import ZOO

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import PlanError
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove, removed_sublayers
 from tests import naive
 from tests.tiny import ARCHITECTURES, NUM_BLOCKS, tiny_model

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from lit_prune.errors import ModelError
 from lit_prune.export import export
 from lit_prune.loading import autoload
-from lit_prune.plan.prune_plan import SublayerId
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove, set_tombstones_aside
 from tests.tiny import tiny_model
 
