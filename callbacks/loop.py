@@ -23,8 +23,8 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
     """The Hugging Face causal language model that a LightningModule holds.
 
     Args:
-        module: Any LightningModule.
-        name: Attribute path such as `net` or `student.lm`; None finds the only one.
+        module: The LightningModule that holds it.
+        name: The model's attribute path, such as `net` or `student.lm`; None finds the only one.
 
     Raises:
         AnatomyError: A trained prompt is put before it.
@@ -91,7 +91,7 @@ def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
     """Run a model on process 0 while the others wait, or on all at once where each holds a shard of it.
 
     Raises:
-        LitPruneError: As `Processes.first`.
+        LitPruneError: The work failed on process 0; see `Processes.first`.
     """
     if shards(trainer):
         work()
@@ -116,12 +116,12 @@ def renew_ddp(trainer: L.Trainer) -> None:
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Where this run writes: the first logger's folder, else the trainer's root. Call it on every process."""
+    """The folder where this run writes: the first logger's, else the trainer's root. Call it on every process."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def calibration_source(trainer: L.Trainer, loss: str = "tokens") -> str:
-    """Where this process's validation batches come from, for a plan's readers."""
+    """The origin of this process's validation batches in words, for a plan's readers."""
     data = getattr(trainer, "datamodule", None)
     if data is None:
         source = "the trainer's validation loaders"
