@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from lit_prune.measure.batches import labels_of, predicts
 from lit_prune.measure.portion import Place, Portion, rows_inside
 from lit_prune.measure.runner import Compute, Figure
-from lit_prune.measure.trace import Trace, state_part
+from lit_prune.measure.trace import Trace
 
 
 class Divergence(Figure):
@@ -22,7 +20,7 @@ class Divergence(Figure):
     """
 
     def __init__(self) -> None:
-        self._dense: dict[Place, Any] = {}
+        self._dense: dict[Place, Trace] = {}
         self._reference: tuple[Place, Tensor] | None = None
 
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
@@ -38,23 +36,26 @@ class Divergence(Figure):
     def saw_dense(self, portion: Portion) -> None:
         """See `Figure`: keep what the last block put out, where it is the first that is seen of these sequences."""
         if self._kept(portion) is None:
-            self._dense[portion.place] = portion.trace.states[len(portion.blocks) - 1]
+            last, num = len(portion.blocks) - 1, portion.num_sequences
+            kept = portion.trace.part(slice(0, num), num)
+            kept.states = {last: kept.states[last]}
+            self._dense[portion.place] = kept
 
     def _reference_logits(self, portion: Portion) -> Tensor:
         # One batch is measured at a time; the logits of all would be larger than the model.
         if self._reference is None or self._reference[0] != portion.place:
             self._reference = None
-            trace = Trace()
-            trace.states[len(portion.blocks) - 1] = self._kept(portion)
-            with trace.resumed(portion.blocks, len(portion.blocks)):
+            kept = self._kept(portion)
+            assert kept is not None, "the engine runs the model as it is first"
+            with kept.resumed(portion.blocks, len(portion.blocks)):
                 self._reference = (portion.place, portion.logits())
         return self._reference[1]
 
-    def _kept(self, portion: Portion) -> Any:
+    def _kept(self, portion: Portion) -> Trace | None:
         """What is kept of these sequences, as such or as some of more; None where it is not."""
-        for place, state in self._dense.items():
+        for place, kept in self._dense.items():
             if (rows := rows_inside(portion.place, place)) is not None:
-                return state_part(state, rows, place[2] - place[1])
+                return kept.part(rows, place[2] - place[1])
         return None
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_prune import prune
-from lit_prune.measure import WhatIf, runner, sequence_losses, trace
+from lit_prune.measure import Divergence, WhatIf, runner, sequence_losses, trace
 from lit_prune.plan import Candidate
 from tests.tiny import NUM_BLOCKS, tiny_model
 
@@ -69,6 +69,15 @@ def test_offloaded_states_are_elsewhere_but_for_the_one_in_use(monkeypatch):
     assert live.most <= 3 * STATE_BYTES
     assert len(fetched) == 3 * 2 * (NUM_BLOCKS - 1), "once for each candidate behind the first block"
     assert losses.without == WhatIf(tiny_model("llama"), BATCHES).losses(CANDIDATES).without
+
+
+def test_the_dense_model_of_a_divergence_is_fetched_too(monkeypatch):
+    """Its states lie where the others do; float64 plays the CPU again."""
+    monkeypatch.setattr(trace, "moved", lambda state, device: state.double() if device is trace.HOST else state.float())
+    monkeypatch.setattr(trace, "HOST", torch.device("cpu"))
+    spared = WhatIf(tiny_model("llama"), BATCHES, offload=True).beside("kl", Divergence)
+    whole = WhatIf(tiny_model("llama"), BATCHES).beside("kl", Divergence)
+    assert spared.losses(CANDIDATES).without == whole.losses(CANDIDATES).without
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
