@@ -2,7 +2,6 @@
 
 from lit_prune.healing.adapters import adapters_of, restore_adapters, restore_switches, switches_of
 from lit_prune.healing.compensation import (
-    COMPENSATIONS,
     Compensation,
     correct,
     create_compensation,
@@ -17,7 +16,6 @@ from lit_prune.healing.settings import Distillation, HealingReport, HealingSetti
 from lit_prune.healing.teacher import DenseTeacher
 
 __all__ = [
-    "COMPENSATIONS",
     "Compensation",
     "DenseTeacher",
     "Distillation",

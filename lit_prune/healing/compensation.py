@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -81,8 +81,7 @@ class Scale(Compensation):
 
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """Measure the factor and fold it; the plan gets it as `factor`."""
-        candidate = Candidate((sublayer,))
-        factor = stream_means(what_if, [candidate], _length_ratio)[candidate]
+        (factor,) = stream_means(what_if, [Candidate((sublayer,))], _length_ratio).values()
         fold_factor(what_if.model, sublayer, factor)
         return {"factor": factor}
 
@@ -103,9 +102,8 @@ class Bias(Compensation):
         writer, path = _projection_before(what_if.model, sublayer)
         if writer is None:
             return {}
-        sums = [
-            (output[mask].float().sum(dim=0), mask.sum()) for _, output, mask, _ in _watched(what_if, sublayer, None)
-        ]
+        watched = _watched(what_if, sublayer, path)
+        sums = [(output[mask].float().sum(dim=0), mask.sum()) for _, output, mask, _ in watched]
         total, count = (what_if.processes.sum(torch.stack(parts).sum(dim=0)) for parts in zip(*sums, strict=True))
         if add_bias(what_if.model.get_submodule(path), total / count):
             record_bias(what_if.model, writer.id, path.removeprefix(writer.path).removeprefix("."))
@@ -170,9 +168,9 @@ def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -
 
 
 def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:
-    """Make the stream in the place of a sublayer `factor` times as long, by dividing what is written behind it.
+    """Make the stream in the place of a sublayer `factor` (above 0) times as long, by dividing what is written behind.
 
-    The sublayer, which will go, is still there; the factor is above 0.
+    The sublayer, which will go, is still there.
     """
     anatomy = find_sublayers(model)
     projections = output_projections(model)
@@ -205,47 +203,33 @@ def _moments(what_if: WhatIf, sublayer: SublayerId, path: str) -> tuple[Moments,
     return fitted, checked
 
 
-def _watched(
-    what_if: WhatIf, sublayer: SublayerId, path: str | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _watched(what_if: WhatIf, sublayer: SublayerId, path: str) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """What one sublayer does, batch by batch.
 
     Yields:
         The inputs of the module at `path` [batch, seq, in], what the sublayer adds [batch, seq, hidden], which tokens
         count [batch, seq], and their weights [batch, seq].
     """
+    model, anatomy = what_if.model, find_sublayers(what_if.model)
+    own, block = anatomy[sublayer], anatomy.block_list(model)[anatomy.position(sublayer.block)]
     seen: dict[str, Tensor] = {}
-    with what_if.running(), _hooked(what_if.model, sublayer, path, seen):
+
+    # Copies, since what is seen may be added to in place.
+    def read(name: str, _: Any, args: Any, kwargs: Any) -> None:
+        seen[name] = hidden_states(args, kwargs).clone()
+
+    def wrote(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen["added"] = added_to_stream(own, args, kwargs, output).clone()
+
+    with (
+        what_if.running(),
+        block.register_forward_pre_hook(partial(read, "stream"), with_kwargs=True),
+        model.get_submodule(own.output).register_forward_hook(wrote, with_kwargs=True),
+        model.get_submodule(path).register_forward_pre_hook(partial(read, "inputs"), with_kwargs=True),
+    ):
         for batch in what_if.passes():
-            what_if.model(**model_inputs(what_if.model, batch), use_cache=False)
+            model(**model_inputs(model, batch), use_cache=False)
             mask = counted_positions(batch)
-            added = seen["added"].reshape(*mask.shape, -1)
-            behind = seen["stream"].reshape(*mask.shape, -1).float() + added.float()
-            inputs = seen.get("inputs", added).reshape(*mask.shape, -1)
+            stream, inputs, added = (seen[name].reshape(*mask.shape, -1) for name in ("stream", "inputs", "added"))
+            behind = stream.float() + added.float()
             yield inputs, added, mask, 1 / behind.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
-
-
-@contextmanager
-def _hooked(model: Any, sublayer: SublayerId, path: str | None, seen: dict[str, Tensor]) -> Iterator[None]:
-    anatomy = find_sublayers(model)
-    own = anatomy[sublayer]
-    block = anatomy.block_list(model)[anatomy.position(sublayer.block)]
-
-    def first(_: Any, args: Any, kwargs: Any) -> Tensor:
-        return hidden_states(args, kwargs)
-
-    def added(_: Any, args: Any, kwargs: Any, output: Any) -> Tensor:
-        return added_to_stream(own, args, kwargs, output)
-
-    def keep(name: str, value: Callable[..., Tensor]) -> Callable[..., None]:
-        # A copy of what may be added to in place.
-        return lambda *arguments: seen.__setitem__(name, value(*arguments).clone())
-
-    with ExitStack() as hooks:
-        hooks.enter_context(block.register_forward_pre_hook(keep("stream", first), with_kwargs=True))
-        output = model.get_submodule(own.output)
-        hooks.enter_context(output.register_forward_hook(keep("added", added), with_kwargs=True))
-        if path is not None:
-            reader = model.get_submodule(path)
-            hooks.enter_context(reader.register_forward_pre_hook(keep("inputs", first), with_kwargs=True))
-        yield

@@ -22,13 +22,7 @@ POSITIONS_AT_A_TIME = 64
 
 
 def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean KL(teacher, student) in nats at a temperature, times its square as in arXiv 1503.02531.
-
-    Args:
-        teacher: The teacher's logits [positions, vocab], of any float type.
-        student: The student's logits, of the same shape.
-        temperature: What both are divided by.
-    """
+    """Mean KL(teacher, student) in nats of logits [positions, vocab], times temperature² as in arXiv 1503.02531."""
     # A few positions at a time, computed again in the backward pass: float32 distributions of all of them would be the
     # largest tensors of the training.
     pairs = zip(*(torch.split(logits, POSITIONS_AT_A_TIME) for logits in (teacher, student)), strict=True)
@@ -39,6 +33,12 @@ def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0
 def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+def _relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean squared distance of hidden states [..., hidden], relative to the teacher's squared length."""
+    distances = (student.float() - teacher.float()).square().sum(dim=-1)
+    return (distances / teacher.float().square().sum(dim=-1).clamp(min=1e-6)).mean()
 
 
 def taught_loss(
@@ -60,7 +60,7 @@ def taught_loss(
             taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
         )
     if settings.hidden > 0 and cuts:
-        distances = [relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]
+        distances = [_relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]
         loss = loss + settings.hidden * torch.stack(distances).mean()
     return loss
 
@@ -71,13 +71,6 @@ def cut_states(model: nn.Module) -> list[int]:
     lost = {sublayer.block for sublayer in anatomy.removed if sublayer in anatomy.paths}
     # The state behind the block at position p is the entry p + 1.
     return [anatomy.position(block) + 1 for block in sorted(lost)]
-
-
-def relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean squared distance of hidden states [..., hidden], relative to the teacher's squared length."""
-    teacher, student = teacher.float(), student.float()
-    distances: Tensor = (student - teacher).square().sum(dim=-1) / teacher.square().sum(dim=-1).clamp(min=1e-6)
-    return distances.mean()
 
 
 def written_windows(
@@ -91,8 +84,7 @@ def written_windows(
 ) -> Tensor:
     """Text that a model writes by itself, sampled from its own distribution, LongTensor [num_windows, window].
 
-    It goes on behind its end of text: what it was trained on comes next, another document or the next turn of a
-    dialogue.
+    It goes on behind its end of text with what it was trained on: another document, or the next turn of a dialogue.
 
     Args:
         model: The dense model.

@@ -45,7 +45,7 @@ def heal(
     Args:
         model: The pruned model, without adapters. With a teacher it is the teacher's student.
         train: The token windows to train on, LongTensor [num_windows, window].
-        validation: The windows of other text that perplexity is measured on, LongTensor [num_windows, window].
+        validation: Such windows of other text, on which perplexity is measured.
         lora: The settings of the adapters, by default with a rank of 64. They stay attached: see `merge`.
         settings: The settings of the training, by default those of `HealingSettings`.
         teacher: The dense model whose distribution is learned; None learns from the text itself.
@@ -118,10 +118,8 @@ def _train(trainer: L.Trainer, stage: HealingStage, training: DataLoader[Any], c
 
 
 def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Parameter]:
-    anatomy = find_sublayers(model)
-    chosen: list[nn.Module] = []
-    if settings.last_blocks:
-        chosen += list(anatomy.block_list(model))[-settings.last_blocks :]
+    blocks = list(find_sublayers(model).block_list(model))
+    chosen: list[nn.Module] = blocks[-settings.last_blocks :] if settings.last_blocks else []
     if "norms" in settings.also:
         chosen += [module for module in model.modules() if is_norm(module)]
     if "head" in settings.also:
@@ -129,16 +127,13 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
     for module in chosen:
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-    return dict(trained_parameters(model))
+    return trained_parameters(model)
 
 
-class HealingStage(L.LightningModule):
+class HealingStage(TokenMean):
     """A pruned model whose parameters that require gradients are trained, beside its teacher or on the text alone.
 
-    Attributes:
-        best_loss: The lowest mean token loss in a validation, in nats.
-        best_step: The optimizer step after which that was.
-        validated_step: The optimizer step after which the last validation was.
+    The losses that validations find are mean token losses in nats; steps are those of the optimizer.
     """
 
     def __init__(
@@ -146,11 +141,10 @@ class HealingStage(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model.train()
+        self.settings, self.steps, self.teacher = settings, steps, teacher
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
-        self.settings, self.steps, self.teacher = settings, steps, teacher
         self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
-        self._token_mean = TokenMean()
         self._best: dict[str, Tensor] = {}
         self._cuts = cut_states(model)
         self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
@@ -172,13 +166,9 @@ class HealingStage(L.LightningModule):
         else:
             text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
             loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
-        self._token_mean.saw(predicts(labels).sum(), batch_idx)
+        self.saw(predicts(labels).sum(), batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Weigh accumulated batches by their tokens."""
-        self._token_mean.backward(self, loss, *args, **kwargs)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Accumulate the token loss."""
@@ -191,14 +181,14 @@ class HealingStage(L.LightningModule):
         self.validated_step = self.trainer.global_step
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.validated_step
-            self._best = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model)}
+            self._best = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
         self.log("val_loss", loss, sync_dist=False)
         self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
 
     def restore_best(self) -> None:
         """Go back to the weights with the lowest validation loss, those before the first step included."""
         with torch.no_grad():
-            for name, parameter in trained_parameters(self.model):
+            for name, parameter in trained_parameters(self.model).items():
                 parameter.copy_(self._best[name])
         self.model.eval()
         if self.settings.gradient_checkpointing:
@@ -206,12 +196,6 @@ class HealingStage(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW without weight decay, and the schedule, stepped with it."""
-        own, warmup = self.settings, round(self.settings.warmup * self.steps)
-        return adamw(
-            self.model,
-            own.lr_schedule,
-            learning_rate=own.learning_rate,
-            weight_decay=0.0,
-            warmup=warmup,
-            steps=self.steps,
-        )
+        own, steps = self.settings, self.steps
+        warmup = round(own.warmup * steps)
+        return adamw(self.model, own.lr_schedule, learning_rate=own.learning_rate, warmup=warmup, steps=steps)

@@ -104,11 +104,13 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     for module in blocks.modules():
         if isinstance(module, BaseTunerLayer):
             _keep_in_float32(module)
-    config = vars(blocks).pop("peft_config")
-    vars(model).update({"peft_config": config, HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save})
+    own = {"peft_config": vars(blocks).pop("peft_config"), HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save}
+    vars(model).update(own)
 
 
 class _Wide:
+    """Holds weights that no cast of a model around them makes narrower, such as that of `bf16-true`."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def wide(tensor: Tensor) -> Tensor:
             changed = fn(tensor)
@@ -117,12 +119,12 @@ class _Wide:
         return super()._apply(wide, recurse)  # type: ignore[misc]
 
 
-class WideModules(_Wide, nn.ModuleDict):
-    """Modules by name whose weights no cast of a model around them makes narrower, such as that of `bf16-true`."""
+class _WideModules(_Wide, nn.ModuleDict):
+    pass
 
 
-class WideParameters(_Wide, nn.ParameterDict):
-    """Parameters by name that no cast of a model around them makes narrower."""
+class _WideParameters(_Wide, nn.ParameterDict):
+    pass
 
 
 def _keep_in_float32(adapted: BaseTunerLayer) -> None:
@@ -131,13 +133,12 @@ def _keep_in_float32(adapted: BaseTunerLayer) -> None:
         weights = getattr(adapted, name)
         if isinstance(weights, nn.ModuleDict | nn.ParameterDict):
             weights.float()
-            weights.__class__ = WideModules if isinstance(weights, nn.ModuleDict) else WideParameters
+            weights.__class__ = _WideModules if isinstance(weights, nn.ModuleDict) else _WideParameters
 
 
 def attached_lora(model: nn.Module) -> LoraHealing | None:
     """The settings of the adapters that `attach_lora` has put on a model and nobody has merged; None without."""
-    healing: LoraHealing | None = vars(model).get(HEALING)
-    return healing
+    return cast(LoraHealing | None, vars(model).get(HEALING))
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:
@@ -151,9 +152,8 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Run the model without its adapters in a `with` block, as it will run when they are merged."""
-    adapted = [
-        module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters
-    ]
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    adapted = [layer for layer in layers if not layer.disable_adapters]
     # peft freezes what it switches off, and thaws all that it switches on.
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in adapted:
@@ -170,8 +170,8 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def merge(model: nn.Module) -> None:
     """Fold the adapters of a model into its weights and take them off, in place.
 
-    For a model that a broken-off training has left with adapters, or whose adapters you attached yourself. What was
-    trained before them can be trained again.
+    It is for a model that a broken-off training has left with adapters, or whose adapters you attached yourself. What
+    was trained before them can be trained again.
 
     Args:
         model: A causal language model, perhaps wrapped by peft; the model inside has no adapters then.

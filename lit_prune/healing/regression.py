@@ -14,17 +14,11 @@ NOTHING = torch.zeros(())
 
 @dataclass
 class Moments:
-    """Second moments of inputs [in] and outputs [out], 0 before the first token.
+    """Second moments of inputs [in] and outputs [out], 0 before the first token."""
 
-    Attributes:
-        inputs: The moments of inputs with inputs, [in, in].
-        outputs: The moments of inputs with outputs, [in, out].
-        total: The sum of the squares of the outputs.
-    """
-
-    inputs: Tensor = NOTHING
-    outputs: Tensor = NOTHING
-    total: Tensor = NOTHING
+    inputs: Tensor = NOTHING  # inputs with inputs, [in, in]
+    outputs: Tensor = NOTHING  # inputs with outputs, [in, out]
+    total: Tensor = NOTHING  # the sum of the squares of the outputs
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Count in what tokens have as inputs [tokens, in] and outputs [tokens, out], by their weights [tokens]."""

@@ -23,10 +23,7 @@ class DenseTeacher:
     What is kept beside the student: the sublayers that it has lost since, and the dense values of weights that differ.
 
     Args:
-        model: A causal language model, which becomes the student, in place.
-
-    Attributes:
-        student: The model that was given.
+        model: A causal language model, which becomes the `student`, in place.
     """
 
     def __init__(self, model: Any) -> None:
@@ -40,9 +37,7 @@ class DenseTeacher:
     def of_pruned(cls, dense: Any, pruned: Any) -> DenseTeacher:
         """The teacher of a model that was pruned before.
 
-        Args:
-            dense: A copy of the model before it was pruned, which becomes the student.
-            pruned: The pruned model, which is only read. Its removals and its weights become the student's.
+        The student is `dense`, a copy from before, with the removals and weights of `pruned`, which is only read.
 
         Raises:
             ModelError: The two are not of one model.

@@ -7,13 +7,11 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
@@ -26,7 +24,7 @@ from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.training.checkpoint import STRUCTURE_KEY, follow_checkpoints, restore_structure, structure_of
 
 
-class LitCausalLM(L.LightningModule):
+class LitCausalLM(TokenMean):
     """Trains and validates a decoder-only language model.
 
     Batches are dicts with `input_ids` [batch, seq], perhaps `labels` (-100 where nothing is predicted) and
@@ -92,7 +90,6 @@ class LitCausalLM(L.LightningModule):
             checkpoint_activations(self.model)
         self._has_loaded_adapters = False
         self._following = ExitStack()
-        self._token_mean = TokenMean()
         # By default, batches whose loss is NaN are left out of the mean.
         self.val_loss = MeanMetric(nan_strategy=math.inf)
         self.test_loss = MeanMetric(nan_strategy=math.inf)
@@ -157,8 +154,7 @@ class LitCausalLM(L.LightningModule):
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""
-        logits: Tensor = self.model(**model_inputs(self.model, batch), use_cache=False).logits
-        return logits
+        return cast(Tensor, self.model(**model_inputs(self.model, batch), use_cache=False).logits)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -168,17 +164,9 @@ class LitCausalLM(L.LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean token loss of the batch, in nats."""
         loss, num_tokens = self._mean_loss(batch)
-        self._token_mean.saw(num_tokens, batch_idx)
+        self.saw(num_tokens, batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Weigh the batches of an optimizer step by their tokens."""
-        self._token_mean.backward(self, loss, *args, **kwargs)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Do so too where a subclass has left the last batch out."""
-        self._token_mean.finish(self.trainer)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Mean token loss of the batch, in nats; accumulated over all loaders together."""
