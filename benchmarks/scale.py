@@ -6,7 +6,6 @@ import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -28,28 +27,13 @@ from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.pruning import prune
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A block and the head of a shape that are timed.
-
-    Attributes:
-        measured_tokens: Tokens on which a block and the head are timed; the time is taken as linear in tokens.
-        device: Device, such as cuda:0 or cpu; by default a GPU where there is one.
-    """
-
-    measured_tokens: int = 128
-    device: str | None = None
-
-
-TIMED = Timed()
-
-
 def scale(
     shapes: str,
     *,
     setting: Setting = SETTING,
     rates: Rates = RATES,
-    timed: Timed = TIMED,
+    measured_tokens: int = 128,
+    device: str | None = None,
     check: bool = False,
     seed: int = 0,
     output: str | None = None,
@@ -60,15 +44,16 @@ def scale(
         shapes: Separated by commas - 8b, 70b, 405b, 300m, or models as for `prune`, of which only the config is read.
         setting: What is searched for, on how much text; with `check` the modes are one_shot and lazy by default.
         rates: How fast devices are.
-        timed: What is timed.
+        measured_tokens: Tokens on which a block and the head are timed; the time is taken as linear in tokens.
+        device: Device, such as cuda:0 or cpu; by default a GPU where there is one.
         check: Prune the shapes in earnest, and set predictions beside what that took. They must fit into memory.
         seed: Seed of the losses that are drawn.
         output: Markdown file for the tables.
     """
     require_writable(output)
     setting.require_possible()
-    require_positive(measured_tokens=timed.measured_tokens)
-    device, models = default_device(timed.device), {name: shaped(name) for name in model_names(shapes)}
+    require_positive(measured_tokens=measured_tokens)
+    device, models = default_device(device), {name: shaped(name) for name in model_names(shapes)}
     if check:
         page = _checked(models, setting, device, seed)
     else:
@@ -79,7 +64,7 @@ def scale(
             for mode in setting.modes or MODES
         }
         counts, *arithmetic = estimate_tables(models, works, setting, rates, source="Simulated")
-        measured = _measured(models, works, timed.measured_tokens, device, setting.batch_tokens)
+        measured = _measured(models, works, measured_tokens, device, setting.batch_tokens)
         page = "\n\n".join([counts, arithmetic[0], *measured, *arithmetic[1:], ""])
     if output is not None:
         write_text(output, page)

@@ -47,7 +47,8 @@ def _spoil(folder: object, kind: str, seed: float) -> None:
         name = next(name for name in tensors if "embed_tokens" in name)
         tensors[name][character_tokenizer().convert_tokens_to_ids(chance.choice("qzjxv"))] = torch.nan
     else:
-        name = chance.choice(sorted(name for name in tensors if "layers" in name))
+        # What was removed left tensors without numbers.
+        name = chance.choice(sorted(name for name in tensors if "layers" in name and tensors[name].numel()))
         flat = tensors[name].view(-1)
         flat[chance.randrange(len(flat))] = torch.nan
     save_file(tensors, path, metadata={"format": "pt"})

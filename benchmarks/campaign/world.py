@@ -47,25 +47,17 @@ class World:
         folder.mkdir()
         return folder
 
-    def prune(self, folder: Path, *more: str) -> list[str]:
+    def prune(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune prune`."""
         options = ["--amount", "0.3", "--batch_size", "2", "--num_windows", "6", "--window", "48", "--device", "cpu"]
-        return ["prune", str(self.dense), "--output", str(folder / "out"), "--data", str(self.text), *options, *more]
+        return ["prune", str(self.dense), "--output", str(folder / "out"), "--data", str(self.text), *options]
 
     def heal(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune heal`."""
+        pruned = self.undisturbed["prune"] / "out"
         sizes = ["--window", "32", "--val_windows", "6", "--training.tokens", "2500", "--lora.rank", "4"]
         files = ["--output", str(folder / "out"), "--data", f"[{self.text}]", "--device", "cpu"]
-        return [
-            "heal",
-            str(self.undisturbed["prune"] / "out"),
-            *files,
-            *sizes,
-            "--training.validations",
-            "3",
-            "--distill",
-            "false",
-        ]
+        return ["heal", str(pruned), *files, *sizes, "--training.validations", "3", "--distill", "false"]
 
     def fit_command(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune fit`, with the last whole checkpoint in `folder/kept` to go on from."""
@@ -78,17 +70,11 @@ class World:
             {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keeping},
         ]
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": NUM_EPOCHS,
-            "default_root_dir": str(folder),
-            **quiet,
-        }
+        trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": NUM_EPOCHS, "default_root_dir": str(folder)}
         data = {"source": str(self.paragraphs), "window": 32, "batch_size": 4, "train_windows": 12, "val_windows": 6}
         settings = {
             "seed_everything": 3,
-            "trainer": {**trainer, "callbacks": callbacks},
+            "trainer": {**trainer, **quiet, "callbacks": callbacks},
             "model": {"model": str(self.dense), "learning_rate": 1e-3},
             "data": data,
         }
