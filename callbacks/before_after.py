@@ -32,7 +32,7 @@ from lit_prune.report import (
     summary_markdown,
 )
 
-from . import loop, requirements
+from . import requirements, trainers
 from .sublayer_prune import SublayerPruneCallback
 from .validation import transferred, validation_batches
 
@@ -98,7 +98,7 @@ class BeforeAfterCallback(Callback):
         self._pruning(trainer)
         if self.repeats:
             requirements.require_whole_model(trainer, "the timing of BeforeAfterCallback", "give it repeats: 0")
-        context = context_length(loop.model_in(pl_module, self.model).config)
+        context = context_length(trainers.model_in(pl_module, self.model).config)
         timed = self.prompt_tokens + self.new_tokens
         if self.repeats and context is not None and timed > context:
             raise LitPruneError(
@@ -115,13 +115,13 @@ class BeforeAfterCallback(Callback):
             self._before = {"parameters": plan.model.num_parameters, "ppl": None, "answer": "(not measured)"}
             return
         batches = self._held_out(trainer)
-        loop.on_holders(trainer, lambda: self._before.update(self._measure(trainer, pl_module, batches)))
+        trainers.on_holders(trainer, lambda: self._before.update(self._measure(trainer, pl_module, batches)))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the pruned model, write and show the summary."""
-        folder, batches = loop.run_folder(trainer), self._held_out(trainer)
+        folder, batches = trainers.run_folder(trainer), self._held_out(trainer)
         after: dict[str, Any] = {}
-        loop.on_holders(trainer, lambda: after.update(self._measure(trainer, pl_module, batches)))
+        trainers.on_holders(trainer, lambda: after.update(self._measure(trainer, pl_module, batches)))
         processes_of_trainer(trainer).first(lambda: self._report(trainer, pl_module, folder, batches, after))
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class BeforeAfterCallback(Callback):
     ) -> None:
         plan, before = self._pruning(trainer).plan, self._before
         assert plan is not None
-        speeds = self._speeds(loop.model_in(module, self.model))
+        speeds = self._speeds(trainers.model_in(module, self.model))
         rows = [
             Row("parameters", before["parameters"], after["parameters"]),
             Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
@@ -148,7 +148,7 @@ class BeforeAfterCallback(Callback):
         ratios = speeds[1].times_as_fast(speeds[0]) if speeds else ()
         _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers)
         print_summary(summary)
-        if loop.leaves_nothing(trainer):
+        if trainers.leaves_nothing(trainer):
             return
         title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
         write_text(folder / "summary.md", summary_markdown(summary))
@@ -157,7 +157,7 @@ class BeforeAfterCallback(Callback):
         trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:
-        model = loop.model_in(module, self.model)
+        model = trainers.model_in(module, self.model)
         with isolate_rng(), trainer.precision_plugin.forward_context():
             found = perplexity(model, held_out.batches)
             tokenizer = getattr(module, "tokenizer", None)
@@ -188,7 +188,7 @@ class BeforeAfterCallback(Callback):
         return timed["before"], timed["after"]
 
     def _pruning(self, trainer: L.Trainer) -> SublayerPruneCallback:
-        callbacks = loop.callbacks_of(trainer)
+        callbacks = trainers.callbacks_of(trainer)
         before = [other for other in callbacks[: callbacks.index(self)] if isinstance(other, SublayerPruneCallback)]
         if not before:
             raise LitPruneError("BeforeAfterCallback reports what SublayerPruneCallback does; add that one before it")

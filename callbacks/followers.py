@@ -18,7 +18,7 @@ from lit_prune.plan import SublayerId
 from lit_prune.surgery import cut_groups, remove
 from lit_prune.training import follow_checkpoints, restore_structure, structure_of
 
-from .loop import callbacks_of, language_models, model_in
+from .trainers import callbacks_of, language_models, model_in
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 

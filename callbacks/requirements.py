@@ -14,8 +14,8 @@ from lit_prune.loading.fsdp import TENSOR
 from lit_prune.pruning import Pruner, require_shardable
 
 from .followers import averages_in, averaging_callbacks, copies_in
-from .loop import callbacks_of, leaves_nothing, shards
 from .mending import Mending
+from .trainers import callbacks_of, leaves_nothing, shards
 
 SAME_AT_ANY_SIZE = ("epoch", "step")
 """What can be monitored to keep the latest."""

@@ -20,7 +20,7 @@ from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.plan import PrunePlan
 
-from . import loop
+from . import trainers
 
 
 class Saving:
@@ -40,9 +40,9 @@ class Saving:
             LitPruneError: Another fit has the folder, it is not empty, or nothing can be written there.
         """
         self.close()
-        if not folder or loop.leaves_nothing(trainer):
+        if not folder or trainers.leaves_nothing(trainer):
             return
-        target = require_empty(loop.run_folder(trainer) / folder)
+        target = require_empty(trainers.run_folder(trainer) / folder)
         self._tokenizer = tokenizer_beside(module, model)
         processes_of_trainer(trainer).first(lambda: self._reserve(target))
         self._target = target

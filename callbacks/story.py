@@ -15,8 +15,8 @@ from lit_prune.pruning import Pruner
 from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, plan_score_map
 
 from .allowance import Allowance
-from .loop import callbacks_of
 from .mending import Mending
+from .trainers import callbacks_of
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
 FINAL_FIGURES = (PARAMETERS, RISE)

@@ -20,7 +20,7 @@ from lit_prune.pruning import progress_bar
 from lit_prune.report import log_figure, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers, require_understood
 
-from . import loop, requirements
+from . import requirements, trainers
 from .module_loss import measure
 from .validation import validation_batches
 
@@ -78,13 +78,13 @@ class SublayerAnalysisCallback(Callback):
         if stage == "fit":
             requirements.require_supported(trainer)
             requirements.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
-            loop.model_in(pl_module, self.model)
+            trainers.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Analyse the model as it comes, unless a checkpoint brought what was found of it."""
         with isolate_rng():
-            require_understood(loop.model_in(pl_module, self.model))
+            require_understood(trainers.model_in(pl_module, self.model))
         if not self.analyses:
             self._analyse(trainer, pl_module, "start")
 
@@ -92,7 +92,7 @@ class SublayerAnalysisCallback(Callback):
         """Analyse again where something has gone, or the epoch is due."""
         number = trainer.current_epoch
         due = self.every_n_epochs is not None and (number + 1) % self.every_n_epochs == 0
-        if due or self._removed != tuple(removed_sublayers(loop.model_in(pl_module, self.model))):
+        if due or self._removed != tuple(removed_sublayers(trainers.model_in(pl_module, self.model))):
             self._analyse(trainer, pl_module, f"epoch {number}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,17 +108,17 @@ class SublayerAnalysisCallback(Callback):
         self._removed = tuple(SublayerId.parse(name) for name in state_dict["removed"])
 
     def _analyse(self, trainer: L.Trainer, module: L.LightningModule, name: str) -> None:
-        model = loop.model_in(module, self.model)
+        model = trainers.model_in(module, self.model)
         processes = processes_of_trainer(trainer)
         shown = self.progress and processes.is_first
         with isolate_rng(), progress_bar(f"{name}: analysing", shown=shown) as bar:
             what_if = measure(trainer, model, validation_batches(trainer, self.num_batches), "tokens", progress=bar)
             self.analyses.append(analyse(what_if, impact=self.impact, name=name))
         self._removed = tuple(removed_sublayers(model))
-        if loop.leaves_nothing(trainer):
+        if trainers.leaves_nothing(trainer):
             return
-        folder = loop.run_folder(trainer) / self.folder
-        settings = {"source": loop.calibration_source(trainer), "num_batches": self.num_batches}
+        folder = trainers.run_folder(trainer) / self.folder
+        settings = {"source": trainers.calibration_source(trainer), "num_batches": self.num_batches}
         side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]
 
         def report() -> None:

@@ -23,7 +23,7 @@ from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
-from . import loop, requirements
+from . import requirements, trainers
 from .allowance import Allowance
 from .followers import Following, follow_removal
 from .mending import Mending
@@ -140,7 +140,7 @@ class SublayerPruneCallback(Callback):
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
         self._let_go()
-        model = loop.model_in(pl_module, self.model)
+        model = trainers.model_in(pl_module, self.model)
         if stage == "fit":
             self._prepare(trainer, pl_module, model)
         self._is_of_plan = self._pruner is not None and self._pruner.model is model
@@ -185,7 +185,7 @@ class SublayerPruneCallback(Callback):
             check_loss(trainer, pruner.model, batches, self.loss)
             self.allowance.price(trainer, pruner, what_if.num_positions)
             self._costs = counted_costs(trainer, pruner, what_if.num_positions)
-        source = {"source": loop.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
+        source = {"source": trainers.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
         schedule = self.allowance.schedule.per_epoch
         pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)
 
@@ -232,7 +232,7 @@ class SublayerPruneCallback(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record the model's structure, whatever module holds it."""
-        checkpoint.setdefault(STRUCTURE_KEY, structure_of(loop.model_in(pl_module, self.model)))
+        checkpoint.setdefault(STRUCTURE_KEY, structure_of(trainers.model_in(pl_module, self.model)))
 
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
@@ -268,7 +268,7 @@ class SublayerPruneCallback(Callback):
                 drawn.removed(quota.goal(*pruner.so_far)[1])
                 log_removal(trainer, pruner.plan, self._costs)
             self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
-        loop.renew_ddp(trainer)
+        trainers.renew_ddp(trainer)
 
     def _require_pruner(self) -> Pruner:
         if self._pruner is None:

@@ -16,6 +16,7 @@ MOVED = {
     "autoload": "loading.autoload",
     "callbacks.averaging": "callbacks.followers",
     "callbacks.batches": "callbacks.validation",
+    "callbacks.loop": "callbacks.trainers",
     "callbacks.randomness": "callbacks.saving",
     "callbacks.sharding": "callbacks.requirements",
     "callbacks.structure": "callbacks.followers",

@@ -1,7 +1,7 @@
 import lightning as L
 import pytest
 import torch
-from lit_prune.callbacks.loop import model_in
+from lit_prune.callbacks.trainers import model_in
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
