@@ -10,9 +10,20 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_prune.evaluation import Prompt, Reference, Signs, Turn, answers, question, references, signs
+from lit_prune.evaluation import (
+    Prompt,
+    Reference,
+    Signs,
+    Turn,
+    alpaca_eval_outputs,
+    answers,
+    mt_bench_answers,
+    question,
+    references,
+    signs,
+)
 from lit_prune.files import file_name, write_text
-from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers
+from lit_prune.report import answers_markdown
 
 
 @dataclass

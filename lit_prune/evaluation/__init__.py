@@ -1,7 +1,16 @@
 """How good and how fast a model is, what each sublayer does to its stream, and what a search of it will take."""
 
 from lit_prune.evaluation.answers import Turn, answer, answers, question
-from lit_prune.evaluation.comparison import DENSE, WANDA, Comparison, Entry, Result, Results, read_results
+from lit_prune.evaluation.comparison import (
+    DENSE,
+    WANDA,
+    Comparison,
+    Entry,
+    Result,
+    Results,
+    rank_correlation,
+    read_results,
+)
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.estimate import (
     MODES,
@@ -18,7 +27,7 @@ from lit_prune.evaluation.estimate import (
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
-from lit_prune.evaluation.prompts import Prompt, read_prompts
+from lit_prune.evaluation.prompts import Prompt, alpaca_eval_outputs, mt_bench_answers, read_prompts
 from lit_prune.evaluation.ratios import Speedup, speedup
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes
@@ -54,6 +63,7 @@ __all__ = [
     "TaskScore",
     "TokenLoss",
     "Turn",
+    "alpaca_eval_outputs",
     "analyse",
     "answer",
     "answers",
@@ -65,9 +75,11 @@ __all__ = [
     "load_of",
     "measure_footprint",
     "memory_of",
+    "mt_bench_answers",
     "named_shapes",
     "perplexity",
     "question",
+    "rank_correlation",
     "read_prompts",
     "read_results",
     "references",

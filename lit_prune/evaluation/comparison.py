@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
@@ -90,6 +93,11 @@ class Result:
     passes: float
     removed: tuple[str, ...]
 
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean of the tasks' scores; NaN without tasks."""
+        return math.fsum(score.value for score in self.tasks.values()) / len(self.tasks) if self.tasks else math.nan
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `asdict`, from JSON."""
@@ -111,6 +119,19 @@ def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
         return dict(json.loads(first)), [Result.from_dict(read_json(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the comparison {path}: {error!r}; make it again") from error
+
+
+def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
+    """Measure how well perplexity on one text foretells mean accuracy, by Spearman's correlation over rows with tasks.
+
+    Returns:
+        The correlation, -1 where lower perplexity always means higher accuracy, and the number of rows.
+    """
+    pairs = [(row.perplexities[text], row.mean_accuracy) for row in rows if row.tasks]
+    if len(pairs) < 2:
+        return math.nan, len(pairs)
+    perplexity, accuracy = torch.tensor(pairs, dtype=torch.float64).T
+    return float(spearman_corrcoef(perplexity, accuracy)), len(pairs)
 
 
 class Results:

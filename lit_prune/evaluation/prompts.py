@@ -1,7 +1,8 @@
-"""Questions to models, from the files that the field's judges use."""
+"""Questions to models, and answers, in the files that the field's judges use."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,37 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if twice := [key for key in ids if ids.count(key) > 1]:
         raise DataError(f"{path} has two prompts with the id {twice[0]!r}")
     return prompts
+
+
+def mt_bench_answers(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], *, time: float) -> str:
+    """Write the file `model_answer/MODEL.jsonl` of FastChat's llm_judge.
+
+    Args:
+        model: The model's name.
+        prompts: The questions.
+        answers: The texts of each question's turns.
+        time: Seconds since 1970, for the file's readers.
+    """
+    entries = [
+        {
+            "question_id": prompt.id,
+            "answer_id": hashlib.sha256(f"{model}\n{prompt.id}\n{list(turns)}".encode()).hexdigest()[:22],
+            "model_id": model,
+            "choices": [{"index": 0, "turns": list(turns)}],
+            "tstamp": time,
+        }
+        for prompt, turns in zip(prompts, answers, strict=True)
+    ]
+    return "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries)
+
+
+def alpaca_eval_outputs(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> str:
+    """Write the file of model outputs that alpaca_eval reads: first turns alone, as it has no others."""
+    entries = [
+        {"instruction": prompt.turns[0], "output": turns[0], "generator": model}
+        for prompt, turns in zip(prompts, answers, strict=True)
+    ]
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 
 def _entries(text: str, path: Path) -> Sequence[Any]:

@@ -6,10 +6,9 @@ from lit_prune.report.comparisons import (
     comparison_csv,
     comparison_figure,
     comparison_markdown,
-    rank_correlation,
     removal_figure,
 )
-from lit_prune.report.dialogues import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
+from lit_prune.report.dialogues import answers_markdown, signs_markdown
 from lit_prune.report.drawing import save_figure
 from lit_prune.report.evaluations import evaluation_markdown
 from lit_prune.report.inventory_table import print_inventory
@@ -32,7 +31,6 @@ __all__ = [
     "Answer",
     "Row",
     "Summary",
-    "alpaca_eval_outputs",
     "analysis_figures",
     "analysis_markdown",
     "answer_markdown",
@@ -46,12 +44,10 @@ __all__ = [
     "log_scalars",
     "log_settings",
     "log_text",
-    "mt_bench_answers",
     "plan_markdown",
     "plan_score_map",
     "print_inventory",
     "print_summary",
-    "rank_correlation",
     "read_summary",
     "removal_figure",
     "save_figure",

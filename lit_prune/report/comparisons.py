@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_prune.evaluation import DENSE, Result
+from lit_prune.evaluation import DENSE, Result, rank_correlation
 from lit_prune.files import figure_text, markdown_inline, markdown_line
 from lit_prune.plan import Candidate
 from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
@@ -112,27 +112,6 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     axis.tick_params(length=0)
     axis.set_frame_on(False)
     return figure
-
-
-def rank_correlation(rows: Sequence[Result], text: str) -> tuple[float, int]:
-    """Measure how well perplexity foretells accuracy: Spearman's correlation of the two over all rows with tasks.
-
-    Args:
-        rows: The results of one model, the dense one among them or not.
-        text: The text whose perplexity counts.
-
-    Returns:
-        The correlation of perplexity and mean accuracy, -1 where lower perplexity always means higher accuracy, and
-        the number of rows.
-    """
-    import torch
-    from torchmetrics.functional import spearman_corrcoef
-
-    pairs = [(row.perplexities[text], _mean_accuracy(row)) for row in rows if row.tasks]
-    if len(pairs) < 2:
-        return math.nan, len(pairs)
-    perplexity, accuracy = torch.tensor(pairs, dtype=torch.float64).T
-    return float(spearman_corrcoef(perplexity, accuracy)), len(pairs)
 
 
 def comparison_pieces(comparison: ComparisonRun) -> Iterator[Piece]:
@@ -269,7 +248,7 @@ def comparison_columns(rows: Sequence[Result]) -> list[Column]:
     found += [_perplexity(text) for text in first.perplexities]
     found += [_task(name, f"{name} {score.metric}") for name, score in first.tasks.items()]
     if first.tasks:
-        found += [Column("mean of tasks", _mean_accuracy, ".3f", max)]
+        found += [Column("mean of tasks", lambda row: row.mean_accuracy, ".3f", max)]
     found += [Column("prefill", lambda row: row.prefill, ".2f", max)]
     found += [Column("decode", lambda row: row.decode, ".2f", max)]
     found += [Column("search, passes", lambda row: row.passes if row.amount else math.nan, ",.1f", min)]
@@ -282,7 +261,3 @@ def _perplexity(text: str) -> Column:
 
 def _task(name: str, head: str) -> Column:
     return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max)
-
-
-def _mean_accuracy(row: Result) -> float:
-    return math.fsum(score.value for score in row.tasks.values()) / len(row.tasks) if row.tasks else math.nan

@@ -1,9 +1,7 @@
-"""Answers of several models side by side, what they show, and the files that the field's judges read."""
+"""Answers of several models side by side, and what they show."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,34 +73,3 @@ def _cells(signs: Signs) -> Iterator[str]:
     for share in (signs.repetition, signs.cut_short, signs.agreement):
         yield "" if share is None else f"{share:.1%}"
     yield f"{statistics.fmean(signs.divergence[:SHOWN_POSITIONS]):.3f}" if signs.divergence else ""
-
-
-def mt_bench_answers(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], *, time: float) -> str:
-    """Write the file `model_answer/MODEL.jsonl` of FastChat's llm_judge.
-
-    Args:
-        model: The model's name.
-        prompts: The questions.
-        answers: The texts of each question's turns.
-        time: Seconds since 1970, for the file's readers.
-    """
-    lines = []
-    for prompt, turns in zip(prompts, answers, strict=True):
-        entry = {
-            "question_id": prompt.id,
-            "answer_id": hashlib.sha256(f"{model}\n{prompt.id}\n{list(turns)}".encode()).hexdigest()[:22],
-            "model_id": model,
-            "choices": [{"index": 0, "turns": list(turns)}],
-            "tstamp": time,
-        }
-        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    return "".join(lines)
-
-
-def alpaca_eval_outputs(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> str:
-    """Write the file of model outputs that alpaca_eval reads: first turns alone, as it has no others."""
-    entries = [
-        {"instruction": prompt.turns[0], "output": turns[0], "generator": model}
-        for prompt, turns in zip(prompts, answers, strict=True)
-    ]
-    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"

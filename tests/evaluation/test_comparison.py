@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from lit_prune.errors import DataError, ModelError
-from lit_prune.evaluation import DENSE, Comparison, Entry, Result, Results, Speed, TaskScore, dense_twin
+from lit_prune.evaluation import (
+    DENSE,
+    Comparison,
+    Entry,
+    Result,
+    Results,
+    Speed,
+    TaskScore,
+    dense_twin,
+    rank_correlation,
+)
 from lit_prune.plan import Candidate, PrunePlan, read_method
 from lit_prune.pruning import apply_plan
-from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, rank_correlation, removal_figure
+from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure
 from lit_prune.surgery import compact, remove
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model

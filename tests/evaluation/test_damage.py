@@ -6,10 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_prune.evaluation import Prompt, Signs, Turn, answers, references, signs
+from lit_prune.evaluation import (
+    Prompt,
+    Signs,
+    Turn,
+    alpaca_eval_outputs,
+    answers,
+    mt_bench_answers,
+    references,
+    signs,
+)
 from lit_prune.evaluation.damage import binned_divergence, repetition
 from lit_prune.plan import SublayerId
-from lit_prune.report import alpaca_eval_outputs, answers_markdown, mt_bench_answers, signs_markdown
+from lit_prune.report import answers_markdown, signs_markdown
 from lit_prune.surgery import remove
 from tests.tiny import tiny_model
 
