@@ -13,6 +13,7 @@ from typing import Any
 from lit_prune.errors import DataError
 from lit_prune.files import EXPECTED, SUFFIXES, kind_of, read_documents, text_of
 from lit_prune.files.text_files import WHOLE
+from lit_prune.loading.sources import is_path
 
 BUILTIN = "builtin"
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -112,8 +113,7 @@ def require_source(source: str | Path) -> None:
 def is_hub(source: str | Path) -> bool:
     """Whether the source is neither ours nor a path: then it names a data set on the hub."""
     text = str(source)
-    looks_like_path = text.endswith(SUFFIXES) or text.startswith(("/", ".", "~")) or text.count("/") > 1
-    return text != BUILTIN and not looks_like_path and not os.path.exists(text)
+    return text != BUILTIN and not text.endswith(SUFFIXES) and not is_path(text)
 
 
 def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:

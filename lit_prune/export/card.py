@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from json import dumps
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
 from lit_prune.files import markdown_inline, markdown_table
+from lit_prune.loading.sources import is_path
 from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
 from lit_prune.searches import outcome_in_words
 
@@ -24,22 +24,17 @@ FILLED_AT_RANDOM = (
 
 @dataclass(frozen=True)
 class Usage:
-    """How a saved folder is loaded.
-
-    Attributes:
-        code: Python code, which gives `model`; without a final newline.
-        note: What a reader must know, in Markdown.
-    """
+    """How a saved folder is loaded: Python code that gives `model`, and what a reader must know, in Markdown."""
 
     code: str
     note: str
 
 
-def model_card(model: PreTrainedModel, plan: PrunePlan | None = None, how: Usage | None = None) -> str:
-    """The card of a model as it is saved, in Markdown: with what the plan says, and how it is loaded (see `usage`)."""
-    base = base_name(plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or "")
+def model_card(model: PreTrainedModel, plan: PrunePlan | None, how: Usage) -> str:
+    """The card of a model as it is saved, in Markdown: with what the plan says, and how it is loaded."""
+    name = plan.model.name if plan is not None and plan.model.name else model.config.name_or_path or ""
+    base = Path(name).name if is_path(name) else name  # no path of this machine
     anatomy = find_sublayers(model)
-    how = how or usage(model)
     task = "text-classification" if classifies(model) else "text-generation"
     sections = [_front_matter(base, task), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
     if plan is not None and plan.steps:
@@ -52,7 +47,8 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
 
     The model is as it is saved; one without weights will do.
     """
-    plain = stock_usage(model, folder, "This is a stock model: whatever loads models of its kind loads it.")
+    name = type(model).__name__
+    plain = usage_by(name, "This is a stock model: whatever loads models of its kind loads it.", folder)
     if find_sublayers(model).is_stock:
         return plain
     return Usage(
@@ -64,16 +60,10 @@ def usage(model: PreTrainedModel, folder: str = "FOLDER") -> Usage:
     )
 
 
-def stock_usage(model: PreTrainedModel, folder: str, note: str) -> Usage:
-    """How transformers' own class loads the folder of a model."""
-    name, place = type(model).__name__, dumps(folder, ensure_ascii=False)
-    return Usage(f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place})", note)
-
-
-def base_name(name: str) -> str:
-    """A model's name without paths of this machine: a folder's last part, anything else as it is."""
-    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or Path(name).is_dir()
-    return Path(name).name if name and is_path else name
+def usage_by(name: str, note: str, folder: str = "FOLDER", options: str = "") -> Usage:
+    """How a class of transformers loads a folder, with further arguments as code."""
+    place = dumps(folder, ensure_ascii=False)
+    return Usage(f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}{options})", note)
 
 
 def _front_matter(base: str, task: str) -> str:
@@ -87,17 +77,16 @@ def _summary(base: str, anatomy: Anatomy) -> str:
     title = markdown_inline(base or anatomy.model_type)
     if not anatomy.removed:
         return f"# {title}\n\nA dense model, saved by lit-prune."
-    gone = "\n".join(_gone(anatomy, kind) for kind in KINDS)
+    gone = {kind: [str(sublayer.block) for sublayer in anatomy.removed if sublayer.kind == kind] for kind in KINDS}
+    listed = "".join(
+        f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})\n"
+        for kind, blocks in gone.items()
+    )
     return (
         f"# {title}, pruned\n\n"
-        f"lit-prune removed these sublayers, named by their block (from 0) in the original model:\n\n{gone}\n\n"
+        f"lit-prune removed these sublayers, named by their block (from 0) in the original model:\n\n{listed}\n"
         f"{anatomy.num_parameters:,} parameters are left."
     )
-
-
-def _gone(anatomy: Anatomy, kind: str) -> str:
-    blocks = [str(sublayer.block) for sublayer in anatomy.removed if sublayer.kind == kind]
-    return f"- {kind}: {', '.join(blocks) or 'none'} ({len(blocks)} of {anatomy.num_blocks})"
 
 
 def _figures(plan: PrunePlan) -> str:
@@ -125,9 +114,6 @@ def _figures(plan: PrunePlan) -> str:
 
 
 def _row(number: int, step: PruneStep) -> list[str]:
-    figures = (_figure(value) for value in (step.score, step.nll_before, step.nll_after))
-    return [str(number), step.removed.name, f"{step.num_parameters:,}", *figures]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    figures = (step.score, step.nll_before, step.nll_after)
+    shown = ("" if value is None else f"{value:.4f}" for value in figures)
+    return [str(number), step.removed.name, f"{step.num_parameters:,}", *shown]

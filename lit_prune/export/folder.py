@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length, is_adapted
 from lit_prune.errors import ModelError
-from lit_prune.export.card import CARD_FILE, Usage, model_card
+from lit_prune.export.card import CARD_FILE, Usage, model_card, usage
 from lit_prune.files import destination, folder_aside, obstacle
 from lit_prune.loading.checksums import write_sums
 from lit_prune.loading.devices import is_spread, values_of
@@ -29,36 +29,17 @@ COARSE_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class Companions:
-    """What lies beside the weights of a model in its folder; what is None is left out."""
-
-    tokenizer: PreTrainedTokenizerBase | None
-    plan: PrunePlan | None
-
-    def write(self, model: PreTrainedModel, folder: Path, how: Usage | None = None) -> None:
-        """Write tokenizer, plan and a card, which says how the folder is loaded if otherwise than `usage` does."""
-        for weights in folder.glob("*.safetensors"):
-            # safetensors writes for the owner alone, whatever the umask: who may read the config may read them.
-            weights.chmod((folder / "config.json").stat().st_mode)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        if self.plan is not None:
-            self.plan.save(folder / PLAN_FILE)
-        (folder / CARD_FILE).write_text(model_card(model, self.plan, how), encoding="utf-8")
-
-
-@dataclass(frozen=True)
 class FolderFormat:
     """A format that is a folder; called, it writes one aside, which gets its name when all went well.
 
     Attributes:
-        write: Writes a model and its companions into a folder, and reads it back where it is to be verified. Blocks
-            without sublayers are closed up then where that leaves a stock model.
+        write: Writes a model into a folder, and reads it back where it is to be verified. Blocks without sublayers are
+            closed up then where that leaves a stock model. It returns the model as it lies there, and how it is loaded.
         require: Refuses with a ModelError, before anything is written, a model that the format cannot hold.
         tombstones: Whether empty tensors are written for the removed ones, at which other loaders stop.
     """
 
-    write: Callable[[PreTrainedModel, Path, Companions, bool], None]
+    write: Callable[[PreTrainedModel, Path, bool], tuple[PreTrainedModel, Usage]]
     require: Callable[[PreTrainedModel], None] = lambda _: None
     tombstones: bool = False
 
@@ -76,9 +57,17 @@ class FolderFormat:
         path = require_empty(directory)
         require_finished(model, plan)
         try:
-            written = nullcontext() if self.tombstones else without_tombstones(model)
-            with folder_aside(path) as aside, compacted(model), written:
-                self.write(model, aside, Companions(tokenizer, plan), verify)
+            as_written = nullcontext() if self.tombstones else without_tombstones(model)
+            with folder_aside(path) as aside, compacted(model), as_written:
+                written_model, how = self.write(model, aside, verify)
+                for weights in aside.glob("*.safetensors"):
+                    # safetensors writes for the owner alone, whatever the umask: who may read the config may read them.
+                    weights.chmod((aside / "config.json").stat().st_mode)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(aside)
+                if plan is not None:
+                    plan.save(aside / PLAN_FILE)
+                (aside / CARD_FILE).write_text(model_card(written_model, plan, how), encoding="utf-8")
                 write_sums(aside)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"cannot save the model as {directory}: {error}") from error
@@ -139,14 +128,15 @@ def save(
     return standard(model, directory, tokenizer=tokenizer, plan=plan, verify=verify)
 
 
-def write_loadable(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+def write_loadable(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a model for `lit_prune.load`, and compare it with what that reads."""
-    write_standard(model, folder, companions)
+    model.save_pretrained(folder)
     if verify:
         attention = cast(str, model.config._attn_implementation)
         # No device holds what is spread over several.
         device = None if is_spread(model) else model.device
         require_same(model, load(folder, dtype=model.dtype, device=device, attn_implementation=attention))
+    return model, usage(model)
 
 
 def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
@@ -162,12 +152,6 @@ def require_finished(model: PreTrainedModel, plan: PrunePlan | None) -> None:
     if plan is not None and not set(plan.removed) <= gone:
         missing = ", ".join(str(sublayer) for sublayer in plan.removed if sublayer not in gone)
         raise ModelError(f"the plan is another model's: it removes {missing}, which this model still has")
-
-
-def write_standard(model: PreTrainedModel, folder: Path, companions: Companions, how: Usage | None = None) -> None:
-    """Write weights and config of a model as transformers does, and its companions."""
-    model.save_pretrained(folder)
-    companions.write(model, folder, how)
 
 
 def require_same(model: PreTrainedModel, read: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ of zeros.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,23 +42,11 @@ def save_gguf(
     tokenizer_from: str | None = None,
     verify: bool = True,
 ) -> Path:
-    """Write a pruned model as a GGUF file with its tokenizer.
+    """Write a pruned model as a GGUF file with its tokenizer; arguments are as for `export` and `save`.
 
-    Args:
-        model: A model as for `save`; of `targets.SERVED_TYPES`, without sliding windows.
-        file: Where the file goes; it must not exist.
-        tokenizer: The model's tokenizer, which goes into the file.
-        plan: The plan of what was removed, whose name of the model goes into the file.
-        weights: How matrices are stored: f32, f16, bf16 or q8_0. Norms stay in f32.
-        tokenizer_from: A GGUF file of the dense model, whose tokenizer is taken over instead.
-        verify: Whether the file is read back and compared; where xllamacpp is installed, llama.cpp itself is asked for
-            logits.
-
-    Returns:
-        The file.
-
-    Raises:
-        ModelError: The file exists, llama.cpp has no place for the model or its tokenizer, or what it reads differs.
+    Matrices are stored as `weights` (f32, f16, bf16 or q8_0), norms as f32. With `tokenizer_from`, a GGUF file of the
+    dense model, its tokenizer is taken over. To verify is to read the file back, and to ask llama.cpp itself for logits
+    where xllamacpp is installed.
     """
     path = destination(file)
     if weights not in ROUNDING:
@@ -95,8 +84,7 @@ def _write(
 ) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(file, GGUF_ARCHITECTURE)
-    try:
+    with closing(gguf.GGUFWriter(file, GGUF_ARCHITECTURE)) as writer:
         planned = plan.model.name if plan is not None else ""
         _add_facts(writer, model, planned or model.config.name_or_path or model.config.model_type, weights)
         add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
@@ -110,8 +98,6 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    finally:
-        writer.close()
 
 
 def _add_facts(writer: Any, model: PreTrainedModel, name: str, weights: str) -> None:

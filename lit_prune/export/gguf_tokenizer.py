@@ -15,6 +15,10 @@ from lit_prune.errors import ModelError
 from lit_prune.export.llama_cpp import LENT
 from lit_prune.export.targets import BYTE_LEVEL, PRE_TOKENIZERS, SENTENCE_PIECE
 
+NO_MERGE = "no merge"
+"""llama.cpp wants one at least. No text is made of these two: merges begin with single characters."""
+_NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
+
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, tokenizer_from: str | None) -> None:
     """Add a fast tokenizer with byte-pair merges, or that of another GGUF file, to what a gguf.GGUFWriter writes.
@@ -41,8 +45,9 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         # The lower its merge stands in the list, the less a piece is worth.
         made = {merge.replace(" ", "", 1): -float(rank) for rank, merge in reversed([*enumerate(merges)])}
         unmade = {_NORMAL: -1e9}
-        scores = [made.get(token, unmade.get(kind, 0.0)) for token, kind in zip(tokens, types, strict=True)]
-        writer.add_token_scores(scores)
+        writer.add_token_scores(
+            [made.get(token, unmade.get(kind, 0.0)) for token, kind in zip(tokens, types, strict=True)]
+        )
         writer.add_add_space_prefix(_adds_space(data))
     else:
         writer.add_tokenizer_pre(pre_tokenizer(data))
@@ -51,19 +56,12 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     _add_special(writer, tokenizer)
 
 
-NO_MERGE = "no merge"
-"""llama.cpp wants one at least. No text is made of these two: merges begin with single characters."""
-_NORMAL, _CONTROL, _USER, _UNUSED, _BYTE = 1, 3, 4, 5, 6
-
-
 def pre_tokenizer(data: Mapping[str, Any]) -> str:
     """The name in llama.cpp for how a tokenizer.json cuts text before it merges; a ModelError where it is not known."""
-    steps = data.get("pre_tokenizer") or {}
-    key = []
-    for step in steps.get("pretokenizers", [steps]):
-        pattern = (step.get("pattern") or {}).get("Regex")
-        key.append(pattern or step.get("type", "nothing"))
-    found = PRE_TOKENIZERS.get(tuple(key))
+    whole = data.get("pre_tokenizer") or {}
+    steps = whole.get("pretokenizers", [whole])
+    key = tuple((step.get("pattern") or {}).get("Regex") or step.get("type", "nothing") for step in steps)
+    found = PRE_TOKENIZERS.get(key)
     if found is None or data.get("normalizer") not in (None, {"type": "NFC"}):
         raise ModelError(f"llama.cpp is not known to cut text like this tokenizer ({', '.join(key)}); {LENT}")
     return found
@@ -73,24 +71,16 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any], vocab_size: int
 ) -> tuple[list[str], list[int]]:
     names: dict[int, str] = {number: name for name, number in tokenizer.get_vocab().items()}
-    added = {token["id"]: token for token in data["added_tokens"]}
     if max(names, default=-1) >= vocab_size:
         raise ModelError(
             f"the tokenizer has the token {names[max(names)]!r} with the number {max(names)}, and the model has "
             f"{vocab_size} rows of embeddings: it is another model's, or model.resize_token_embeddings was forgotten"
         )
-    tokens, types = [], []
-    for number in range(vocab_size):
-        name = names.get(number, f"[PAD{number}]")
-        tokens.append(name)
-        if number in added:
-            types.append(_CONTROL if added[number]["special"] else _USER)
-        elif number not in names:
-            types.append(_UNUSED)
-        else:
-            is_byte = data["model"].get("byte_fallback") and len(name) == 6 and name.startswith("<0x")
-            types.append(_BYTE if is_byte else _NORMAL)
-    return tokens, types
+    types = dict.fromkeys(range(vocab_size), _UNUSED) | dict.fromkeys(names, _NORMAL)
+    if data["model"].get("byte_fallback"):
+        types |= {number: _BYTE for number, name in names.items() if len(name) == 6 and name.startswith("<0x")}
+    types |= {token["id"]: _CONTROL if token["special"] else _USER for token in data["added_tokens"]}
+    return [names.get(number, f"[PAD{number}]") for number in types], [*types.values()]
 
 
 def _adds_space(data: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -18,10 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import context_length
 from lit_prune.errors import ModelError
 from lit_prune.export import llama_cpp_process
-from lit_prune.export.llama_cpp_process import CONTEXT, server
+from lit_prune.export.llama_cpp_process import CONTEXT
 from lit_prune.surgery import evaluating
-
-__all__ = ["is_installed", "require_same_in_llama_cpp", "server"]
 
 QUESTION = "The 3 largest cities of the United States, in 2024, are"
 HARD_TEXTS = (
@@ -54,19 +53,10 @@ def is_installed() -> bool:
 def require_same_in_llama_cpp(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, *, exact: bool, lent: bool = False
 ) -> None:
-    """Compare tokens of hard texts, and probabilities behind tokens, by transformers and by llama.cpp.
+    """Compare tokens of hard texts, and probabilities behind tokens, by transformers and by llama.cpp if installed.
 
-    Does nothing where llama.cpp is not installed.
-
-    Args:
-        model: The model that the file was made of.
-        tokenizer: The model's tokenizer.
-        file: The GGUF file.
-        exact: Whether the file holds weights in float32.
-        lent: Whether the tokenizer in the file was taken from another GGUF file: what that cuts otherwise is a warning.
-
-    Raises:
-        ModelError: They differ, or llama.cpp does not read the file; with its reason.
+    A ModelError says that they differ, or why llama.cpp does not read the file. An `exact` file holds weights in
+    float32. Where the tokenizer in the file is `lent` by another GGUF file, what that cuts otherwise is a warning.
     """
     if not is_installed():
         return
@@ -75,7 +65,7 @@ def require_same_in_llama_cpp(
     room = min(CONTEXT, context_length(model.config) or CONTEXT) - 1
     # As numbers, which llama.cpp does not cut.
     prompts = [_ids(tokenizer, text)[:room] for text in (QUESTION, "".join(HARD_TEXTS))]
-    answer = _asked(file, (*texts, *rare), [_request(ids, _plain_token(tokenizer)) for ids in prompts])
+    answer = _asked(file, (*texts, *rare), [_request(tokenizer, ids) for ids in prompts])
     found = list(zip((*texts, *rare), expected, answer["tokens"], strict=True))
     difference = _cut_otherwise(tokenizer, found[: len(texts)])
     if difference is not None and not lent:
@@ -99,18 +89,15 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, verbose=False)["input_ids"])
 
 
-def _plain_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """A token of plain letters."""
-    return next((number for name, number in tokenizer.get_vocab().items() if name.isascii() and name.isalpha()), None)
+def _request(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> dict[str, Any]:
+    """Ask what is likeliest behind some tokens.
 
-
-def _request(ids: Sequence[int], plain: int | None) -> dict[str, Any]:
-    """What is likeliest behind some tokens.
-
-    Probabilities come with text alone, and half a character is none: the token that is written is prescribed. Those of
-    the likeliest are as before.
+    Probabilities come with text alone, and half a character is none: a token of plain letters is prescribed where there
+    is one. Those of the likeliest are as before.
     """
-    request = {"prompt": list(ids), "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0.0, "cache_prompt": False}
+    request = {"prompt": ids, "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0.0, "cache_prompt": False}
+    vocabulary = tokenizer.get_vocab().items()
+    plain = next((number for name, number in vocabulary if name.isascii() and name.isalpha()), None)
     return request if plain is None else {**request, "logit_bias": [[plain, 1e9]]}
 
 
@@ -126,9 +113,8 @@ def _asked(file: Path, texts: Sequence[str], requests: Sequence[Mapping[str, Any
         check=False,
     )
     if done.returncode:
-        raise ModelError(
-            f"llama.cpp does not read this file: {_reason(done.stderr) or f'it ended by {done.returncode}'}"
-        )
+        reason = _reason(done.stderr) or f"it ended by {done.returncode}"
+        raise ModelError(f"llama.cpp does not read this file: {reason}")
     return cast(dict[str, Any], json.loads(done.stdout))
 
 
@@ -145,8 +131,8 @@ def _cut_otherwise(
     """The first text, of those with the tokenizer's tokens and llama.cpp's, where these differ, in words; or None."""
     for text, ours, theirs in found:
         if list(ours) != list(theirs):
-            place = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len({*pair}) > 1), None)
-            start = min(len(ours), len(theirs)) if place is None else place  # one may be the other's beginning
+            pairs = itertools.zip_longest(ours, theirs)  # one may be the other's beginning
+            start = next(place for place, (our, their) in enumerate(pairs) if our != their)
             one, two = (tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, theirs))
             return f"llama.cpp cuts {text[:60]!r} otherwise: into {two} where the tokenizer has {one}"
     return None

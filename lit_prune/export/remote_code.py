@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
@@ -21,13 +19,18 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from lit_prune.anatomy import SublayerStub, find_sublayers, stubs
 from lit_prune.errors import ModelError
-from lit_prune.export.card import FILLED_AT_RANDOM, Usage
-from lit_prune.export.folder import Companions, require_same, write_standard
+from lit_prune.export.card import FILLED_AT_RANDOM, Usage, usage_by
+from lit_prune.export.folder import require_same
 from lit_prune.files import write_text
 from lit_prune.loading import autoload
 from lit_prune.surgery import recorded_biases, remember, without_tombstones
 
 CODE_FILE = f"{autoload.CODE_MODULE}.py"
+NOTE = (
+    "Without `trust_remote_code=True` transformers stops, since the tensors of the removed sublayers are empty. "
+    f"{FILLED_AT_RANDOM} The file `{CODE_FILE}` "
+    "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed."
+)
 
 CACHE = "from transformers.cache_utils import Cache, DummyLayer\n"
 GUARDED_CACHE = f"""
@@ -97,26 +100,28 @@ def require_importable(model: PreTrainedModel) -> None:
         raise ModelError(f"{name} does not come with transformers, so a file cannot import it; export as hf")
 
 
-def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a pruned model as `save` does, and beside it the Python file that builds it, by which it is read back."""
     is_text = type(model.config) in AutoModelForCausalLM._model_mapping
-    factory = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
-    with _pointing(model, factory.__name__):
+    factory: Any = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    put_back = remember([vars(model.config)], ["auto_map"])
+    # The config names the file and no other code, for as long as it is written.
+    model.config.auto_map = {factory.__name__: f"{autoload.CODE_MODULE}.{type(model).__name__}"}
+    try:
         # First: saving leaves the dtype in the config as a word, with which not every class can be built.
         write_text(folder / CODE_FILE, modelling_code(model))
-        write_standard(model, folder, companions, _usage(factory.__name__))
-        if verify:
-            read = _read_back(factory, folder, model.dtype)
-            with without_tombstones(model):
-                require_same(model, read.to(model.device).eval())
-
-
-def _read_back(factory: Any, folder: Path, dtype: torch.dtype) -> Any:
-    try:
-        with autoload.teaching(False):
-            return factory.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
-    except RuntimeError as error:
-        raise ModelError(f"read back, the file does not build what was saved: {error}") from error
+        model.save_pretrained(folder)
+    finally:
+        put_back()
+    if verify:
+        try:
+            with autoload.teaching(False):
+                read = factory.from_pretrained(folder, dtype=model.dtype, trust_remote_code=True)
+        except RuntimeError as error:
+            raise ModelError(f"read back, the file does not build what was saved: {error}") from error
+        with without_tombstones(model):
+            require_same(model, read.to(model.device).eval())
+    return model, usage_by(factory.__name__, NOTE, options=", trust_remote_code=True")
 
 
 def modelling_code(model: PreTrainedModel) -> str:
@@ -144,23 +149,3 @@ def _options(stub: nn.Module) -> dict[str, Any] | None:
         return None
     residual = None if stub.residual is None else (stub.residual.name, stub.residual.position)
     return {"as_tuple": stub.as_tuple, "layer_idx": stub.layer_idx, "residual": residual}
-
-
-@contextmanager
-def _pointing(model: PreTrainedModel, factory: str) -> Iterator[None]:
-    """The config names the file and no other code, for as long as it is written."""
-    put_back = remember([vars(model.config)], ["auto_map"])
-    model.config.auto_map = {factory: f"{autoload.CODE_MODULE}.{type(model).__name__}"}
-    try:
-        yield
-    finally:
-        put_back()
-
-
-def _usage(factory: str) -> Usage:
-    return Usage(
-        f'from transformers import {factory}\n\nmodel = {factory}.from_pretrained("FOLDER", trust_remote_code=True)',
-        "Without `trust_remote_code=True` transformers stops, since the tensors of the removed sublayers are empty. "
-        f"{FILLED_AT_RANDOM} The file `{CODE_FILE}` "
-        "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed.",
-    )

@@ -16,10 +16,9 @@ ELSEWHERE = "export as hf-zeroed, which the usual converters and servers take, a
 
 
 def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse with a ModelError what computes otherwise than a runtime does, and say in what.
+    """Refuse with a ModelError what computes otherwise than a runtime, `target` by name, does.
 
-    The runtime is called by its name; of rotary positions it computes some kinds, with the settings of them that it
-    reads.
+    `positions` are the kinds of rotary positions that it computes, with the settings of them that it reads.
     """
     config = model.config
     if config.model_type not in SERVED_TYPES:

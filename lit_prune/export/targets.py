@@ -7,20 +7,9 @@ SERVED_TYPES = ("llama", "mistral")
 SERVED_ACTIVATIONS = ("silu", "swish")
 """What their FFNs compute, by transformers' names for it; any other is not written as this one."""
 SERVED_READ = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_parameters",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps"),
+    *("rope_parameters", "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias"),
 )
 """Settings of a config that the graphs of all runtimes read."""
 SERVED_INERT = (

@@ -6,6 +6,8 @@ Source: the model of `targets.DECILM` in vLLM. It computes as the types of `targ
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,9 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, find_sublayers
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export.card import Usage
-from lit_prune.export.folder import Companions
 from lit_prune.export.served import head_size, require_served
 from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, SERVED_ACTIVATIONS, VLLM_POSITIONS
 from lit_prune.files import write_text
@@ -31,34 +32,28 @@ USAGE = Usage(
 )
 PARTS = {"attention": "self_attn", "ffn": "mlp"}
 """What a block's parts are called in the config and in the names of tensors."""
+require_serving = partial(require_served, target="vLLM's DeciLM", positions=VLLM_POSITIONS)
 
 
-def require_serving(model: PreTrainedModel) -> None:
-    """Refuse with a ModelError a model that vLLM cannot serve."""
-    require_served(model, "vLLM's DeciLM", VLLM_POSITIONS)
-
-
-def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a pruned model in DeciLM's layout, and compare tensors and blocks with what is on disk.
 
     vLLM itself is not asked: it wants another transformers.
     """
     anatomy = find_sublayers(model)
-    stub = _needs_stub(anatomy)
+    # vLLM starts the residual stream with the first norm before an attention, so the first sublayer must be one.
+    first = next(iter(anatomy.ids), None)
+    stub = SublayerId(first.block, "attention") if first is not None and first.kind == "mlp" else None
     tensors = {name: value.contiguous() for name, value in _tensors(model, stub).items()}
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    write_text(folder / "config.json", json.dumps(_config(model, anatomy, stub), indent=2) + "\n")
+    write_text(
+        folder / "config.json", json.dumps(_config(model, anatomy.blocks, {*anatomy.ids, stub}), indent=2) + "\n"
+    )
     write_text(folder / CODE_FILE, DECILM_CODE)
     model.generation_config.save_pretrained(folder)
-    companions.write(model, folder, USAGE)
     if verify:
         _require_same(model, folder)
-
-
-def _needs_stub(anatomy: Anatomy) -> SublayerId | None:
-    """The attention without which vLLM fails: it starts the residual stream with the first norm before an attention."""
-    first = next(iter(anatomy.ids), None)
-    return SublayerId(first.block, "attention") if first is not None and first.kind == "mlp" else None
+    return model, USAGE
 
 
 def _own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -68,39 +63,35 @@ def _own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _tensors(model: PreTrainedModel, stub: SublayerId | None) -> dict[str, Tensor]:
     tensors = _own_tensors(model)
-    if stub is not None:
-        anatomy, config = find_sublayers(model), model.config
-        block = f"{anatomy.blocks_path}.{anatomy.position(stub.block)}"
-        width, heads, head = config.hidden_size, config.num_attention_heads, head_size(model)
-        rows = {"q": heads * head, "k": config.num_key_value_heads * head, "v": config.num_key_value_heads * head}
-        like = tensors["model.embed_tokens.weight"]
-        for name, number in rows.items():
-            tensors[f"{block}.self_attn.{name}_proj.weight"] = like.new_zeros(number, width)
-        tensors[f"{block}.self_attn.o_proj.weight"] = like.new_zeros(width, heads * head)
-        tensors[f"{block}.input_layernorm.weight"] = like.new_ones(width)
+    if stub is None:
+        return tensors
+    anatomy, config, head = find_sublayers(model), model.config, head_size(model)
+    block = f"{anatomy.blocks_path}.{anatomy.position(stub.block)}"
+    width, queries, keys = config.hidden_size, config.num_attention_heads * head, config.num_key_value_heads * head
+    like = tensors["model.embed_tokens.weight"]
+    for name, shape in {"q": (queries, width), "k": (keys, width), "v": (keys, width), "o": (width, queries)}.items():
+        tensors[f"{block}.self_attn.{name}_proj.weight"] = like.new_zeros(shape)
         if config.attention_bias:
-            for name, number in (*rows.items(), ("o", width)):
-                tensors[f"{block}.self_attn.{name}_proj.bias"] = like.new_zeros(number)
+            tensors[f"{block}.self_attn.{name}_proj.bias"] = like.new_zeros(shape[0])
+    tensors[f"{block}.input_layernorm.weight"] = like.new_ones(width)
     return tensors
 
 
-def _config(model: PreTrainedModel, anatomy: Anatomy, stub: SublayerId | None) -> dict[str, Any]:
+def _config(model: PreTrainedModel, blocks: Iterable[int], there: Container[SublayerId | None]) -> dict[str, Any]:
     config = model.config
-    data = {name: getattr(config, name) for name in DECILM_CONFIG if hasattr(config, name)}
-    data["hidden_act"] = SERVED_ACTIVATIONS[0]  # under the one name that vLLM knows
     return {
         **DECILM,
         "auto_map": {"AutoConfig": f"{CODE_FILE.removesuffix('.py')}.DeciLMConfig"},
         "dtype": str(model.dtype).removeprefix("torch."),
-        **data,
-        "block_configs": [_block_config(block, config, anatomy, stub) for block in anatomy.blocks],
+        **{name: getattr(config, name) for name in DECILM_CONFIG if hasattr(config, name)},
+        "hidden_act": SERVED_ACTIVATIONS[0],  # under the one name that vLLM knows
+        "block_configs": [_block_config(block, config, there) for block in blocks],
     }
 
 
-def _block_config(block: int, config: Any, anatomy: Anatomy, stub: SublayerId | None) -> dict[str, Any]:
-    attention, mlp = (SublayerId(block, kind) for kind in ("attention", "mlp"))
+def _block_config(block: int, config: Any, there: Container[SublayerId | None]) -> dict[str, Any]:
+    serves, computes = (SublayerId(block, kind) in there for kind in ("attention", "mlp"))
     heads = config.num_attention_heads // config.num_key_value_heads
-    serves, computes = attention in anatomy or attention == stub, mlp in anatomy
     return {
         "attention": {"no_op": not serves, "n_heads_in_group": heads if serves else None},
         "ffn": {
@@ -112,7 +103,7 @@ def _block_config(block: int, config: Any, anatomy: Anatomy, stub: SublayerId | 
 
 
 def _require_same(model: PreTrainedModel, folder: Path) -> None:
-    """What is on disk, laid over the model it came from: nothing but the stub is left over, nothing is missing."""
+    """Compare what is on disk with the model: nothing but the stub is left over, nothing is missing."""
     read: dict[str, Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         read |= load_state_dict_from_file(shard)

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.errors import ModelError
-from lit_prune.export.card import stock_usage
-from lit_prune.export.folder import Companions, require_logits, require_same, write_standard
+from lit_prune.export.card import Usage, usage_by
+from lit_prune.export.folder import require_logits, require_same
 from lit_prune.loading import autoload
 from lit_prune.surgery import stock_config, without_tombstones
 
@@ -23,16 +23,17 @@ NOTE = (
 )
 
 
-def write(model: PreTrainedModel, folder: Path, companions: Companions, verify: bool) -> None:
+def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a pruned model in the shape of a dense one, if zeros hold, and compare it with what transformers reads."""
     filled = with_zeros(model)
     if verify:
         require_logits(model, filled)  # zeros may not hold; before anything is written
-    write_standard(filled, folder, companions, stock_usage(model, "FOLDER", NOTE))
+    filled.save_pretrained(folder)
     if verify:
         with autoload.teaching(False):
             read = cast(Any, type(model)).from_pretrained(folder, dtype=model.dtype)
         require_same(filled, read.to(model.device).eval())
+    return filled, usage_by(type(model).__name__, NOTE)
 
 
 def with_zeros(model: PreTrainedModel) -> PreTrainedModel:

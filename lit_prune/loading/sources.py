@@ -81,11 +81,16 @@ def locate(name: str | Path) -> Source:
         return _gguf(path, path.name)
     if os.path.isdir(path):  # which asks of names too long as well
         return Source(str(path), None, text)
-    if os.path.exists(path) or text.startswith(("/", ".", "~", os.sep)) or text.count("/") > 1:
+    if is_path(text):
         raise ModelError(
             f"there is no model folder {text}; expected a folder, a .gguf file, or a hub name (owner/name)"
         )
     return Source(text, None, text)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name means a place on this machine, be there something or not; all else may be found on the hub."""
+    return os.path.isabs(name) or name.startswith((".", "~", "/")) or name.count("/") > 1 or os.path.exists(name)
 
 
 def load_tokenizer(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError, PlanError
@@ -197,7 +197,7 @@ class TestContents:
 class TestRefusals:
     def test_folder_that_is_not_empty(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "keep.txt").write_text("mine")
-        monkeypatch.setattr(folder, "write_standard", lambda *_: pytest.fail("work was done first"))
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *_: pytest.fail("work was done first"))
         with pytest.raises(ModelError, match="exists already"):
             save(tiny_model("llama"), tmp_path)
         with pytest.raises(ModelError, match="exists already"):

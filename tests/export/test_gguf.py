@@ -13,6 +13,7 @@ from lit_prune.errors import ModelError
 from lit_prune.export import export, gguf_tokenizer, llama_cpp
 from lit_prune.export import gguf as gguf_module
 from lit_prune.export.gguf_tokenizer import pre_tokenizer
+from lit_prune.export.llama_cpp_process import server
 from lit_prune.export.targets import CASES, PRE_TOKENIZERS, REST
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
@@ -71,7 +72,7 @@ def test_llama_cpp_writes_the_same_tokens(names, weights, tmp_path):
     expected = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()
     request = {"prompt": TEXT, "n_predict": 12, "temperature": 0.0, "ignore_eos": True}
     request |= {"verbose": True, "return_tokens": True}  # half a character has no place in the answer's text
-    with llama_cpp.server(file) as llama:
+    with server(file) as llama:
         answer = llama.handle_completions(request)
     found = answer["__verbose"]["tokens"]
     assert answer["usage"]["prompt_tokens"] == len(tokens)
@@ -86,7 +87,7 @@ def test_llama_cpp_cuts_text_alike(kind, tmp_path):
     tokenizer = byte_tokenizer(kind)
     # What is likeliest after the text is compared in there, and every token of the text matters.
     file = export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
-    with llama_cpp.server(file) as llama:
+    with server(file) as llama:
         answer = llama.handle_completions({"prompt": TEXT, "n_predict": 1})
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(TEXT)["input_ids"])
 
@@ -256,7 +257,7 @@ def test_sentence_pieces(scheme, tmp_path):
     told = pytest.warns(UserWarning, match="cuts ' .* otherwise") if scheme == "always" else nullcontext()
     with told:
         file = export(model, tmp_path / "out.gguf", **options)
-    with llama_cpp.server(file) as llama:
+    with server(file) as llama:
         answer = llama.handle_completions({"prompt": TEXT + " q", "n_predict": 1})
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(TEXT + " q")["input_ids"])
 

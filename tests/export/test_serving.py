@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_prune.export import export, llama_cpp
+from lit_prune.export.llama_cpp_process import server
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
@@ -90,7 +91,7 @@ def test_llama_cpp(served, tmp_path):
     model, tokenizer, prompts, expected = served
     file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
     options = {"n_predict": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "n_probs": 1}
-    with llama_cpp.server(file) as runtime:
+    with server(file) as runtime:
         answers = [runtime.handle_completions({"prompt": each, **options}) for each in prompts]
         chat = runtime.handle_chat_completions(
             {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 8}
