@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +83,9 @@ class Sample:
         """
         require_positive(num_windows=self.num_windows, batch_size=self.batch_size, **numbers)
 
-    def windows(self, tokenizer: Any, *, wanted: int | None = None, most: int | None = None) -> Tensor:
+    def windows(
+        self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None, most: int | None = None
+    ) -> Tensor:
         """Draw windows, [windows, window].
 
         Args:
