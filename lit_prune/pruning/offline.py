@@ -148,11 +148,7 @@ def _journal_header(pruner: Pruner, goal: Goal, batches: Sequence[Mapping[str, A
 
 
 def require_shardable(pruner: Pruner, unit: str) -> None:
-    """Refuse, before any work, what cannot be measured on a model that is sharded over processes.
-
-    Args:
-        pruner: The pruner before its first step.
-        unit: The unit of the budget: `params`, `flops`, `kv_cache` or `latency`.
+    """Refuse, before any work, what cannot be measured on a model that is sharded; `unit` is that of the budget.
 
     Raises:
         LitPruneError: The message says what cannot.
@@ -237,13 +233,11 @@ def compensate_plan(
     require_possible(compensation, model)
     batches = list(batches)
     what_if = WhatIf(model, batches)
-    steps = []
-    for step in plan.steps:
-        _, corrections = take_out(model, step.removed, compensation, what_if)
-        steps.append(replace(step, compensation=corrections))
+    corrections = [take_out(model, step.removed, compensation, what_if)[1] for step in plan.steps]
+    steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
     compact(model)
     facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}
-    return replace(plan, model=model_facts, steps=tuple(steps), compensation=facts)
+    return replace(plan, model=model_facts, steps=steps, compensation=facts)
 
 
 def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:

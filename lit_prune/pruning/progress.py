@@ -19,14 +19,7 @@ LONGEST = 40
 class SearchBar:
     """A bar that is full when the budget is reached; only what was removed moves it.
 
-    A search may ask for thousands of blocks at once or for a few, so blocks say nothing about how far it is. Called as
-    `Progress`, it shows what is being measured.
-
-    Args:
-        bar: The bar of tqdm that draws.
-        goal: The amount that is to be reached, in the budget's unit or in removals; infinite where nobody knows it.
-        reached: The part of it that was reached before.
-        clock: Reads the time in seconds.
+    A search may ask for thousands of blocks at once or for a few, so blocks say nothing about how far it is.
     """
 
     def __init__(self, bar: Any, goal: float, reached: float, clock: Callable[[], float]) -> None:
@@ -45,8 +38,10 @@ class SearchBar:
             return
         self._drawn = self._clock()
         sweep = f"{done / total:.0%} of a sweep" if total else ""
-        words = (f"round {self._round}", sweep, f"without {what[:LONGEST]}" if what else "", self._left_in_words())
-        self._bar.set_postfix_str(", ".join(filter(None, words)))
+        without = f"without {what[:LONGEST]}" if what else ""
+        seconds = self.seconds_left
+        left = "" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
+        self._bar.set_postfix_str(", ".join(filter(None, (f"round {self._round}", sweep, without, left))))
 
     def removed(self, reached: float) -> None:
         """Show that a removal is done, and what all of them have reached."""
@@ -68,10 +63,6 @@ class SearchBar:
         seconds = (self._goal - now) * (last - begun) / (now - before)
         return max(0.0, seconds - (self._clock() - last))
 
-    def _left_in_words(self) -> str:
-        seconds = self.seconds_left
-        return "" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
-
 
 @contextmanager
 def progress_bar(
@@ -82,14 +73,14 @@ def progress_bar(
     shown: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[SearchBar]:
-    """A bar on the error stream that follows a search; nothing at all when not `shown`.
+    """A bar on the error stream that follows a search, and shows what it measures; nothing at all when not `shown`.
 
     Args:
         description: The words before the bar.
-        goal: See `SearchBar`.
-        reached: See `SearchBar`.
+        goal: The amount that is to be reached, in the budget's unit or in removals; infinite where nobody knows it.
+        reached: The part of it that was reached before.
         shown: Whether the bar is drawn.
-        clock: See `SearchBar`.
+        clock: Reads the time in seconds.
     """
     known = math.isfinite(goal)
     form = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}{postfix}" if known else "{desc}: {elapsed}{postfix}"

@@ -11,18 +11,8 @@ from lit_prune.scorers import Scorer
 
 
 def protected_sublayers(names: Sequence[str], scorer: Scorer, anatomy: Anatomy) -> frozenset[SublayerId]:
-    """The sublayers that are named, and those of blocks that the scorer's method never removes.
-
-    Args:
-        names: Names such as `attention.0`, `mlp.3`, `block.2`; `first` and `last` are the blocks at the ends.
-        scorer: What says how important a candidate is.
-        anatomy: The anatomy of the model, perhaps pruned.
-
-    Raises:
-        LitPruneError: A name is of another form, or the model never had such a sublayer.
-    """
-    blocks = scorer.protected_blocks(anatomy.num_blocks)
-    found = {SublayerId(block, kind) for block in blocks for kind in KINDS}
+    """The sublayers that are named as `Recipe.protect` names them, and those that the scorer's method never removes."""
+    found = {SublayerId(block, kind) for block in scorer.protected_blocks(anatomy.num_blocks) for kind in KINDS}
     ends = {"first": "block.0", "last": f"block.{anatomy.num_blocks - 1}"}
     for name in names:
         try:

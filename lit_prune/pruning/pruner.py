@@ -48,8 +48,6 @@ class Pruner:
         plan: What was removed so far; set it to resume.
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
-        scorer: What says how important a candidate is.
-        granularity: What goes at a time.
         protected: What must stay, by `protect` or because the scorer's method never removes it.
 
     Raises:
@@ -174,12 +172,7 @@ class Pruner:
             yield step
 
     def step(
-        self,
-        what_if: WhatIf,
-        budget: Budget,
-        *,
-        optimizers: Iterable[Optimizer] = (),
-        epoch: int | None = None,
+        self, what_if: WhatIf, budget: Budget, *, optimizers: Iterable[Optimizer] = (), epoch: int | None = None
     ) -> PruneStep | None:
         """Score, choose, remove, record: one removal, or None where every one would exceed the budget's `max_rise`.
 
@@ -198,9 +191,8 @@ class Pruner:
             return None
         choice = Candidate.parse(what_if.processes.agree(chosen.name))
         freed, corrections = take_out(self.model, choice, self._compensation, what_if, list(optimizers))
-        cost = what_if.cost - before
         step = PruneStep.recorded(
-            choice, scores, num_parameters=freed, compensation=corrections, cost=cost, epoch=epoch
+            choice, scores, num_parameters=freed, compensation=corrections, cost=what_if.cost - before, epoch=epoch
         )
         self.plan = self.plan.with_step(step)
         return step
@@ -230,7 +222,7 @@ class Pruner:
         # Training moves all scores: bounds on those of another epoch would say nothing.
         history = [step for step in self.plan.steps if step.epoch == epoch or not self._search.within_epoch]
         remaining = budget.remaining(self.reached)
-        score = ModelRound(self.model, self.scorer, what_if, self.prices, list(sizes), self.plan.steps, remaining)
+        score = ModelRound(self.scorer, what_if, self.prices, list(sizes), self.plan.steps, remaining)
 
         def searched(among: Sequence[Candidate]) -> Scores:
             return require_scores(self._search(score, among, history), "search", among)

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from lit_prune.anatomy import classifies, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import MeasureError
@@ -21,19 +19,8 @@ from lit_prune.surgery import mute
 
 @dataclass
 class ModelRound:
-    """The `searches.Round` of a real model.
+    """The `searches.Round` of a real model; `candidates` are all that may go now."""
 
-    Args:
-        model: The model as it is in this round.
-        scorer: What scores its candidates.
-        what_if: The measure, over all calibration batches.
-        prices: What sublayers cost, in the budget's unit.
-        candidates: All that may go now.
-        history: The removals so far.
-        wanted: See `searches.Round`.
-    """
-
-    model: nn.Module
     scorer: Scorer
     what_if: WhatIf
     prices: Prices
@@ -42,7 +29,7 @@ class ModelRound:
     wanted: float
 
     def __post_init__(self) -> None:
-        self.anatomy = find_sublayers(self.model)
+        self.anatomy = find_sublayers(self.what_if.model)
         self.blocks: Sequence[int] = self.anatomy.blocks
         self._is_first_score = not self.history
         self._known: dict[tuple[float, Candidate], Scores] = {}
@@ -62,12 +49,13 @@ class ModelRound:
         return replace(scores, importance={candidate: scores.importance[candidate] for candidate in candidates})
 
     def _score(self, candidates: Sequence[Candidate], share: float, out: Candidate) -> Scores:
-        muted = mute(self.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
+        model = self.what_if.model
+        muted = mute(model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
         with muted, self.what_if.narrowed(share):
             scores = require_scores(self.scorer(self.what_if, candidates, self.history), "scorer", candidates)
-        if self._is_first_score and scores.base_nll is not None and not out.sublayers and not classifies(self.model):
+        if self._is_first_score and scores.base_nll is not None and not out.sublayers and not classifies(model):
             self._is_first_score = False
-            hint_if_implausible(scores.base_nll, self.model)
+            hint_if_implausible(scores.base_nll, model)
         return scores
 
     def saved(self, candidate: Candidate) -> float:
@@ -80,16 +68,7 @@ class ModelRound:
 
 
 def require_scores(found: object, noun: str, wanted: Sequence[Candidate]) -> Scores:
-    """What a scorer or a search gave, of the wanted candidates alone and in plain numbers.
-
-    Args:
-        found: What it gave; a user's own may give anything.
-        noun: What gave it, `scorer` or `search`.
-        wanted: The candidates: a scorer gives all of these, a search some.
-
-    Raises:
-        MeasureError: It is something else, a score is missing, or no number.
-    """
+    """What a `scorer` gave for all wanted candidates, or a `search` for some: of these alone, and in plain numbers."""
     if not isinstance(found, Scores):
         raise MeasureError(f"a {noun} gives lit_prune.plan.Scores; this one gave a {type(found).__name__}")
     own = found.importance if isinstance(found.importance, Mapping) else {}
@@ -97,13 +76,11 @@ def require_scores(found: object, noun: str, wanted: Sequence[Candidate]) -> Sco
     if missing if noun == "scorer" else len(missing) == len(wanted):
         names = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         raise MeasureError(f"the {noun} gave no score of {names}: {len(missing)} of {len(wanted)} are missing")
-    scored = [candidate for candidate in wanted if candidate in own]
     base = None if found.base_nll is None else _number(found.base_nll, f"the {noun}'s loss of the model as it is")
+    scored = {candidate: own[candidate] for candidate in wanted if candidate in own}
     return replace(
         found,
-        importance={
-            candidate: _number(own[candidate], f"the {noun}'s score of {candidate.name}") for candidate in scored
-        },
+        importance={gone: _number(value, f"the {noun}'s score of {gone.name}") for gone, value in scored.items()},
         base_nll=base,
         nll={gone: _number(value, f"the {noun}'s loss without {gone.name}") for gone, value in found.nll.items()},
         zero=_number(found.zero, f"the {noun}'s score of what changes nothing"),
