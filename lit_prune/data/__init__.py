@@ -8,7 +8,6 @@ from lit_prune.data.windows import (
     draw_windows,
     drawn_windows,
     fingerprint,
-    leading_bos,
     require_positive,
     token_windows,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "drawn_windows",
     "example_batches",
     "fingerprint",
-    "leading_bos",
     "read_examples",
     "read_texts",
     "require_positive",

@@ -37,11 +37,10 @@ class Example:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read the examples of a task.
+    """Read the examples of a task from a file of JSON lines.
 
-    Args:
-        path: A file of JSON lines, all with `prompt` and `completion`, or all with `prompt`, `choices` and `answer`:
-            the number of the right choice, from 0, or its text.
+    All have `prompt` and `completion`, or all have `prompt`, `choices` and `answer`: the number of the right choice,
+    from 0, or its text.
 
     Raises:
         DataError: The file is missing, empty or damaged; the message names the line.
@@ -88,10 +87,9 @@ def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: l
     """Tokens of prompt and choice, and how many the prompt has."""
     # A space at the end of a prompt belongs to the first word that follows.
     head, whole = ([*bos, *tokens_of(tokenizer, text)] for text in (prompt.rstrip(" "), prompt + choice))
-    start = len(head)
-    if not 0 < start < len(whole):
+    if not 0 < len(head) < len(whole):
         raise DataError(f"an example needs a prompt, and tokens behind it: found {prompt!r} and {choice!r}")
-    return whole, start
+    return whole, len(head)
 
 
 def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:

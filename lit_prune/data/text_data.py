@@ -80,8 +80,9 @@ class TextDataModule(L.LightningDataModule):
         wanted = [part for part in STAGES.get(str(stage), self.limits) if part not in self._windows]
         if not wanted:
             return
-        self._require_context()
-        tokenizer = self._resolved_tokenizer()
+        trained = None if self.trainer is None else self.trainer.lightning_module
+        self._require_context(trained)
+        tokenizer = self._resolved_tokenizer(trained)
         texts = read_parts(self.source, name=self.name, field=self.field, seed=self.seed)
         for part in wanted:
             self._windows[part] = self._draw(part, texts[part], tokenizer)
@@ -126,21 +127,18 @@ class TextDataModule(L.LightningDataModule):
         except DataError as error:
             raise DataError(f"the {part} part of {self.source}: {error}") from error
 
-    def _resolved_tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = getattr(self._module(), "tokenizer", None) if self.tokenizer is None else self.tokenizer
+    def _resolved_tokenizer(self, trained: L.LightningModule | None) -> PreTrainedTokenizerBase:
+        tokenizer = getattr(trained, "tokenizer", None) if self.tokenizer is None else self.tokenizer
         if tokenizer is None:
             raise DataError("no tokenizer: give TextDataModule a model's name or a tokenizer, or train a LitCausalLM")
         return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
-    def _require_context(self) -> None:
-        context = context_length(getattr(getattr(self._module(), "model", None), "config", None))
+    def _require_context(self, trained: L.LightningModule | None) -> None:
+        context = context_length(getattr(getattr(trained, "model", None), "config", None))
         if context is not None and self.window > context:
             raise DataError(
                 f"a window of {self.window} tokens exceeds the model's context of {context}; make it shorter"
             )
-
-    def _module(self) -> L.LightningModule | None:
-        return None if self.trainer is None else self.trainer.lightning_module
 
 
 def window_loader(

@@ -42,29 +42,25 @@ def read_texts(
     Raises:
         DataError: The source is missing or damaged, lacks the field, or holds nothing but blanks; with file and line.
     """
-    if not is_hub(source):
-        if name is not None or split is not None:
-            raise DataError(
-                f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
-            )
-        texts = _builtin() if source == BUILTIN else _read_path(Path(source).expanduser(), field)
-    else:
+    if is_hub(source):
         texts = _read_hub(str(source), name, split or "train", field)
+    elif name is not None or split is not None:
+        raise DataError(
+            f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
+        )
+    elif source == BUILTIN:
+        from pydoc_data.topics import topics
+
+        texts = [topics[key] for key in sorted(topics)]
+    else:
+        texts = [text for file in _files_of(Path(source).expanduser()) for text in read_documents(file, field)]
     if not any(text.strip() for text in texts):
         raise DataError(f"{source} holds no text")
     return texts
 
 
-def read_parts(
-    source: str | Path, *, name: str | None = None, field: str = "text", seed: int = 0
-) -> dict[str, list[str]]:
-    """Read documents for `train`, `val` and `test`, none of them in two parts.
-
-    A hub data set that has all three splits keeps them. Anything else is shared out 80 : 10 : 10.
-
-    Raises:
-        DataError: There is too little to share out, or as for `read_texts`.
-    """
+def read_parts(source: str | Path, *, name: str | None, field: str, seed: int) -> dict[str, list[str]]:
+    """Read documents for `train`, `val` and `test`: by the splits of a hub data set with all three, else shared out."""
     if is_hub(source) and set(HUB_SPLITS.values()) <= set(_hub_splits(str(source), name)):
         return {part: read_texts(source, name=name, split=split, field=field) for part, split in HUB_SPLITS.items()}
     return share_out(read_texts(source, name=name, field=field), seed=seed)
@@ -133,28 +129,19 @@ def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:
     return pieces
 
 
-def _builtin() -> list[str]:
-    from pydoc_data.topics import topics
-
-    return [topics[key] for key in sorted(topics)]
-
-
-def _read_path(path: Path, field: str) -> list[str]:
-    _require_text(path)
-    files = _files_of(path) if path.is_dir() else [path]
-    return [text for file in files for text in read_documents(file, field)]
-
-
 def _require_text(path: Path) -> None:
     if not path.is_dir() and kind_of(path) is None:
         raise DataError(f"cannot read {path}: expected a {EXPECTED}, a folder of them, or a hub data set")
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The files of text in a folder; of JSON, which may be anything, only where nothing else is there."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and str(file).endswith(SUFFIXES)]
+def _files_of(path: Path) -> list[Path]:
+    """A file of text, or those in a folder; there, JSON, which may be anything, only where nothing else is."""
+    _require_text(path)
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and str(file).endswith(SUFFIXES)]
     if not files:
-        raise DataError(f"the folder {folder} holds no {EXPECTED}")
+        raise DataError(f"the folder {path} holds no {EXPECTED}")
     return [file for file in files if kind_of(file) != WHOLE] or files
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -34,16 +34,13 @@ ROOM = 12
 def token_windows(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None
 ) -> Tensor:
-    """Cut documents into windows of tokens.
+    """Cut documents into windows of tokens, LongTensor [num_windows, window].
 
     Args:
         texts: Documents; they are joined by two newlines and tokenised once, or in pieces where they are long.
         tokenizer: A tokenizer; where it begins a text with a BOS token, every window does so, as some models need.
         window: Number of tokens in a window, BOS included.
         stride: Number of tokens from the beginning of one window to that of the next; without overlap when None.
-
-    Returns:
-        LongTensor [num_windows, window].
 
     Raises:
         DataError: The text is shorter than one window, a window cannot hold two tokens, or a stride skips some.
@@ -69,7 +66,7 @@ def draw_windows(
     stride: int | None = None,
     in_order: bool = False,
 ) -> Tensor:
-    """Draw windows of documents by a seed.
+    """Draw windows of documents by a seed, LongTensor [num_windows, window].
 
     Args:
         texts: Documents.
@@ -79,9 +76,6 @@ def draw_windows(
         seed: Decides which windows are drawn, and their order.
         stride: A stride as for `token_windows`. Windows drawn from a long text never overlap.
         in_order: Whether windows come in the order of the text.
-
-    Returns:
-        LongTensor [num_windows, window].
 
     Raises:
         DataError: Nothing is wanted, or as for `token_windows`.
@@ -124,10 +118,7 @@ def drawn_windows(
 ) -> Tensor:
     """Draw windows of a text by its source: up to `most` of them (`wanted` when None), and no fewer than `wanted`.
 
-    Other arguments are as for `read_texts` and `draw_windows`.
-
-    Returns:
-        LongTensor [num_windows, window].
+    Other arguments, and what is returned, are as for `read_texts` and `draw_windows`.
 
     Raises:
         DataError: There are fewer windows than are wanted, or as for `read_texts` and `draw_windows`.
@@ -140,11 +131,7 @@ def drawn_windows(
 
 
 def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
-    """Make batches in the form that models and scorers take.
-
-    Args:
-        windows: LongTensor [num_windows, window].
-        batch_size: Number of windows in a batch; the last one may have fewer.
+    """Make batches of windows [num_windows, window] in the form that models take; the last one may have fewer.
 
     Raises:
         DataError: `batch_size` is below 1.
@@ -156,11 +143,8 @@ def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tens
 def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
     """What identifies a set of tokens, however it is cut into batches and wherever it came from.
 
-    Args:
-        batches: Batches with `input_ids` [batch, seq], perhaps `labels` [batch, seq].
-
-    Returns:
-        `num_sequences`, `num_tokens` (padding included) and `sha256` over tokens and labels.
+    Of `input_ids` and perhaps `labels` [batch, seq] of all batches, these are `num_sequences`, `num_tokens` (padding
+    included) and `sha256`.
 
     Raises:
         DataError: A batch has no `input_ids`.
@@ -219,16 +203,11 @@ class _Joined:
     def stretch(self, start: int, size: int) -> str:
         """The text from a place on, of so many characters."""
         parts: list[str] = []
-        number = bisect_right(self.starts, start) - 1
-        offset = start - self.starts[number]
-        while size > 0 and number < len(self.texts):
-            own, joint = self.texts[number], JOINT if number + 1 < len(self.texts) else ""
-            taken = own[offset : offset + size]
-            behind = max(0, offset - len(own))  # so much of the joint is past
-            taken += joint[behind : behind + size - len(taken)]
-            parts.append(taken)
-            size -= len(taken)
-            number, offset = number + 1, 0
+        for number in range(bisect_right(self.starts, start) - 1, bisect_left(self.starts, start + size)):
+            offset = start - self.starts[number]
+            for text in (self.texts[number], JOINT if number + 1 < len(self.texts) else ""):
+                parts.append(text[max(0, offset) : max(0, offset + size)])
+                offset -= len(text)
         return "".join(parts)
 
     def pieces(self) -> Iterator[str]:
@@ -249,16 +228,12 @@ def _beginnings(joined: _Joined, cut: _Cut, size: int, most: int, seed: int) -> 
     for stretch in order[: 2 * most]:
         if len(found) == most:
             break
-        tokens = tokens_of(cut.tokenizer, _from_a_word(joined.stretch(stretch * size, size)))
+        # What is left of a word at the beginning is dropped.
+        text = re.sub(r"\A\S{0,99}(?=\s)", "", joined.stretch(stretch * size, size))
+        tokens = tokens_of(cut.tokenizer, text)
         if len(tokens) >= cut.length:
             found[stretch] = tokens[: cut.length]
     return found
-
-
-def _from_a_word(text: str) -> str:
-    """The text without what is left of a word at its beginning."""
-    gap = re.search(r"\s", text[:100])
-    return text[gap.start() :] if gap else text
 
 
 def _bytes(row: Tensor) -> bytes:
