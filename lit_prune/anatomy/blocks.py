@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,135 +22,112 @@ _TUPLE_FORM: dict[type[nn.Module], bool] = {}
 """Whether FFNs of a class return a tuple: asked once for every class."""
 
 
-@dataclass(frozen=True)
 class BlockAnatomy:
-    """What one block has: module paths by kind, and what is still present.
+    """One block, read by the config of its decoder and the user's layout, where there is one.
 
-    Attributes:
-        paths: Module paths of attention and FFN, present or gone.
-        sublayers: Sublayers that are present.
-        shared: Norms that go with the last of them.
-        passes_through: Whether the block returns its input without them: no norms stay behind.
+    `paths` are those of attention and FFN, present or gone; `shared` are norms that go with the last sublayer. The
+    block passes its input through without them where no norms stay behind. An AnatomyError says what was found and
+    what was expected where it is not understood.
     """
 
-    paths: dict[SublayerId, str]
-    sublayers: tuple[Sublayer, ...]
-    shared: tuple[Part, ...]
-    passes_through: bool
-
-
-class BlockReader:
-    """Reads the blocks of one model by the config of its decoder and the user's layout, where there is one."""
-
-    def __init__(self, config: Any, layout: Layout | None) -> None:
-        self.config = config
-        self.described = layout
-
-    def read(self, block: nn.Module, path: str, number: int) -> BlockAnatomy:
-        """Read the block at a module path, by its number in the original model.
-
-        An AnatomyError says what was found and what was expected where the block is not understood.
-        """
-        layout = self._layout(block).for_config(self.config)
-        attention = self._attention(block, layout)
-        children = {"attention": (attention,), "mlp": self._mlp(block, layout, attention)}
-        present = tuple(
-            self._sublayer(block, path, SublayerId(number, kind), children[kind], layout)
+    def __init__(self, block: nn.Module, path: str, number: int, config: Any, described: Layout | None) -> None:
+        self._block, self._path, self._config = block, path, config
+        self._layout = self._find_layout(described).for_config(config)
+        children = self._children()
+        self.paths = {SublayerId(number, kind): f"{path}.{children[kind][-1]}" for kind in KINDS}
+        self.sublayers = tuple(
+            self._sublayer(SublayerId(number, kind), children[kind])
             for kind in KINDS
             if not isinstance(getattr(block, children[kind][-1]), SublayerStub)
         )
-        return BlockAnatomy(
-            paths={SublayerId(number, kind): f"{path}.{children[kind][-1]}" for kind in KINDS},
-            sublayers=present,
-            shared=tuple(_part(block, path, name) for name in layout.shared_norms),
-            passes_through=not layout.staying_norms,
-        )
+        self.shared = tuple(map(self._part, self._layout.shared_norms))
+        self.passes_through = not self._layout.staying_norms
 
-    def _sublayer(
-        self, block: nn.Module, path: str, sublayer: SublayerId, children: tuple[str, ...], layout: Layout
-    ) -> Sublayer:
-        is_attention = sublayer.kind == "attention"
+    def _part(self, name: str) -> Part:
+        return Part(f"{self._path}.{name}", count_parameters([getattr(self._block, name)]))
+
+    def _sublayer(self, sublayer: SublayerId, children: tuple[str, ...]) -> Sublayer:
+        layout, is_attention = self._layout, sublayer.kind == "attention"
         norms = layout.attention_norms if is_attention else layout.mlp_norms
-        own = getattr(block, children[-1])
+        own = getattr(self._block, children[-1])
         residual = ResidualArgument.of(own, layout.residual_argument)
         if is_attention:
-            as_tuple, layer_idx = layout.attention_output == "tuple", int(path.rpartition(".")[2])
+            as_tuple, layer_idx = layout.attention_output == "tuple", int(self._path.rpartition(".")[2])
         else:
             as_tuple, layer_idx = len(children) == 1 and self._returns_tuple(own, residual), None
         stub = partial(SublayerStub, as_tuple=as_tuple, residual=residual, layer_idx=layer_idx)
-        own_part = Part(f"{path}.{children[-1]}", count_parameters([own]), stub)
+        own_part = replace(self._part(children[-1]), stub=stub)
         after = [name for name in norms if name in layout.norms_after]
+        experts = [(parameter.numel(), number) for parameter, number in routed_parameters(own)]
         return Sublayer(
             id=sublayer,
             path=own_part.path,
-            output=f"{path}.{after[-1]}" if after else own_part.path,
-            parts=(*(_part(block, path, name) for name in (*norms, *children[:-1])), own_part),
+            output=f"{self._path}.{after[-1]}" if after else own_part.path,
+            parts=(*map(self._part, (*norms, *children[:-1])), own_part),
             form=layout.form(norms),
             residual=residual,
-            num_idle_parameters=_count_idle(own, self.config),
+            num_idle_parameters=sum(
+                size - size * experts_per_token(self._config) // number for size, number in experts
+            ),
         )
 
-    def _layout(self, block: nn.Module) -> Layout:
-        children = dict(block.named_children())
+    def _find_layout(self, described: Layout | None) -> Layout:
+        children = dict(self._block.named_children())
         norms = {name for name, child in children.items() if is_norm(child)}
-        if self.described is not None:
-            if absent := [name for name in self.described.parts if not hasattr(block, name)]:
-                raise self._misunderstood(block, f"the layout names {', '.join(absent)}, which it has not")
-            if unnamed := norms - set(self.described.norms):
-                raise self._misunderstood(block, f"the layout does not say what becomes of {', '.join(unnamed)}")
-            return self.described
+        if described is not None:
+            named = (*described.norms, *described.mlp, *filter(None, [described.attention]))
+            if absent := [name for name in named if not hasattr(self._block, name)]:
+                raise self._misunderstood(f"the layout names {', '.join(absent)}, which it has not")
+            if unnamed := norms - set(described.norms):
+                raise self._misunderstood(f"the layout does not say what becomes of {', '.join(unnamed)}")
+            return described
         rows = [row for row in LAYOUTS if norms <= set(row.norms) <= set(children)]
         if not rows:
             known = "; ".join(" + ".join(row.norms) for row in LAYOUTS)
             found = f"it has the norms {', '.join(sorted(norms)) or 'none'}; known sets are: {known}"
-            raise self._misunderstood(block, found)
+            raise self._misunderstood(found)
         return max(rows, key=lambda row: len(row.norms))
 
-    def _attention(self, block: nn.Module, layout: Layout) -> str:
-        names = [name for name, child in block.named_children() if _is_attention(name, child)]
-        return layout.attention or self._only_one(block, names, "attention (a child named attn or attention)")
+    def _children(self) -> dict[str, tuple[str, ...]]:
+        """Names of the children that are the attention and the FFN, in the order in which they are called."""
+        working = {name: child for name, child in self._block.named_children() if _has_work(child)}
+        named = [name for name in working if ("attn" in name or "attention" in name) and not is_norm(working[name])]
+        attention = self._layout.attention or self._only(named, "attention (a child named attn or attention)")
+        others = [name for name in working if name not in (*self._layout.norms, attention)]
+        mlp = self._layout.mlp or (self._only(others, f"FFN beside {attention}"),)
+        return {"attention": (attention,), "mlp": mlp}
 
-    def _mlp(self, block: nn.Module, layout: Layout, attention: str) -> tuple[str, ...]:
-        known = {*layout.norms, attention}
-        names = [name for name, child in block.named_children() if name not in known and _has_work(child)]
-        return layout.mlp or (self._only_one(block, names, f"FFN beside {attention}"),)
-
-    def _only_one(self, block: nn.Module, names: list[str], expected: str) -> str:
+    def _only(self, names: list[str], expected: str) -> str:
         if len(names) != 1:
-            raise self._misunderstood(block, f"expected one {expected}, found {', '.join(names) or 'none'}")
+            raise self._misunderstood(f"expected one {expected}, found {', '.join(names) or 'none'}")
         return names[0]
 
-    def _misunderstood(self, block: nn.Module, why: str) -> AnatomyError:
-        children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
+    def _misunderstood(self, why: str) -> AnatomyError:
+        children = ", ".join(f"{name} ({type(child).__name__})" for name, child in self._block.named_children())
         return AnatomyError(
-            f"the blocks of this {self.config.model_type} model ({type(block).__name__}) are not understood: {why}. "
-            f"Children: {children}. Describe the blocks with a layout: see docs/architectures.md"
+            f"the blocks of this {self._config.model_type} model ({type(self._block).__name__}) are not understood: "
+            f"{why}. Children: {children}. Describe the blocks with a layout: see docs/architectures.md"
         )
 
     def _returns_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
-        if type(mlp) not in _TUPLE_FORM:
-            _TUPLE_FORM[type(mlp)] = self._ask_for_tuple(mlp, residual)
-        return _TUPLE_FORM[type(mlp)]
-
-    def _ask_for_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
+        kind = type(mlp)
+        if kind in _TUPLE_FORM:
+            return _TUPLE_FORM[kind]
         # One token of zeros through one FFN tells its form; no table of classes could be complete.
         if next(mlp.parameters()).is_meta:
             # Experts' grouped products know no other dtype there.
             mlp = copy.deepcopy(mlp).to(torch.bfloat16)
         parameter = next(mlp.parameters())
         dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-        token = torch.zeros(1, 1, self.config.hidden_size, dtype=dtype, device=parameter.device)
+        token = torch.zeros(1, 1, self._config.hidden_size, dtype=dtype, device=parameter.device)
         extra = {} if residual is None else {residual.name: token}
         try:
             # Dropout may draw, and a look must not change the training that goes on.
             with torch.no_grad(), torch.random.fork_rng():
-                return isinstance(mlp.forward(token, **extra), tuple)
+                _TUPLE_FORM[kind] = isinstance(mlp.forward(token, **extra), tuple)
         except TypeError as error:
-            raise AnatomyError(f"the FFN {type(mlp).__name__} wants more than the hidden state: {error}") from error
-
-
-def _part(block: nn.Module, path: str, name: str) -> Part:
-    return Part(f"{path}.{name}", count_parameters([getattr(block, name)]))
+            raise AnatomyError(f"the FFN {kind.__name__} wants more than the hidden state: {error}") from error
+        return _TUPLE_FORM[kind]
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -158,20 +135,8 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and all(parameter.ndim <= 1 for parameter in module.parameters())
 
 
-def _is_attention(name: str, module: nn.Module) -> bool:
-    return ("attn" in name or "attention" in name) and not is_norm(module) and _has_work(module)
-
-
 def _has_work(module: nn.Module) -> bool:
     return isinstance(module, SublayerStub) or any(True for _ in module.parameters())
-
-
-def _count_idle(module: nn.Module, config: Any) -> int:
-    """Parameters of experts that a token does not go through: all but `num_experts_per_tok` of them."""
-    return sum(
-        parameter.numel() - parameter.numel() * experts_per_token(config) // num_experts
-        for parameter, num_experts in routed_parameters(module)
-    )
 
 
 def experts_per_token(config: Any) -> int:

@@ -78,21 +78,14 @@ class Layout:
         """All norms of the block."""
         return (*self.attention_norms, *self.mlp_norms, *self.shared_norms, *self.staying_norms)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """All children that the layout names."""
-        return (*self.norms, *self.mlp, *([self.attention] if self.attention else []))
-
     def for_config(self, config: Any) -> Layout:
         """The layout with what the config decides settled."""
         parallel = getattr(config, self.parallel, False) is True if isinstance(self.parallel, str) else self.parallel
         settled = dataclasses.replace(self, parallel=parallel, norms_stay_if=None)
-        if self.norms_stay_if is None:
-            return settled
-        name, value = self.norms_stay_if
-        if getattr(config, name, not value) is not value:
-            return settled
-        return dataclasses.replace(settled, attention_norms=(), mlp_norms=(), staying_norms=self.norms)
+        name, value = self.norms_stay_if or ("", None)
+        if name and getattr(config, name, not value) is value:
+            return dataclasses.replace(settled, attention_norms=(), mlp_norms=(), staying_norms=self.norms)
+        return settled
 
     def form(self, norms: tuple[str, ...]) -> str:
         """How the sublayer with these norms of its own joins the residual stream."""
@@ -111,8 +104,7 @@ class Layout:
     def read(cls, data: Any) -> Layout:
         """Make a layout of a user's description: a mapping of the attributes, lists where these are tuples.
 
-        Raises:
-            AnatomyError: A key is unknown, or a value of another type; the message says what is allowed.
+        An AnatomyError says what is allowed where a key is unknown, or a value of another type.
         """
         fields = {field.name: field.default for field in dataclasses.fields(cls) if field.name != "norms_stay_if"}
         if not isinstance(data, Mapping) or not set(data) <= set(fields):

@@ -17,22 +17,13 @@ COPIES, COPIED = "modules_to_save", "original_module"
 
 @dataclass(frozen=True)
 class SharedParameter:
-    """A parameter in several places, such as one FFN of all blocks: it is freed when the last place is gone.
-
-    Attributes:
-        names: All names that it has in the model.
-        num_parameters: How many numbers it holds.
-    """
+    """A parameter in several places, such as one FFN of all blocks: it is freed when the last place is gone."""
 
     names: tuple[str, ...]
     num_parameters: int
 
     def surplus(self, paths: Iterable[str]) -> int:
-        """How many numbers are counted too often, where every part counts them and they are freed once or not at all.
-
-        Args:
-            paths: Module paths of the parts that go together.
-        """
+        """How many numbers the parts at these paths count too often: they go together, and free them once at most."""
         inside = [{name for name in self.names if name.startswith(f"{path}.")} for path in paths]
         holding = sum(map(bool, inside))
         freed = len(set().union(*inside)) == len(self.names)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_prune.anatomy.layouts import Layout
 from lit_prune.errors import AnatomyError, PlanError
 from lit_prune.plan import MAX_BLOCKS, SublayerId
 
@@ -34,18 +33,14 @@ class Record:
 
     @classmethod
     def of(cls, config: Any) -> Record:
-        """Read the entry of a model's (text) config; an empty one where there is none.
-
-        Raises:
-            AnatomyError: The entry is damaged, or of a newer lit-prune.
-        """
+        """Read a (text) config's entry, empty where there is none; an AnatomyError says it is damaged or too new."""
         data = getattr(config, RECORD_KEY, None)
         if data is None:
             return cls()
         if not isinstance(data, Mapping) or data.get("version") != RECORD_VERSION:
             raise AnatomyError(f"the model was pruned by a newer lit-prune: its config says {RECORD_KEY} = {data!r}")
         try:
-            removed = tuple(SublayerId.parse(name) for name in data["removed"])
+            removed = tuple(map(SublayerId.parse, data["removed"]))
             blocks = tuple(int(number) for number in data["blocks"]) if "blocks" in data else None
             num_blocks = int(data["num_blocks"]) if blocks is not None else None
             biases = {str(SublayerId.parse(name)): _path(path) for name, path in dict(data.get("biases", {})).items()}
@@ -75,10 +70,6 @@ class Record:
         if beyond or whole != length + gone:
             found = f"it names {beyond[0]}" if beyond else f"{length} blocks are left and {gone} gone"
             raise AnatomyError(f"the record {RECORD_KEY} in the model's config is damaged: {found}, of {whole} blocks")
-
-    def described(self) -> Layout | None:
-        """The user's layout, checked."""
-        return None if self.layout is None else Layout.read(self.layout)
 
 
 def _path(text: Any) -> str:

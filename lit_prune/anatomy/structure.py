@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_prune.anatomy.blocks import BlockReader
+from lit_prune.anatomy.blocks import BlockAnatomy
 from lit_prune.anatomy.layouts import CONTEXT_LENGTHS, LAYER_TYPES, Layout
 from lit_prune.anatomy.parameters import shared_parameters
 from lit_prune.anatomy.record import RECORD_KEY, Record
@@ -17,11 +17,7 @@ from lit_prune.plan import KINDS, SublayerId
 
 
 def language_model(model: nn.Module) -> Any:
-    """The Hugging Face model itself, without a peft wrapper around it.
-
-    Raises:
-        AnatomyError: The wrapper changes what the model is given.
-    """
+    """The Hugging Face model itself, without a peft wrapper around it; refused as `require_no_prompt` does."""
     unwrap = getattr(model, "get_base_model", None)
     if not callable(unwrap):
         return model
@@ -58,14 +54,16 @@ def find_sublayers(model: nn.Module) -> Anatomy:
     model = language_model(model)
     config = decoder_config(model)
     record = Record.of(config)
-    layout = record.described()
+    layout = None if record.layout is None else Layout.read(record.layout)
     _require_plain_cache(config)
     path, blocks = _block_list(model, config.num_hidden_layers, layout)
     numbers = record.blocks or tuple(range(len(blocks)))
     if len(numbers) != len(blocks):
         raise AnatomyError(f"the config's record names {len(numbers)} blocks, the model has {len(blocks)}")
-    reader = BlockReader(config, layout)
-    found = [reader.read(block, f"{path}.{position}", numbers[position]) for position, block in enumerate(blocks)]
+    found = [
+        BlockAnatomy(block, f"{path}.{position}", numbers[position], config, layout)
+        for position, block in enumerate(blocks)
+    ]
     present = tuple(sublayer for block in found for sublayer in block.sublayers)
     num_blocks = record.num_blocks or len(blocks)
     here = {sublayer.id for sublayer in present}
@@ -132,13 +130,15 @@ def _block_list(model: Any, length: int, layout: Layout | None) -> tuple[str, nn
         found = [name for name in lists if f".{layout.blocks}".endswith(f".{name}")]
         if not found:
             raise AnatomyError(f"the layout says blocks: {layout.blocks}; module lists found: {_listed(lists)}")
-        return max(found, key=len), lists[max(found, key=len)]
+        longest = max(found, key=len)
+        return longest, lists[longest]
     fitting = {name: module for name, module in lists.items() if len(module) == length}
     # Lists inside blocks (experts), and towers that see and hear, may be as long by chance.
     fitting = {name: fitting[name] for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)}
     if len(fitting) > 1:
-        decoder = _path_of(model, model.get_decoder())
-        fitting = {name: fitting[name] for name in fitting if name.startswith(f"{decoder}.")}
+        decoder = model.get_decoder()
+        path = next((name for name, module in model.named_modules() if module is decoder), "")
+        fitting = {name: fitting[name] for name in fitting if name.startswith(f"{path}.")}
     if len(fitting) != 1:
         raise AnatomyError(
             f"{type(model).__name__} has {len(fitting)} module lists of {length} decoder blocks "
@@ -150,7 +150,3 @@ def _block_list(model: Any, length: int, layout: Layout | None) -> tuple[str, nn
 
 def _listed(lists: dict[str, nn.ModuleList]) -> str:
     return ", ".join(f"{name} with {len(module)}" for name, module in lists.items()) or "none"
-
-
-def _path_of(model: nn.Module, module: nn.Module) -> str:
-    return next((name for name, child in model.named_modules() if child is module), "")

@@ -121,11 +121,9 @@ class Anatomy:
 
     def writer_before(self, sublayer: SublayerId) -> Sublayer | None:
         """The last sublayer to write into the stream before the place of another: nothing reads it between the two."""
-        if self[sublayer].form in PARALLEL_FORMS:
-            beside = [other for other in self.sublayers if other.id.block == sublayer.block and other.id != sublayer]
-            if beside:
-                return beside[0]
         before = [other for other in self.sublayers if other.id < sublayer]
+        if self[sublayer].form in PARALLEL_FORMS:
+            before += [other for other in self.behind(sublayer) if other.id.block == sublayer.block]
         return before[-1] if before else None
 
     def behind(self, sublayer: SublayerId) -> list[Sublayer]:
