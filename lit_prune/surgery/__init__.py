@@ -16,12 +16,7 @@ from lit_prune.surgery.outputs import added_to_stream, first_tensor, hidden_stat
 from lit_prune.surgery.proof import require_understood
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, reshard
-from lit_prune.surgery.tombstones import (
-    are_aside,
-    set_tombstones_aside,
-    tombstones,
-    without_tombstones,
-)
+from lit_prune.surgery.tombstones import are_aside, set_tombstones_aside, tombstones, without_tombstones
 
 __all__ = [
     "added_to_stream",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -47,47 +48,46 @@ def compact(model: nn.Module) -> Callable[[], None]:
     Addresses stay those of the original model. A block that does something of its own to the stream stays, and so does
     one with parameters beside its sublayers. Where the config could not build the shorter stack (a pattern that
     depends on the position, such as every fourth block with experts), nothing is done, and the blocks pass through.
-
-    Args:
-        model: A causal language model, perhaps pruned.
-
-    Returns:
-        A function that puts the blocks back.
+    The function that is returned puts the blocks back.
     """
     root = language_model(model)
-    anatomy = find_sublayers(root)
+    anatomy, config = find_sublayers(root), decoder_config(root)
     positions = _staying(root, anatomy)
     if len(positions) == len(anatomy.blocks):
         return lambda: None
-    change = _Change(root, anatomy, positions)
-    change.make()
-    if not change.is_stock():
-        change.undo()
-        return lambda: None
-    return change.undo
+    blocks, entries = anatomy.block_list(root), dict(vars(config))
+
+    def undo() -> None:
+        _place(root, anatomy.blocks_path, blocks)
+        vars(config).clear()
+        vars(config).update(entries)
+
+    kept = nn.ModuleList([blocks[position] for position in positions]).train(blocks.training)
+    _place(root, anatomy.blocks_path, kept)
+    lists = _shorten_config(config, anatomy, positions)
+    record_removal(root, find_sublayers(root))
+    if _is_stock(root, anatomy.blocks_path, lists):
+        return undo
+    undo()
+    return lambda: None
 
 
 def closable_blocks(model: nn.Module) -> tuple[int, ...]:
-    """Find the blocks that could go alone and leave a stock model, by trying `compact` without each of them.
+    """Find the numbers of the blocks that could go alone and leave a stock model, by trying `compact` without each.
 
     Neighbours that are the same in everything leave the same stack, and are tried once. The model, on any device, is
     left as it was. Where a block of it has lost one sublayer, no other block can go and leave a stock model.
-
-    Returns:
-        Numbers of the blocks in the original model.
     """
     root = language_model(model)
     anatomy = find_sublayers(root)
     blocks = list(anatomy.block_list(root))
     with mute(root, anatomy.ids, anatomy=anatomy):
-        identities = _passing(root, blocks) if anatomy.passes_through else [False] * len(blocks)
-    closable, last, answer = [], None, False
-    for number, passes in zip(anatomy.blocks, identities, strict=True):
-        if passes:
-            signature = _signature(root, anatomy, number)
-            if signature != last:
-                last, answer = signature, _closes(root, anatomy, number)
-            closable += [number] if answer else []
+        identities = _passing(root, blocks) if anatomy.passes_through else set()
+    passing = [number for number, block in zip(anatomy.blocks, blocks, strict=True) if block in identities]
+    closable: list[int] = []
+    for _, alike in groupby(passing, partial(_signature, root, anatomy)):
+        numbers = list(alike)
+        closable += numbers if _closes(root, anatomy, numbers[0]) else []
     return tuple(closable)
 
 
@@ -100,9 +100,8 @@ def _staying(model: Any, anatomy: Anatomy) -> list[int]:
     if Record.of(decoder_config(model)).biases or not anatomy.passes_through or not full or not empty:
         return positions
     blocks = anatomy.block_list(model)
-    identities = _passing(model, [blocks[position] for position in empty])
-    going = {position for position, passes in zip(empty, identities, strict=True) if passes}
-    return [position for position in positions if position not in going]
+    going = _passing(model, [blocks[position] for position in empty])
+    return [position for position in positions if blocks[position] not in going]
 
 
 def _closes(model: nn.Module, anatomy: Anatomy, block: int) -> bool:
@@ -117,85 +116,64 @@ def _closes(model: nn.Module, anatomy: Anatomy, block: int) -> bool:
 def _signature(model: nn.Module, anatomy: Anatomy, block: int) -> Any:
     """All that tells a block from another, but for its number."""
     position, length = anatomy.position(block), len(anatomy.blocks)
-    traits = {name: _traits(module) for name, module in anatomy.block_list(model)[position].named_modules()}
     own = {
-        name: {key: value for key, value in of_module.items() if key not in BLOCK_NUMBERS}
-        for name, of_module in traits.items()
+        name: {key: value for key, value in _traits(module).items() if key not in BLOCK_NUMBERS}
+        for name, module in anatomy.block_list(model)[position].named_modules()
     }
-    lists = {name: value for name, value in vars(decoder_config(model)).items() if isinstance(value, list | tuple)}
     entries = {
         name: position in value if name in BLOCK_LISTS else value[position]
-        for name, value in lists.items()
-        if name in BLOCK_LISTS or len(value) == length
+        for name, value in vars(decoder_config(model)).items()
+        if isinstance(value, list | tuple) and (name in BLOCK_LISTS or len(value) == length)
     }
     return own, entries
 
 
-class _Change:
-    """The shorter list of blocks, their numbers and the config that fits them; can be undone."""
+def _place(model: nn.Module, path: str, blocks: nn.ModuleList) -> None:
+    """Put a list in the place of the blocks; its modules learn their positions, where attention has its cache."""
+    model.set_submodule(path, blocks)
+    for position, block in enumerate(blocks):
+        for module in block.modules():
+            for name in BLOCK_NUMBERS:
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, position)
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, positions: list[int]) -> None:
-        self.model = model
-        self.anatomy = anatomy
-        self.positions = positions
-        self.blocks = anatomy.block_list(model)
-        self.config = decoder_config(model)
-        self.before = copy.copy(self.config.__dict__)
-        self.lists: dict[str, list[Any]] = {}
 
-    def make(self) -> None:
-        kept = nn.ModuleList([self.blocks[position] for position in self.positions])
-        self._place(kept.train(self.blocks.training))
-        self._shorten_config()
-        record_removal(self.model, find_sublayers(self.model))
+def _shorten_config(config: Any, anatomy: Anatomy, positions: list[int]) -> dict[str, list[Any]]:
+    """Make a config that of the blocks at these positions; returns the entries with a list for the blocks."""
+    config.per_layer_config = None
+    config.num_hidden_layers = len(positions)
+    lists: dict[str, list[Any]] = {}
+    for name, value in vars(config).items():
+        if name in BLOCK_LISTS and isinstance(value, list):
+            lists[name] = [positions.index(position) for position in value if position in positions]
+        elif "layer" in name and isinstance(value, list | tuple) and len(value) == len(anatomy.blocks):
+            lists[name] = [value[position] for position in positions]
+    for name, entry in lists.items():
+        setattr(config, name, entry)
+    blocks = tuple(anatomy.blocks[position] for position in positions)
+    replace(Record.of(config), blocks=blocks, num_blocks=anatomy.num_blocks).write(config)
+    return lists
 
-    def undo(self) -> None:
-        self._place(self.blocks)
-        self.config.__dict__.clear()
-        self.config.__dict__.update(self.before)
 
-    def _place(self, blocks: nn.ModuleList) -> None:
-        """Put a list in the place of the blocks; its modules learn their positions, where attention has its cache."""
-        self.model.set_submodule(self.anatomy.blocks_path, blocks)
-        for position, block in enumerate(blocks):
-            for module in block.modules():
-                for name in BLOCK_NUMBERS:
-                    if isinstance(getattr(module, name, None), int):
-                        setattr(module, name, position)
-
-    def _shorten_config(self) -> None:
-        config, length = self.config, len(self.blocks)
-        config.per_layer_config = None
-        config.num_hidden_layers = len(self.positions)
-        for name, value in list(vars(config).items()):
-            if name in BLOCK_LISTS and isinstance(value, list):
-                self.lists[name] = [self.positions.index(position) for position in value if position in self.positions]
-            elif "layer" in name and isinstance(value, list | tuple) and len(value) == length:
-                self.lists[name] = [value[position] for position in self.positions]
-        for name, value in self.lists.items():
-            setattr(config, name, value)
-        blocks = tuple(self.anatomy.blocks[position] for position in self.positions)
-        replace(Record.of(config), blocks=blocks, num_blocks=self.anatomy.num_blocks).write(config)
-
-    def is_stock(self) -> bool:
-        """Whether the config builds just these blocks: same classes, weights and settings, but for what was removed."""
-        config = stock_config(self.model)
-        try:
-            config = type(config).from_dict(config.to_dict())
-            with torch.device("meta"):
-                fresh = type(self.model)(config)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
-            return False
-        rebuilt = config.get_text_config(decoder=True)
-        if any(list(getattr(rebuilt, name)) != value for name, value in self.lists.items()):
-            return False  # an entry that the config works out anew from another
-        own, built = (_unwrapped(self.anatomy.block_list(model)) for model in (self.model, fresh))
-        gone = [name for name, module in own.items() if isinstance(module, SublayerStub | nn.Identity)]
-        inside = tuple(f"{name}." for name in gone)
-        expected = {name: module for name, module in built.items() if not name.startswith(inside)}
-        return set(own) == set(expected) and all(
-            name in gone or _traits(own[name]) == _traits(expected[name]) for name in own
-        )
+def _is_stock(model: PreTrainedModel, path: str, lists: dict[str, list[Any]]) -> bool:
+    """Whether the config builds just these blocks: same classes, weights and settings, but for what was removed."""
+    config = stock_config(model)
+    try:
+        config = type(config).from_dict(config.to_dict())
+        with torch.device("meta"):
+            fresh = type(model)(config)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError):
+        return False
+    rebuilt = config.get_text_config(decoder=True)
+    if any(list(getattr(rebuilt, name)) != entry for name, entry in lists.items()):
+        return False  # an entry that the config works out anew from another
+    own, built = (_unwrapped(root.get_submodule(path)) for root in (model, fresh))
+    gone = [name for name, module in own.items() if isinstance(module, SublayerStub | nn.Identity)]
+    inside = tuple(f"{name}." for name in gone)
+    expected = {name: module for name, module in built.items() if not name.startswith(inside)}
+    return set(own) == set(expected) and all(
+        name in gone or _traits(own[name]) == _traits(expected[name]) for name in own
+    )
 
 
 def _unwrapped(blocks: nn.Module) -> dict[str, nn.Module]:
@@ -221,27 +199,27 @@ def _traits(module: nn.Module) -> dict[str, Any]:
     return {"class": type(module), **settings, **shapes}
 
 
-def _passing(model: Any, blocks: Sequence[nn.Module]) -> list[bool]:
+def _passing(model: Any, blocks: Sequence[nn.Module]) -> set[nn.Module]:
     """Which of a model's blocks without attention and FFN are identities for the residual stream, to the last bit.
 
     A block may scale the stream, or hold parameters of its own beside it: it is none then, though nothing adds to it.
     The model runs on a few tokens; on the meta device, where there are no values, only parameters count.
     """
-    bare = {id(block): next(block.parameters(), None) is None for block in blocks}
-    if model.device.type == "meta" or not any(bare.values()):
-        return [bare[id(block)] for block in blocks]
-    same: dict[int, bool] = {}
+    bare = {block for block in blocks if next(block.parameters(), None) is None}
+    if model.device.type == "meta" or not bare:
+        return bare
+    same: dict[nn.Module, bool] = {}
 
     def compare(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before, after = hidden_states(args, kwargs), first_tensor(output)
-        same[id(block)] = torch.equal(after, before.to(after))
+        same[block] = torch.equal(after, before.to(after))
 
     with ExitStack() as hooks, evaluating(model):
         for block in blocks:
             hooks.enter_context(block.register_forward_pre_hook(_widen, with_kwargs=True))
             hooks.enter_context(block.register_forward_hook(compare, with_kwargs=True))
         run_few_tokens(model)
-    return [bare[id(block)] and same[id(block)] for block in blocks]
+    return {block for block in bare if same[block]}
 
 
 def _widen(_: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -18,15 +18,6 @@ CACHE_KEY = "kv_sharing_modes"
 _ABSENT: Any = object()
 
 
-def sharing_modes(anatomy: Anatomy, gone: Iterable[SublayerId]) -> list[str | None]:
-    """Transformers' `kv_sharing_modes`, one per block in the list: a block without attention keeps no cache.
-
-    Renumbering `layer_idx` instead would break models that mix sliding windows and full attention.
-    """
-    without = {sublayer.block for sublayer in (*anatomy.removed, *gone) if sublayer.kind == "attention"}
-    return ["reuse" if block in without else None for block in anatomy.blocks]
-
-
 def describe(model: Any, layout: Mapping[str, Any]) -> None:
     """Say how the decoder blocks of a model are built that lit-prune does not understand by itself.
 
@@ -65,7 +56,7 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
         if sublayer in anatomy.paths:
             skips[anatomy.position(sublayer.block)]["skip"].append(sublayer.kind)
     config.per_layer_config = dict(skips) or None
-    set_cache(model, sharing_modes(anatomy, ()))
+    set_cache(model, anatomy)
 
 
 def stock_config(model: Any) -> Any:
@@ -106,11 +97,14 @@ def recorded_biases(model: Any) -> list[str]:
     return [".".join(filter(None, (anatomy[sublayer].path, path))) for sublayer, path in present.items()]
 
 
-def set_cache(model: Any, modes: list[str | None]) -> Callable[[], None]:
-    """Write what `sharing_modes` says into the config; returns a function that puts back what was there.
+def set_cache(model: Any, anatomy: Anatomy, muted: Iterable[SublayerId] = ()) -> Callable[[], None]:
+    """Say in the config which blocks have no attention, and so no cache; returns a function that puts back what was.
 
-    Without any attention there is nothing to cache, and a cache of dummies has no length: `generate` goes without.
+    Renumbering `layer_idx` instead would break models that mix sliding windows and full attention. Without any
+    attention there is nothing to cache, and a cache of dummies has no length: `generate` goes without.
     """
+    without = {sublayer.block for sublayer in (*anatomy.removed, *muted) if sublayer.kind == "attention"}
+    modes = ["reuse" if block in without else None for block in anatomy.blocks]
     config, generation = decoder_config(model), getattr(model, "generation_config", None)
     owners = [vars(own) for own in (config, generation) if own is not None]
     put_back = remember(owners, [CACHE_KEY, "use_cache"])

@@ -11,19 +11,14 @@ from torch import nn
 
 from lit_prune.anatomy import Anatomy, Part, find_sublayers, language_model
 from lit_prune.plan import SublayerId
-from lit_prune.surgery.config import set_cache, sharing_modes
+from lit_prune.surgery.config import set_cache
 
 
 @contextmanager
 def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None = None) -> Iterator[None]:
-    """Run the model without some of its sublayers, norms included, in a `with` block.
+    """Run the model, perhaps wrapped by peft, without some of its sublayers, norms included, in a `with` block.
 
-    `generate` works inside, with and without cache.
-
-    Args:
-        model: A causal language model, perhaps wrapped by peft.
-        ids: Addresses of sublayers that are present.
-        anatomy: What `find_sublayers` says of the model, where that is known already.
+    `generate` works inside, with and without cache. `anatomy` is what `find_sublayers` says, where that is known.
 
     Raises:
         PlanError: One of the sublayers is not in the model.
@@ -32,7 +27,7 @@ def mute(model: nn.Module, ids: Iterable[SublayerId], *, anatomy: Anatomy | None
     anatomy = anatomy or find_sublayers(root)
     going = tuple(ids)
     taken = put_stubs(root, anatomy.parts(going))
-    put_cache_back = set_cache(root, sharing_modes(anatomy, going))
+    put_cache_back = set_cache(root, anatomy, going)
     try:
         yield
     finally:

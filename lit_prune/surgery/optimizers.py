@@ -5,7 +5,7 @@ Groups stay too, though they may be empty: schedulers keep one learning rate for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -62,17 +62,16 @@ def require_forgetful(optimizer: Optimizer) -> None:
         require_forgetful(other)
 
 
-def _names(group: Mapping[str, Any]) -> Iterator[list[str]]:
+def _names(group: Mapping[str, Any]) -> list[list[str]]:
     """Lists of a group with one name for each parameter, such as those of an optimizer over `named_parameters`."""
-    for name, value in group.items():
-        is_list = name != "params" and isinstance(value, list) and len(value) == len(group["params"])
-        if is_list and all(isinstance(text, str) for text in value):
-            yield value
+    lists = [value for name, value in group.items() if name != "params" and isinstance(value, list)]
+    length = len(group["params"])
+    return [value for value in lists if len(value) == length and all(isinstance(text, str) for text in value)]
 
 
-def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
+def _inner(optimizer: Optimizer) -> list[Optimizer]:
     """Optimizers that one is around, such as that of SAM, which may share its groups with it."""
-    yield from (value for value in vars(optimizer).values() if isinstance(value, Optimizer))
+    return [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
 
 
 def _holds_parameters(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,34 +16,26 @@ from lit_prune.anatomy import Sublayer, find_sublayers, language_model
 from lit_prune.plan import SublayerId
 from lit_prune.surgery.mute import evaluating
 
-NUM_TOKENS = 4
-
 
 def output_projections(model: nn.Module) -> dict[SublayerId, str]:
-    """Find the linear layers whose output is a sublayer's own, to the last bit, by what comes out and not by names.
+    """Find the paths of linear layers whose output is a sublayer's own, to the last bit, by what they put out.
 
-    Experts have none, nor has an FFN that norms or gates what its last layer puts out: they are left out.
-
-    Args:
-        model: A causal language model with values, perhaps pruned or with adapters, of which the wrapper is found.
-
-    Returns:
-        Module paths of the layers by sublayer.
+    Experts have none, nor has an FFN that norms or gates what its last layer puts out: they are left out. Of a layer
+    with adapters, the wrapper is found. The model has values, so it is not on the meta device.
     """
     root = language_model(model)
     found: dict[SublayerId, str] = {}
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, evaluating(root):
         for sublayer in find_sublayers(root).sublayers:
             for hook in _watch(root, sublayer, found):
                 hooks.enter_context(hook)
-        with evaluating(root):
-            run_few_tokens(root)
+        run_few_tokens(root)
     return found
 
 
 def run_few_tokens(model: Any) -> None:
     """Run a model of transformers on a few tokens, without a cache."""
-    tokens = torch.arange(NUM_TOKENS, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     model(input_ids=tokens, use_cache=False)
 
 
@@ -74,22 +67,25 @@ def _watch(model: Any, sublayer: Sublayer, found: dict[SublayerId, str]) -> list
     outputs: dict[str, Tensor] = {}
     module = model.get_submodule(sublayer.path)
 
-    def keep(path: str) -> Any:
-        # A copy, since experts are added in place to what a shared one put out.
-        return lambda _, __, output: outputs.__setitem__(path, output.clone()) if isinstance(output, Tensor) else None
+    def keep(path: str, _: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[path] = output.clone()  # experts are added in place to what a shared one put out
 
     def compare(_: Any, args: Any, kwargs: Any, output: Any) -> None:
         total = first_tensor(output)
-        residual = None if sublayer.residual is None else sublayer.residual.pick(args[1:], kwargs)
         for path, own in outputs.items():
-            written = own.reshape(total.shape) if own.numel() == total.numel() else None
-            if written is not None and torch.equal(written if residual is None else written + residual, total):
-                # Of a wrapper and what it wraps, the wrapper: its path is the shorter one.
+            if own.numel() != total.numel():
+                continue
+            written = own.reshape(total.shape)
+            if sublayer.residual is not None:
+                written = written + sublayer.residual.pick(args[1:], kwargs)
+            if torch.equal(written, total):
+                # The wrapper's path is shorter than that of what it wraps.
                 found[sublayer.id] = min(path, found.get(sublayer.id, path), key=len)
 
     # Where the sublayer is one linear layer, its output is kept first.
     kept = [
-        child.register_forward_hook(keep(".".join(filter(None, (sublayer.path, name)))))
+        child.register_forward_hook(partial(keep, ".".join(filter(None, (sublayer.path, name)))))
         for name, child in module.named_modules()
         if is_linear(child)
     ]

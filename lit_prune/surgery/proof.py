@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,9 +22,6 @@ def require_understood(model: nn.Module) -> None:
     A guess from names could be wrong for a model that nobody has tried; this finds out before anything is removed.
     Models on the meta device have no values to compare, and pass.
 
-    Args:
-        model: A causal language model, perhaps pruned or wrapped by peft.
-
     Raises:
         AnatomyError: A block without a sublayer gives something else than the block with that output zeroed.
     """
@@ -32,41 +29,33 @@ def require_understood(model: nn.Module) -> None:
     if root.device.type == "meta":
         return
     anatomy = find_sublayers(root)
+    calls: dict[nn.Module, tuple[Any, Any]] = {}
+
+    def record(block: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.setdefault(block, (args, kwargs))
+
     chosen = _one_of_each_kind(root, anatomy)
-    with evaluating(root), _recorded_calls([module for module, _ in chosen]) as calls:
-        run_few_tokens(root)
-        for (block, sublayers), (args, kwargs) in zip(chosen, calls, strict=True):
-            for sublayer in sublayers:
-                _compare(root, anatomy, block, sublayer, args, kwargs)
-
-
-def _one_of_each_kind(model: nn.Module, anatomy: Anatomy) -> list[tuple[nn.Module, list[Sublayer]]]:
-    """The first block of every kind (the classes of its children, and what is left of it) and its sublayers."""
-    kinds: dict[Any, tuple[nn.Module, list[Sublayer]]] = {}
-    for block, module in zip(anatomy.blocks, anatomy.block_list(model), strict=True):
-        present = [sublayer for sublayer in anatomy.sublayers if sublayer.id.block == block]
-        kinds.setdefault(tuple((name, type(child)) for name, child in module.named_children()), (module, present))
-    return list(kinds.values())
-
-
-@contextmanager
-def _recorded_calls(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[Any, Any]]]:
-    calls: list[tuple[Any, Any]] = []
-
-    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
-        if len(calls) < len(blocks):
-            calls.append((args, kwargs))
-
-    with ExitStack() as hooks:
-        for block in blocks:
+    with ExitStack() as hooks, evaluating(root):
+        for block in chosen:
             hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
-        yield calls
+        run_few_tokens(root)
+        for block, number in chosen.items():
+            for sublayer in anatomy.sublayers:
+                if sublayer.id.block == number:
+                    _compare(root, anatomy, block, sublayer, *calls[block])
+
+
+def _one_of_each_kind(model: nn.Module, anatomy: Anatomy) -> dict[nn.Module, int]:
+    """The first block of every kind (the classes of its children, and what is left of it) with its number."""
+    kinds: dict[Any, tuple[nn.Module, int]] = {}
+    for number, block in zip(anatomy.blocks, anatomy.block_list(model), strict=True):
+        kinds.setdefault(tuple((name, type(child)) for name, child in block.named_children()), (block, number))
+    return dict(kinds.values())
 
 
 def _compare(
     model: nn.Module, anatomy: Anatomy, block: nn.Module, sublayer: Sublayer, args: Any, kwargs: Mapping[str, Any]
 ) -> None:
-    trouble: object
     try:
         with _zeroed(model.get_submodule(sublayer.output), sublayer):
             expected = first_tensor(block(*args, **kwargs))
@@ -74,17 +63,18 @@ def _compare(
             return  # damaged weights, which measuring the loss reports
         with mute(model, [sublayer.id], anatomy=anatomy):
             found = first_tensor(block(*args, **kwargs))
-        trouble = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30))
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        trouble = repr(error)
-    # Equal to the last bit wherever it was tried; the margin is for kernels that sum in another order.
-    if not isinstance(trouble, float) or not trouble <= 1e-3:
-        what = f"the outputs differ by {trouble:.2g}" if isinstance(trouble, float) else trouble
-        raise AnatomyError(
-            f"{sublayer.path} of this {anatomy.model_type} model was read as {sublayer.form!r}, and the block without "
-            f"it is not the block with its output zeroed: {what}. Describe the blocks with a layout: see "
-            "docs/architectures.md"
-        )
+        error = float((expected.float() - found.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30))
+        # Equal to the last bit wherever it was tried; the margin is for kernels that sum in another order.
+        if error <= 1e-3:
+            return
+        trouble = f"the outputs differ by {error:.2g}"
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as failure:
+        trouble = repr(failure)
+    raise AnatomyError(
+        f"{sublayer.path} of this {anatomy.model_type} model was read as {sublayer.form!r}, and the block without "
+        f"it is not the block with its output zeroed: {trouble}. Describe the blocks with a layout: see "
+        "docs/architectures.md"
+    )
 
 
 def _zeroed(module: nn.Module, sublayer: Sublayer) -> RemovableHandle:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,20 +24,13 @@ from lit_prune.surgery.tombstones import leave_tombstones, set_tombstones_aside
 
 
 def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Optimizer] = ()) -> int:
-    """Take sublayers and their norms out of a model for good, in place.
+    """Take sublayers and their norms out of a model for good, in place; returns how many parameters that freed.
 
-    The attention cache stays exact, adapters of what goes are gone too, optimizers keep the momentum of the rest.
-
-    Args:
-        model: A causal language model on any device, meta included; perhaps wrapped by peft.
-        ids: Addresses of sublayers that are present.
-        optimizers: Optimizers that hold the model's parameters.
-
-    Returns:
-        The number of parameters freed, adapters left out.
+    The attention cache stays exact, adapters of what goes are gone too (and do not count), optimizers that hold the
+    model's parameters keep the momentum of the rest. The model is on any device, meta included.
 
     Raises:
-        PlanError: One of them is not in the model; nothing is removed then.
+        PlanError: One of the sublayers is not in the model; nothing is removed then.
     """
     model = language_model(model)
     anatomy = find_sublayers(model)
@@ -47,21 +39,19 @@ def remove(model: nn.Module, ids: Iterable[SublayerId], optimizers: Iterable[Opt
     if not parts:
         return 0
     sharded = is_sharded(model)
-    if sharded:
-        reshard(model)
+    reshard(model)
     taken = put_stubs(model, parts)
-    gone = [module for _, _, module in taken]
     for parent, name, module in taken:
         leave_tombstones(getattr(parent, name), module)
         if sharded:
             set_tombstones_aside(getattr(parent, name))
     record_removal(model, find_sublayers(model))
+    gone = [module for _, _, module in taken]
     kept = {id(parameter) for parameter in model.parameters()}
     dropped = [parameter for module in gone for parameter in module.parameters() if id(parameter) not in kept]
     for optimizer in optimizers:
         forget_parameters(optimizer, dropped)
-    if sharded:
-        release(model, gone)
+    release(model, gone, dropped)
     return freed
 
 
@@ -73,7 +63,6 @@ def put_back(model: nn.Module, ids: Iterable[SublayerId]) -> None:
     they were.
     """
     root = language_model(model)
-    wanted = set(ids)
     if Record.of(decoder_config(root)).blocks is not None:
         raise ModelError("whole blocks are out of the stack, and cannot be built again; start from the dense model")
     config = stock_config(root)
@@ -81,12 +70,17 @@ def put_back(model: nn.Module, ids: Iterable[SublayerId]) -> None:
     with torch.device("meta"):
         dense = type(root)(config)
     anatomy, gone = find_sublayers(dense), set(find_sublayers(root).removed)
-    staying = {part.path for part in anatomy.parts(gone - wanted)}
+    staying = {part.path for part in anatomy.parts(gone - set(ids))}
     for part in anatomy.parts(gone):
         if part.path not in staying:
             root.set_submodule(part.path, _filled(root, part.path, dense.get_submodule(part.path)))
-    _use_cache_again(root)
-    record_removal(root, find_sublayers(root))
+    anatomy = find_sublayers(root)
+    # Without any attention there was nothing to cache.
+    if any(sublayer.kind == "attention" for sublayer in anatomy.ids):
+        for own in (decoder_config(root), getattr(root, "generation_config", None)):
+            if own is not None and getattr(own, "use_cache", True) is False:
+                own.use_cache = True
+    record_removal(root, anatomy)
 
 
 def removed_sublayers(model: nn.Module) -> tuple[SublayerId, ...]:
@@ -123,12 +117,3 @@ def _filled(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
         for part in module.modules():
             owner._init_weights(part)  # type: ignore[no-untyped-call]
     return module
-
-
-def _use_cache_again(root: Any) -> None:
-    # Without any attention there was nothing to cache.
-    if all(sublayer.kind != "attention" for sublayer in find_sublayers(root).ids):
-        return
-    for own in (decoder_config(root), getattr(root, "generation_config", None)):
-        if own is not None and getattr(own, "use_cache", True) is False:
-            own.use_cache = True

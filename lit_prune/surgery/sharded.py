@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
-def release(model: nn.Module, gone: Iterable[nn.Module]) -> None:
-    """Make FSDP2 forget what is gone from a model; it would gather the weights, and keep their memory, for ever."""
-    gone = list(gone)
-    kept = set(map(id, model.parameters()))
-    dropped = {id(parameter) for module in gone for parameter in module.parameters()} - kept
+def release(model: nn.Module, gone: Sequence[nn.Module], parameters: Iterable[nn.Parameter]) -> None:
+    """Make FSDP2 forget modules that are gone, and their parameters, which it would gather and keep for ever."""
+    dropped = set(map(id, parameters))
     parts = {part for module in gone for part in module.modules()}
     left_alone = {id(_state(part)) for module in gone for part in _sharded_modules(module)}
     for module in _sharded_modules(model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,7 @@ def leave_tombstones(stub: nn.Module, gone: nn.Module) -> None:
         *parents, leaf = path.split(".")
         place = grave
         for name in parents:
-            if name not in place._modules:
-                place.add_module(name, nn.Module())
-            place = place.get_submodule(name)
+            place = cast(nn.Module, place._modules.setdefault(name, nn.Module()))
         # Only the last dimension is empty: transformers splits and merges experts along the others as it saves.
         place.register_buffer(leaf, torch.empty(*tensor.shape[:-1], 0, dtype=tensor.dtype, device="cpu"))
     for name, buffer in grave.named_buffers(recurse=False):
@@ -90,11 +88,8 @@ def without_tombstones(model: nn.Module) -> Iterator[None]:
 
 
 def _buried(stub: nn.Module) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name in vars(stub)[GRAVES]:
-        grave: nn.Module = vars(stub)[name]
-        found |= {f"{name}.{path}": buffer for path, buffer in grave.named_buffers()}
-    return found
+    graves = ((name, vars(stub)[name]) for name in vars(stub)[GRAVES])
+    return {f"{name}.{path}": buffer for name, grave in graves for path, buffer in grave.named_buffers()}
 
 
 # Functions of the module, which copies and pickles of a model take along.
