@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,36 +13,6 @@ from lit_prune.measure.states import States
 from lit_prune.plan import Candidate
 
 
-@dataclass
-class Work:
-    """Passes so far; a block or a head counts once for all sequences of a batch.
-
-    Attributes:
-        blocks: Decoder blocks that were computed.
-        heads: Losses that were computed.
-    """
-
-    blocks: int = 0
-    heads: int = 0
-
-    def restore(self, earlier: Work) -> None:
-        """Count as before a pass that failed, or that belongs to one which is counted already."""
-        self.blocks, self.heads = earlier.blocks, earlier.heads
-
-
-@dataclass
-class Capacity:
-    """What fits into memory at a time.
-
-    Attributes:
-        forks: Candidates that share one pass through the blocks behind all of them.
-        sequences: Sequences of a batch; infinite until a batch did not fit.
-    """
-
-    forks: int = 1
-    sequences: float = math.inf
-
-
 @dataclass(eq=False)
 class BatchPass:
     """What is measured on some sequences of a batch in one round.
@@ -52,9 +21,7 @@ class BatchPass:
         portion: The sequences.
         missing: The candidates that nobody has measured yet (None: the model as it is), and where the reply belongs.
         runner: What runs the model.
-        states: What divides kept states where the sequences are split.
-        work: The count of what runs.
-        capacity: What fits into memory at a time.
+        states: What fits into memory at a time, and divides states where it does not.
         parts: The passes that it was split into, because it does not fit into memory; see `halves`.
     """
 
@@ -62,8 +29,6 @@ class BatchPass:
     missing: Sequence[tuple[Candidate | None, Key]]
     runner: Runner
     states: States
-    work: Work
-    capacity: Capacity
     parts: list[BatchPass] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +41,7 @@ class BatchPass:
 
     def fit(self) -> None:
         """Split it into two parts, with the states that are known, where it does not fit into memory."""
-        fits = self.portion.num_sequences <= self.capacity.sequences
+        fits = self.portion.num_sequences <= self.states.sequences
         if self.parts or fits or not self.portion.divisible:
             return
         self.parts = [replace(self, portion=half) for half in self.states.halves(self.portion)]
@@ -110,7 +75,7 @@ class BatchPass:
 
     def groups(self) -> Iterator[tuple[list[Candidate], list[Key]]]:
         """What is missing, as many candidates as share a pass at a time; the model as it is first, as no candidates."""
-        number = self.capacity.forks if self.portion.divisible else 1
+        number = self.states.forks if self.portion.divisible else 1
         candidates = [(candidate, key) for candidate, key in self.missing if candidate is not None]
         yield from (([], [key]) for candidate, key in self.missing if candidate is None)
         for first in range(0, len(candidates), number):
@@ -119,16 +84,11 @@ class BatchPass:
 
     def measure(self, candidate: Candidate | None) -> tuple[list[float], int]:
         """Figures of the sequences without a candidate (None: of the model as it is), and the blocks that ran."""
-        before = self.work.blocks
         if candidate is None:
             first = self.portion.trace.start(self._length)
-            figures = self.runner.dense(self.portion, first)
-        else:
-            first = self._reach(candidate)
-            figures = self.runner.without(self.portion, candidate, first)
-        self.work.blocks += self._length - first
-        self.work.heads += 1
-        return figures.tolist(), self.work.blocks - before
+            return self.runner.dense(self.portion, first).tolist(), self._length - first
+        first, num_run = self._reach(candidate)
+        return self.runner.without(self.portion, candidate, first).tolist(), num_run + self._length - first
 
     def measure_together(self, candidates: Sequence[Candidate]) -> list[tuple[list[float], int]]:
         """The same for several candidates, whose forks share a pass through the blocks behind the last that changes."""
@@ -138,19 +98,16 @@ class BatchPass:
             return [self.measure(candidate) for candidate in candidates]
         states, costs = [], []
         for candidate in candidates:
-            before = self.work.blocks
-            first = self._reach(candidate)
+            first, num_run = self._reach(candidate)
             states.append(self.runner.fork(self.portion, candidate, first, meet))
-            self.work.blocks += self._length - first
-            costs.append(self.work.blocks - before)
+            costs.append(num_run + self._length - first)
         figures = self.runner.joined(self.portion, states, meet)
-        self.work.heads += len(candidates)
         return [(found.tolist(), cost) for found, cost in zip(figures, costs, strict=True)]
 
-    def _reach(self, candidate: Candidate) -> int:
-        """The first block that changes without a candidate; the state before it is known from here on."""
+    def _reach(self, candidate: Candidate) -> tuple[int, int]:
+        """The first block that changes without a candidate, and how many ran so that the state before it is known."""
         first = self._first[candidate]
-        if (known := self.portion.trace.start(first)) < first:
-            self.runner.extend(self.portion, known, self._deepest)
-            self.work.blocks += self._deepest - known
-        return first
+        if (known := self.portion.trace.start(first)) == first:
+            return first, 0
+        self.runner.extend(self.portion, known, self._deepest)
+        return first, self._deepest - known

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.measure.batches import labels_of, predicts
-from lit_prune.measure.portion import Place, Portion, rows_inside
+from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.runner import Compute, Figure
 from lit_prune.measure.trace import Trace
 
@@ -30,11 +30,11 @@ class Divergence(Figure):
         return torch.stack([kl_divergence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
     def wants_dense(self, index: int) -> bool:
-        """See `Figure`: where nothing of the batch is kept, as later it may have been pruned."""
+        """Where nothing of the batch is kept, as later it may have been pruned."""
         return all(place[0] != index for place in self._dense)
 
     def saw_dense(self, portion: Portion) -> None:
-        """See `Figure`: keep what the last block put out, where it is the first that is seen of these sequences."""
+        """Keep what the last block put out, where it is the first that is seen of these sequences."""
         if self._kept(portion) is None:
             last, num = len(portion.blocks) - 1, portion.num_sequences
             kept = portion.trace.part(slice(0, num), num)
@@ -53,9 +53,10 @@ class Divergence(Figure):
 
     def _kept(self, portion: Portion) -> Trace | None:
         """What is kept of these sequences, as such or as some of more; None where it is not."""
-        for place, kept in self._dense.items():
-            if (rows := rows_inside(portion.place, place)) is not None:
-                return kept.part(rows, place[2] - place[1])
+        index, start, stop = portion.place
+        for (other, first, last), kept in self._dense.items():
+            if index == other and first <= start and stop <= last:
+                return kept.part(slice(start - first, stop - first), last - first)
         return None
 
 

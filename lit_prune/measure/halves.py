@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -24,38 +23,31 @@ Measured = list[tuple[list[float], int]]
 def measured(batch: BatchPass, candidates: Sequence[Candidate]) -> Measured:
     """Measure a batch without each candidate; without any, as the model is.
 
-    Where memory is too small, candidates go one at a time, then the sequences in halves, for the rest of the run. Work
-    is counted as if nothing had happened.
+    Where memory is too small, candidates go one at a time, then the sequences in halves, for the rest of the run. The
+    blocks that ran are those of the first part, as if nothing had happened.
 
     Raises:
         MeasureError: One sequence alone does not fit.
     """
-    batch.fit()
-    count, capacity = batch.work, batch.capacity
-    begun, start = replace(count), batch.portion.rows.start
 
     def work(part: BatchPass) -> Measured:
-        before, states = replace(count), dict(part.portion.trace.states)
+        states = dict(part.portion.trace.states)
         try:
-            found = part.measure_together(candidates) if candidates else [part.measure(None)]
+            return part.measure_together(candidates) if candidates else [part.measure(None)]
         except RuntimeError:
-            count.restore(before)
             part.portion.trace.states = states
             raise
-        if part.portion.rows.start != start:
-            count.restore(before)  # a block counts once for all sequences of a batch
-        return found
 
     if len(candidates) <= 1:
         return _joined(fitting(batch, work))
-    if len(candidates) <= capacity.forks:
+    batch.fit()
+    if len(candidates) <= batch.states.forks:
         try:
             return _joined([work(leaf) for leaf in batch.leaves])
         except RuntimeError as error:
             if not is_out_of_memory(error) or is_sharded(batch.portion.objective.model):
                 raise
-        capacity.forks = 1
-        count.restore(begun)
+        batch.states.forks = 1
         _tell("candidates that share a pass do not fit into memory: they are measured one at a time from here on")
     return [found for candidate in candidates for found in measured(batch, [candidate])]
 
@@ -79,9 +71,9 @@ def fitting(batch: BatchPass, work: Callable[[BatchPass], Found]) -> list[Found]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     number = batch.portion.num_sequences
-    batch.capacity.sequences = -(-number // 2)
+    batch.states.sequences = -(-number // 2)
     _tell(
-        f"a batch of {number} sequences does not fit into memory: {batch.capacity.sequences} at a time from here on, "
+        f"a batch of {number} sequences does not fit into memory: {batch.states.sequences} at a time from here on, "
         "which gives the same figures"
     )
     return fitting(batch, work)

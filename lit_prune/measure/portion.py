@@ -18,17 +18,6 @@ Place = tuple[int, int, int]
 """The number of a batch, the first of its sequences that are meant, and the one behind the last."""
 
 
-def rows_inside(part: Place, whole: Place) -> slice | None:
-    """Which of the sequences at one place are those at another; None where some are not among them.
-
-    Example:
-        >>> rows_inside((0, 3, 5), whole=(0, 2, 6)), rows_inside((0, 3, 5), whole=(0, 4, 6))
-        (slice(1, 3, None), None)
-    """
-    (index, start, stop), (other, first, last) = part, whole
-    return slice(start - first, stop - first) if index == other and first <= start and stop <= last else None
-
-
 @dataclass
 class Portion:
     """All sequences of a batch, or as many as fit into memory.

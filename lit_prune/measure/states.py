@@ -1,7 +1,8 @@
-"""States that are kept from one round to the next, by batch, so that only what changed is computed again."""
+"""What fits into memory: states that are kept from round to round, and how much is measured at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from torch import nn
 from lit_prune.anatomy import Anatomy
 from lit_prune.loading.devices import bytes_held
 from lit_prune.loading.processes import Processes
-from lit_prune.measure.portion import Place, Portion, rows_inside
+from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.trace import Trace
 from lit_prune.surgery import is_sharded
 
@@ -21,13 +22,20 @@ STATES_SHARE = 0.1
 
 @dataclass
 class States:
-    """Traces of the model as it is, by their sequences; they take a tenth of its memory, or `max_bytes`."""
+    """Traces of the model as it is, by their sequences; they take a tenth of its memory, or `max_bytes`.
+
+    Attributes:
+        forks: Candidates that share one pass through the blocks behind all of them.
+        sequences: Sequences of a batch that are measured at a time; infinite until a batch did not fit.
+    """
 
     model: nn.Module
     num_batches: int
     processes: Processes
-    max_bytes: int | None = None
-    offload: bool = False
+    max_bytes: int | None
+    offload: bool
+    forks: int
+    sequences: float = math.inf
     anatomy: Anatomy | None = None
     traces: dict[Place, Trace] = field(default_factory=dict)
 
@@ -50,14 +58,13 @@ class States:
 
     def halves(self, portion: Portion) -> list[Portion]:
         """Two portions of one that is too large, with the states that are known of it."""
-        index, start, stop = portion.place
+        (index, start, _), number = portion.place, portion.num_sequences
         self.traces.pop(portion.place, None)
-        middle = start + -(-portion.num_sequences // 2)
-        found = []
-        for place in ((index, start, middle), (index, middle, stop)):
-            rows = rows_inside(place, portion.place)
-            if portion.trace.states and rows is not None:
-                self.traces[place] = portion.trace.part(rows, portion.num_sequences)
+        half, found = -(-number // 2), []
+        for rows in (slice(0, half), slice(half, number)):
+            place = (index, start + rows.start, start + rows.stop)
+            if portion.trace.states:
+                self.traces[place] = portion.trace.part(rows, number)
             found.append(replace(portion, place=place, trace=self.of(place)))
         return found
 

@@ -33,11 +33,13 @@ class WeightChanges:
     What was removed in between is no change.
 
     Attributes:
-        mark: What tells the weights after the last change from others; empty before the first change.
+        num_corrections: How often they were changed on purpose, the same in every process.
+        digest: What tells the weights after the last other change from others; empty before the first.
     """
 
     def __init__(self) -> None:
-        self.mark = ""
+        self.num_corrections = 0
+        self.digest = ""
         self._seen: dict[int, _Seen] = {}
 
     def have_changed(self, model: nn.Module, processes: Processes) -> bool:
@@ -49,11 +51,12 @@ class WeightChanges:
         if int(processes.sum(torch.tensor(int(changed)))) == 0:
             return False
         digest = hashlib.sha256(b"".join(seen.sample for seen in self._seen.values()))
-        self.mark = f"w{digest.hexdigest()[:12]}"
+        self.digest = f"w{digest.hexdigest()[:12]}"
         return True
 
-    def rebase(self) -> None:
-        """Take the weights as they are at the next call for unchanged."""
+    def correct(self) -> None:
+        """Count a change on purpose, and take the weights as they are at the next call for unchanged."""
+        self.num_corrections += 1
         self._seen = {}
 
 

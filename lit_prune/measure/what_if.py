@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.errors import LitPruneError
+from lit_prune.loading.devices import exact_dtype
 from lit_prune.loading.processes import Processes
-from lit_prune.measure.batch_pass import BatchPass, Capacity, Work
+from lit_prune.measure.batch_pass import BatchPass
 from lit_prune.measure.batches import input_ids_of, on_device
 from lit_prune.measure.halves import fitting, measured
 from lit_prune.measure.journal import Journal, Key
 from lit_prune.measure.losses import Losses, finite_mean, require_context, require_tokens
 from lit_prune.measure.objective import objective_of
 from lit_prune.measure.portion import Portion
-from lit_prune.measure.replies import Question, Replies
 from lit_prune.measure.runner import Figure, Loss, Runner
 from lit_prune.measure.states import States
 from lit_prune.measure.trace import Trace
@@ -59,9 +59,9 @@ class WhatIf:
 
     Attributes:
         objective: The loss that the model was made for.
-        work: The decoder blocks and losses that were computed so far, per batch of sequences.
-        capacity: What was found to fit into memory at a time.
-        states: What is kept from round to round.
+        states: What is kept from round to round, and what was found to fit into memory at a time.
+        num_block_evaluations: Decoder blocks computed so far; one counts once for all sequences of a batch.
+        num_head_evaluations: Losses computed so far, counted likewise.
 
     Raises:
         AnatomyError: The model is for something else than text.
@@ -94,28 +94,19 @@ class WhatIf:
         self._share = 1.0
         self._beside: dict[str, WhatIf] = {}
         self._weights = WeightChanges()
-        self._replies = Replies(Journal() if journal is None else journal)
-        self.work, self.capacity = Work(), Capacity(forks)
-        self.states = States(self.model, len(self.batches), self.processes, max_state_bytes, offload)
+        self._journal = Journal() if journal is None else journal
+        self._name = ""
+        self.num_block_evaluations = self.num_head_evaluations = 0
+        self.states = States(self.model, len(self.batches), self.processes, max_state_bytes, offload, forks)
         if forks < 1 or (forks > 1 and offload):
             raise LitPruneError(f"forks is a number of candidates, 1 or more, and 1 with offload; found {forks}")
         require_tokens([self.objective.num_targets(batch) for batch in self.batches], self.processes)
         require_context(self.model, self.num_positions)
 
     @property
-    def num_block_evaluations(self) -> int:
-        """Decoder blocks computed so far, per batch of sequences."""
-        return self.work.blocks
-
-    @property
-    def num_head_evaluations(self) -> int:
-        """Losses computed so far, per batch of sequences."""
-        return self.work.heads
-
-    @property
     def cost(self) -> float:
         """Work so far in dense forward passes over the batches; embedding and head are not counted apart."""
-        own = self.work.blocks / (len(self.batches) * len(find_sublayers(self.model).blocks))
+        own = self.num_block_evaluations / (len(self.batches) * len(find_sublayers(self.model).blocks))
         return own + sum(other.cost for other in self._beside.values())
 
     @property
@@ -153,8 +144,8 @@ class WhatIf:
         for number, batch in enumerate(self.used):
             self._progress(number * num_blocks, len(self.used) * num_blocks, "")
             yield on_device(batch, self.model.device)
-            self.work.blocks += num_blocks
-            self.work.heads += num_dense
+            self.num_block_evaluations += num_blocks
+            self.num_head_evaluations += num_dense
         self._progress(len(self.used) * num_blocks, len(self.used) * num_blocks, "")
 
     def beside(
@@ -171,23 +162,23 @@ class WhatIf:
             batches: Makes its own batches, the same in every process; None takes those of this one.
         """
         if name not in self._beside:
-            journal = self._replies.journal
             other = WhatIf(
                 self.model,
                 self.batches if batches is None else batches(),
                 processes=self.processes if batches is None else None,
                 autocast=self._autocast,
                 progress=self._progress,
-                journal=journal if batches is None else journal.unshared(),
+                journal=self._journal if batches is None else self._journal.unshared(),
                 max_state_bytes=self.states.max_bytes,
-                forks=self.capacity.forks,
+                forks=self.states.forks,
                 offload=self.states.offload,
                 runner=None if figure is None else Runner(figure()),
             )
-            other._replies.name = name
+            other._name = name
+            other._weights.num_corrections = self._weights.num_corrections
             self._beside[name] = other
         other = self._beside[name]
-        other._share, other._replies.num_corrections = self._share, self._replies.num_corrections
+        other._share = self._share
         return other
 
     def corrected(self) -> None:
@@ -195,9 +186,8 @@ class WhatIf:
 
         What was measured before stays in the journal for that; nothing of it is used from here on.
         """
-        self._replies.num_corrections += 1
+        self._weights.correct()
         self.states.traces.clear()
-        self._weights.rebase()
         for other in self._beside.values():
             other.corrected()
 
@@ -210,7 +200,6 @@ class WhatIf:
         ordered = sorted(candidates)
         anatomy = find_sublayers(self.model)
         trained = self._weights.have_changed(self.model, self.processes)
-        self._replies.mark = self._weights.mark
         self.states.follow(anatomy, trained=trained)
         with self.running():
             sweep = self._carried if self._by_full_pass is None else self._full_passes
@@ -231,26 +220,28 @@ class WhatIf:
 
     def _carried(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
         """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, others where they fit."""
-        gone, replies, used = frozenset(anatomy.removed), self._replies, range(len(self.used))
-        questions: list[Question] = [(None, gone)]
-        questions += [(candidate, gone | frozenset(candidate.sublayers)) for candidate in ordered]
-        self._see_dense(anatomy, questions[:1])
-        passes = [self._pass(anatomy, index, replies.missing(questions, index)) for index in used]
+        self._see_dense(anatomy)
+        keys = [self._keys(anatomy, ordered, index) for index in range(len(self.used))]
+        passes = [self._pass(anatomy, index, asked) for index, asked in enumerate(keys)]
         todo, done = sum(batch.num_blocks_to_do for batch in passes), 0
-        for index, batch in zip(used, passes, strict=True):
-            before = self.work.blocks
-            for candidates, keys in batch.groups():
-                what = candidates[0].name if candidates else ""
-                self._progress(done + self.work.blocks - before, todo, what)
-                for key, (figures, num_blocks) in zip(keys, measured(batch, candidates), strict=True):
-                    replies.journal.put(key, figures, num_blocks)
-            done += self.work.blocks - before
+        for asked, batch in zip(keys, passes, strict=True):
+            for candidates, missing in batch.groups():
+                self._progress(done, todo, candidates[0].name if candidates else "")
+                for key, (figures, num_blocks) in zip(missing, measured(batch, candidates), strict=True):
+                    self._journal.put(key, figures, num_blocks)
+                    self.num_block_evaluations += num_blocks
+                    self.num_head_evaluations += 1
+                    done += num_blocks
             self._progress(done, todo, "")
-            self.work.blocks += replies.credit(questions, index)
+            self.num_block_evaluations += sum(self._journal.credit(key) for _, key in asked)
             self.states.keep({leaf.portion.place: leaf.portion.trace for leaf in batch.leaves})
-        return [replies.rows(questions, index, self.model.device) for index in used]
+        device = (
+            torch.device("cpu") if self.model.device.type == "meta" else self.model.device
+        )  # which holds no numbers
+        rows = [[self._journal[key] for _, key in asked] for asked in keys]
+        return [torch.tensor(figures, dtype=exact_dtype(device), device=device) for figures in rows]
 
-    def _see_dense(self, anatomy: Anatomy, dense: Sequence[Question]) -> None:
+    def _see_dense(self, anatomy: Anatomy) -> None:
         """Run the model as it is where a figure wants its states, and the sweep would not run it."""
         figure, length = self._runner.figure, len(anatomy.blocks)
 
@@ -258,15 +249,25 @@ class WhatIf:
             self._runner.extend(replace(batch.portion, trace=Trace()), 0, length)
 
         for index in range(len(self.batches)):
-            runs = index < len(self.used) and self._replies.missing(dense, index)
+            runs = index < len(self.used) and self._keys(anatomy, [], index)[0][1] not in self._journal
             if not runs and figure.wants_dense(index):
                 fitting(self._pass(anatomy, index, []), run)
-                self.work.blocks += length
+                self.num_block_evaluations += length
 
-    def _pass(self, anatomy: Anatomy, index: int, missing: Sequence[tuple[Candidate | None, Key]]) -> BatchPass:
+    def _keys(self, anatomy: Anatomy, ordered: Sequence[Candidate], index: int) -> list[tuple[Candidate | None, Key]]:
+        """Where the journal has what is asked of a batch: of the model as it is (None), and without each candidate."""
+        corrections, gone = self._weights.num_corrections, frozenset(anatomy.removed)
+        marks = (self._name, f"{corrections}c" if corrections else "", self._weights.digest)
+        place = "/".join([*filter(None, marks), str(index)]) if any(marks) else index
+        without: list[tuple[Candidate | None, Key]]
+        without = [(candidate, (gone.union(candidate.sublayers), place)) for candidate in ordered]
+        return [(None, (gone, place)), *without]
+
+    def _pass(self, anatomy: Anatomy, index: int, asked: Sequence[tuple[Candidate | None, Key]]) -> BatchPass:
         place = (index, 0, len(input_ids_of(self.batches[index])))
         portion = Portion(self.objective, anatomy, self.batches[index], place, self.states.of(place))
-        return BatchPass(portion, missing, self._runner, self.states, self.work, self.capacity)
+        missing = [(candidate, key) for candidate, key in asked if key not in self._journal]
+        return BatchPass(portion, missing, self._runner, self.states)
 
     def _full_passes(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
         """The same, by one full pass for each loss."""
@@ -279,7 +280,7 @@ class WhatIf:
                 self._progress(index * len(asked) + number, len(self.used) * len(asked), name)
                 with mute(self.model, sublayers, anatomy=anatomy):
                     sums.append(self._by_full_pass(index))
-                self.work.blocks += len(anatomy.blocks)
-                self.work.heads += 1
+                self.num_block_evaluations += len(anatomy.blocks)
+                self.num_head_evaluations += 1
             rows.append(torch.stack(sums))
         return rows
