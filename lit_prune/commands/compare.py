@@ -117,7 +117,7 @@ def compare(
         comparison = Comparison(
             {label: calibration_batches(rows, sample.batch_size) for label, rows in windows.items()},
             tasks=accuracy,
-            speed=speed,
+            speed=speed or {},
             folder=folder,
         )
         for row in comparison.rows(name, partial(loading.model, name), entries, shares, kept):

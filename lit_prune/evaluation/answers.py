@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ class Turn:
         text: The answer without special tokens.
         context: Token ids that the model was given.
         tokens: Token ids that it wrote, without the one that ends the answer.
-        ended: Whether the answer ended by itself, before the limit.
+        ended: Whether it ended by itself, before the limit.
     """
 
     text: str
@@ -57,7 +56,7 @@ def answers(
 
     Args:
         model: A causal language model.
-        tokenizer: The model's tokenizer. With a chat template a question is put as a user's turn, else it is continued.
+        tokenizer: Its tokenizer. With a chat template a question is put as a user's turn, else it is continued.
         prompts: The questions.
         max_new_tokens: Length limit of an answer, in tokens.
         temperature: Temperature of sampling; 0 is greedy.
@@ -68,7 +67,8 @@ def answers(
         The answers to each question's turns.
     """
     said: list[list[Turn]] = [[] for _ in prompts]
-    with evaluating(model), _drawing(model, seed):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices=devices):
         for number in range(max((len(prompt.turns) for prompt in prompts), default=0)):
             unanswered = [place for place, prompt in enumerate(prompts) if number < len(prompt.turns)]
             for first in range(0, len(unanswered), batch_size):
@@ -82,22 +82,13 @@ def answers(
     return said
 
 
-@contextmanager
-def _drawing(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        yield
-
-
 def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list[int]:
-    """What a model is given before its next answer.
+    """Token ids that a model is given before its next answer.
 
     Args:
-        tokenizer: The model's tokenizer, with a chat template or without one.
+        tokenizer: Its tokenizer, with a chat template or without one.
         turns: What a user said so far.
         said: What the model answered to all but the last.
-
-    Returns:
-        The token ids of the context.
 
     Raises:
         ModelError: The template cannot be used.

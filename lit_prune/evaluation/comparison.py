@@ -38,7 +38,7 @@ class Entry:
     Attributes:
         label: Name of the line in tables.
         method: The method that prunes; None for the baselines `dense` and `wanda-2:4`.
-        calibration: Batches that the method measures on.
+        calibration: Batches that it measures on.
         source: Where the batches came from, for the plan's readers.
     """
 
@@ -68,11 +68,11 @@ class Result:
         amount: Share of the parameters that was to go; 0 for the baselines.
         num_parameters: Parameters that are left.
         share_removed: Share of all parameters that are gone.
-        zeros: Share of all parameters that are zero, where the method zeroes weights; 0 elsewhere.
+        zeros: Share of all parameters that a method has zeroed; 0 where it removes.
         perplexities: Perplexities by the name of the text, on windows that no method has seen.
         tasks: Scores by the name of the task.
         prefill: How many times as fast as the dense model a prompt is read.
-        decode: How many times as fast as the dense model a token is written.
+        decode: The same for writing a token.
         num_blocks: Blocks of the dense model.
         passes: Cost of the search, in dense forward passes over the calibration tokens.
         removed: Names of what went, in order.
@@ -106,10 +106,7 @@ class Result:
 
 
 def read_results(path: str | Path) -> tuple[dict[str, Any], list[Result]]:
-    """Read what `Results` wrote.
-
-    Returns:
-        The settings that the rows are valid for, and the rows.
+    """Read the settings and the rows that `Results` wrote.
 
     Raises:
         DataError: The file cannot be read, or is damaged.
@@ -156,17 +153,12 @@ class Results:
                 raise DataError(f"{path} is of a comparison with other {', '.join(names)}; name another output folder")
 
     def get(self, model: str, entry: Entry, amount: float) -> Result | None:
-        """The row, where it is there already.
-
-        Raises:
-            DataError: It is there with other settings.
-        """
-        for row in self.found:
-            if (row.model, row.label, row.amount) == (model, entry.label, amount):
-                if row.settings != entry.settings:
-                    raise DataError(f"{self.path} has {entry.label!r} with other settings; give it another label")
-                return row
-        return None
+        """The row, None where it is not there yet; a DataError where it is there with other settings."""
+        wanted = (model, entry.label, amount)
+        row = next((row for row in self.found if (row.model, row.label, row.amount) == wanted), None)
+        if row is not None and row.settings != entry.settings:
+            raise DataError(f"{self.path} has {entry.label!r} with other settings; give it another label")
+        return row
 
     def add(self, row: Result) -> None:
         """Keep a row and write all of them."""
@@ -175,35 +167,25 @@ class Results:
         write_text(self.path, "".join(f"{line}\n" for line in lines))
 
 
+@dataclass
 class Comparison:
     """What the rows have in common, and how a row is made.
 
-    Args:
-        unseen: Batches by the name of their text, on which perplexity is measured.
-        tasks: Function that measures tasks on a model; no tasks when None.
-        speed: Options of `compare_speed`.
-        folder: Where plans and journals are kept.
-        progress: Whether to show a progress bar.
-
     Attributes:
+        unseen: Batches by the name of their text, on which perplexity is measured.
+        folder: Where plans and journals are kept.
+        tasks: Function that measures tasks on a model; by default none is measured.
+        speed: Options of `compare_speed`.
+        progress: Whether to show a progress bar.
         impossible: What was left out so far, and why.
     """
 
-    def __init__(
-        self,
-        unseen: Mapping[str, Batches],
-        *,
-        tasks: Callable[[PreTrainedModel], dict[str, TaskScore]] | None = None,
-        speed: Mapping[str, Any] | None = None,
-        folder: Path,
-        progress: bool = True,
-    ) -> None:
-        self.unseen = unseen
-        self.tasks = tasks or (lambda model: {})
-        self.speed = dict(speed or {})
-        self.folder = folder
-        self.progress = progress
-        self.impossible: list[str] = []
+    unseen: Mapping[str, Batches]
+    folder: Path
+    tasks: Callable[[PreTrainedModel], dict[str, TaskScore]] = lambda model: {}
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = True
+    impossible: list[str] = field(default_factory=list)
 
     def rows(
         self,
@@ -215,13 +197,11 @@ class Comparison:
     ) -> Iterator[Result]:
         """Every row of one model, in the order of entries and amounts; those that are there are not made again.
 
-        An amount that a method cannot give is left out, and told in `impossible`.
-
         Args:
             name: Name of the model.
             make_model: Function that loads a fresh copy of it.
             entries: The lines that are compared.
-            amounts: Shares of the parameters to remove.
+            amounts: Shares of the parameters to remove; `impossible` tells what a method cannot give.
             kept: The rows so far; new ones are added.
 
         Raises:
@@ -276,20 +256,15 @@ class Comparison:
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
         header = {**entry.settings, **model_fingerprints(model)}
         with (
-            Journal(self._made(f"journals/{stem}.jsonl"), header) as journal,
+            Journal(self.folder / f"journals/{stem}.jsonl", header) as journal,
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
         ):
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
             for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
         pruner.record_outcome(budget, left="amount")
-        pruner.plan.save(self._made(f"plans/{stem}-{amount:g}.json"))
+        pruner.plan.save(self.folder / f"plans/{stem}-{amount:g}.json")
         return pruner.plan
-
-    def _made(self, path: str) -> Path:
-        whole = self.folder / path
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        return whole
 
     def _speedup(self, model: PreTrainedModel) -> tuple[float, float]:
         # The twin comes first: where the stack is closed, the config tells of fewer blocks.

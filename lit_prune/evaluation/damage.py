@@ -48,10 +48,7 @@ class Signs:
 class Reference:
     """What a dense model expects at each position of one of its answers.
 
-    Attributes:
-        turn: The answer.
-        likely: The likeliest tokens, LongTensor [positions, tokens].
-        log_probs: Their log-probabilities, float32 [positions, tokens].
+    Its likeliest tokens, LongTensor [positions, tokens], and their log-probabilities, float32 of the same shape.
     """
 
     turn: Turn
@@ -60,23 +57,13 @@ class Reference:
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """Share of the 4-grams that stand earlier in the same text already.
-
-    Example:
-        >>> repetition([1, 2, 3, 4, 5]), repetition([1, 1, 1, 1, 1])
-        (0.0, 0.5)
-    """
+    """Share of the 4-grams that stand earlier in the same text already."""
     grams = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def references(model: PreTrainedModel, answers: Sequence[Sequence[Turn]]) -> list[Reference]:
-    """Read the dense model's own answers again, and keep what it expects.
-
-    Args:
-        model: The dense model.
-        answers: What it said; empty answers are left out.
-    """
+    """Read the dense model's own answers again, without the empty ones, and keep what it expects."""
     found = []
     with evaluating(model):
         for turn in (turn for turns in answers for turn in turns if turn.tokens):
@@ -128,14 +115,9 @@ def _distance(model: PreTrainedModel, expected: Sequence[Reference]) -> tuple[fl
 
 
 def binned_divergence(expected: Tensor, found: Tensor) -> Tensor:
-    """KL divergence over some tokens and all others as one: at most that over all tokens.
+    """KL divergence [positions] in nats over some tokens and all others as one: at most that over all tokens.
 
-    Args:
-        expected: Log-probabilities of these tokens, [positions, tokens].
-        found: Log-probabilities of the same tokens by another model, [positions, tokens].
-
-    Returns:
-        The divergence in nats, [positions].
+    Takes log-probabilities [positions, tokens] of the same tokens by two models.
     """
     p, q = _with_rest(expected), _with_rest(found)
     return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)

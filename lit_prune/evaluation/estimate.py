@@ -85,11 +85,7 @@ class Sizes:
 
 
 def require_mode(name: str) -> None:
-    """Refuse what is none of `MODES`.
-
-    Raises:
-        LitPruneError: It is none.
-    """
+    """Refuse what is none of `MODES` with a LitPruneError."""
     if name not in MODES:
         raise LitPruneError(f"unknown mode {name!r}; expected one of {', '.join(MODES)}")
 
@@ -132,23 +128,16 @@ def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) ->
 
 @dataclass(frozen=True)
 class Load:
-    """What a search asks of a device, whatever that is.
+    """What a search asks of any device: FLOPs, two for a weight and token, and bytes of weights, read once a batch.
 
-    Attributes:
-        flops: Two for every weight and token of blocks and head; attention between tokens is left out.
-        bytes_read: Weights, once for every block and head that runs on a batch.
+    Attention between tokens is left out.
     """
 
     flops: float
     bytes_read: float
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """The longer of computing and reading.
-
-        Example:
-            >>> Load(flops=100.0, bytes_read=10.0).seconds(10.0, 2.0)
-            10.0
-        """
+        """The longer of computing and reading."""
         return max(self.flops / flops_per_second, self.bytes_read / bytes_per_second)
 
 
@@ -166,14 +155,7 @@ def load_of(sizes: Sizes, work: SearchWork, tokens: int) -> Load:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device while a search is at work.
-
-    Attributes:
-        weights: The device's part of the weights; with more than one device also two whole blocks that are gathered.
-        states: What the blocks put out for the device's sequences of a batch.
-        kept: States that are kept from round to round, at most a tenth of the device's weights.
-        logits: Logits of the device's sequences of a batch.
-    """
+    """Bytes on one device: its part of the weights, and states, kept states and logits of its sequences of a batch."""
 
     weights: float
     states: float
@@ -189,6 +171,8 @@ class DeviceMemory:
 def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, devices: int = 1) -> DeviceMemory:
     """What a search takes on each of several devices that share weights and sequences, by FSDP2.
 
+    With more than one device, the weights are also those of two whole blocks that are gathered.
+
     Args:
         sizes: The sizes of the model.
         batch_size: Sequences in a batch; every device has its share, and one at least.
@@ -198,8 +182,6 @@ def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, d
 
     Example:
         >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
-        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1)
-        DeviceMemory(weights=24000.0, states=5120, kept=2400.0, logits=6400)
         >>> memory_of(sizes, batch_size=2, window=16, num_batches=1, devices=2)
         DeviceMemory(weights=16000.0, states=2560, kept=1200.0, logits=3200)
     """
@@ -218,10 +200,7 @@ def named_shapes() -> dict[str, dict[str, Any]]:
 
 
 def shaped(name: str) -> PreTrainedModel:
-    """A model on the meta device, in bfloat16.
-
-    Args:
-        name: One of `named_shapes`, or a model as for `skeleton`.
+    """A model on the meta device, in bfloat16: one of `named_shapes`, or a model as for `skeleton`.
 
     Raises:
         ModelError: It is neither.

@@ -29,11 +29,9 @@ class Footprint:
 
 
 def measure_footprint(model: PreTrainedModel, run: Callable[[], Any]) -> Footprint:
-    """Run a model and count the bytes that are alive, on any device.
+    """Run a model, in memory already, and count the bytes that are alive, on any device.
 
-    Args:
-        model: The model, in memory already.
-        run: A function that reads and writes with the model; it returns the last output, whose cache is measured.
+    `run` reads and writes with the model, and returns the last output, whose cache is measured.
     """
     storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
     weights = sum({storage._cdata: storage.nbytes() for storage in storages}.values())

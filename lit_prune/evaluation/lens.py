@@ -23,14 +23,8 @@ def lens_logits(
 ) -> Iterator[Tensor]:
     """Logits [batch, seq, vocab] of every state, by the model's own final norm and head (nostalgebraist 2020).
 
-    The blocks pass on the state instead of computing.
-
-    Args:
-        model: A causal language model.
-        batch: The batch that the model was called with.
-        blocks: The model's decoder blocks.
-        last_output: What the last block returned, in its own form.
-        states: States of the residual stream, [batch, seq, hidden] each.
+    The blocks pass on the state, [batch, seq, hidden], instead of computing; `last_output` is what the last of them
+    returned for the same batch, in its own form.
     """
     first, *rest = last_output if isinstance(last_output, tuple) else (last_output,)
     for state in states:
@@ -42,16 +36,10 @@ def lens_logits(
 
 
 def lens_sums(final: Tensor, early: Tensor, targets: Tensor) -> Tensor:
-    """How far logits at some depth are from the targets and from the final ones, summed over positions.
+    """How far logits at some depth are from the targets [positions] and from the final ones, summed over positions.
 
-    Args:
-        final: Logits of the whole model, [positions, vocab], any float type.
-        early: Logits at that depth, the same shape.
-        targets: Token ids, [positions].
-
-    Returns:
-        float32 [3]: the loss of the targets in nats, the number of positions at which both would choose the same token,
-        and KL(final, early) in nats.
+    Returns float32 [3]: the loss of the targets in nats, the number of positions at which both would choose the same
+    token, and KL(final, early) in nats.
     """
     sums = final.new_zeros(3, dtype=torch.float32)
     for p, q, target in zip(*(torch.split(rows, POSITIONS_AT_A_TIME) for rows in (final, early, targets)), strict=True):

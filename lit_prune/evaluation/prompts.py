@@ -59,11 +59,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 def mt_bench_answers(model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], *, time: float) -> str:
     """Write the file `model_answer/MODEL.jsonl` of FastChat's llm_judge.
 
-    Args:
-        model: The model's name.
-        prompts: The questions.
-        answers: The texts of each question's turns.
-        time: Seconds since 1970, for the file's readers.
+    `answers` are the texts of each question's turns, and `time` is seconds since 1970.
     """
     entries = [
         {

@@ -13,13 +13,9 @@ TAIL = 0.025
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast one model is as another.
+    """How many times as fast one model is as another: the median of the ratios of readings in the same turn.
 
-    Attributes:
-        ratio: Median of the ratios of readings in the same turn.
-        low: Lower end of the interval that holds the true median in 95 of 100 cases; the least ratio where there are
-            too few readings.
-        high: Upper end of the same interval; the greatest ratio where there are too few readings.
+    The interval from low to high holds the true median in 95 of 100 cases; with too few readings it is their range.
     """
 
     ratio: float
@@ -28,13 +24,9 @@ class Speedup:
 
 
 def speedup(before: Sequence[float], after: Sequence[float]) -> Speedup:
-    """Compare two models by seconds that were measured in turns, as `Speed` holds them.
+    """Compare two models by seconds that were measured in the same turns, as `Speed` holds them.
 
     The interval is that of order statistics, which asks nothing of how readings are distributed.
-
-    Args:
-        before: Readings of the first model, in seconds.
-        after: Readings of the second model, as many, in the same turns.
 
     Example:
         >>> speedup([4.0, 2.0, 6.0], [2.0, 2.0, 2.0])

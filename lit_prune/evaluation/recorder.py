@@ -21,13 +21,9 @@ from lit_prune.surgery import added_to_stream, first_tensor, hidden_states, is_l
 
 @dataclass(frozen=True)
 class Written:
-    """What one sublayer adds: a sum of states minus a sum of others, so that nothing between them is left out.
+    """What a sublayer that reads `before` adds: a sum of states minus a sum of others, all [batch, seq, hidden].
 
-    Attributes:
-        sublayer: The sublayer.
-        before: The stream that it reads, [batch, seq, hidden].
-        plus: The states of the first sum, in the same shape.
-        minus: The states of the second sum, in the same shape.
+    Nothing between the states is left out.
     """
 
     sublayer: SublayerId
@@ -47,13 +43,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Passed:
-    """The whole stream goes through a module: a norm between sublayers of post-norm blocks, final norm, head.
-
-    Attributes:
-        path: Path of the module in the model.
-        before: What the module was called with, [batch, seq, in].
-        after: What the module returned, [batch, seq, out].
-    """
+    """The whole stream goes through a module: a norm between sublayers of post-norm blocks, final norm, head."""
 
     path: str
     before: Tensor
@@ -62,10 +52,6 @@ class Passed:
 
 class StreamRecorder:
     """Hooks that note how the residual stream comes about.
-
-    Args:
-        model: A causal language model.
-        anatomy: The anatomy of the model.
 
     Attributes:
         events: What happened in the blocks, in order.
@@ -81,7 +67,7 @@ class StreamRecorder:
         self.last_output: Any = None
         self._model = model
         self._anatomy = anatomy
-        self._shape: torch.Size | None = None
+        self._shape = torch.Size()
         self._state = torch.empty(0)
         self._running: SublayerId | None = None
         self._beside: Tensor | None = None
@@ -91,14 +77,6 @@ class StreamRecorder:
     def recording(self, shape: torch.Size) -> Iterator[None]:
         """Note what the model does in a `with` block; `shape` is [batch, seq]."""
         self.events, self.states, self.tail, self._shape = [], [], [], shape
-        try:
-            yield
-        finally:
-            self._shape = None
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hooks on the model, in a `with` block."""
         handles: list[Any] = []
         blocks = self._anatomy.block_list(self._model)
         try:
@@ -106,7 +84,7 @@ class StreamRecorder:
                 handles += self._watch_block(position, block, is_last=position + 1 == len(blocks))
             for path, module in self._model.named_modules():
                 if not path.startswith(f"{self._anatomy.blocks_path}.") and (is_norm(module) or is_linear(module)):
-                    handles.append(module.register_forward_hook(self._when_recording(self._in_tail(path))))
+                    handles.append(module.register_forward_hook(self._in_tail(path)))
             yield
         finally:
             for handle in handles:
@@ -120,15 +98,15 @@ class StreamRecorder:
         for norm in self._staying_norms(block, f"{self._anatomy.blocks_path}.{position}", present):
             handles += self._watch_norm(norm)
         if together:
-            hook = self._when_recording(self._leave_parallel(present[0]))
-            handles.append(self._module(present[0].output).register_forward_hook(hook, with_kwargs=True))
+            hook = self._leave_parallel(present[0])
+            handles.append(self._model.get_submodule(present[0].output).register_forward_hook(hook, with_kwargs=True))
         elif len(present) == 2:
             # Of the several modules of the second sublayer, the first that runs reads the stream.
-            handles += [self._before(self._module(part.path), self._read) for part in present[1].parts]
+            handles += [self._before(self._model.get_submodule(part.path), self._read) for part in present[1].parts]
         for sublayer in () if together else present:
-            handles.append(self._before(self._module(sublayer.path), partial(self._start, sublayer.id)))
+            handles.append(self._before(self._model.get_submodule(sublayer.path), partial(self._start, sublayer.id)))
         leave = self._leave([sublayer.id for sublayer in present] if together else [], is_last)
-        return [*handles, block.register_forward_hook(self._when_recording(leave))]
+        return [*handles, block.register_forward_hook(leave)]
 
     def _staying_norms(self, block: nn.Module, path: str, present: Sequence[Sublayer]) -> list[str]:
         """Norms of a block that belong to no sublayer: the stream itself goes through them."""
@@ -143,8 +121,8 @@ class StreamRecorder:
             self._state = self._copied(output)
             self.events.append(Passed(path, before, self._state))
 
-        module = self._module(path)
-        return [self._before(module, self._arrive), module.register_forward_hook(self._when_recording(leave))]
+        module = self._model.get_submodule(path)
+        return [self._before(module, self._arrive), module.register_forward_hook(leave)]
 
     def _enter(self, hidden: Tensor) -> None:
         self._has_read, self._running, self._beside = False, None, None
@@ -199,16 +177,8 @@ class StreamRecorder:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
             function(hidden_states(args, kwargs))
 
-        return module.register_forward_pre_hook(self._when_recording(hook), with_kwargs=True)
-
-    def _when_recording(self, hook: Callable[..., None]) -> Callable[..., None]:
-        return lambda *call: None if self._shape is None else hook(*call)
-
-    def _module(self, path: str) -> nn.Module:
-        module: nn.Module = self._model.get_submodule(path)
-        return module
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _copied(self, hidden: Tensor) -> Tensor:
         """A copy, as some blocks add in place: [batch, seq, hidden]."""
-        assert self._shape is not None
         return hidden.reshape(*self._shape, -1).clone()

@@ -25,12 +25,12 @@ GROUP = 4
 def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> float:
     """Zero the two of every four weights with the smallest |weight| * |input|, in place, by torchao.
 
-    Args:
-        model: A causal language model; the linear layers in its blocks are changed, embeddings and head are not.
-        batches: Calibration batches with `input_ids` [batch, seq].
+    The linear layers in the blocks are changed, embeddings and head are not. Returns the share of all parameters that
+    are zero now.
 
-    Returns:
-        The share of all parameters that are zero now.
+    Args:
+        model: A causal language model.
+        batches: Calibration batches with `input_ids` [batch, seq].
 
     Raises:
         LitPruneError: torchao is not installed, or there is no linear layer whose width is a multiple of four.
@@ -59,11 +59,7 @@ def wanda_2_4(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -
 
 
 def wanda_sparsifier() -> Any:
-    """Torchao's sparsifier, set to 2:4.
-
-    Raises:
-        LitPruneError: torchao is not installed.
-    """
+    """Torchao's sparsifier, set to 2:4; a LitPruneError where torchao is not installed."""
     try:
         sparsity: Any = importlib.import_module("torchao.sparsity")
     except ImportError as error:

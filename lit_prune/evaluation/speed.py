@@ -64,12 +64,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Ideal:
-    """A model's time less that of some of its modules, measured in the same run.
-
-    Attributes:
-        model: The name of the model.
-        without: Paths of the modules that are left out of its time.
-    """
+    """The time of a model, by its name, less that of the modules at some paths, measured in the same run."""
 
     model: str
     without: Sequence[str]
@@ -140,11 +135,7 @@ def compare_speed(
 
 
 def require_sizes(sizes: Mapping[str, int]) -> None:
-    """Check numbers for `compare_speed` before long work.
-
-    Raises:
-        DataError: A number is below 1 (`warmup` may be 0), or is called otherwise.
-    """
+    """Refuse, before long work, numbers for `compare_speed` below 1 (`warmup` may be 0), or called otherwise."""
     least = {"prompt_tokens": 1, "new_tokens": 1, "batch": 1, "repeats": 1, "warmup": 0}
     if unknown := sorted(set(sizes) - set(least)):
         raise DataError(f"speed is measured by {', '.join(least)}; found {', '.join(unknown)}")
@@ -153,25 +144,16 @@ def require_sizes(sizes: Mapping[str, int]) -> None:
 
 
 def require_room(name: str, model: Any, *, prompt_tokens: int = 128, new_tokens: int = 32, **_: int) -> None:
-    """Check sizes for `compare_speed` against the context of a model.
-
-    Raises:
-        DataError: It does not hold as many tokens.
-    """
+    """Refuse sizes for `compare_speed` that exceed the context of a model."""
     context = context_length(model.config)
     if context is not None and prompt_tokens + new_tokens > context:
         raise DataError(f"{prompt_tokens} + {new_tokens} tokens exceed the context of {context} of {name}")
 
 
 def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A dense model of the same config with random weights: what the pruned one is faster than.
+    """A dense model of a pruned one's config with random weights: what the pruned one is faster than.
 
-    Args:
-        model: A pruned model, perhaps wrapped by peft.
-
-    Returns:
-        A model of the same class, dtype, device and attention implementation, in eval mode. The random state stays as
-        it was.
+    It has the same class, dtype, device and attention implementation, and is in eval mode. The random state stays.
 
     Raises:
         ModelError: Whole blocks were taken out of the stack, so that the config tells of fewer.
@@ -195,23 +177,22 @@ def _prompt(name: str, model: PreTrainedModel, batch: int, prompt_tokens: int, n
     return torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(model.device)
 
 
+@dataclass
 class _Stopwatch:
     """Seconds that some modules of a model take."""
 
-    def __init__(self, model: PreTrainedModel, paths: Sequence[str]) -> None:
-        self.model = model
-        self.modules = [model.get_submodule(path) for path in paths]
-        self.seconds = 0.0
-        self.started = 0.0
+    model: PreTrainedModel
+    paths: Sequence[str]
+    seconds: float = 0.0
+    started: float = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count in a `with` block, from zero."""
         self.seconds = 0.0
-        hooks = [
-            *(module.register_forward_pre_hook(self._start) for module in self.modules),
-            *(module.register_forward_hook(self._stop) for module in self.modules),
-        ]
+        modules = [self.model.get_submodule(path) for path in self.paths]
+        hooks = [module.register_forward_pre_hook(self._start) for module in modules]
+        hooks += [module.register_forward_hook(self._stop) for module in modules]
         try:
             yield
         finally:

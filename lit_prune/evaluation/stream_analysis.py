@@ -56,7 +56,7 @@ def analyse(what_if: WhatIf, *, impact: bool = True, name: str = "") -> Analysis
     """
     anatomy = find_sublayers(what_if.model)
     measured = _Pass(what_if.model, anatomy)
-    with what_if.running(), measured.recorder.attached():
+    with what_if.running():
         for batch in what_if.passes():
             measured.run(batch)
     means = _means(what_if, measured.sums)
@@ -139,7 +139,7 @@ class _Pass:
             self.sums["", "gap"] = math.inf
             return
         logits, margins = torch.stack(list(terms.values()), dim=1)  # [terms, positions]
-        logit = self.unraveler.logits(self.recorder, mask, tokens)
+        logit = self.recorder.tail[-1].after[mask].gather(-1, tokens[:, None])[:, 0].float()  # what the head returned
         self._add("", ("logit", "gap"), (logit, (logits.sum(dim=0) - logit).abs()))
         shares = margins.abs() / margins.abs().sum(dim=0)
         for name, *rows in zip(terms, logits, margins, shares, strict=True):

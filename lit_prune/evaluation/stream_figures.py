@@ -97,12 +97,6 @@ class Analysis:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Analysis:
         """Read what `dataclasses.asdict` writes."""
-        return cls(
-            **{
-                **data,
-                "sublayers": tuple(SublayerFigures(**figures) for figures in data["sublayers"]),
-                "depths": tuple(DepthFigures(**figures) for figures in data["depths"]),
-                "paths": tuple(PathFigures(**figures) for figures in data["paths"]),
-                "notes": tuple(data["notes"]),
-            }
-        )
+        kinds = {"sublayers": SublayerFigures, "depths": DepthFigures, "paths": PathFigures}
+        rows = {name: tuple(kind(**figures) for figures in data[name]) for name, kind in kinds.items()}
+        return cls(**{**data, **rows, "notes": tuple(data["notes"])})

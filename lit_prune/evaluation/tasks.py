@@ -34,13 +34,7 @@ LOCAL = ("{}_local", "{}")
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model reached on a task.
-
-    Attributes:
-        metric: The measure, one of `METRICS`.
-        value: The score, from 0 to 1.
-        error: Standard error of `value`.
-    """
+    """What a model reached on a task: the value of a measure, from 0 to 1, and its standard error."""
 
     metric: str
     value: float
@@ -57,11 +51,11 @@ def task_scores(
     batch_size: int = 8,
     run_code: bool = False,
 ) -> dict[str, TaskScore]:
-    """Evaluate a model as it is in memory; its mode is restored afterwards.
+    """Evaluate a model, perhaps pruned, as it is in memory; its mode is restored afterwards.
 
     Args:
-        model: A causal language model, perhaps pruned.
-        tokenizer: The model's tokenizer.
+        model: A causal language model.
+        tokenizer: Its tokenizer.
         tasks: Names of tasks that the harness knows, or of files under `include_path`.
         include_path: Folder with further task files.
         limit: Items of every task; all when None.
@@ -146,11 +140,7 @@ def chosen_tasks(
 
 
 def require_tasks(tasks: Sequence[str], include_path: str | None = None) -> None:
-    """Refuse tasks that cannot be run, before any work is done.
-
-    Raises:
-        LitPruneError: The harness is not installed, or does not know one of them, or there is no such folder.
-    """
+    """Raise a LitPruneError, before any work is done, where the harness, one of the tasks or the folder is missing."""
     if include_path is not None and not os.path.isdir(include_path):
         raise LitPruneError(f"there is no folder {include_path} of task files")
     if not tasks:

@@ -25,14 +25,8 @@ PROBE = 1e3
 class HeldNorm:
     """A norm with its scale held: `norm(x) = factor(x) * gain * (x - mean(x)) + shift`, linear in x but for the factor.
 
-    The mean is 0 for norms that take none off. How a norm's weights make the gain is read off what it returns, so that
-    none is known by name.
-
-    Attributes:
-        norm: A float32 copy of the norm.
-        gain: The gain, [hidden].
-        shift: The shift, [hidden].
-        is_centred: Whether the norm takes the mean off.
+    The mean is 0 for norms that take none off. How a norm's weights make the gain [hidden] is read off what a float32
+    copy of it returns, so that none is known by name.
     """
 
     norm: nn.Module
@@ -59,12 +53,8 @@ class HeldNorm:
     def pulled_back(self, direction: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a linear function of the norm's output into one of its input.
 
-        Args:
-            direction: float32 [..., positions, hidden]; the function is its product with the output.
-            before: What the norm was called with, [positions, hidden].
-
-        Returns:
-            The direction for the input [..., positions, hidden], and the constant [..., positions].
+        The function is the product of the output with `direction` [..., positions, hidden]; the norm was called with
+        `before` [positions, hidden]. Returns the direction for the input, and the constant [..., positions].
         """
         scaled = self.gain * self._centred(before)
         output = self.norm(before) - self.shift
@@ -91,8 +81,7 @@ class Unraveler:
     head returns, before any cap or factor on it. The margin is the same with the mean unembedding taken off: the logit
     above the mean of all tokens', since the softmax does not see what is added to all of them.
 
-    Args:
-        model: A causal language model, before any hook is on it.
+    Made of a causal language model before any hook is on it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -102,16 +91,10 @@ class Unraveler:
 
     @torch.no_grad()
     def terms(self, recorder: StreamRecorder, mask: Tensor, tokens: Tensor) -> Mapping[str, Tensor] | None:
-        """What each term carries of the logits and margins of some tokens.
+        """What each term carries of the logits and margins of some tokens [positions], in the pass of a recorder.
 
-        Args:
-            recorder: A recorder with the events of a pass.
-            mask: The positions that count, bool [batch, seq].
-            tokens: Token ids at these positions, [positions].
-
-        Returns:
-            float32 [2, positions] by name, logit and margin, the embedding first and `biases` last; None where what the
-            model does between blocks and logits is more than norms and linear maps.
+        `mask` [batch, seq] says which positions count. Returns float32 [2, positions] by name, logit and margin, the
+        embedding first and `biases` last; None where more than norms and linear maps lies between blocks and logits.
         """
         direction, constant = self._unembedding(tokens)
         found: dict[str, Tensor] = {}
@@ -130,11 +113,6 @@ class Unraveler:
             first = recorder.states[0][mask.to(recorder.states[0].device)].float().to(direction.device)
             found[EMBEDDING] = (direction * first).sum(dim=-1)
         return {**dict(reversed(found.items())), BIASES: constant}
-
-    def logits(self, recorder: StreamRecorder, mask: Tensor, tokens: Tensor) -> Tensor:
-        """What the head returned for these tokens, float32 [positions]."""
-        rows = recorder.tail[-1].after[mask]
-        return rows.gather(-1, tokens[:, None])[:, 0].float()
 
     def _unembedding(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Directions [2, positions, hidden] and constants [2, positions] of logit and margin."""
