@@ -32,14 +32,9 @@ def call(
 ) -> None:
     """Read a command line by a function's signature and docstring, and call the function.
 
-    Args:
-        function: The verb. Its parameters are the options, described in its docstring; those that can be given by
-            position are given so on the command line, and of a list there one value or more. Of a parameter whose
-            default is a dataclass every field is an option.
-        program: The program's name as it is shown, such as `lit-prune prune`.
-        arguments: The command line behind the program's name.
-        flags: Options that are on where they are named, and take no value.
-        nested: Dataclasses whose fields are written with their name before them, as in `--lora.rank`.
+    Parameters that can be given by position are given so on the command line, a list as one value or more; all others
+    are options, those in `flags` without a value. Where a default is a dataclass its fields are the options, with the
+    parameter's name before them for those in `nested`, as in `--lora.rank`. `program` is the name that is shown.
     """
     groups = option_groups(function, nested)
     parser = _parser(function, program, flags, groups)
@@ -68,7 +63,7 @@ def _parser(
     parser.add_function_arguments(function, skip=skipped, sub_configs=True)
     for default in groups.values():
         parser.add_class_arguments(type(default), instantiate=False, sub_configs=True)
-        parser.set_defaults({field.name: getattr(default, field.name) for field in fields(default)})
+        parser.set_defaults(vars(default))
     return parser
 
 
@@ -98,17 +93,9 @@ MOST, MOST_OF_SEED = 2**31 - 1, 2**32 - 1
 
 
 def require_numbers(settings: Any, name: str = "") -> None:
-    """Refuse numbers that no option takes, whether the rest of the command uses them or not.
-
-    Args:
-        settings: The settings of a command, as they were parsed, or a part of them.
-        name: Name of the part.
-
-    Raises:
-        LitPruneError: One is too small, too large, or not finite; the message names it.
-    """
+    """Refuse numbers that no option takes, in settings or in the part with this name, whether they are used or not."""
     if is_dataclass(settings) and not isinstance(settings, type):
-        settings = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        settings = vars(settings)
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             require_numbers(value, str(key))
@@ -151,10 +138,7 @@ def _bracketed(value: str, *, words: bool) -> str:
 
 
 def model_names(models: str) -> list[str]:
-    """The names in a list with commas between them.
-
-    Raises:
-        LitPruneError: There is none, or a file or folder that is named is not there.
+    """The names in a list with commas between them; a LitPruneError where there is none, or no such file or folder.
 
     Example:
         >>> model_names("pruned, healed")
@@ -169,11 +153,7 @@ def model_names(models: str) -> list[str]:
 
 
 def text_labels(texts: Sequence[str]) -> list[str]:
-    """What texts are called in tables: the names of their files, without folder and suffix.
-
-    Raises:
-        DataError: Two would be called the same.
-    """
+    """Names of texts for tables, those of their files without folder and suffix; a DataError where two are the same."""
     labels = [Path(text).stem for text in texts]
     if len(set(labels)) < len(labels):
         raise DataError(f"two texts to measure on would have one name: {', '.join(labels)}")
@@ -181,15 +161,7 @@ def text_labels(texts: Sequence[str]) -> list[str]:
 
 
 def require_writable(output: str | None, *, inside: bool = False) -> None:
-    """Check, before long work, that a file can be written, or files into a folder.
-
-    Args:
-        output: The name of the file or folder; nothing is checked where None.
-        inside: Whether it is a folder, which may be there already.
-
-    Raises:
-        LitPruneError: Something is in the way.
-    """
+    """Refuse, before long work, a file that cannot be written, or a folder (`inside`) that takes no file."""
     if output is None:
         return
     reason = obstacle(destination(output), inside=inside)
@@ -208,11 +180,7 @@ def still_free(target: Path) -> Path:
 
 
 def default_device(device: str | None) -> str:
-    """The device that was named, else a GPU where there is one.
-
-    Raises:
-        ModelError: PyTorch does not find what was named.
-    """
+    """The device that was named, which PyTorch has to find, else a GPU where there is one."""
     if device is not None:
         require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

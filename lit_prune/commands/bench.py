@@ -15,11 +15,7 @@ FROM_A_CHECKOUT = ("search", "memory")
 
 
 def run(program: str, arguments: Sequence[str]) -> None:
-    """Run the kind of measurement that is named first.
-
-    Raises:
-        LitPruneError: There is none of that name.
-    """
+    """Run the kind of measurement that is named first."""
     kind = arguments[0] if arguments else "--help"
     if kind in KINDS:
         call(KINDS[kind], f"{program} {kind}", arguments[1:])

@@ -40,11 +40,7 @@ class Setting:
     modes: list[str] | None = None
 
     def require_possible(self) -> None:
-        """Refuse numbers out of their range, and modes that are unknown.
-
-        Raises:
-            LitPruneError: With what was given.
-        """
+        """Refuse numbers out of their range, and modes that are unknown."""
         require_share(self.amount)
         require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
         for mode in self.modes or ():
@@ -113,12 +109,7 @@ def estimate_tables(
 ) -> list[str]:
     """Tables of what searches take, in Markdown: counts, hours by arithmetic, and memory, a sentence ahead of each.
 
-    Args:
-        models: The models by name.
-        works: The work of every search, by the names of a model and of a mode.
-        setting: What is searched for, on how much text.
-        rates: How fast devices are.
-        source: A word for how the counts were had.
+    `works` has the work of every search by the names of a model and of a mode, and `source` tells how counts were had.
     """
     sizes = {name: Sizes.of(model) for name, model in models.items()}
     counts = [

@@ -13,22 +13,12 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.commands.arguments import model_names, require_writable
 from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Ideal, Speed, Speedup, compare_speed, speedup
+from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
 from lit_prune.files import markdown_table, say, write_text
 
 LOADING = Loading()
-HEADS = (
-    "model",
-    "prefill, ms",
-    "times as fast",
-    "decode, ms",
-    "times as fast",
-    "tokens/s",
-    "files, MB",
-    "weights, MB",
-    "cache, MB",
-    "peak, MB",
-)
+RATIO, SIZES = "times as fast", ("files, MB", "weights, MB", "cache, MB", "peak, MB")
+HEADS = ("model", "prefill, ms", RATIO, "decode, ms", RATIO, "tokens/s", *SIZES)
 IDEAL = "ideal of "
 IDEAL_HEADS = ("model", "ideal prefill, ms", "of the ideal's time", "ideal decode, ms", "of the ideal's time")
 
@@ -123,7 +113,12 @@ def speed_table(speeds: Mapping[str, Speed]) -> str:
         sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
         megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
         lines.append((name, read, prefill, write, decode, tokens, _files(name), *megabytes))
-    return f"{markdown_table(HEADS, lines)}\n\n{_conditions(first)}\n"
+    threads = f", {torch.get_num_threads()} threads" if first.device == "cpu" else ""
+    conditions = (
+        f"{first.batch} x {first.prompt_tokens} tokens read, then {first.new_tokens} steps; {first.repeats} turns; "
+        f"{first.device}{threads}, {first.dtype}. In brackets 95 % intervals of the median ratio."
+    )
+    return f"{markdown_table(HEADS, lines)}\n\n{conditions}\n"
 
 
 def _files(name: str) -> str:
@@ -144,14 +139,6 @@ def ideal_table(speeds: Mapping[str, Speed]) -> str:
     return f"{markdown_table(IDEAL_HEADS, lines)}\n\n{note}\n"
 
 
-def _conditions(speed: Speed) -> str:
-    threads = f", {torch.get_num_threads()} threads" if speed.device == "cpu" else ""
-    return (
-        f"{speed.batch} x {speed.prompt_tokens} tokens read, then {speed.new_tokens} steps; {speed.repeats} turns; "
-        f"{speed.device}{threads}, {speed.dtype}. In brackets 95 % intervals of the median ratio."
-    )
-
-
 def _milliseconds(speed: Speed) -> tuple[str, str]:
     return f"{1e3 * speed.prefill_seconds:.2f}", f"{1e3 * speed.decode_seconds_per_token:.2f}"
 
@@ -159,8 +146,4 @@ def _milliseconds(speed: Speed) -> tuple[str, str]:
 def _ratios(before: Speed, after: Speed) -> tuple[str, str]:
     prefill = speedup(before.prefill_readings, after.prefill_readings)
     decode = speedup(before.decode_readings, after.decode_readings)
-    return _with_interval(prefill), _with_interval(decode)
-
-
-def _with_interval(found: Speedup) -> str:
-    return f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return str(prefill), str(decode)

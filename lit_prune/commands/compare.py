@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
 from lit_prune.commands.options import Loading, Sample
@@ -22,7 +22,6 @@ from lit_prune.evaluation import (
     Entry,
     Result,
     Results,
-    TaskScore,
     require_sizes,
     require_tasks,
     task_scores,
@@ -102,21 +101,14 @@ def compare(
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
             return replace(sample, data=text).windows(tokenizer, wanted=reserved + num_unseen)
 
-        def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase = tokenizer) -> dict[str, TaskScore]:
-            return task_scores(model, tokenizer, tasks, include_path=include_path, limit=limit) if tasks else {}
-
         entries = [
-            _entry(
-                line,
-                drawn(line.get("data", sample.data))[: line.get("num_windows", sample.num_windows)],
-                sample.batch_size,
-            )
+            _entry(line, drawn(line.get("data", sample.data)), sample)
             for line in [{"method": DENSE, "label": DENSE}, *lines]
         ]
         windows = {label: drawn(text)[reserved:] for label, text in zip(labels, texts, strict=True)}
         comparison = Comparison(
             {label: calibration_batches(rows, sample.batch_size) for label, rows in windows.items()},
-            tasks=accuracy,
+            tasks=partial(task_scores, tokenizer=tokenizer, tasks=tasks or (), include_path=include_path, limit=limit),
             speed=speed or {},
             folder=folder,
         )
@@ -140,11 +132,7 @@ def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Turn names and mappings into mappings with a label, checked before anything is loaded.
-
-    Raises:
-        LitPruneError: A method, scorer or search is unknown, or two lines have one label.
-    """
+    """Turn names and mappings into mappings with a label, checked before anything is loaded."""
     lines = [_line(spec) for spec in specs]
     labels = [line["label"] for line in lines]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -161,8 +149,8 @@ def _method(line: Mapping[str, Any]) -> Method:
     return read_method(line["method"]).with_settings({key: line[key] for key in line if key not in OWN})
 
 
-def _entry(line: Mapping[str, Any], windows: Tensor, batch_size: int) -> Entry:
-    batches = calibration_batches(windows, batch_size)
+def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample) -> Entry:
+    batches = calibration_batches(windows[: line.get("num_windows", sample.num_windows)], sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
     return Entry(line["label"], method, batches, fingerprint(batches))
 

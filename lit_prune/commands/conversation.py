@@ -28,17 +28,7 @@ from lit_prune.report import answers_markdown
 
 @dataclass
 class Conversation:
-    """The same questions to every model, and what their answers show.
-
-    Attributes:
-        prompts: The questions.
-        max_new_tokens: Length limit of an answer, in tokens.
-        temperature: Temperature of sampled answers; 0 is greedy.
-        batch_size: Questions at a time.
-        seed: Seed of the draws.
-        said: Texts of the answers, by the model's name.
-        signs: Signs of damage, by the model's name.
-    """
+    """The same questions to every model, and their answers' texts and signs of damage by the model's name."""
 
     prompts: Sequence[Prompt]
     max_new_tokens: int
@@ -63,11 +53,7 @@ class Conversation:
         return answered + compared
 
     def require_askable(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Put the first question into a model's chat template, before long work.
-
-        Raises:
-            ModelError: The template cannot be used.
-        """
+        """Put the first question into a model's chat template, before long work."""
         if self.prompts:
             question(tokenizer, self.prompts[0].turns[:1], [])
 

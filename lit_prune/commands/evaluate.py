@@ -57,13 +57,7 @@ class Texts:
         return ["builtin"] if self.texts is None else self.texts
 
     def batches(self, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
-        """Batches of every text, by its label.
-
-        With a stride, only so many tokens at the end of a window are to be predicted; without, all but the first.
-
-        Raises:
-            DataError: A text has no window, or two have one label.
-        """
+        """Batches of every text by its label; with a stride only so many at the end of a window are predicted."""
         found = {}
         for label, source in zip(text_labels(self.sources), self.sources, strict=True):
             most, stride = self.num_windows, self.stride
@@ -98,8 +92,6 @@ class Tasks:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], batch_size: int
     ) -> dict[str, TaskScore]:
         """Measure a model's accuracy on tasks, with presets spelled out, by their names."""
-        if not tasks:
-            return {}
         where, code = self.include_path, self.run_code
         return task_scores(
             model, tokenizer, tasks, include_path=where, limit=self.limit, batch_size=batch_size, run_code=code
@@ -123,11 +115,7 @@ class Questions:
     temperature: float = 0.0
 
     def read(self, output: str | None) -> list[Prompt]:
-        """Read the questions; none where no file is named.
-
-        Raises:
-            LitPruneError: They cannot be read, or there is no folder for the answers.
-        """
+        """Read the questions, which want a folder for the answers; none where no file is named."""
         if self.prompts is None:
             return []
         if output is None:

@@ -126,12 +126,7 @@ def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
 def require_checkpoint(path: str | None, strategy: Strategy) -> None:
     """Refuse, before any process is started, a checkpoint that is not there, or in a form that is not read.
 
-    Args:
-        path: The checkpoint as `--ckpt_path` names it; Lightning's keywords and what lies elsewhere are let through.
-        strategy: The trainer's strategy.
-
-    Raises:
-        LitPruneError: With what to give.
+    Lightning's keywords and what lies elsewhere are let through.
     """
     if not path or path in ("best", "last", "hpc") or path.startswith("registry") or "://" in path:
         return
@@ -147,11 +142,7 @@ def require_checkpoint(path: str | None, strategy: Strategy) -> None:
 
 
 def require_world(environment: Mapping[str, str], world_size: int) -> None:
-    """Refuse a trainer that does not know of the other processes that torchrun started.
-
-    Raises:
-        LitPruneError: With the settings to give.
-    """
+    """Refuse a trainer that does not know of the other processes that torchrun started."""
     launched = int(environment.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in environment else 1
     if launched not in (1, world_size):
         raise LitPruneError(

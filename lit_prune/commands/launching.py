@@ -9,28 +9,19 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from lit_prune.commands.arguments import default_device
 from lit_prune.data import require_positive
 from lit_prune.errors import LitPruneError
-from lit_prune.loading.fsdp import shard
 
 
 def start(
     devices: int | None, device: str | None, device_map: str | Mapping[str, Any] | None = None
 ) -> tuple[Fabric | None, str | None]:
-    """Start the other processes, or join those that a launcher has started.
+    """Start as many processes as `devices`, or join those that a launcher has started.
 
-    Args:
-        devices: How many processes run on this machine; None leaves that to the launcher, and is one without a
-            launcher.
-        device: The device, such as cuda:0 or cpu; several processes take the devices of its type in turn.
-        device_map: The map that spreads one model over the devices of one process.
-
-    Returns:
-        Lightning's Fabric (None for one process alone), and this process's device (None where a map says it).
+    Several take the devices of one type in turn. Returns Lightning's Fabric (None for one process alone), and this
+    process's device (None where a map spreads the model over several).
 
     Raises:
         LitPruneError: Processes cannot be started with these settings.
@@ -66,20 +57,11 @@ def start(
 
 
 def require_shared(fabric: Fabric | None, *, shard: bool) -> None:
-    """Refuse to shard a model over one process.
-
-    Raises:
-        LitPruneError: There is only one process.
-    """
+    """Refuse to shard a model over one process."""
     if shard and (fabric is None or fabric.world_size == 1):
         raise LitPruneError(
             "a model is sharded over several processes; give devices, or start them with `fabric run` or torchrun"
         )
-
-
-def shard_over(model: nn.Module, fabric: Fabric) -> None:
-    """Shard a model over all processes, in place."""
-    shard(model, init_device_mesh(fabric.device.type, (fabric.world_size,)))
 
 
 def part() -> None:

@@ -28,32 +28,16 @@ class Loading:
 
     @property
     def place(self) -> str:
-        """The device that was named, else a GPU where there is one.
-
-        Raises:
-            ModelError: PyTorch does not find what was named.
-        """
+        """The device that was named, else a GPU where there is one."""
         return default_device(self.device)
 
     def model(self, name: str, layout: str | None = None) -> PreTrainedModel:
-        """Load a model, straight onto its device.
-
-        Args:
-            name: A name as for `lit_prune.load`.
-            layout: File that describes blocks which are not understood.
-
-        Raises:
-            ModelError: It cannot be loaded.
-        """
+        """Load a model, straight onto its device; `layout` is a file that describes blocks."""
         code = self.trust_remote_code
         return load(name, dtype=self.dtype, device=self.place, layout=layout, trust_remote_code=code)
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
-        """Load a model's tokenizer.
-
-        Raises:
-            ModelError: It cannot be loaded.
-        """
+        """Load a model's tokenizer."""
         return load_tokenizer(name, trust_remote_code=self.trust_remote_code)
 
 
@@ -76,25 +60,15 @@ class Sample:
     seed: int = 0
 
     def require_possible(self, **numbers: int | None) -> None:
-        """Refuse numbers of windows that cannot be, and what else has to be positive.
-
-        Raises:
-            DataError: One is below 1.
-        """
+        """Refuse numbers below 1, of windows and of what else is named."""
         require_positive(num_windows=self.num_windows, batch_size=self.batch_size, **numbers)
 
     def windows(
         self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None, most: int | None = None
     ) -> Tensor:
-        """Draw windows, [windows, window].
+        """Draw windows, [windows, window]; a DataError where the text has fewer than are wanted.
 
-        Args:
-            tokenizer: The tokenizer of the model.
-            wanted: Number of windows that are needed; `num_windows` when None.
-            most: Number of windows that are taken where the text has them; `wanted` when None.
-
-        Raises:
-            DataError: The text has fewer than wanted.
+        By default `num_windows` are wanted; `most` are taken where the text has them, or as many as are wanted.
         """
         wanted = self.num_windows if wanted is None else wanted
         return drawn_windows(self.data, tokenizer, window=self.window, wanted=wanted, most=most, seed=self.seed)

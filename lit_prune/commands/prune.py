@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.launching import part, require_shared, shard_over, start
+from lit_prune.commands.launching import part, require_shared, start
 from lit_prune.commands.options import Loading, Sample
 from lit_prune.data import calibration_batches, draw_windows, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
-from lit_prune.loading.fsdp import whole_copy
+from lit_prune.loading.fsdp import shard, whole_copy
 from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, read_method
@@ -53,11 +54,7 @@ class Choice:
 
     @property
     def recipe(self) -> Method:
-        """The method with what is changed of it.
-
-        Raises:
-            LitPruneError: There is no such method, scorer, search or compensation.
-        """
+        """The method with what is changed of it."""
         changes = {name: value for name, value in vars(self).items() if name != "method" and value is not None}
         recipe = read_method(self.method).with_settings(changes)
         Pruner.require_known(recipe)
@@ -147,7 +144,7 @@ def prune_model(
         trust_remote_code=loading.trust_remote_code,
     )
     if fabric is not None and machine.shard:
-        shard_over(network, fabric)
+        shard(network, init_device_mesh(fabric.device.type, (fabric.world_size,)))
     try:
         plan = prune(
             network,

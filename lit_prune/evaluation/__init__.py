@@ -24,13 +24,12 @@ from lit_prune.evaluation.estimate import (
     shaped,
     unfilled,
 )
-from lit_prune.evaluation.footprint import Footprint, measure_footprint
+from lit_prune.evaluation.footprint import measure_footprint
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, alpaca_eval_outputs, mt_bench_answers, read_prompts
-from lit_prune.evaluation.ratios import Speedup, speedup
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
-from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes
+from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes, speedup
 from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
@@ -46,7 +45,6 @@ __all__ = [
     "Comparison",
     "DepthFigures",
     "Entry",
-    "Footprint",
     "Ideal",
     "Measured",
     "PathFigures",
@@ -58,7 +56,6 @@ __all__ = [
     "Signs",
     "Sizes",
     "Speed",
-    "Speedup",
     "SublayerFigures",
     "TaskScore",
     "TokenLoss",

@@ -20,13 +20,9 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of a model.
+    """One answer: its text without special tokens, and the token ids that the model was given and that it wrote.
 
-    Attributes:
-        text: The answer without special tokens.
-        context: Token ids that the model was given.
-        tokens: Token ids that it wrote, without the one that ends the answer.
-        ended: Whether it ended by itself, before the limit.
+    The token that ends an answer is left out; `ended` tells whether it came before the limit.
     """
 
     text: str
@@ -83,15 +79,10 @@ def answers(
 
 
 def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list[int]:
-    """Token ids that a model is given before its next answer.
-
-    Args:
-        tokenizer: Its tokenizer, with a chat template or without one.
-        turns: What a user said so far.
-        said: What the model answered to all but the last.
+    """Token ids that a model is given before its next answer: what a user said, and the replies to all but the last.
 
     Raises:
-        ModelError: The template cannot be used.
+        ModelError: The chat template, where the tokenizer has one, cannot be used.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         parts = [part for turn, reply in zip(turns, said, strict=False) for part in (turn, reply.text)]

@@ -33,13 +33,9 @@ Batches = Sequence[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the comparison.
+    """A line of the comparison: a method, None for the baselines, and the batches that it measures on.
 
-    Attributes:
-        label: Name of the line in tables.
-        method: The method that prunes; None for the baselines `dense` and `wanda-2:4`.
-        calibration: Batches that it measures on.
-        source: Where the batches came from, for the plan's readers.
+    The source says where the batches came from, for the plan's readers.
     """
 
     label: str
@@ -62,15 +58,12 @@ class Result:
     """What one method made of one model at one amount.
 
     Attributes:
-        model: Name of the model.
-        label: Label of the entry.
         settings: Settings of the entry, as JSON has them.
         amount: Share of the parameters that was to go; 0 for the baselines.
         num_parameters: Parameters that are left.
         share_removed: Share of all parameters that are gone.
         zeros: Share of all parameters that a method has zeroed; 0 where it removes.
         perplexities: Perplexities by the name of the text, on windows that no method has seen.
-        tasks: Scores by the name of the task.
         prefill: How many times as fast as the dense model a prompt is read.
         decode: The same for writing a token.
         num_blocks: Blocks of the dense model.

@@ -32,14 +32,10 @@ MODES: Mapping[str, tuple[str, bool]] = {
 
 @dataclass(frozen=True)
 class SearchWork:
-    """What a search runs.
+    """What a search in one of `MODES` runs to take out so many candidates.
 
-    Attributes:
-        mode: One of `MODES`.
-        num_removed: Candidates that it takes out.
-        block_evaluations: Decoder blocks that run, times batches.
-        head_evaluations: Passes through final norm and head, times batches.
-        dense_passes: The block evaluations in full passes over the calibration set.
+    Decoder blocks, and passes through final norm and head, are counted times batches; `dense_passes` are the block
+    evaluations in full passes over the calibration set.
     """
 
     mode: str
@@ -53,13 +49,8 @@ class SearchWork:
 class Sizes:
     """The sizes of a model that decide what a search takes.
 
-    Attributes:
-        num_blocks: Decoder blocks.
-        hidden: Width of the residual stream.
-        vocab: Rows of the head.
-        block_parameters: Parameters of one block.
-        parameters: Parameters of the model.
-        itemsize: Bytes of a weight and of a number in a state.
+    `hidden` is the width of the residual stream, `vocab` the rows of the head, `block_parameters` those of one block,
+    and `itemsize` the bytes of a weight and of a number in a state.
     """
 
     num_blocks: int
@@ -137,7 +128,12 @@ class Load:
     bytes_read: float
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """The longer of computing and reading."""
+        """The longer of computing and reading.
+
+        Example:
+            >>> Load(flops=100.0, bytes_read=10.0).seconds(10.0, 2.0)
+            10.0
+        """
         return max(self.flops / flops_per_second, self.bytes_read / bytes_per_second)
 
 
@@ -182,6 +178,8 @@ def memory_of(sizes: Sizes, *, batch_size: int, window: int, num_batches: int, d
 
     Example:
         >>> sizes = Sizes(num_blocks=10, hidden=8, vocab=100, block_parameters=1000, parameters=12_000)
+        >>> memory_of(sizes, batch_size=2, window=16, num_batches=1)
+        DeviceMemory(weights=24000.0, states=5120, kept=2400.0, logits=6400)
         >>> memory_of(sizes, batch_size=2, window=16, num_batches=1, devices=2)
         DeviceMemory(weights=16000.0, states=2560, kept=1200.0, logits=3200)
     """

@@ -17,10 +17,8 @@ from transformers import PreTrainedModel
 class Footprint:
     """Bytes that a model occupies while it reads and writes.
 
-    Attributes:
-        weights: Parameters and buffers, tied ones once.
-        cache: Keys and values at the end.
-        peak: Weights, and the most that tensors of the run took at a time; what kernels use inside is not seen.
+    Weights are parameters and buffers, tied ones once; the cache is that of keys and values at the end; the peak is the
+    weights and the most that tensors of the run took at a time, without what kernels use inside.
     """
 
     weights: int

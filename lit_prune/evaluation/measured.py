@@ -17,14 +17,7 @@ CONFIDENT = 1.96
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model.
-
-    Attributes:
-        model: Name of the model.
-        num_parameters: All parameters, tied ones once.
-        perplexities: Losses by the name of the text.
-        tasks: Scores by the name of the task.
-    """
+    """What was measured of one model: all parameters, tied ones once, losses by text, and scores by task."""
 
     model: str
     num_parameters: int

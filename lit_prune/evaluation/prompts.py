@@ -19,12 +19,9 @@ FORMS = '{"question_id": …, "category": …, "turns": […]}, {"instruction": 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a user says.
+    """What a user says turn by turn; the model answers every turn.
 
-    Attributes:
-        id: The question's id in the file, else its number from 1.
-        turns: What is said turn by turn; the model answers every turn.
-        category: The kind of question, such as `writing`; empty where the file has none.
+    The id is the question's in the file, else its number from 1; the category is empty where the file has none.
     """
 
     id: int | str

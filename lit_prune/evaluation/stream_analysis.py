@@ -22,11 +22,9 @@ from lit_prune.measure import IGNORED, WhatIf, counted_positions, labels_of, log
 from lit_prune.plan import Candidate
 from lit_prune.scorers import SCORERS
 
-SUBLAYER, DEPTH, PATH = (
-    ("input_norm", "output_norm", "similarity"),
-    ("norm", "loss", "agreement", "kl"),
-    ("logit", "margin", "share"),
-)
+SUBLAYER = ("input_norm", "output_norm", "similarity")
+DEPTH = ("norm", "loss", "agreement", "kl")
+PATH = ("logit", "margin", "share")
 """The figures of sublayers, of depths and of paths, as their classes have them."""
 
 STREAM = (*SUBLAYER, "norm")

@@ -66,10 +66,9 @@ class PathFigures:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found of one model on one text.
+    """What was found of one model, perhaps pruned, on one text.
 
     Attributes:
-        model: Name of the model.
         num_blocks: Blocks of the original model.
         num_parameters: Parameters that are left.
         num_tokens: Tokens, over which stream and similarity are means.

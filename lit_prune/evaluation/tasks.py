@@ -66,6 +66,8 @@ def task_scores(
         LitPruneError: The harness is not installed, does not know a task, or has no accuracy for it.
     """
     require_tasks(tasks, include_path)
+    if not tasks:
+        return {}
     harness = importlib.import_module("lm_eval")
     language_model = importlib.import_module("lm_eval.models.huggingface").HFLM
     settings = {"DISABLE_MULTIPROC": "1"}  # the harness would fork a process with a model in it
