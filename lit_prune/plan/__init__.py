@@ -4,7 +4,6 @@ from lit_prune.plan.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, Subl
 from lit_prune.plan.methods import Method, Recipe, method_names, read_method
 from lit_prune.plan.prune_plan import (
     PLAN_FILE,
-    SCHEMA_VERSION,
     SETTINGS,
     ModelFacts,
     PrunePlan,
@@ -17,7 +16,6 @@ __all__ = [
     "KINDS",
     "MAX_BLOCKS",
     "PLAN_FILE",
-    "SCHEMA_VERSION",
     "SETTINGS",
     "Candidate",
     "Method",

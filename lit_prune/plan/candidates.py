@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lit_prune.errors import PlanError
 
@@ -83,14 +84,12 @@ class Candidate:
     @classmethod
     def parse(cls, text: str) -> Candidate:
         """Read the form that `name` writes, or raise `PlanError`."""
-        return cls.together(map(cls._parse_one, str(text).split("+")))
-
-    @classmethod
-    def _parse_one(cls, text: str) -> Candidate:
-        kind, _, block = text.partition(".")
-        if kind == "block" and block.isdecimal():
-            return cls(tuple(SublayerId(_number(block), own) for own in KINDS))
-        return cls((SublayerId.parse(text),))
+        sublayers: set[SublayerId] = set()
+        for name in str(text).split("+"):
+            kind, _, block = name.partition(".")
+            whole = kind == "block" and block.isdecimal()
+            sublayers |= {SublayerId(_number(block), own) for own in KINDS} if whole else {SublayerId.parse(name)}
+        return cls(tuple(sorted(sublayers)))
 
 
 @dataclass(frozen=True)
@@ -125,12 +124,6 @@ class Scores:
 
     def merged(self, later: Scores) -> Scores:
         """These scores, with later ones of the same round in their place."""
-        return replace(
-            self,
-            importance={**self.importance, **later.importance},
-            nll={**self.nll, **later.nll},
-            measured={**self.measured, **later.measured},
-            screened={**self.screened, **later.screened},
-            errors={**self.errors, **later.errors},
-            disturbed=self.disturbed or later.disturbed,
-        )
+        names = ("importance", "nll", "measured", "screened", "errors")
+        joined: dict[str, Any] = {name: {**getattr(self, name), **getattr(later, name)} for name in names}
+        return replace(self, **joined, disturbed=self.disturbed or later.disturbed)

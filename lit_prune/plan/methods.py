@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
 from lit_prune.errors import LitPruneError, did_you_mean
+from lit_prune.plan.candidates import KINDS
 from lit_prune.plan.registry import Named
 
-Granularity = Literal["sublayer", "attention", "mlp", "block"]
+GRANULARITIES = ("sublayer", *KINDS, "block")
 SUFFIX = ".yaml"
 
 
@@ -41,9 +42,8 @@ class Recipe:
     compensate: Named | Callable[..., Any] = "none"
 
     def __post_init__(self) -> None:
-        known = get_args(Granularity)
-        if self.granularity not in known:
-            raise LitPruneError(f"granularity must be one of {', '.join(known)}; found {self.granularity!r}")
+        if self.granularity not in GRANULARITIES:
+            raise LitPruneError(f"granularity must be one of {', '.join(GRANULARITIES)}; found {self.granularity!r}")
         object.__setattr__(self, "protect", tuple(self.protect))
 
     @property

@@ -37,11 +37,8 @@ class PruneStep:
         nll_after: Mean token loss (nats) without what was removed, before any training.
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
-        scores: Importance of every candidate of the round, by name.
-        measured: Share of the tokens on which a candidate was measured in the round, by name; see `Scores`.
-        screened: Importance on the share of the tokens that a search screens on, by name; see `Scores`.
-        disturbed: Whether the round was a surprise; see `Scores`.
-        errors: Standard errors of the scores by name; see `Scores`.
+        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed` and
+            `errors` as in the round's `Scores`.
         compensation: Facts about what was folded into weights that stay, by the sublayer's name.
     """
 
@@ -115,12 +112,12 @@ class ModelFacts:
         Raises:
             PlanError: They differ; the message names each difference.
         """
-        pairs = [
-            (name, getattr(self, name), getattr(other, name)) for name in ("model_type", "num_blocks", "hidden_size")
+        differing = [
+            f"{name} {own} in the plan, {found} in the model"
+            for name in ("model_type", "num_blocks", "hidden_size")
+            if (own := getattr(self, name)) != (found := getattr(other, name))
         ]
-        if differing := [
-            f"{name} {own} in the plan, {found} in the model" for name, own, found in pairs if own != found
-        ]:
+        if differing:
             raise PlanError(
                 f"this plan was made for {self.name or 'another model'}: {'; '.join(differing)}. "
                 "Apply it to an unpruned copy of the model it was made for."

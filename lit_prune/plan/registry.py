@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 from lit_prune.errors import LitPruneError, did_you_mean
 
 Part = TypeVar("Part")
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 Named = str | Mapping[str, Any]
 """A name, or a mapping with `name` and options."""
 
@@ -110,12 +109,7 @@ def create(registry: Registry, spec: Any) -> Any:
 
 
 def with_defaults(interface: type[Part], own: Any) -> Part:
-    """A user's own function or object as one of an interface: what it does not have is as there.
-
-    Args:
-        interface: A class whose public attributes and methods are the defaults.
-        own: What is called; an instance of the interface is itself.
-    """
+    """A user's own function or object as one of an interface: the public attributes and methods there are defaults."""
     if isinstance(own, interface):
         return own
     call = {"__call__": lambda self, *given, **named: own(*given, **named)}
@@ -127,8 +121,12 @@ def with_defaults(interface: type[Part], own: Any) -> Part:
 
 def described(spec: Any, made: Any) -> dict[str, Any]:
     """Name and options of what `create` made of a spec, for a plan's readers."""
-    is_data = is_dataclass(made) and not isinstance(made, type)
-    options = asdict(made) if is_data else _plain(getattr(made, "__dict__", {}))
+    if is_dataclass(made) and not isinstance(made, type):
+        options = asdict(made)
+    else:  # whatever else an object of the user's own holds is not for a plan
+        own = getattr(made, "__dict__", {}).items()
+        plain = bool | int | float | str | None
+        options = {name: value for name, value in own if not name.startswith("_") and isinstance(value, plain)}
     if isinstance(spec, str):
         return {"name": spec, **options}
     if isinstance(spec, Mapping):
@@ -136,20 +134,12 @@ def described(spec: Any, made: Any) -> dict[str, Any]:
     return {"name": getattr(spec, "__qualname__", type(spec).__qualname__), **options}
 
 
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an object of the user's own; whatever else it holds is not for a plan."""
-    return {
-        name: value
-        for name, value in attributes.items()
-        if not name.startswith("_") and isinstance(value, bool | int | float | str | None)
-    }
-
-
 def _is_object(found: Any, options: Mapping[str, Any]) -> bool:
     if isinstance(found, type) or not callable(found):
         return not callable(found)
     return any(
-        parameter.default is parameter.empty and parameter.kind in POSITIONAL
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         for parameter in inspect.signature(found).parameters.values()
         if parameter.name not in options
     )

@@ -32,27 +32,18 @@ MOST_FACTOR = 1e6
 
 
 def require_sound(plan: PrunePlan) -> None:
-    """Check what a plan says of its model, its removals and what made up for them, and the settings that are shown.
-
-    Raises:
-        PlanError: No model could have had, and lost, what the plan says.
-        TypeError: A setting is missing, or of a wrong kind.
-    """
-    _require_settings(plan)
+    """Raise a PlanError where no model could have lost what the plan says, a TypeError where a setting is wrong."""
+    for name, is_shown, kinds in SHOWN:
+        if is_shown(data := getattr(plan, name)):
+            require_kinds(name, data, kinds)
+    if plan.budget.get("total") == 0:
+        raise TypeError("nothing can be a share of a total of 0")
     _require_possible(plan)
     for step in plan.steps:
         for name, fact in step.compensation.items():
             if SublayerId.parse(name) not in step.removed.sublayers:
                 raise PlanError(f"the plan is damaged: it makes up for {name}, where {step.removed.name} goes")
             _require_correction(name, fact, scaled=plan.compensation.get("name") == "scale")
-
-
-def _require_settings(plan: PrunePlan) -> None:
-    for name, is_shown, kinds in SHOWN:
-        if is_shown(data := getattr(plan, name)):
-            require_kinds(name, data, kinds)
-    if plan.budget.get("total") == 0:
-        raise TypeError("nothing can be a share of a total of 0")
 
 
 def _require_possible(plan: PrunePlan) -> None:
