@@ -233,7 +233,7 @@ def compensate_plan(
     require_possible(compensation, model)
     batches = list(batches)
     what_if = WhatIf(model, batches)
-    corrections = [take_out(model, step.removed, compensation, what_if)[1] for step in plan.steps]
+    corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
     steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
     compact(model)
     facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}

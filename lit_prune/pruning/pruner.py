@@ -68,11 +68,10 @@ class Pruner:
         self._compensation = create_compensation(recipe.compensate)
         if self._compensation is not None:
             require_possible(self._compensation, self.model)
+        config = self.model.config
+        name = model_name or getattr(config, "_name_or_path", "")
         self.plan = PrunePlan(
-            anatomy.facts(
-                model_name or getattr(self.model.config, "_name_or_path", ""),
-                getattr(self.model.config, "_commit_hash", None),
-            ),
+            anatomy.facts(name, getattr(config, "_commit_hash", None)),
             scorer=described(recipe.scorer, scorer),
             search=described(recipe.search, search),
             compensation=described(recipe.compensate, self._compensation) if self._compensation else {},
@@ -163,7 +162,7 @@ class Pruner:
         Raises:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
-        quota = quota or budget.quota
+        quota = quota or Quota(budget.target)
         while quota.allows(*self.so_far) and self.candidates():
             step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
@@ -190,7 +189,7 @@ class Pruner:
         if chosen is None:
             return None
         choice = Candidate.parse(what_if.processes.agree(chosen.name))
-        freed, corrections = take_out(self.model, choice, self._compensation, what_if, list(optimizers))
+        freed, corrections = take_out(what_if, choice, self._compensation, list(optimizers))
         step = PruneStep.recorded(
             choice, scores, num_parameters=freed, compensation=corrections, cost=what_if.cost - before, epoch=epoch
         )
@@ -238,9 +237,7 @@ class Pruner:
     def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
         """Write into the plan how far it has come, in the budget's unit.
 
-        Args:
-            budget: What was asked for.
-            left: Why the search is over where candidates are left and the amount is not reached; None while it goes on.
+        Where the search is over, `left` is the reason if candidates are left and the amount is not reached.
         """
         target = None if budget.amount is None else budget.target
         outcome = {**self.prices.conditions, "unit": self.prices.unit, "target": target, "reached": self.reached}
@@ -255,20 +252,16 @@ class Pruner:
 
 
 def take_out(
-    model: nn.Module,
-    candidate: Candidate,
-    compensation: Compensation | None,
-    what_if: WhatIf,
-    optimizers: Sequence[Optimizer] = (),
+    what_if: WhatIf, candidate: Candidate, compensation: Compensation | None, optimizers: Sequence[Optimizer] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Remove a candidate and make up for it; returns the parameters that went, and by sublayer what was corrected."""
     if compensation is None:
-        return remove(model, candidate.sublayers, optimizers), {}
+        return remove(what_if.model, candidate.sublayers, optimizers), {}
     freed, corrections = 0, {}
     # One by one, so that each is made up for in the model without those before it.
     for sublayer in candidate.sublayers:
         corrections[str(sublayer)] = correct(compensation, what_if, sublayer)
-        freed += remove(model, [sublayer], optimizers)
+        freed += remove(what_if.model, [sublayer], optimizers)
         what_if.corrected()
     return freed, corrections
 

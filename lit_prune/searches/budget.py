@@ -80,11 +80,6 @@ class Budget:
         """What is to be saved, in the unit: whole where the total is, infinite where there is no amount."""
         return math.inf if self.amount is None else share_of(self.amount, self.total)
 
-    @property
-    def quota(self) -> Quota:
-        """All that is to go, without an end to the number of removals."""
-        return Quota(self.target)
-
     def remaining(self, reached: float) -> float:
         """What is still to be saved, 0 when the target is met."""
         return max(0, self.target - reached)
@@ -103,12 +98,7 @@ class Budget:
             )
 
     def allows(self, nll: float, dense_nll: float) -> bool:
-        """Whether perplexity keeps under the ceiling.
-
-        Args:
-            nll: Mean token loss (nats) after a removal.
-            dense_nll: Mean token loss (nats) before the first removal.
-        """
+        """Whether perplexity keeps under the ceiling, by mean token losses (nats) after a removal and before any."""
         return self.max_rise is None or nll - dense_nll <= math.log1p(self.max_rise)
 
     def choose(
@@ -116,10 +106,7 @@ class Budget:
     ) -> Candidate:
         """The candidate to remove now: the lowest score, except where the target is reached with less overshoot.
 
-        Args:
-            importance: Lower is removed first.
-            sizes: What each candidate saves, in the unit.
-            reached: What is saved so far.
+        What each candidate saves, and what is reached so far, are in the unit.
 
         Example:
             >>> a, b = Candidate.parse("mlp.0"), Candidate.parse("attention.1")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from lit_prune.errors import LitPruneError
 from lit_prune.plan import Candidate, PruneStep, Scores
-from lit_prune.searches.order import SEARCHES, ScoreFunction, Search
+from lit_prune.searches.order import SEARCHES, Round, Search
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ class Lazy(Search):
         if self.patience < 1:
             raise LitPruneError(f"patience is a number of candidates, 1 or more; found {self.patience}")
 
-    def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+    def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score until the best is found; what was not measured keeps its estimate."""
-        may_sweep = _removals_since_sweep(history) >= len(candidates) / 8
-        return _Round(self, score, candidates, self._estimates(candidates, history), may_sweep).run()
+        rounds = enumerate(reversed(history), start=1)
+        sweeps = (number for number, step in rounds if 2 * len(step.measured) > len(step.scores))
+        may_sweep = next(sweeps, len(history)) >= len(candidates) / 8
+        return _LazyRound(self, score, candidates, self._estimates(candidates, history), may_sweep).run()
 
     def _estimates(self, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> dict[str, _Estimate]:
         found: dict[str, _Estimate] = {}
@@ -104,11 +106,11 @@ class Lazy(Search):
 
 
 @dataclass
-class _Round:
+class _LazyRound:
     """One round of a lazy search."""
 
     search: Lazy
-    score: ScoreFunction
+    score: Round
     candidates: Sequence[Candidate]
     estimates: dict[str, _Estimate]
     may_sweep: bool
@@ -132,11 +134,10 @@ class _Round:
 
     def _head(self) -> Candidate | None:
         """The candidate with the lowest bound; None where nothing can be better than the best that is settled."""
-        rest = [candidate for candidate in self.candidates if candidate not in self.settled]
-        head = min(rest, key=lambda candidate: (self._bound(candidate), candidate), default=None)
-        if head is None or self._bound(head) >= min(self.settled.values(), default=math.inf):
-            return None
-        return head
+        best = min(self.settled.values(), default=math.inf)
+        bounds = {candidate: self._bound(candidate) for candidate in self.candidates if candidate not in self.settled}
+        rest = [candidate for candidate, bound in bounds.items() if bound < best]
+        return min(rest, key=lambda candidate: (bounds[candidate], candidate), default=None)
 
     def _bound(self, candidate: Candidate) -> float:
         estimate = self.estimates[candidate.name]
@@ -176,11 +177,3 @@ class _Round:
             if self.may_sweep:
                 self.may_sweep = False
                 self._screen([other for other in self.candidates if other not in self.measured])
-
-
-def _removals_since_sweep(history: Sequence[PruneStep]) -> int:
-    """Removals since most candidates were measured in one round."""
-    for number, step in enumerate(reversed(history), start=1):
-        if 2 * len(step.measured) > len(step.scores):
-            return number
-    return len(history)

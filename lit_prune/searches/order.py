@@ -13,16 +13,8 @@ from lit_prune.plan import Candidate, PruneStep, Registry, Scores
 SEARCHES = Registry("search")
 
 
-class ScoreFunction(Protocol):
-    """Scores candidates on the model as it is, on the first `share` of the calibration batches."""
-
-    def __call__(self, candidates: Sequence[Candidate], share: float = 1.0) -> Scores:
-        """Lower is removed first."""
-        ...
-
-
 class Round(Protocol):
-    """What a search may ask in one round, beside scores of the model as it is.
+    """What a search may ask in one round.
 
     Attributes:
         wanted: What is still to be saved, in the budget's unit; infinite where only a ceiling limits it.
@@ -35,16 +27,13 @@ class Round(Protocol):
     def __call__(
         self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
-        """Score on the first `share` of the calibration batches, as if some candidates were gone already."""
-        ...
+        """Score on the first `share` of the calibration batches, perhaps as if some candidates were gone already."""
 
     def saved(self, candidate: Candidate) -> float:
         """What a candidate, perhaps a set, would save on its own, in the budget's unit."""
-        ...
 
     def reaches(self, candidates: Iterable[Candidate]) -> bool:
         """Whether all of these together save what is wanted."""
-        ...
 
 
 class Search:
@@ -67,7 +56,7 @@ class Search:
 class Progressive(Search):
     """Score every candidate again in each round, on the model without what went before."""
 
-    def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+    def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """One sweep over all candidates."""
         return score(candidates)
 
@@ -76,7 +65,7 @@ class Progressive(Search):
 class OneShot(Search):
     """Score every candidate once, on the dense model, and remove in that order."""
 
-    def __call__(self, score: ScoreFunction, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+    def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """One sweep in the first round; the plan's own record of it afterwards."""
         known = history[0].scores if history else {}
         if not all(candidate.name in known for candidate in candidates):

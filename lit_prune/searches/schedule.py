@@ -46,7 +46,7 @@ class Schedule:
             )
         if callable(self.per_epoch):
             _require_epoch(self.per_epoch)
-        if self.per_epoch is not None and not callable(self.per_epoch):
+        elif self.per_epoch is not None:
             _quota(self.per_epoch)
 
     def is_due(self, epoch: int) -> bool:
@@ -62,14 +62,10 @@ class Schedule:
         return sum(self.is_due(epoch) for epoch in range(num_epochs))
 
     def quota(self, epoch: int, *, num_epochs: int | None, target: float, total: float, reached: float) -> Quota:
-        """What goes at the start of an epoch that drops; all amounts are in the budget's unit.
+        """What goes at the start of an epoch (0-based) that drops; all amounts are in the budget's unit.
 
-        Args:
-            epoch: The epoch, 0-based.
-            num_epochs: Epochs of the run; needed where an amount is spread evenly.
-            target: What is to be saved in the whole run; infinite where only a ceiling limits it.
-            total: Cost of the dense model.
-            reached: What was saved before this epoch.
+        The number of epochs is needed where an amount is spread evenly. The target is that of the whole run, infinite
+        where only a ceiling limits it; `total` is what the dense model costs, `reached` what earlier epochs saved.
 
         Raises:
             BudgetError: A callable returned something else than a count or a share.

@@ -84,10 +84,10 @@ class Contiguous(WholeSet):
         for first in blocks:
             run: list[Candidate] = []
             block: int | None = first
-            while block in blocks and (not run or score.saved(Candidate.together(run)) < score.wanted):
+            while block in blocks and not (run and score.reaches(run)):
                 run += [candidate for candidate in allowed if candidate.block == block]
                 block = following.get(block)
-            if score.saved(Candidate.together(run)) >= score.wanted:
+            if score.reaches(run):
                 yield run
 
 
