@@ -35,8 +35,8 @@ class NormalisedRelativeImpact(Scorer):
     normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "none"] = "parameters"
 
     def __post_init__(self) -> None:
-        for name, known in (("baseline", ("current", "original")), ("impact", ("relative", "log")),
-                            ("normaliser", NORMALISERS)):  # fmt: skip
+        choices = {"baseline": ("current", "original"), "impact": ("relative", "log"), "normaliser": NORMALISERS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise LitPruneError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
 
@@ -44,7 +44,9 @@ class NormalisedRelativeImpact(Scorer):
         """Score by one what-if loss per candidate."""
         losses = what_if.losses(candidates)
         shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
-        reference = _original_nll(history, losses.base) if self.baseline == "original" else losses.base
+        reference = losses.base
+        if self.baseline == "original" and history and history[0].nll_before is not None:
+            reference = history[0].nll_before
         importance = {
             candidate: self._score(nll - reference, shares[candidate]) for candidate, nll in losses.without.items()
         }
@@ -94,11 +96,6 @@ class OutputDivergence(Scorer):
         """Score by one what-if divergence per candidate."""
         losses = what_if.beside("kl", Divergence).losses(candidates)
         return Scores(dict(losses.without), zero=losses.base)
-
-
-def _original_nll(history: Sequence[PruneStep], current: float) -> float:
-    first = history[0].nll_before if history else None
-    return current if first is None else first
 
 
 def _relative_rise(difference: float) -> float:

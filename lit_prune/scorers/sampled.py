@@ -119,9 +119,7 @@ class Regression(Scorer):
         dealt = self._deal(len(ordered), size, len(history))
         without = [Candidate.together(ordered[place] for place in mask) for mask in dealt]
         losses = what_if.losses(list(set(without)))
-        design = torch.zeros(len(dealt), len(ordered), dtype=torch.float64)
-        for row, mask in zip(design, dealt, strict=True):
-            row[mask] = 1
+        design = torch.tensor([[place in mask for place in range(len(ordered))] for mask in dealt]).double()
         nll = torch.tensor([losses.without[gone] for gone in without], dtype=torch.float64)
         coefficients = ridge_regression(design, nll - losses.base, self.ridge)
         return Scores(dict(zip(ordered, coefficients.tolist(), strict=True)), losses.base)

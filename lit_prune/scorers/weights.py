@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +16,10 @@ from lit_prune.scorers.base import SCORERS, Scorer
 
 
 @dataclass(frozen=True)
-class _Protecting:
+class _Protecting(Scorer):
     """Keeps the ends of the model, as Shortened LLaMA does in `Taylor+` and `Magnitude+`."""
 
-    together: ClassVar[bool] = True
+    together = True
 
     protect_first: int = 4
     protect_last: int = 2
@@ -38,7 +37,7 @@ class _Protecting:
 
 @SCORERS.register("taylor")
 @dataclass(frozen=True)
-class Taylor(_Protecting, Scorer):
+class Taylor(_Protecting):
     """Sum of |W * dL/dW| over a candidate's weights: how much the loss would change without each, to first order.
 
     Taylor+ of Shortened LLaMA (arXiv 2402.02834). L is the mean token loss over all batches; the gradient is summed
@@ -67,7 +66,7 @@ class Taylor(_Protecting, Scorer):
 
 @SCORERS.register("magnitude")
 @dataclass(frozen=True)
-class Magnitude(_Protecting, Scorer):
+class Magnitude(_Protecting):
     """Sum of |W|^power over a candidate's weights (Magnitude+ of Shortened LLaMA, arXiv 2402.02834).
 
     Higher is more important. The sum is over all parameters that would go, norms and biases included. For sublayers,
