@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -15,19 +14,14 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
-from lit_prune.healing import DenseTeacher, Distillation, LoraHealing, attach_lora, cut_states, merge, taught_loss
+from lit_prune.healing import DenseTeacher, Distillation, LoraHealing, attach_lora, merge, taught_loss
 from lit_prune.measure import labels_of
 
 
 class Mending:
     """Adapters on a model from set-up to the end of a fit, and what its training steps learn from.
 
-    Args:
-        healing: The settings of the LoRA adapters, or True for the usual ones. False trains the model's own weights.
-        distill: What is learned from the model as it was at set-up, or True for the usual. False learns from the text.
-
-    Raises:
-        LitPruneError: A teacher is wanted and no adapters: the weights that teach would be trained.
+    Both arguments are those of `SublayerPruneCallback`.
     """
 
     def __init__(self, healing: bool | LoraHealing, distill: bool | Distillation) -> None:
@@ -48,17 +42,13 @@ class Mending:
 
     def require_none_of_others(self, model: PreTrainedModel) -> None:
         """Refuse adapters that somebody else attached, where the model is to be saved."""
-        if is_adapted(model) and not self.is_on(model):
+        if is_adapted(model) and self._adapted is not model:
             raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
-
-    def is_on(self, model: PreTrainedModel) -> bool:
-        """Whether the adapters of a model are those that `attach` has put there."""
-        return self._adapted is model and is_adapted(model)
 
     def attach(self, module: L.LightningModule, model: PreTrainedModel) -> None:
         """Adapt the model, and let the module's training steps learn from the model as it is now."""
         # After a fit that failed, adapters and teacher of that fit are still there and go on.
-        if self.lora and not self.is_on(model):
+        if self.lora and not (self._adapted is model and is_adapted(model)):
             if self.distillation:
                 self._teacher = DenseTeacher(model)
             attach_lora(model, self.lora)
@@ -97,28 +87,16 @@ class _Lesson:
         self._taught: Any = None
         self._output: Any = None
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Let the teacher see what the student is given in a `with` block."""
-        student = self._teacher.student
-        with (
-            student.register_forward_pre_hook(self._teach, with_kwargs=True),
-            student.register_forward_hook(self._keep),
-        ):
-            yield
-
-    def labels(self, batch: Any) -> Tensor:
-        """The labels [batch, seq] of the one pass in the step, of the batch where the model was given none."""
+    def loss(self, batch: Any, text: Tensor) -> tuple[Tensor, int]:
+        """What is learned from the teacher, mixed with the loss on the text, and the number of sequences."""
         if len(self._given) != 1:
             raise LitPruneError(f"distill wants one pass of the model in a training step; found {len(self._given)}")
-        return labels_of({**self._given[0], **(batch if isinstance(batch, Mapping) else {})})
+        labels = labels_of({**self._given[0], **(batch if isinstance(batch, Mapping) else {})})
+        student = self._teacher.student
+        return taught_loss(self._settings, self._taught, self._output, labels, text=text, student=student), len(labels)
 
-    def loss(self, labels: Tensor, text: Tensor) -> Tensor:
-        """What is learned from the teacher, mixed with the loss on the text."""
-        cuts = cut_states(self._teacher.student)
-        return taught_loss(self._settings, self._taught, self._output, labels, text=text, cuts=cuts)
-
-    def _teach(self, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def teach(self, _: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Run the teacher, a forward pre-hook of the student."""
         if self._is_teaching:
             return None
         given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
@@ -132,7 +110,8 @@ class _Lesson:
         self._given.append(given)
         return (args, {**kwargs, "output_hidden_states": True}) if wanted else None
 
-    def _keep(self, _: Any, args: Any, output: Any) -> None:
+    def keep(self, _: Any, args: Any, output: Any) -> None:
+        """Keep what the student puts out, a forward hook of it."""
         if not self._is_teaching:
             self._output = output
 
@@ -142,18 +121,19 @@ def taught_step(module: L.LightningModule, teacher: DenseTeacher, settings: Dist
 
     Whatever the step computes, the teacher sees what the model was given in it, once.
     """
-    original = module.training_step
+    original, student = module.training_step, teacher.student
 
     @wraps(original)
     def training_step(*args: Any, **kwargs: Any) -> Any:
         lesson = _Lesson(teacher, settings)
-        with lesson.watching():
+        before = student.register_forward_pre_hook(lesson.teach, with_kwargs=True)
+        with before, student.register_forward_hook(lesson.keep):
             result = original(*args, **kwargs)
         if result is None:
             return None
-        labels = lesson.labels(args[0] if args else next(iter(kwargs.values())))
-        loss = lesson.loss(labels, result["loss"] if isinstance(result, Mapping) else result)
-        module.log("distillation_loss", loss.detach(), batch_size=len(labels))
+        batch = args[0] if args else next(iter(kwargs.values()))
+        loss, batch_size = lesson.loss(batch, result["loss"] if isinstance(result, Mapping) else result)
+        module.log("distillation_loss", loss.detach(), batch_size=batch_size)
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
     return training_step

@@ -8,7 +8,7 @@ from lit_prune.healing.compensation import (
     fold_factor,
     require_possible,
 )
-from lit_prune.healing.distillation import cut_states, distillation_loss, taught_loss, written_windows
+from lit_prune.healing.distillation import distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
@@ -31,7 +31,6 @@ __all__ = [
     "checkpoint_activations",
     "correct",
     "create_compensation",
-    "cut_states",
     "distillation_loss",
     "fold_factor",
     "heal",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -18,8 +19,7 @@ from lit_prune.files import require_kinds
 
 LOADED = "_hf_peft_config_loaded"
 """Where transformers writes down that `save_pretrained` is to write the adapters alone."""
-RUNS_CODE = ("megatron_config", "megatron_core", "auto_mapping")
-"""Settings that name modules to import."""
+RUNS_CODE = ("megatron_config", "megatron_core", "auto_mapping")  # they name modules to import
 OF_THE_START = ("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config")
 """Settings for weights that are drawn, which a checkpoint brings, and for changes of the model's own, which it has."""
 OF_NO_EFFECT = ("base_model_name_or_path", "inference_mode", "revision", "task_type", "peft_version", *OF_THE_START)
@@ -151,20 +151,16 @@ def _plain_config(config: PeftConfig) -> dict[str, Any]:
     data = config.to_dict()
     if data.get("megatron_config"):
         raise LitPruneError("adapters with a megatron_config cannot be kept in a checkpoint; leave it out")
-    return {str(name): _plain(value) for name, value in data.items() if name not in RUNS_CODE}
+    kept = {name: value for name, value in data.items() if name not in RUNS_CODE}
+    return cast(dict[str, Any], json.loads(json.dumps(kept, default=_plain)))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
+    """What JSON can hold for what it does not know."""
     if isinstance(value, Enum):
         return value.value
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
     raise LitPruneError(
         f"the adapters' config holds a {type(value).__name__}, which no checkpoint of plain data can keep: merge the "
         "adapters, or leave that setting out"

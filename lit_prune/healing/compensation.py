@@ -20,9 +20,7 @@ from lit_prune.plan import Candidate, Registry, SublayerId, create, with_default
 from lit_prune.surgery import added_to_stream, hidden_states, output_projections, record_bias
 
 COMPENSATIONS = Registry("compensation")
-NONE = "none"
-HELD_BACK = 4
-"""One sequence of so many chooses the ridge."""
+HELD_BACK = 4  # one sequence of so many chooses the ridge
 
 
 class Compensation:
@@ -143,7 +141,7 @@ class Linear(Compensation):
 
 def create_compensation(spec: Any) -> Compensation | None:
     """A compensation by its name, or a mapping with `name` and options; None for `none`."""
-    return None if spec == NONE else cast(Compensation, create(COMPENSATIONS, spec))
+    return None if spec == "none" else cast(Compensation, create(COMPENSATIONS, spec))
 
 
 def require_possible(compensation: Compensation, model: nn.Module) -> None:
@@ -186,8 +184,7 @@ def _projection_before(model: nn.Module, sublayer: SublayerId) -> tuple[Sublayer
 
 
 def _length_ratio(before: Tensor, after: Tensor) -> Tensor:
-    ratio: Tensor = after.norm(dim=-1) / before.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return ratio
+    return cast(Tensor, after.norm(dim=-1) / before.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _moments(what_if: WhatIf, sublayer: SublayerId, path: str) -> tuple[Moments, Moments]:

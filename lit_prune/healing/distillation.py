@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,13 +41,13 @@ def _relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def taught_loss(
-    settings: Distillation, taught: Any, out: Any, labels: Tensor, *, text: Tensor | None, cuts: Sequence[int]
+    settings: Distillation, taught: Any, out: Any, labels: Tensor, *, text: Tensor | None, student: nn.Module
 ) -> Tensor:
     """The loss of a batch that a teacher has seen as well, which the settings mix from its parts.
 
-    Both outputs have `logits` [batch, seq, vocab], and `hidden_states` where they count, of which the entries `cuts`
-    are compared. Where one of the labels [batch, seq] is -100, the position before it is left out. `text` is the mean
-    token loss on the text itself, None where it has no weight.
+    Both outputs have `logits` [batch, seq, vocab], and `hidden_states` where they count. Where one of the labels
+    [batch, seq] is -100, the position before it is left out. `text` is the mean token loss on the text itself, None
+    where it has no weight.
     """
     share = settings.cross_entropy
     loss = torch.zeros((), device=out.logits.device)
@@ -59,13 +58,14 @@ def taught_loss(
         loss = loss + (1 - share) * distillation_loss(
             taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
         )
-    if settings.hidden > 0 and cuts:
+    cuts = _cut_states(student) if settings.hidden > 0 else []
+    if cuts:
         distances = [_relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]
         loss = loss + settings.hidden * torch.stack(distances).mean()
     return loss
 
 
-def cut_states(model: nn.Module) -> list[int]:
+def _cut_states(model: nn.Module) -> list[int]:
     """Entries of a model's `hidden_states` behind blocks that have lost something."""
     anatomy = find_sublayers(model)
     lost = {sublayer.block for sublayer in anatomy.removed if sublayer in anatomy.paths}

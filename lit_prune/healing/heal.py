@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.data import window_loader
 from lit_prune.errors import LitPruneError, MeasureError
-from lit_prune.healing.distillation import cut_states, taught_loss
+from lit_prune.healing.distillation import taught_loss
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
 from lit_prune.healing.settings import HealingReport, HealingSettings
@@ -146,7 +146,6 @@ class HealingStage(TokenMean):
             checkpoint_activations(model)
         self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
         self._best: dict[str, Tensor] = {}
-        self._cuts = cut_states(model)
         self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
 
     def on_fit_start(self) -> None:
@@ -165,7 +164,7 @@ class HealingStage(TokenMean):
             loss = mean_loss(out.logits, labels)[0]
         else:
             text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
-            loss = taught_loss(own, taught, out, labels, text=text, cuts=self._cuts)
+            loss = taught_loss(own, taught, out, labels, text=text, student=self.model)
         self.saw(predicts(labels).sum(), batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss

@@ -26,12 +26,9 @@ from lit_prune.healing.adapters import LOADED
 from lit_prune.loading.checksums import write_sums
 from lit_prune.surgery import compacted
 
-HEALING = "_lit_prune_healing"
-"""Where the model keeps the settings of its adapters."""
-FROZEN = "_lit_prune_frozen"
-"""Where the model keeps the parameters that were frozen before the adapters came."""
-SAVE = "save_pretrained"
-"""An attribute of the object hides the method of its class."""
+HEALING = "_lit_prune_healing"  # where a model keeps the settings of its adapters
+FROZEN = "_lit_prune_frozen"  # where it keeps the parameters that were frozen before the adapters came
+SAVE = "save_pretrained"  # an attribute of the object hides the method of its class
 
 
 @dataclass(frozen=True)

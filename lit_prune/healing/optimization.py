@@ -43,15 +43,15 @@ class TokenMean(L.LightningModule):
             super().backward(loss, *args, **kwargs)
             return
         tokens, batch_idx = seen
-        first = batch_idx % number == 0 or self._step_tokens is None
-        self._step_tokens = tokens.clone() if first or self._step_tokens is None else self._step_tokens + tokens
+        before = None if batch_idx % number == 0 else self._step_tokens
+        self._step_tokens = tokens if before is None else before + tokens
         weight = tokens / UNIT
         if (batch_idx + 1) % number == 0 or trainer.is_last_batch:
             total = processes_of_trainer(trainer).mean(self._step_tokens)
             total = total.clamp(min=1 / trainer.world_size)  # where nothing is predicted
             # What came before is in the gradients already, and is scaled before the last backward pass: this is the
             # one in which DDP averages them, and behind which hooks look at them.
-            if not first:
+            if before is not None:
                 _divide(trainer, total)
             weight, self._step_tokens = tokens / total, None
         super().backward(loss * (number * weight), *args, **kwargs)
@@ -83,10 +83,8 @@ def adamw(
 def checkpoint_activations(model: Any, *, on: bool = True) -> None:
     """Compute activations again in the backward pass, or keep them; transformers has renamed how that is said."""
     verb = "enable" if on else "disable"
-    switch = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
-        model, f"gradient_checkpointing_{verb}"
-    )
-    switch()
+    name = f"activation_checkpointing_{verb}"
+    getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{verb}")()
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

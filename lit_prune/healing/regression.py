@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,8 +39,7 @@ class Moments:
         """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself."""
         strength = ridge * self.inputs.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         penalised = self.inputs + strength * torch.eye(len(self.inputs), device=self.inputs.device)
-        solution: Tensor = torch.linalg.solve(penalised, self.outputs)
-        return solution
+        return cast(Tensor, torch.linalg.solve(penalised, self.outputs))
 
     def explained(self, solution: Tensor) -> float:
         """The share of the outputs' squares that a map predicts; below 0 where it makes them larger.

@@ -67,9 +67,8 @@ class DenseTeacher:
     @property
     def num_extra_parameters(self) -> int:
         """The number of parameters that are held beside the student's."""
-        held = {id(parameter) for parameter in self.student.parameters()}
         taken = {parameter for _, module in self._taken for parameter in module.parameters()}
-        gone = sum(parameter.numel() for parameter in taken if id(parameter) not in held)
+        gone = sum(parameter.numel() for parameter in taken - {*self.student.parameters()})
         return gone + sum(value.numel() for _, value in self._dense.values())
 
     def keep(self, parameters: Iterable[nn.Parameter]) -> None:

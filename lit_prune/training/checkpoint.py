@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -134,8 +134,7 @@ def read_facts(path: Path) -> Mapping[str, Any]:
     if path.is_dir():
         require_intact_checkpoint(path)
     file = path / LAST_FILE if path.is_dir() else path
-    facts: Mapping[str, Any] = torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True)
-    return facts
+    return cast(Mapping[str, Any], torch.load(file, map_location="cpu", mmap=path.is_file(), weights_only=True))
 
 
 def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[Any], Mapping[str, Any]]:
@@ -196,7 +195,7 @@ def load_checkpoint(
         raise ModelError(f"{path} is a checkpoint in shards; `fabric consolidate {path}` makes one file of it")
     require_intact_checkpoint(path)
     try:
-        checkpoint: Mapping[str, Any] = read_facts(Path(path))
+        checkpoint = read_facts(Path(path))
         held = dict(checkpoint["state_dict"])
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         raise ModelError(f"{path} is no checkpoint of Lightning's with weights and plain data: {error!r}") from error
@@ -218,11 +217,10 @@ def _prefix(model: nn.Module, state: Mapping[str, Tensor], part: str | None, pat
     shapes = {name: value.shape for name, value in model.state_dict().items() if value.numel()}
     first = next(iter(shapes))
     ends = [name.removesuffix(first) for name in state if name.endswith(first)]
-    fits = [
-        end for end in ends if all(getattr(state.get(end + name), "shape", None) == shapes[name] for name in shapes)
-    ]
     if part is not None:
-        fits = [end for end in fits if end.startswith(f"{part}.")]
+        ends = [end for end in ends if end.startswith(f"{part}.")]
+    has = {name: getattr(value, "shape", None) for name, value in state.items()}
+    fits = [end for end in ends if all(has.get(end + name) == shape for name, shape in shapes.items())]
     if len(fits) != 1:
         named = ", ".join(end.removesuffix(".") for end in fits) or "none"
         raise ModelError(

@@ -121,8 +121,7 @@ class LitCausalLM(TokenMean):
         module = super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
         )
-        if module._has_loaded_adapters:
-            module._merge()
+        module._merge_loaded()
         return module
 
     @cached_property
@@ -137,11 +136,7 @@ class LitCausalLM(TokenMean):
         structure_of(self.model)
 
     def configure_model(self) -> None:
-        """Shard the model where the strategy has a mesh of devices (`ModelParallelStrategy`), with FSDP2.
-
-        Raises:
-            ModelError: The mesh splits single layers too.
-        """
+        """Shard the model where the strategy has a mesh of devices (`ModelParallelStrategy`), with FSDP2."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
             self._following.callback(follow_checkpoints(self, self.trainer.strategy, self._restore))
@@ -149,8 +144,8 @@ class LitCausalLM(TokenMean):
     def teardown(self, stage: str) -> None:
         """Merge the adapters of a checkpoint that was looked at, so that a whole model is left."""
         self._following.close()
-        if self._has_loaded_adapters and stage != "fit":
-            self._merge()
+        if stage != "fit":
+            self._merge_loaded()
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits [batch, seq, vocab]."""
@@ -215,8 +210,9 @@ class LitCausalLM(TokenMean):
         optimizers = () if self._trainer is None else self.trainer.optimizers
         self._has_loaded_adapters |= restore_structure(self.model, checkpoint, optimizers)
 
-    def _merge(self) -> None:
-        merge(self.model)
+    def _merge_loaded(self) -> None:
+        if self._has_loaded_adapters:
+            merge(self.model)
         self._has_loaded_adapters = False
 
     def _mean_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
