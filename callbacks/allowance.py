@@ -16,16 +16,7 @@ from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule
 
 @dataclass(frozen=True)
 class Allowance:
-    """What `SublayerPruneCallback` was asked for.
-
-    Args:
-        goal: How much is to go in the whole run; it may be left to the schedule.
-        schedule: How much goes in which epoch.
-        num_epochs: Epochs to spread over; None takes the trainer's number.
-
-    Raises:
-        BudgetError: Nothing says how much is to go.
-    """
+    """What `SublayerPruneCallback` was asked for; without a number of epochs to spread over, the trainer's is taken."""
 
     goal: Goal
     schedule: Schedule
@@ -46,10 +37,7 @@ class Allowance:
     def quota(self, trainer: L.Trainer, pruner: Pruner, num_earlier: int) -> Quota:
         """What may go in the trainer's epoch, within which a run may have been resumed.
 
-        Args:
-            trainer: A trainer that is fitting.
-            pruner: The pruner with the plan so far.
-            num_earlier: Removals of earlier fits, whose epochs have the same numbers.
+        The first `num_earlier` removals are those of earlier fits, whose epochs have the same numbers.
         """
         done = [step for step in pruner.plan.steps[num_earlier:] if step.epoch == trainer.current_epoch]
         quota = self.schedule.quota(
@@ -62,11 +50,7 @@ class Allowance:
         return replace(quota, num_before=len(pruner.plan.steps) - len(done))
 
     def require_possible(self, trainer: L.Trainer, pruner: Pruner) -> None:
-        """Refuse, before any work, what the candidates or the epochs cannot give.
-
-        Raises:
-            BudgetError: The message says what they can give.
-        """
+        """Refuse, before any work, what the candidates or the epochs cannot give."""
         if self.goal.unit == "params":  # others are priced when the model is where it will be trained
             pruner.require_reachable(self.budget(pruner))
         epochs = self._epochs(trainer)
@@ -92,45 +76,30 @@ class Allowance:
     def price(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> None:
         """Give the pruner its prices, those of process 0 on all, unless an earlier fit or a checkpoint has given them.
 
-        Args:
-            trainer: A trainer that is fitting.
-            pruner: The pruner with the plan so far.
-            num_positions: Length of a calibration sequence.
-
-        Raises:
-            BudgetError: Something was removed under other prices, or these cannot give the amount.
+        They are of calibration sequences of `num_positions` tokens. Those that cannot give the amount are refused.
         """
         given = {"name": pruner.prices.of, **pruner.prices.conditions}
         # Options that are left out are as they were.
         if any(given.get(name) != value for name, value in unit_options(self.goal.of).items()):
-            self._require_unpruned(pruner)
+            if steps := pruner.plan.steps:
+                raise BudgetError(
+                    f"{len(steps)} removals were made under an amount of {pruner.prices.of} ({pruner.prices.unit}), "
+                    f"and nobody knows what they would have been of {self.goal.of}; go on with the same `of`, or start "
+                    "from a fresh model"
+                )
             pruner.prices = processes_of_trainer(trainer).first(lambda: self._measured(trainer, pruner, num_positions))
         pruner.require_reachable(self.budget(pruner))
-
-    def _require_unpruned(self, pruner: Pruner) -> None:
-        if pruner.plan.steps:
-            raise BudgetError(
-                f"{len(pruner.plan.steps)} removals were made under an amount of {pruner.prices.of} "
-                f"({pruner.prices.unit}), and nobody knows what they would have been of {self.goal.of}; go on with the "
-                "same `of`, or start from a fresh model"
-            )
 
     def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
         with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
             return price(pruner.model, self.goal.of, num_positions=num_positions)
 
     def _epochs(self, trainer: L.Trainer) -> int | None:
-        """Epochs of the run, None where nobody knows."""
-        planned = trainer.max_epochs
-        return self.num_epochs or (planned if planned is not None and planned > 0 else None)
+        """Epochs of the run, None where nobody knows: the trainer then has None, or -1."""
+        return self.num_epochs or max(0, trainer.max_epochs or 0) or None
 
     def shortfall(self, pruner: Pruner, *, is_full: bool) -> str | None:
-        """What to tell the user at the end of the run, None where all went as it should.
-
-        Args:
-            pruner: The pruner with the plan.
-            is_full: Whether nothing more fitted under the ceiling.
-        """
+        """What to tell the user at the end, None where all went well; `is_full` if no more fits under the ceiling."""
         budget, reached, amount = self.budget(pruner), pruner.reached, self.goal.amount
         short = self.schedule.per_epoch is None and amount is not None and budget.remaining(reached)
         if pruner.plan.steps and not short:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,11 @@ class BeforeAfterCallback(Callback):
         model = trainers.model_in(module, self.model)
         with isolate_rng(), trainer.precision_plugin.forward_context():
             found = perplexity(model, held_out.batches)
-            tokenizer = getattr(module, "tokenizer", None)
-            reply = {} if tokenizer is None else {
-                "answer": answer(model, tokenizer, self.question, max_new_tokens=self.max_new_tokens)
-            }  # fmt: skip
-        windows = f"{found.num_windows} windows of {found.window} tokens"
-        return {"parameters": count_parameters([model]), "ppl": found.ppl, "windows": windows, **reply}
+            windows = f"{found.num_windows} windows of {found.window} tokens"
+            measured = {"parameters": count_parameters([model]), "ppl": found.ppl, "windows": windows}
+            if (tokenizer := getattr(module, "tokenizer", None)) is not None:
+                measured["answer"] = answer(model, tokenizer, self.question, max_new_tokens=self.max_new_tokens)
+        return measured
 
     def _held_out(self, trainer: L.Trainer) -> HeldOut:
         """The text of every process: fetching validation batches is a collective."""
@@ -205,10 +205,8 @@ def _log(trainer: L.Trainer, figures: dict[str, float | None], answers: list[Ans
 
 def _speed_rows(dense: Speed, pruned: Speed) -> list[Row]:
     prompt = f"prefill of {dense.batch} x {dense.prompt_tokens} tokens ({dense.device}, {dense.dtype})"
-    seconds = {
-        prompt: (dense.prefill_seconds, pruned.prefill_seconds),
-        "decoding, per token": (dense.decode_seconds_per_token, pruned.decode_seconds_per_token),
-    }
+    row = partial(Row, unit="ms", better="lower")
     return [
-        Row(name, 1e3 * before, 1e3 * after, unit="ms", better="lower") for name, (before, after) in seconds.items()
+        row(prompt, 1e3 * dense.prefill_seconds, 1e3 * pruned.prefill_seconds),
+        row("decoding, per token", 1e3 * dense.decode_seconds_per_token, 1e3 * pruned.decode_seconds_per_token),
     ]

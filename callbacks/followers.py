@@ -31,12 +31,8 @@ class Following:
         self._lent: nn.Module | None = None
 
     def begin(self, trainer: L.Trainer, module: L.LightningModule, model: nn.Module, name: str | None) -> None:
-        """Restore the structure before weights whenever the module loads a checkpoint.
-
-        Raises:
-            LitPruneError: The model has adapters whose config no checkpoint can keep.
-        """
-        structure_of(model)  # tells now what would be told when the first checkpoint is written
+        """Restore the structure before weights whenever the module loads a checkpoint."""
+        structure_of(model)  # refuses now what would be refused when the first checkpoint is written
         restore = partial(self._restore, trainer, model, name)
         self._held.callback(follow_checkpoints(module, trainer.strategy, restore))
 
@@ -72,8 +68,7 @@ def averages(trainer: L.Trainer, name: str | None) -> Iterator[PreTrainedModel]:
     own = model_in(trainer.lightning_module, name)
     yield from averages_in(trainer.lightning_module, own).values()
     for callback in averaging_callbacks(trainer):
-        average = callback._average_model
-        if average is not None:  # none in a run that does not fit
+        if (average := callback._average_model) is not None:  # none in a run that does not fit
             module = average.module if isinstance(callback, WeightAveraging) else average
             yield model_in(module, name)
             yield from averages_in(module, own).values()
@@ -84,10 +79,7 @@ def averages(trainer: L.Trainer, name: str | None) -> Iterator[PreTrainedModel]:
 
 
 def averages_in(module: nn.Module, model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Averages (`torch.optim.swa_utils.AveragedModel`) that a module holds of a model, by path.
-
-    The model may have lost something that its averages have not.
-    """
+    """Averages that a module holds of a model, by path; the model may have lost something that they have not."""
     return {
         ".".join(filter(None, (path, "module", inner))): average
         for path, part in module.named_modules()

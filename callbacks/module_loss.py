@@ -6,8 +6,8 @@ import copy
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,13 +31,6 @@ LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""
 NAMES = ("val_loss", "loss", "valid_loss", "validation_loss")
 """What a loss is called among what is returned or logged; else it is the only name that contains `loss`."""
-
-
-def known_loss(name: str) -> str:
-    """Refuse a name that is none of `LOSSES`; returns any other."""
-    if name not in LOSSES:
-        raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {name!r}")
-    return name
 
 
 def require_scorable(loss: str, scorer: Scorer) -> None:
@@ -67,21 +60,14 @@ def measure(
         sums = _own_loss(trainer, batches[index]) * num_targets[index]
         return sums.masked_fill(num_targets[index] == 0, 0.0)  # the mean over nothing is NaN
 
-    context = partial(_asked_in, trainer, autocast)
+    context = partial(asked_alone, trainer)
     return WhatIf(model, scored, processes=processes, autocast=context, progress=progress, by_full_pass=loss_sums)
-
-
-@contextmanager
-def _asked_in(trainer: L.Trainer, autocast: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    with autocast(), asked_alone(trainer):
-        yield
 
 
 def check_loss(trainer: L.Trainer, model: Any, batches: Sequence[ValidationBatch], loss: str) -> None:
     """Say where sublayers would be scored by another loss than the module's own, with both figures of one batch.
 
-    Raises:
-        DataError: The module's own is wanted, and `validation_step` tells of none.
+    Where the module's own is wanted, a `validation_step` that tells of none is refused.
     """
     first, module = batches[0], trainer.lightning_module
     with asked_alone(trainer):
@@ -119,8 +105,7 @@ def _token_loss(trainer: L.Trainer, model: Any, batch: ValidationBatch) -> float
 def asked_alone(trainer: L.Trainer) -> Iterator[None]:
     """Let `validation_step` be called in a `with` block: what the module has counted or collected is as before then."""
     module = trainer.lightning_module
-    metrics = [part for part in module.modules() if isinstance(part, Metric)]
-    counted = [{name: copy.deepcopy(value) for name, value in _state(metric).items()} for metric in metrics]
+    counted = [(part, copy.deepcopy(_state(part))) for part in module.modules() if isinstance(part, Metric)]
     internal = vars(L.LightningModule()).keys()
     own = {name: value for name, value in vars(module).items() if name not in internal}
     collected = {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict | set | deque)}
@@ -128,23 +113,19 @@ def asked_alone(trainer: L.Trainer) -> Iterator[None]:
         with evaluating(module), validating(trainer), trainer.precision_plugin.val_step_context():
             yield
     finally:
-        for metric, state in zip(metrics, counted, strict=True):
+        for metric, state in counted:
             vars(metric).update(state)
         for name in vars(module).keys() - internal - own.keys():
             del vars(module)[name]
         vars(module).update(own)
         for name, before in collected.items():
-            _refill(own[name], before)
+            own[name].clear()
+            own[name].extend(before) if isinstance(before, list | deque) else own[name].update(before)
 
 
 def _state(metric: Metric) -> dict[str, Any]:
     names = (*metric._defaults, "_update_count", "_computed")
     return {name: vars(metric)[name] for name in names if name in vars(metric)}
-
-
-def _refill(collection: Any, before: Any) -> None:
-    collection.clear()
-    collection.extend(before) if isinstance(collection, list | deque) else collection.update(before)
 
 
 def _own_loss(trainer: L.Trainer, batch: ValidationBatch) -> float:
@@ -158,21 +139,18 @@ def _own_loss(trainer: L.Trainer, batch: ValidationBatch) -> float:
 
 
 def _reported(trainer: L.Trainer, batch: ValidationBatch) -> float | None:
-    module, logged = trainer.lightning_module, {}
-
-    def log(name: str, value: Any, *_: Any, **__: Any) -> None:
-        logged[name] = value
-
-    def log_dict(values: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        logged.update(values)
-
+    module = trainer.lightning_module
+    logged: dict[str, Any] = {}
     for part in module.modules():
         if isinstance(part, Metric):
             part.reset()  # what it says then is of this batch alone
     moved = move_data_to_device(batch.whole, module.device)
     given = (moved, batch.number, batch.loader)[: _num_arguments(module.validation_step)]
     # Attributes of the object hide the methods of its class.
-    vars(module).update(log=log, log_dict=log_dict)
+    vars(module).update(
+        log=lambda name, value, *_, **__: logged.update({name: value}),
+        log_dict=lambda dictionary, *_, **__: logged.update(dictionary),
+    )
     try:
         returned = module.validation_step(*given)
     finally:

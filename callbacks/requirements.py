@@ -46,8 +46,7 @@ def require_own_process(trainer: L.Trainer) -> None:
 
     Lightning gives the process that called `fit` the weights alone, for the layers that its dense model still has.
     """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher):
+    if isinstance(launcher := trainer.strategy.launcher, _MultiProcessingLauncher):
         start = launcher._start_method
         raise LitPruneError(
             f"the trainer starts its processes by {start} (strategy ddp_{start}, or ddp_notebook), so your own model "
@@ -81,11 +80,8 @@ def require_averages_follow(
     trainer: L.Trainer, module: nn.Module, pruning: Callback, pruner: Pruner, mending: Mending
 ) -> None:
     """Refuse averaged models that could not follow the trained one; warn of other copies, which stay as they are."""
-    callbacks, averaging, inside = (
-        callbacks_of(trainer),
-        averaging_callbacks(trainer),
-        averages_in(module, pruner.model),
-    )
+    callbacks, averaging = callbacks_of(trainer), averaging_callbacks(trainer)
+    inside = averages_in(module, pruner.model)
     for callback in averaging:
         if callbacks.index(callback) < callbacks.index(pruning):
             raise LitPruneError(
@@ -130,11 +126,7 @@ def warn_of_monitors(trainer: L.Trainer, last_drop: int | None) -> None:
 
 
 def _require_same_weights(average: str, pruner: Pruner, mending: Mending) -> None:
-    compensation = _compensation(pruner)
+    compensation = pruner.plan.compensation.get("name", "none")
     if mending.distillation is not None or compensation != "none":
         what = "distill" if mending.distillation is not None else f"compensate={compensation!r}"
         raise LitPruneError(f"{average} averages weights from before and after {what} changes them; leave one out")
-
-
-def _compensation(pruner: Pruner) -> str:
-    return str(pruner.plan.compensation.get("name", "none"))

@@ -34,11 +34,7 @@ class Saving:
     def prepare(
         self, trainer: L.Trainer, module: L.LightningModule, model: PreTrainedModel, folder: str | None
     ) -> None:
-        """Find the tokenizer, and keep other fits from the folder until `close`.
-
-        Raises:
-            LitPruneError: Another fit has the folder, it is not empty, or nothing can be written there.
-        """
+        """Find the tokenizer, and keep other fits from the folder until `close`."""
         self.close()
         if not folder or trainers.leaves_nothing(trainer):
             return
@@ -50,8 +46,7 @@ class Saving:
     def save(self, trainer: L.Trainer, model: PreTrainedModel, plan: PrunePlan) -> None:
         """Write the model from process 0, where a folder was prepared; call it on every process."""
         if (target := self._target) is not None:
-            # None on processes that do not save.
-            whole = cast(PreTrainedModel, whole_copy(model))
+            whole = cast(PreTrainedModel, whole_copy(model))  # None on processes that do not save
             processes_of_trainer(trainer).first(lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
 
     def close(self) -> None:

@@ -23,19 +23,14 @@ FINAL_FIGURES = (PARAMETERS, RISE)
 """Logged at the end of every run; the rise is that of validation perplexity, first before to last after a removal."""
 
 
-def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any]) -> None:
-    """Log the run's settings, with the names of the figures that it will end with, by which sweeps are sorted.
+def log_beginning(
+    trainer: L.Trainer, settings: Mapping[str, Any], pruner: Pruner, allowance: Allowance, mending: Mending
+) -> None:
+    """Log the module's settings and the pruning's, with the names of the figures that the run will end with.
 
-    Callbacks may name figures of their own as `final_figures`.
+    Sweeps are sorted by them; callbacks may name figures of their own as `final_figures`.
     """
-    others = [name for callback in callbacks_of(trainer) for name in getattr(callback, "final_figures", ())]
-    for logger in trainer.loggers:
-        log_settings(logger, settings, [*FINAL_FIGURES, *others])
-
-
-def settings_of(pruner: Pruner, allowance: Allowance, mending: Mending) -> dict[str, Any]:
-    """What was asked of a pruning, under the names that tables of runs show."""
-    return {
+    asked = {
         "prune/amount": allowance.goal.amount,
         "prune/of": allowance.goal.unit,
         "prune/max_rise": allowance.goal.max_rise,
@@ -45,11 +40,14 @@ def settings_of(pruner: Pruner, allowance: Allowance, mending: Mending) -> dict[
         "prune/lora_rank": mending.lora.rank if mending.lora else 0,
         "prune/distill": mending.distillation is not None,
     }
+    others = [name for callback in callbacks_of(trainer) for name in getattr(callback, "final_figures", ())]
+    for logger in trainer.loggers:
+        log_settings(logger, {**settings, **asked}, [*FINAL_FIGURES, *others])
 
 
 def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Costs | None:
     """What a token costs now, None where no logger would show it or the model's arithmetic cannot be counted."""
-    if not _is_shown(trainer):
+    if not (trainer.is_global_zero and trainer.loggers):
         return None
     try:
         return count_costs(pruner.model, num_positions)
@@ -62,7 +60,7 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
 
     Of the costs of the model when this fit began, the shares that are left foretell its speed.
     """
-    if not _is_shown(trainer):
+    if not (trainer.is_global_zero and trainer.loggers):
         return
     step, left = plan.steps[-1], _parameters_left(plan)
     metrics = {"prune/removals": len(plan.steps), "prune/parameters_left": left}
@@ -86,10 +84,6 @@ def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
     for logger in trainer.loggers:
         log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
         log_scalars(logger, figures, trainer.global_step)
-
-
-def _is_shown(trainer: L.Trainer) -> bool:
-    return trainer.is_global_zero and bool(trainer.loggers)
 
 
 def _parameters_left(plan: PrunePlan) -> float:

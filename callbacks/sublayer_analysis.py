@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -118,15 +117,12 @@ class SublayerAnalysisCallback(Callback):
         if trainers.leaves_nothing(trainer):
             return
         folder = trainers.run_folder(trainer) / self.folder
+        processes.first(lambda: self._report(trainer, folder))
+
+    def _report(self, trainer: L.Trainer, folder: Path) -> None:
         settings = {"source": trainers.calibration_source(trainer), "num_batches": self.num_batches}
         side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]
-
-        def report() -> None:
-            self._log(trainer, write_analysis(folder, self.analyses, settings, shown=side_by_side))
-
-        processes.first(report)
-
-    def _log(self, trainer: L.Trainer, files: Iterable[Path]) -> None:
+        files = write_analysis(folder, self.analyses, settings, shown=side_by_side)
         pictures = [file for file in files if file.suffix == ".png"]
         for logger in trainer.loggers:
             log_scalars(logger, _scalars(self.analyses[-1]), trainer.global_step)

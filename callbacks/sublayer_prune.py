@@ -27,9 +27,9 @@ from . import requirements, trainers
 from .allowance import Allowance
 from .followers import Following, follow_removal
 from .mending import Mending
-from .module_loss import check_loss, known_loss, measure, require_scorable
+from .module_loss import LOSSES, check_loss, measure, require_scorable
 from .saving import Saving, random_state, restore_random_state
-from .story import counted_costs, log_beginning, log_end, log_removal, settings_of
+from .story import counted_costs, log_beginning, log_end, log_removal
 from .validation import validation_batches
 
 
@@ -116,8 +116,10 @@ class SublayerPruneCallback(Callback):
         if distill and compensate != "none":
             raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
         self.mending = Mending(healing, distill)
+        if loss not in LOSSES:
+            raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {loss!r}")
         self.model = model
-        self.loss = known_loss(loss)
+        self.loss = loss
         self.num_batches = num_batches
         self.save_to = save_to
         self._saving = Saving()
@@ -163,8 +165,7 @@ class SublayerPruneCallback(Callback):
         self._saving.prepare(trainer, pl_module, model, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
-        settings = settings_of(self._pruner, self.allowance, self.mending)
-        log_beginning(trainer, {**pl_module.hparams_initial, **settings})
+        log_beginning(trainer, pl_module.hparams_initial, self._pruner, self.allowance, self.mending)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random state of the checkpoint, ahead of the first draw of a shuffled loader."""
@@ -258,14 +259,13 @@ class SublayerPruneCallback(Callback):
         pruner, epoch = self._require_pruner(), trainer.current_epoch
         budget = self.allowance.budget(pruner)
         goal, reached = quota.goal(*pruner.so_far)
-        name, shown = f"epoch {epoch}: scoring", self.progress and trainer.is_global_zero
-        bar = progress_bar(name, goal=goal, reached=reached, shown=shown)
-        with isolate_rng(), bar as drawn:
+        shown = self.progress and trainer.is_global_zero
+        with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", goal=goal, reached=reached, shown=shown) as bar:
             batches = validation_batches(trainer, self.num_batches)
-            what_if = measure(trainer, pruner.model, batches, self.loss, progress=drawn)
+            what_if = measure(trainer, pruner.model, batches, self.loss, progress=bar)
             for step in pruner.steps(what_if, budget, quota, optimizers=trainer.optimizers, epoch=epoch):
                 follow_removal(trainer, step.removed.sublayers, self.model)
-                drawn.removed(quota.goal(*pruner.so_far)[1])
+                bar.removed(quota.goal(*pruner.so_far)[1])
                 log_removal(trainer, pruner.plan, self._costs)
             self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
         trainers.renew_ddp(trainer)

@@ -20,15 +20,9 @@ from lit_prune.loading.processes import processes_of_trainer
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
-    """The Hugging Face causal language model that a LightningModule holds.
+    """The Hugging Face causal language model that a LightningModule holds, at an attribute path such as `student.lm`.
 
-    Args:
-        module: The LightningModule that holds it.
-        name: The model's attribute path, such as `net` or `student.lm`; None finds the only one.
-
-    Raises:
-        AnatomyError: A trained prompt is put before it.
-        ModelError: There is none, there are several, or `name` leads to something else.
+    None finds the only one. A model with a trained prompt before it is refused.
     """
     require_no_prompt(module)
     if name is not None:
@@ -46,17 +40,12 @@ def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
 
 def language_models(module: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """Hugging Face models that can be pruned in a module, by path: causal ones and classifiers, no `AveragedModel`."""
-    kinds = PreTrainedModel | AveragedModel
-    found = {path: part for path, part in module.named_modules() if isinstance(part, kinds)}
+    found = {path: part for path, part in module.named_modules() if isinstance(part, PreTrainedModel | AveragedModel)}
     return [
         (path, model) for path, model in found.items()
         if isinstance(model, PreTrainedModel) and (model.can_generate() or classifies(model))
-        and not any(_is_inside(path, other) for other in found)
+        and not any(path != other and path.startswith(f"{other}." if other else "") for other in found)
     ]  # fmt: skip
-
-
-def _is_inside(path: str, other: str) -> bool:
-    return path != other and (not other or path.startswith(f"{other}."))
 
 
 def _named_model(module: L.LightningModule, name: str) -> PreTrainedModel:
@@ -88,11 +77,7 @@ def shards(trainer: L.Trainer) -> bool:
 
 
 def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
-    """Run a model on process 0 while the others wait, or on all at once where each holds a shard of it.
-
-    Raises:
-        LitPruneError: The work failed on process 0; see `Processes.first`.
-    """
+    """Run a model on process 0 while the others wait, or on all at once where each holds a shard of it."""
     if shards(trainer):
         work()
     else:

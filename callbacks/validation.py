@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,7 @@ from lit_prune.measure import input_ids_of, labels_of, tensors_of
 
 @dataclass(frozen=True)
 class ValidationBatch:
-    """One batch behind the hooks that transfer it, on the CPU.
-
-    Attributes:
-        whole: All that the batch holds, as `validation_step` takes it.
-        number: The batch's place in its loader, from 0.
-        loader: The loader's place among the validation loaders, from 0.
-    """
+    """One batch behind the hooks that transfer it, on the CPU, as `validation_step` takes it with its two numbers."""
 
     whole: Any
     number: int
@@ -35,11 +30,7 @@ class ValidationBatch:
 
     @property
     def scored(self) -> dict[str, Tensor]:
-        """What a causal language model takes of the batch, and labels.
-
-        Raises:
-            DataError: It has no `input_ids`.
-        """
+        """What a causal language model takes of the batch, and labels; a batch without `input_ids` is refused."""
         given = tensors_of(self.whole)
         labels = given.get("labels")
         if labels is not None and tuple(labels.shape) != tuple(input_ids_of(self.whole).shape):
@@ -50,8 +41,7 @@ class ValidationBatch:
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[ValidationBatch]:
     """This process's validation batches, at most `limit` of each loader besides the trainer's own limit.
 
-    Raises:
-        DataError: There is no validation loader, or it is empty.
+    A trainer without any is refused.
     """
     batches: list[ValidationBatch] = []
     if trainer.enable_validation:
@@ -89,9 +79,7 @@ def transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
 def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[ValidationBatch]:
     loaders: list[Iterable[Any]] = tree_leaves(trainer.val_dataloaders)
     limits = trainer.num_val_batches
-    for place, (loader, most) in enumerate(
-        zip(loaders, limits if isinstance(limits, list) else [limits], strict=False)
-    ):
-        allowed = min(most, float("inf") if limit is None else limit)
-        for number, batch in enumerate(islice(loader, None if allowed == float("inf") else int(allowed))):
+    for place, (loader, most) in enumerate(zip(loaders, tree_leaves(limits), strict=False)):
+        allowed = min(most, math.inf if limit is None else limit)
+        for number, batch in enumerate(islice(loader, None if math.isinf(allowed) else int(allowed))):
             yield ValidationBatch(transferred(trainer, batch, place), number, place)
