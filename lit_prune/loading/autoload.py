@@ -93,13 +93,12 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
     """What `save_pretrained` is to write of a model's tensors, so that no loader takes gaps for forgotten weights.
 
     These are the tensors that the user gives, perhaps parameters alone, or those of the model (None), with the
-    tombstones that they lack.
-
-    Raises:
-        ModelError: Sublayers of the model are only muted, its config says of others that they are gone, or it has
-            adapters that transformers does not know of and would write as layers.
+    tombstones that they lack. A ModelError says that sublayers are only muted, that the config says of others that they
+    are gone, or that there are adapters, which transformers does not know of and would write as layers.
     """
-    if _is_by_file(model) or not (_is_recorded(model.config) or _has_stubs(model)):
+    stubs = sys.modules.get("lit_prune.anatomy.stubs")
+    has_stubs = stubs is not None and any(isinstance(module, stubs.SublayerStub) for module in model.modules())
+    if _is_by_file(model) or not (has_stubs or _is_recorded(model.config)):
         return state
     from lit_prune.anatomy import is_adapted
     from lit_prune.errors import ModelError
@@ -118,11 +117,6 @@ def require_loadable(model: Any, state: dict[str, Any] | None) -> dict[str, Any]
 def _is_by_file(model: Any) -> bool:
     """Whether its class is of the file that came with it, which writes tombstones by itself."""
     return type(model).__module__.rpartition(".")[2] == CODE_MODULE
-
-
-def _has_stubs(model: Any) -> bool:
-    stubs = sys.modules.get("lit_prune.anatomy.stubs")
-    return stubs is not None and any(isinstance(module, stubs.SublayerStub) for module in model.modules())
 
 
 def _is_recorded(config: Any) -> bool:

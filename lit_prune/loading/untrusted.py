@@ -40,25 +40,21 @@ OTHERS = (
 )
 
 
-def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: bool) -> None:
-    """Refuse a model whose files ask for what no model may have, before anything is made of them.
+def require_harmless(source: Source) -> None:
+    """Refuse with a ModelError a model whose files ask for what no model may have, before anything is made of them.
 
-    `options` are those for finding the config on the hub; `trusted` says whether code that comes with the model may
-    run.
-
-    Raises:
-        ModelError: The model names weights outside of its folder, kernels that would be fetched, or too many blocks.
+    That is weights outside of its folder, kernels that would be fetched, and too many blocks.
     """
     if source.gguf_file is not None:
         return  # one file, without code
     if source.is_local:
         _require_inside(source)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+        config, _ = PreTrainedConfig.get_config_dict(source.location, revision=source.revision)
     except RecursionError as error:
         raise ModelError(f"cannot load the config of {source.label}: it is nested too deeply") from error
     for name, value in _entries(config):
-        if name in KERNELS and "/" in str(value) and not trusted:
+        if name in KERNELS and "/" in str(value) and not source.trusted:
             raise ModelError(
                 f"the config of {source.label} names the kernel {value!r}, which is code from the hub; take it out of "
                 "the config, or allow it by trust_remote_code"
@@ -69,12 +65,9 @@ def require_harmless(source: Source, options: Mapping[str, Any], *, trusted: boo
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The hyperparameters in a Lightning checkpoint, as plain data: without leave to run code, and without classes.
+    """The hyperparameters in a Lightning checkpoint, as plain data; weights stay on disk.
 
-    Weights stay on disk.
-
-    Raises:
-        ModelError: The file would run code, is no checkpoint, or its hyperparameters name classes.
+    A ModelError says that the file would run code, is no checkpoint, or its hyperparameters name classes.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -86,19 +79,15 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, EOFError) as error:
         raise ModelError(f"{path} is no Lightning checkpoint: {_first_line(error)}") from error
     settings.pop("_instantiator", None)
-    named = [name for name, _ in _entries(settings) if name in ("class_path", "_class_path")]
-    if named:
+    if any(name in ("class_path", "_class_path") for name, _ in _entries(settings)):
         raise ModelError(f"the hyperparameters in {path} name classes to import; a checkpoint of lit-prune names none")
     return settings
 
 
 def require_plain_metadata(folder: str | Path) -> None:
-    """Refuse a distributed checkpoint whose metadata would run code: torch reads that file as an unrestricted pickle.
+    """Refuse with a ModelError a distributed checkpoint whose metadata holds anything but torch's own records.
 
-    What is no folder of such a checkpoint is let through.
-
-    Raises:
-        ModelError: The metadata holds anything but torch's own records.
+    Torch reads that file as an unrestricted pickle. What is no folder of such a checkpoint is let through.
     """
     path = Path(folder) / METADATA
     if not path.is_file():
