@@ -23,7 +23,7 @@ from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.llama_cpp import require_same_in_llama_cpp
 from lit_prune.export.served import head_size, require_served
 from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
-from lit_prune.files import destination, name_aside, obstacle, put_in_place
+from lit_prune.files import destination, file_aside, obstacle
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
 
@@ -57,20 +57,15 @@ def save_gguf(
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
-    aside = name_aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with compacted(model):
+        with file_aside(path) as aside, compacted(model):
             _write(model, aside, tokenizer, plan, weights, tokenizer_from)
             if verify:
                 _require_same(model, aside, weights)
                 lent = tokenizer_from is not None
                 require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32", lent=lent)
-        put_in_place(aside, path)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

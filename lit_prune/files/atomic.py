@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -46,14 +46,11 @@ def destination(path: str | Path) -> Path:
 
 
 def obstacle(path: Path, *, inside: bool = False) -> str | None:
-    """Find out, before long work, why nothing can be written under a name.
+    """Find out, before long work, why nothing can be written at a `destination`, in words; None where it can.
 
     Args:
-        path: The `destination` of a file or a new folder.
+        path: The name of a file or a new folder.
         inside: Whether it is a folder that may be there already, into which files are written.
-
-    Returns:
-        The reason in words, None where nothing is in the way.
     """
     longest = LONGEST - LONGEST_ENDING
     if len(os.fsencode(path.name)) > longest or any(len(os.fsencode(part)) > LONGEST for part in path.parts):
@@ -85,22 +82,16 @@ def name_aside(path: Path) -> Path:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere, asking ends it
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
+    if os.name == "posix":  # elsewhere, asking ends it
+        try:
+            os.kill(process, 0)
+        except OSError as error:
+            return not isinstance(error, ProcessLookupError)  # it may be somebody else's
     return True
 
 
 def open_alone(path: Path) -> int:
-    """Open a file to read and append for this process alone, until it is closed; it is made where it does not exist.
-
-    Returns:
-        The file's descriptor.
+    """Open a file to read and append for this process alone, until it is closed, and return its descriptor.
 
     Raises:
         BlockingIOError: Another process has opened the file in this way.
@@ -140,6 +131,19 @@ def reserved(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def file_aside(path: str | Path) -> Iterator[Path]:
+    """Give a name to write a file under, which gets its own as a folder in `folder_aside` does."""
+    path = destination(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = name_aside(path)
+    try:
+        yield aside
+        put_in_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
     """Give a folder to write into, which gets its name when the `with` block ends well and is gone when it does not.
 
@@ -164,12 +168,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Give what was written aside its name, once the disk has it: whole or absent after a power failure too.
-
-    Raises:
-        NotPlacedError: The name cannot be given; what was written has another one now, which the message tells.
-        OSError: The disk does not take what was written.
-    """
+    """Give what was written aside its name, once the disk has it: whole or absent after a power failure too."""
     for written in (*aside.rglob("*"), aside):
         _flush(written)
     try:
@@ -177,8 +176,10 @@ def put_in_place(aside: Path, path: Path) -> None:
             path.rmdir()  # fails where somebody has filled it meanwhile
         os.replace(aside, path)
     except OSError as error:
-        reason = f"{error.strerror}; what was written is kept as {_kept(aside, path)}"
-        raise NotPlacedError(error.errno, reason) from error
+        kept = aside
+        with suppress(OSError):  # a name under which nothing removes it
+            kept = aside.rename(beside(path))
+        raise NotPlacedError(error.errno, f"{error.strerror}; what was written is kept as {kept}") from error
     _flush(path.parent)
 
 
@@ -186,14 +187,6 @@ def beside(path: Path) -> Path:
     """Find a name after this one that nothing has."""
     names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
-
-
-def _kept(aside: Path, path: Path) -> Path:
-    """Give what was written aside a name beside the wanted one, under which nothing removes it."""
-    try:
-        return aside.rename(beside(path))
-    except OSError:
-        return aside
 
 
 def _flush(path: Path) -> None:
@@ -214,12 +207,6 @@ def write_text(path: str | Path, text: str) -> Path:
     if (path := Path(path)).exists() and not (path.is_file() or path.is_dir()):
         path.write_text(text, encoding="utf-8")  # a pipe, a terminal, /dev/null
         return path
-    path = destination(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = name_aside(path)
-    try:
+    with file_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
-        put_in_place(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    return destination(path)

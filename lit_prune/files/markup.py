@@ -70,10 +70,7 @@ def markdown_table(
 ) -> Markdown:
     """Write a table in Markdown, whose cells are shown as they are unless they are `Markdown`.
 
-    Args:
-        heads: The texts above the columns.
-        rows: The cells of the lines, as many as heads.
-        left: The heads above words, which stand at the left, as numbers stand at the right; the first when None.
+    Words, under the heads `left` (the first when None), stand at the left of their columns, numbers at the right.
     """
     words = heads[:1] if left is None else left
     rule = [Markdown("---" if head in words else "---:") for head in heads]

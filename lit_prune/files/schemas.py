@@ -78,11 +78,7 @@ def whole_characters(value: Any) -> Any:
         True
     """
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return value
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, dict):
         return {name: whole_characters(inner) for name, inner in value.items()}
     return [whole_characters(inner) for inner in value] if isinstance(value, list) else value
@@ -91,9 +87,7 @@ def whole_characters(value: Any) -> Any:
 def record_of(kind: type[T], data: Any) -> T:
     """Make a dataclass of a mapping, every value of the type that its field has.
 
-    Args:
-        kind: The dataclass; its fields are simple types, unions, literals, tuples and mappings of them.
-        data: The values by the names of the fields.
+    Fields are simple types, unions, literals, tuples and mappings of them.
 
     Raises:
         TypeError: A value is of another type, a name is unknown or missing, or the data is no mapping.
@@ -108,12 +102,7 @@ def record_of(kind: type[T], data: Any) -> T:
 
 
 def require_kinds(where: str, data: Any, kinds: Mapping[str, Any]) -> None:
-    """Check that data has all of some names, with values of their types.
-
-    Args:
-        where: What the data is, for the message.
-        data: The data, a mapping if it is right.
-        kinds: The types by the names that are wanted.
+    """Check that data, which the message calls `where`, has all of some names, with values of their types.
 
     Raises:
         TypeError: A name is missing, or its value is of another type.

@@ -48,42 +48,15 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_rows(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Read the rows of a file of JSON or Parquet, each with the place where it stands.
-
-    Args:
-        path: A file of one of `SUFFIXES` except plain text.
-        field: The column of a Parquet file that is wanted; all are read when it is None.
-
-    Raises:
-        DataError: The file is missing or damaged; the message names the line.
-    """
-    if kind_of(path) == COLUMNS:
-        yield from _of_columns(path, field)
-        return
-    text = read_text(path)
-    if kind_of(path) == WHOLE and (rows := _of_one_value(path, text)) is not None:
-        yield from ((f"{path}, entry {number}", row) for number, row in enumerate(rows, start=1))
-        return
-    # Not `splitlines`: that also cuts at line separators which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", foreign_json(line, f"{path}, line {number}")
-
-
 def read_documents(path: Path, field: str) -> list[str]:
-    """Read the documents of a file: a plain text is one, any other file has one a row.
-
-    Args:
-        path: A file of one of `SUFFIXES`.
-        field: The key of the text in a row; rows may be texts themselves.
+    """Read the documents of a file: a plain text is one, any other file has one a row, as `text_of` takes it out.
 
     Raises:
         DataError: The file is missing, damaged, or has a row without text; the message names the line.
     """
     if kind_of(path) == PLAIN:
         return [whole_characters(read_text(path))]
-    return [text_of(row, field, place) for place, row in read_rows(path, field)]
+    return [text_of(row, field, place) for place, row in _rows(path, field)]
 
 
 def text_of(row: Any, field: str, place: str) -> str:
@@ -102,6 +75,21 @@ def text_of(row: Any, field: str, place: str) -> str:
     raise DataError(f"{place}: expected an object with text in the field {field!r}, found {found}")
 
 
+def _rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a file of JSON or Parquet, each with the place where it stands."""
+    if kind_of(path) == COLUMNS:
+        yield from _of_columns(path, field)
+        return
+    text = read_text(path)
+    if kind_of(path) == WHOLE and (rows := _of_one_value(path, text)) is not None:
+        yield from ((f"{path}, entry {number}", row) for number, row in enumerate(rows, start=1))
+        return
+    # Not `splitlines`: that also cuts at line separators which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", foreign_json(line, f"{path}, line {number}")
+
+
 def _of_one_value(path: Path, text: str) -> list[Any] | None:
     """The rows in a JSON file that is one list, or columns of lists; None where every line is a value of its own."""
     try:
@@ -115,7 +103,7 @@ def _of_one_value(path: Path, text: str) -> list[Any] | None:
     return found if isinstance(found, list) else [found]
 
 
-def _of_columns(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
+def _of_columns(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -126,9 +114,8 @@ def _of_columns(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
     try:
         file = parquet.ParquetFile(path)
         wanted = [field] if field in file.schema_arrow.names else None
-        for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+        rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", row
     except (OSError, ValueError) as error:  # pyarrow's own are of these
         raise DataError(f"cannot read {path} behind row {number}: {error}") from error

@@ -1,16 +1,14 @@
 """What people look at: the map of scores, the summary before and after, and loggers. Decides and measures nothing."""
 
-from lit_prune.report.analyses import analysis_markdown, write_analysis
-from lit_prune.report.analysis_pictures import analysis_figures
+from lit_prune.report.analyses import analysis_figures, analysis_markdown, write_analysis
 from lit_prune.report.comparisons import (
     comparison_csv,
     comparison_figure,
     comparison_markdown,
     removal_figure,
 )
-from lit_prune.report.dialogues import answers_markdown, signs_markdown
 from lit_prune.report.drawing import save_figure
-from lit_prune.report.evaluations import evaluation_markdown
+from lit_prune.report.evaluations import answers_markdown, evaluation_markdown, signs_markdown
 from lit_prune.report.inventory_table import print_inventory
 from lit_prune.report.score_map import plan_score_map, score_map
 from lit_prune.report.summary import (

@@ -7,15 +7,15 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_prune.evaluation import DENSE, Result, rank_correlation
+from lit_prune.evaluation import DENSE, Result, rank_correlation, read_results
 from lit_prune.files import figure_text, markdown_inline, markdown_line
-from lit_prune.plan import Candidate
+from lit_prune.plan import KINDS, Candidate
 from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
-from lit_prune.report.evaluations import settings_line
+from lit_prune.report.evaluations import require_rows, settings_line
 from lit_prune.report.pieces import Cell, Piece, Table, number
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.jsonl"
 NUM_COMMON = 8
-PANEL = (6.0, 4.6)
-"""Inches."""
 SIZE, SPEED = ACROSS = ("parameters left (%)", "prefill, times as fast")
 CEILING = 16
 """Times the lowest perplexity, above which methods that destroyed a model would press all others together."""
@@ -40,22 +38,8 @@ class Column(NamedTuple):
     better: Callable[[Sequence[float]], float] | None = None
 
 
-@dataclass(frozen=True)
-class ComparisonRun:
-    """What `lit-prune compare` left: the folder as it was given, settings, and rows."""
-
-    name: str
-    settings: Mapping[str, Any]
-    rows: tuple[Result, ...]
-
-
 def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
-    """Write one table for each model and amount, the best pruned value of each column in bold, baselines first.
-
-    Args:
-        rows: The results of all models and amounts.
-        notes: Sentences at the end.
-    """
+    """Write one table for each model and amount, the best pruned value of each column in bold, and notes at the end."""
     models = (line for own in _by_model(rows) for line in _model_markdown(own, comparison_columns(rows)))
     return "\n\n".join([*models, *map(markdown_line, notes)]) + "\n"
 
@@ -75,7 +59,7 @@ def comparison_csv(rows: Sequence[Result]) -> str:
 def comparison_figure(rows: Sequence[Result]) -> Figure:
     """Draw perplexity against the parameters left, and against speed: two panels a model, a line a method."""
     models = _by_model(rows)
-    figure = new_figure(2 * PANEL[0], PANEL[1] * len(models))
+    figure = new_figure(12.0, 4.6 * len(models))
     panels = figure.subplots(len(models), 2, squeeze=False)
     for axes, own in zip(panels, models, strict=True):
         for axis, across in zip(axes, ACROSS, strict=True):
@@ -95,7 +79,8 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     grid = np.zeros((2 * num_rows, num_blocks))
     for index, row in enumerate(rows):
         for sublayer in (part for name in row.removed for part in Candidate.parse(name).sublayers):
-            grid[2 * index + (sublayer.kind == "mlp"), sublayer.block] = 1 + (sublayer.kind == "mlp")
+            kind = KINDS.index(sublayer.kind)
+            grid[2 * index + kind, sublayer.block] = 1 + kind
     names = max(2.0, 0.09 * max(len(row.label) for row in rows))
     figure = new_figure(0.3 * num_blocks + 1 + names, 0.36 * num_rows + 1.4)
     axis = figure.subplots()
@@ -105,19 +90,23 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     for index in range(num_blocks + 1):
         axis.axvline(index, color="white", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set_yticks([2 * index + 1 for index in range(num_rows)], [figure_text(row.label) for row in rows])
-    blocks = range(0, num_blocks, 5)
-    axis.set_xticks([block + 0.5 for block in blocks], [str(block) for block in blocks])
+    axis.set_yticks(range(1, 2 * num_rows, 2), [figure_text(row.label) for row in rows])
+    axis.set_xticks(np.arange(0.5, num_blocks, 5), map(str, range(0, num_blocks, 5)))
     axis.set_xlabel("block; blue: attention removed, orange: mlp removed")
     axis.tick_params(length=0)
     axis.set_frame_on(False)
     return figure
 
 
-def comparison_pieces(comparison: ComparisonRun) -> Iterator[Piece]:
-    """The section of the page: models one below the other, each with figures, tables and maps of what went."""
-    yield Piece("note", settings_line(comparison.settings))
-    for rows in _by_model(comparison.rows):
+def comparison_pieces(folder: Path) -> Iterator[Piece]:
+    """What `lit-prune compare` left: models one below the other, each with figures, tables and maps of what went.
+
+    A file that is damaged or holds no row is a DataError.
+    """
+    settings, results = read_results(folder / RESULTS_FILE)
+    require_rows(results, folder / RESULTS_FILE)
+    yield Piece("note", settings_line(settings))
+    for rows in _by_model(results):
         yield Piece("foreign_heading", rows[0].model)
         amounts = _by_amount(rows)
         yield Piece("figures", list(_quality_drawings(rows)) if amounts else [])
@@ -127,8 +116,7 @@ def comparison_pieces(comparison: ComparisonRun) -> Iterator[Piece]:
             yield Piece("table", _table(rows, pruned, comparison_columns(rows)))
         for amount, pruned in amounts.items():
             if any(row.removed for row in pruned):
-                title = f"What went at {amount:.0%}"
-                yield Piece("subheading", title)
+                yield Piece("subheading", title := f"What went at {amount:.0%}")
                 alt = f"{title}: blocks from left to right, a line a method, attention above mlp"
                 yield png_piece(partial(removal_figure, pruned), alt, shorten=True)
 
@@ -170,14 +158,10 @@ def _styles(rows: Sequence[Result]) -> dict[str, dict[str, Any]]:
 
 def _draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, styles: Mapping[str, Any]) -> None:
     """Draw a line a method, from the dense model on."""
-
-    def place(row: Result) -> float:
-        return 100 * (1 - row.share_removed) if across == SIZE else row.prefill
-
     for label, style in styles.items():
         line = [row for row in rows if row.label == DENSE] + [row for row in rows if row.label == label]
-        ppl = [row.perplexities[text] for row in line]
-        axis.plot([place(row) for row in line], ppl, label=figure_text(label), alpha=0.85, **style)
+        places = [100 * (1 - row.share_removed) if across == SIZE else row.prefill for row in line]
+        axis.plot(places, [row.perplexities[text] for row in line], label=figure_text(label), alpha=0.85, **style)
     axis.set_yscale("log")
     if across == SIZE:
         axis.invert_xaxis()

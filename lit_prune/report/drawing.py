@@ -1,7 +1,6 @@
-"""How pictures are drawn: a figure as a PNG file or address, axes as inline SVG in the colours of the page's text.
+"""How pictures are drawn: figures as PNG, axes as inline SVG whose text can be searched and read aloud.
 
-Figures are made without pyplot, which would keep each of them for ever and may look for a display. In SVG, text stays
-text, so that it can be searched and read aloud, and is never read as markup or as mathematics.
+Figures are made without pyplot, which would keep each of them for ever and may look for a display.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import base64
 import hashlib
 import io
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lit_prune.files import clean, name_aside
+from lit_prune.files import clean, file_aside
 from lit_prune.report.pieces import Piece
 
 if TYPE_CHECKING:
@@ -46,15 +44,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as a PNG file, aside and then renamed into place; parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = name_aside(path)
-    try:
+    with file_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def mark(index: int) -> dict[str, Any]:
@@ -71,13 +63,13 @@ def name_axes(axis: Axes, across: str, up: str, *, alpha: float = 0.2) -> None:
 
 def number_axis(axis: Axes) -> None:
     """Write ticks of a logarithmic axis as plain numbers, at least some of them wherever it ends."""
-    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import AutoLocator, LogLocator
 
     low, high = axis.get_ylim()
     subs = (1, 2, 5) if high < 1000 * low else (1,)
     axis.yaxis.set_major_locator(LogLocator(subs=subs) if high > 5 * low else AutoLocator())
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:,.6g}")
 
 
 def growing_legend(axis: Axes) -> None:
@@ -94,8 +86,8 @@ def points_drawing(points: Mapping[str, tuple[float, float]], across: str, up: s
     finite = {name: place for name, place in points.items() if all(map(math.isfinite, place))}
 
     def draw(axis: Axes) -> None:
-        for index, (name, (x, y)) in enumerate(finite.items()):
-            axis.plot([x], [y], label=name, linestyle="none", markersize=8, **mark(index))
+        for index, (name, place) in enumerate(finite.items()):
+            axis.plot(*place, label=name, linestyle="none", markersize=8, **mark(index))
         axis.set_yscale("log")
         axis.invert_xaxis()
         name_axes(axis, across, up)

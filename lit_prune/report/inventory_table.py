@@ -8,8 +8,7 @@ from itertools import groupby
 from lit_prune.anatomy import LINEAR, SCALE
 from lit_prune.costs import Inventory, SublayerEntry
 from lit_prune.plan import KINDS, SublayerId
-from lit_prune.report.pieces import Table
-from lit_prune.report.screen import Screen
+from lit_prune.report.pieces import Screen, Table
 
 COSTS = ("blocks", "sublayer", "parameters", "active", "share", "FLOP", "of all", "KV bytes")
 WAYS = ("blocks", "sublayer", "module", "residual form", "folds", "whole block")
@@ -23,12 +22,7 @@ Row = tuple[int, str, tuple[str, ...]]
 
 
 def print_inventory(inventory: Inventory, *, every_block: bool = False) -> None:
-    """Show an inventory on the screen.
-
-    Args:
-        inventory: What `lit_prune.costs.take_inventory` found of a model.
-        every_block: Whether each block gets rows of its own; neighbours that are the same stand together otherwise.
-    """
+    """Show an inventory on the screen; blocks that are the same as their neighbours share rows unless `every_block`."""
     screen = Screen(wide=True)
     screen.say(f"{inventory.model} ({inventory.architecture})", "bold")
     for fact in _facts(inventory):
@@ -93,10 +87,9 @@ def _sums(inventory: Inventory) -> Iterator[list[str]]:
 
 
 def _ways(sublayer: SublayerEntry) -> Row:
-    module = sublayer.path.rpartition(".")[2]
     form = f"{sublayer.form}, adds the residual itself" if sublayer.adds_residual else sublayer.form
-    cells = (module, form, ", ".join(sublayer.corrections) or NOTHING, sublayer.removed_with_block)
-    return sublayer.block, sublayer.kind, cells
+    folds = ", ".join(sublayer.corrections) or NOTHING
+    return sublayer.block, sublayer.kind, (sublayer.path.split(".")[-1], form, folds, sublayer.removed_with_block)
 
 
 def _grouped(rows: Iterable[Row], every_block: bool) -> list[list[str]]:

@@ -1,15 +1,22 @@
-"""What views are made of: tables, numbers in words, and the pieces of the page. All text in them is plain."""
+"""What views are made of: tables, numbers in words, pieces of the page, and the screen. All text in them is plain."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lit_prune.files import Markdown, bold, markdown_table
+from lit_prune.files import Markdown, bold, clean, markdown_table
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 EMPTY = "(nothing)"
+STYLES = {"": "", "better": "green", "worse": "red"}
+FILE_WIDTH = 120
+"""Columns of a file, where no terminal says how many."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +113,43 @@ def count(amount: float) -> str:
 def ppl(value: float) -> str:
     """A perplexity with two decimals, where they say something."""
     return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+class Screen:
+    """The standard output, on which rich lays out tables and frames; a `wide` file gets lines of `FILE_WIDTH`."""
+
+    def __init__(self, *, wide: bool = False) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        if wide and not self._console.is_terminal and "COLUMNS" not in os.environ:
+            self._console.width = FILE_WIDTH
+
+    def say(self, words: str, style: str = "") -> None:
+        """Show a text in a style of rich."""
+        self._console.print(self._text(words, style))
+
+    def show(self, table: Table) -> None:
+        """Show a table, without its note."""
+        from rich.table import Table as Grid
+
+        grid = Grid()
+        for head in table.heads:
+            # On a narrow screen a number goes on in the next line; cut off it would be another number.
+            grid.add_column(head, justify="left" if head in table.words else "right", overflow="fold")
+        for row in table.rows:
+            grid.add_row(*(self._text(cell.text, STYLES[cell.verdict]) for cell in row))
+        self._console.print(grid)
+
+    def quote(self, title: str, words: str) -> None:
+        """Show a text in a frame."""
+        from rich.panel import Panel
+
+        self._console.print(Panel(self._text(words.strip() or EMPTY, ""), title=title, title_align="left"))
+
+    def _text(self, words: str, style: str) -> Text:
+        from rich.text import Text
+
+        # What the terminal cannot write must not end a run that took hours.
+        encoding = self._console.encoding
+        return Text(clean(words).encode(encoding, "replace").decode(encoding), style=style)

@@ -1,29 +1,45 @@
-"""What a plan tells of its search: the map of the network, the rounds as a table, the curve, and the map of scores."""
+"""What a plan tells: the map of the network, the search as a table and curves, how its model is made and used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lit_prune.errors import LitPruneError
+from lit_prune.export import usage
+from lit_prune.loading.models import skeleton
 from lit_prune.measure import perplexity_of
-from lit_prune.plan import KINDS, PrunePlan, PruneStep, SublayerId
+from lit_prune.plan import KINDS, PLAN_FILE, SETTINGS, PrunePlan, PruneStep, SublayerId
 from lit_prune.report.drawing import BLUE, name_axes, png_piece, svg
-from lit_prune.report.pieces import Piece, Table, number, ppl, titled
+from lit_prune.report.pieces import Piece, Table, number, ppl
 from lit_prune.report.score_map import plan_score_map
+from lit_prune.report.summary import shares_left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHORT = {"attention": "attn", "mlp": "mlp"}
 ROUND = ("round", "epoch", "removed", "score", "parameters", "left", "loss before", "loss after", "ppl after",
          "measured", "order", "passes")  # fmt: skip
+GENERATE = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+
+prompt = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False)
+tokens = model.generate(**prompt, max_new_tokens=32)
+print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 
 
 def search_pieces(plan: PrunePlan) -> Iterator[Piece]:
     """What was removed, round by round, and the scores that decided it."""
-    yield from titled("What was removed", [Piece("network", network)] if (network := list(_network(plan))) else [])
+    if network := list(_network(plan)):
+        yield Piece("heading", "What was removed")
+        yield Piece("network", network)
     if plan.steps:
         yield Piece("heading", "The search, round by round")
         yield Piece("figures", [_search_drawing(plan)])
@@ -39,29 +55,16 @@ def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:
     return None if first is None or last is None else (ppl(perplexity_of(first)), ppl(perplexity_of(last)))
 
 
-def percent_left(plan: PrunePlan) -> list[float]:
-    """Percent of the parameters that are left: of the whole model, and after each removal."""
-    left, gone = [100.0], 0
-    for step in plan.steps:
-        gone += step.num_parameters
-        left.append(100 * (1 - gone / plan.model.num_parameters))
-    return left
-
-
-def _network(plan: PrunePlan) -> Iterator[tuple[int, list[dict[str, str]]]]:
-    """Every block of the original model with its sublayers: CSS classes, label, and what is said of it."""
+def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None, str]]]]:
+    """Every block of the original model with its sublayers: kind, round in which it went, and what is said of it."""
     rounds = {sublayer: index for index, step in enumerate(plan.steps, 1) for sublayer in step.removed.sublayers}
     for block in range(plan.model.num_blocks):
-        sublayers = [SublayerId(block, kind) for kind in KINDS]
-        yield block, [_place(sublayer, plan, rounds.get(sublayer)) for sublayer in sublayers]
-
-
-def _place(sublayer: SublayerId, plan: PrunePlan, index: int | None) -> dict[str, str]:
-    if index is None:
-        said = f"{sublayer}: stays{_last_score(sublayer, plan)}"
-        return {"classes": sublayer.kind, "label": SHORT[sublayer.kind], "title": said}
-    said = ", ".join(_removal(plan.steps[index - 1], index))
-    return {"classes": f"{sublayer.kind} gone", "label": str(index), "title": f"{sublayer}: {said}"}
+        places = []
+        for sublayer in (SublayerId(block, kind) for kind in KINDS):
+            index = rounds.get(sublayer)
+            said = ", ".join(_removal(plan.steps[index - 1], index)) if index else f"stays{_last_score(sublayer, plan)}"
+            places.append((sublayer.kind, index, f"{sublayer}: {said}"))
+        yield block, places
 
 
 def _removal(step: PruneStep, index: int) -> Iterator[str]:
@@ -75,22 +78,18 @@ def _removal(step: PruneStep, index: int) -> Iterator[str]:
 
 
 def _last_score(sublayer: SublayerId, plan: PrunePlan) -> str:
-    for step in reversed(plan.steps):
-        for name in (str(sublayer), f"block.{sublayer.block}"):
-            if name in step.scores:
-                return f", score in the last round that gave one {number(step.scores[name])}"
-    return ""
+    names = (str(sublayer), f"block.{sublayer.block}")
+    scores = [step.scores[name] for step in reversed(plan.steps) for name in names if name in step.scores]
+    return f", score in the last round that gave one {number(scores[0])}" if scores else ""
 
 
 def _rounds_table(plan: PrunePlan) -> Table:
-    left, rows = plan.model.num_parameters, []
-    for index, step in enumerate(plan.steps, 1):
-        left -= step.num_parameters
-        rows.append([str(index), *_round(step, left / plan.model.num_parameters)])
-    notes = ["Losses: mean of a token (nats) on the calibration text, just before and just after the removal."]
+    rounds = enumerate(zip(plan.steps, shares_left(plan)[1:], strict=True), 1)
+    rows = ([str(index), *_round(step, left)] for index, (step, left) in rounds)
+    note = "Losses: mean of a token (nats) on the calibration text, just before and just after the removal."
     if any(step.measured for step in plan.steps):
-        notes.append("Measured: candidates measured in the round, of those there were; the others' scores are older.")
-    return Table.of(ROUND, rows, words=ROUND[:3], note=" ".join(notes))
+        note += " Measured: candidates measured in the round, of those there were; the others' scores are older."
+    return Table.of(ROUND, rows, words=ROUND[:3], note=note)
 
 
 def _round(step: PruneStep, left: float) -> Iterator[str]:
@@ -110,14 +109,73 @@ def _round(step: PruneStep, left: float) -> Iterator[str]:
 def _search_drawing(plan: PrunePlan) -> str:
     """Perplexity on the calibration tokens against the parameters left, where it was measured."""
     losses = [plan.steps[0].nll_before, *(step.nll_after for step in plan.steps)]
-    points = [
-        (left, perplexity_of(nll)) for left, nll in zip(percent_left(plan), losses, strict=True) if nll is not None
-    ]
-    known = [(left, found) for left, found in points if math.isfinite(found)]
+    measured = ((left, nll) for left, nll in zip(shares_left(plan), losses, strict=True) if nll is not None)
+    points = [(100 * left, perplexity_of(nll)) for left, nll in measured if math.isfinite(perplexity_of(nll))]
 
     def draw(axis: Axes) -> None:
-        axis.plot(*zip(*known, strict=True), color=BLUE, marker="o", markersize=4)
+        axis.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=4)
         axis.invert_xaxis()
         name_axes(axis, "parameters left (%)", "perplexity, calibration tokens")
 
-    return svg(draw) if len(known) > 1 else ""
+    return svg(draw) if len(points) > 1 else ""
+
+
+def usage_pieces(
+    folder: Path, name: str, plan: PrunePlan | None, *, trust_remote_code: bool = False
+) -> Iterator[Piece]:
+    """How the model in a folder, `name` in the user's words, is loaded, and what commands of lit-prune do with it."""
+    yield Piece("heading", "How to use it")
+    try:
+        how = usage(skeleton(folder, trust_remote_code=trust_remote_code), name)
+    except LitPruneError as error:
+        yield Piece("paragraph", f"How to load it is not known: {error}")
+    else:
+        generate = GENERATE.format(name=dumps(name, ensure_ascii=False))
+        yield Piece("code", f"{how.code}\n{generate}" if any(folder.glob("tokenizer*")) else how.code)
+        yield Piece("paragraph", how.note)
+    yield Piece("commands", dict(_commands(name, plan)))
+
+
+def _commands(folder: str, plan: PrunePlan | None) -> Iterator[tuple[str, str]]:
+    model, base = shlex.quote(folder), shlex.quote(plan.model.name) if plan and plan.model.name else ""
+    if base:
+        yield "measure it", f"lit-prune evaluate {model} --against {base} --output evaluation"
+    yield (
+        "load it where lit-prune is not installed",
+        f"lit-prune export {model} --format hf-remote-code --output anywhere",
+    )
+    if plan is not None and base and not plan.healing:
+        yield "get back what was lost", f"lit-prune heal {model} --output healed"
+        steps = shlex.quote(str(Path(folder) / PLAN_FILE))
+        yield "remove the same from another copy", f"lit-prune apply {steps} {base} --output again"
+
+
+def made_pieces(plan: PrunePlan | None, files: Mapping[str, str]) -> Iterator[Piece]:
+    """The settings of a plan, each with its names and values, and files of settings; what is empty is left out."""
+    data = plan.to_dict() if plan else {}
+    if (made := {name: list(_flat(data[name])) for name in ("model", *SETTINGS) if data.get(name)}) or files:
+        yield Piece("heading", "How it was made")
+        yield Piece("made", made)
+    yield from (Piece("file", named) for named in files.items())
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values, those of a mapping inside behind its own name.
+
+    Example:
+        >>> list(_flat({"lora": {"rank": 8}, "data": ["a", "b"], "dense": None}))
+        [('lora.rank', '8'), ('data', 'a, b')]
+    """
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        elif value not in (None, "", []):
+            yield f"{above}{name}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

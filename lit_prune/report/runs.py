@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.report.dialogues import Dialogue
 from lit_prune.report.drawing import BLUE, RED, name_axes, points_drawing, svg
-from lit_prune.report.evaluations import Match, match_pieces, perplexity_table
-from lit_prune.report.how_to import made_pieces, usage_pieces
+from lit_prune.report.evaluations import Dialogue, Match, match_pieces, perplexities
 from lit_prune.report.pieces import Piece, Table, count, ppl, titled
-from lit_prune.report.plan_views import calibration_ppl, percent_left, search_pieces
-from lit_prune.report.summary import SUMMARY_FILE, TIMES, Row, Summary, figures_of, figures_table, read_summary
+from lit_prune.report.plan_views import calibration_ppl, made_pieces, search_pieces, usage_pieces
+from lit_prune.report.summary import (
+    SUMMARY_FILE,
+    TIMES,
+    Row,
+    Summary,
+    base_of,
+    figures_of,
+    figures_table,
+    read_summary,
+    shares_left,
+)
 from lit_prune.searches import outcome_in_words
 
 if TYPE_CHECKING:
@@ -37,14 +45,8 @@ Card = tuple[str, str, str]
 class ModelRun:
     """What `prune`, `apply`, `heal` or `fit` left.
 
-    Attributes:
-        name: The folder, as it was given.
-        model: Folder of the pruned model, None where none was saved.
-        plan: What was removed; None of a training whose callback left neither plan nor summary.
-        summary: Figures before and after a training.
-        curves: Scalars of a training by name: optimizer step and value.
-        settings: Texts of its files of settings, by their names.
-        model_name: The folder of the model, in the words in which the run's was given.
+    `name` is the folder as it was given, `model` that of the pruned model (None where none was saved) and `model_name`
+    the same in the words of `name`. `curves` are scalars of a training, `settings` texts of files, by their names.
     """
 
     name: str
@@ -88,7 +90,7 @@ def _curves(folder: Path) -> dict[str, Curve]:
 def run_pieces(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool = False) -> Iterator[Piece]:
     """The section of a run and its rows of evaluations, without what there is no data for."""
     if run.plan:
-        yield Piece("lead", _base(run.plan))
+        yield Piece("lead", base_of(run.plan))
     # Two evaluations may have measured the same.
     if cards := list(dict.fromkeys(_cards(run, found))):
         yield Piece("cards", cards)
@@ -98,7 +100,9 @@ def run_pieces(run: ModelRun, found: Sequence[Match], *, trust_remote_code: bool
         yield Piece("heading", "Before and after")
         yield Piece("table", figures_table(run.summary.rows))
         yield from (Piece("note", note) for note in run.summary.notes)
-    yield from titled("Training", [Piece("figures", [_training_drawing(run.curves)])] if run.curves else [])
+    if run.curves:
+        yield Piece("heading", "Training")
+        yield Piece("figures", [_training_drawing(run.curves)])
     yield from match_pieces(found)
     yield from titled("Answers side by side", _dialogues(run, found))
     if run.model is not None:
@@ -115,16 +119,12 @@ def overview_pieces(runs: Sequence[ModelRun], *, drawn: bool) -> Iterator[Piece]
     for run in runs:
         last = run.plan.steps[-1].nll_after if run.plan and run.plan.steps else None
         if drawn and run.plan and last is not None:
-            points[run.name] = (percent_left(run.plan)[-1], perplexity_of(last))
+            points[run.name] = (100 * shares_left(run.plan)[-1], perplexity_of(last))
     yield Piece("figures", [points_drawing(points, "parameters left (%)", "perplexity, calibration tokens")])
 
 
-def _base(plan: PrunePlan) -> str:
-    return plan.model.name or plan.model.model_type
-
-
 def _overview(plan: PrunePlan) -> Iterator[str]:
-    yield _base(plan)
+    yield base_of(plan)
     yield ", ".join(str(settings["name"]) for settings in (plan.scorer, plan.search) if settings.get("name"))
     yield str(plan.compensation.get("name", ""))
     yield f"{plan.model.num_parameters - plan.num_removed_parameters:,}"
@@ -154,16 +154,19 @@ def _cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
         over = f", over {tokens:,} tokens" if isinstance(tokens, int) else ""
         yield "cost of the search", f"{plan.cost:,.1f}", f"dense forward passes{over}"
     if plan is not None and "ppl_after" in plan.healing:
-        yield _healing(plan.healing)
+        tokens = f"{plan.healing['tokens']:,} tokens"
+        if plan.healing.get("step"):
+            yield "healing", _healed(plan.healing), f"perplexity on validation windows, {tokens}"
+        else:
+            yield "healing", "did not help", f"perplexity {ppl(plan.healing['ppl_before'])}, {tokens}"
 
 
 def _perplexity_cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
     cards = []
     for match in found:
-        for row in perplexity_table(match).rows if match.before else ():
-            text, before, after, change, *_ = (cell.text for cell in row)
-            values = [shown.partition(" ±")[0] for shown in (before, after)]
-            cards.append((f"perplexity, {text}", " → ".join(values), change))
+        for name, *shown, change, _ in perplexities(match.after, match.before) if match.before else ():
+            before, after = (text.partition(" ±")[0] for text in shown)
+            cards.append((f"perplexity, {name}", f"{before} → {after}", change))
     cards += _summary_cards(run, lambda row: row.name.startswith("perplexity"))
     yield from cards
     if not cards and run.plan and (calibration := calibration_ppl(run.plan)):
@@ -175,21 +178,14 @@ def _summary_cards(run: ModelRun, wanted: Callable[[Row], bool]) -> Iterator[Car
         yield name, f"{before} → {after}", change
 
 
-def _healing(healing: Mapping[str, Any]) -> Card:
-    tokens = f"{healing['tokens']:,} tokens"
-    if not healing.get("step"):
-        return "healing", "did not help", f"perplexity {ppl(healing['ppl_before'])}, {tokens}"
-    return "healing", _healed(healing), f"perplexity on validation windows, {tokens}"
-
-
 def _dialogues(run: ModelRun, found: Sequence[Match]) -> Iterator[Piece]:
     for answer in run.summary.answers if run.summary else ():
         answers = {"before": (answer.before,), "after": (answer.after,)}
         yield Dialogue((answer.question,), answers).piece(list(answers))
     for match in found:
-        wanted = [row.model for row in (match.before, match.after) if row is not None]
         for dialogue in match.evaluation.answers:
-            yield dialogue.piece(wanted if set(wanted) <= set(dialogue.answers) else list(dialogue.answers))
+            every = set(match.models) <= set(dialogue.answers)
+            yield dialogue.piece(match.models if every else list(dialogue.answers))
 
 
 def _training_drawing(curves: Mapping[str, Curve]) -> str:

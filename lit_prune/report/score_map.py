@@ -1,7 +1,4 @@
-"""The map of scores: one picture of what every sublayer was worth and in which order they went.
-
-Figures are made without pyplot, which would keep each of them for ever and may look for a display.
-"""
+"""The map of scores: one picture of what every sublayer was worth and in which order they went."""
 
 from __future__ import annotations
 
@@ -24,15 +21,11 @@ if TYPE_CHECKING:
 KINDS = ("attention", "mlp", "block")
 COLORMAP = "viridis"
 REMOVED, NOT_SCORED = "#9a9a9a", "#e9e9e9"
-LABEL = "importance (low goes first)"
+CENTERED: dict[str, Any] = {"ha": "center", "va": "center", "color": "black"}
 
 
 class _History(NamedTuple):
-    """Rounds of scores.
-
-    `kinds` are the rows of the map, `scores` are [kind, round, block], NaN where there is none, and `order` is
-    [kind, block]: in which round, from 1, a sublayer went; 0 where it stays.
-    """
+    """Scores [kind, round, block], NaN where there is none, and when what went, [kind, block]: rounds from 1, or 0."""
 
     kinds: tuple[str, ...]
     scores: NDArray[np.float64]
@@ -51,11 +44,8 @@ def score_map(
         rounds: Scores by candidate name (`attention.5`, `mlp.12`, `block.3`), first round first. Those of sets
             (`block.3+mlp.7`) have no place in it.
         removed: What went after each round, sets too.
-        num_blocks: Blocks of the original model.
-        title: Above the picture.
-
-    Returns:
-        A figure for `save_figure` and `log_figure`.
+        num_blocks: The number of blocks of the original model.
+        title: The text above the picture.
     """
     history = _history(rounds, removed, num_blocks)
     figure, axes = _canvas(history, len(history.kinds) if len(rounds) > 1 else 0, title)
@@ -77,11 +67,11 @@ def plan_score_map(plan: PrunePlan, title: str = "") -> Figure:
 def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_blocks: int) -> _History:
     # A set is removed member by member; its score is of none of them.
     parts = [gone.split("+") for gone in removed]
-    names = {name for scores in rounds for name in scores if "+" not in name}
-    names.update(*parts)
-    present = {name.partition(".")[0] for name in names}
+    names = {name for found in (*rounds, *parts) for name in found if "+" not in name}
+    split = {name: name.split(".") for name in names}
+    present = {kind for kind, _ in split.values()}
     kinds = tuple(kind for kind in KINDS if kind in present) or KINDS[:2]
-    places = {name: (kinds.index(name.partition(".")[0]), int(name.partition(".")[2])) for name in names}
+    places = {name: (kinds.index(kind), int(block)) for name, (kind, block) in split.items()}
     scores = np.full((len(kinds), len(rounds), num_blocks), math.nan)
     order = np.zeros((len(kinds), num_blocks), dtype=np.int64)
     for index, (found, gone) in enumerate(zip(rounds, parts, strict=True)):
@@ -100,7 +90,7 @@ def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, lis
     figure = new_figure(width, top + num_panels * (below + 0.75) + 1.6)
     grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
     if title:
-        figure.suptitle(figure_text(title), fontsize=12)
+        figure.suptitle(figure_text(title))
     return figure, [figure.add_subplot(grid[index, 0]) for index in range(1 + num_panels)]
 
 
@@ -130,12 +120,16 @@ def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
     for row, block in np.argwhere(gone):
         axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        _write(axis, block, row, str(gone[row, block]), size, color="black", weight="bold", bbox=box)
+        axis.text(block + 0.5, row + 0.5, str(gone[row, block]), fontsize=size, weight="bold", bbox=box, **CENTERED)
     for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
-        _write(axis, block, row, "\N{INFINITY}" if last[row, block] > 0 else "-\N{INFINITY}", size, color="black")
+        infinity = f"{last[row, block]}".replace("inf", "\N{INFINITY}")
+        axis.text(block + 0.5, row + 0.5, infinity, fontsize=size, **CENTERED)
     axis.set_yticks(np.arange(num_kinds) + 0.5, history.kinds)
-    axis.set_title(_headline(num_rounds), fontsize=10)
-    _finish(axis, num_blocks)
+    if num_rounds > 1:
+        title = f"the last of {num_rounds} rounds: what was left, and in which order the rest went"
+    else:
+        title = "what was scored, and what went" if num_rounds else "nothing was scored"
+    _finish(axis, num_blocks, title)
     return mesh
 
 
@@ -153,14 +147,7 @@ def _draw_rounds(axis: Axes, kind: str, scores: NDArray[np.float64], order: NDAr
     every = math.ceil(num_rounds / 12)
     axis.set_yticks(np.arange(0, num_rounds, every) + 0.5, number[::every, 0])
     axis.set_ylabel("round")
-    axis.set_title(f"{kind}, round by round", fontsize=10)
-    _finish(axis, num_blocks)
-
-
-def _headline(num_rounds: int) -> str:
-    if num_rounds < 2:
-        return "what was scored, and what went" if num_rounds else "nothing was scored"
-    return f"the last of {num_rounds} rounds: what was left, and in which order the rest went"
+    _finish(axis, num_blocks, f"{kind}, round by round")
 
 
 def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> Any:
@@ -170,12 +157,9 @@ def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> Any:
     return axis.pcolormesh(shown, norm=norm, cmap=COLORMAP, edgecolors="white", linewidth=0.6)
 
 
-def _write(axis: Axes, block: int, row: int, text: str, size: float, **style: Any) -> None:
-    axis.text(block + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, **style)
-
-
-def _finish(axis: Axes, num_blocks: int) -> None:
+def _finish(axis: Axes, num_blocks: int, title: str) -> None:
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, num_blocks) if num_blocks <= 32 * step)
+    axis.set_title(title, fontsize=10)
     axis.set_xticks(np.arange(0, num_blocks, every) + 0.5, np.arange(0, num_blocks, every))
     axis.set_xlim(0, num_blocks)
     axis.set_xlabel("block")
@@ -184,15 +168,15 @@ def _finish(axis: Axes, num_blocks: int) -> None:
 
 
 def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], scores: NDArray[np.float64]) -> None:
-    above, below = bool(np.any(scores > mesh.norm.vmax)), bool(np.any(scores < mesh.norm.vmin))
-    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
+    above, below = np.any(scores > mesh.norm.vmax), np.any(scores < mesh.norm.vmin)
+    extend = ("neither", "max", "min", "both")[int(above) + 2 * int(below)]
     labels = _tick_labels(mesh.norm)
     ticks = np.clip([float(label) for label in labels], mesh.norm.vmin, mesh.norm.vmax)
     width, height = figure.get_size_inches()
     bar = figure.colorbar(
         mesh, ax=axes, extend=extend, extendfrac=0.04, fraction=0.35 / width, aspect=0.8 * height / 0.2, pad=0.01
     )
-    bar.set_label(LABEL, fontsize=9)
+    bar.set_label("importance (low goes first)", fontsize=9)
     bar.set_ticks(ticks.tolist(), labels=labels, fontsize=9)
     bar.minorticks_off()
 

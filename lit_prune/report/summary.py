@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +15,7 @@ from lit_prune.errors import DataError
 from lit_prune.files import markdown_inline, markdown_line, markdown_quote, read_json, record_of, write_json
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import PrunePlan, PruneStep
-from lit_prune.report.pieces import EMPTY, Cell, Table, number
-from lit_prune.report.screen import Screen
+from lit_prune.report.pieces import EMPTY, Cell, Screen, Table, number
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
 FIGURES = ("", "before", "after", "change")
@@ -24,12 +25,9 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure before and after.
+    """One figure of the dense model and of the pruned one, None where it was not measured.
 
     Attributes:
-        name: What was measured.
-        before: The dense model's figure, None where it was not measured.
-        after: The pruned model's figure, None where it was not measured.
         unit: The unit, such as `ms`; times also get a ratio.
         better: Which direction is good, None where neither is.
     """
@@ -52,14 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was measured before and after a run.
-
-    Attributes:
-        rows: The figures.
-        plan: What was removed, and how that was found.
-        answers: Answers to the same questions.
-        notes: Sentences for the reader.
-    """
+    """What was measured before and after a run, what was removed, and sentences for the reader."""
 
     rows: Sequence[Row]
     plan: PrunePlan
@@ -75,7 +66,7 @@ def summary_markdown(summary: Summary) -> str:
 def print_summary(summary: Summary) -> None:
     """Show on the screen what `summary_markdown` writes."""
     screen, plan = Screen(), summary.plan
-    screen.say(_title(plan), "bold")
+    screen.say(f"{base_of(plan)}, before and after pruning", "bold")
     if summary.rows:
         screen.show(figures_table(summary.rows))
     screen.say(_outcome(plan), "bold")
@@ -92,11 +83,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def save_summary(folder: str | Path, summary: Summary) -> Path:
-    """Write the summary, unrounded, as `summary.json` into the folder of a run.
-
-    Returns:
-        The file, which is written aside and then renamed.
-    """
+    """Write the summary, unrounded, as `summary.json` into the folder of a run, and return the file."""
     figures, answers = [asdict(row) for row in summary.rows], [asdict(answer) for answer in summary.answers]
     data = {"figures": figures, "answers": answers, "notes": list(summary.notes), "plan": summary.plan.to_dict()}
     return write_json(Path(folder) / SUMMARY_FILE, data)
@@ -146,7 +133,7 @@ def figures_of(row: Row) -> tuple[str, str, str, str]:
 
 def _sections(summary: Summary) -> Iterator[str]:
     plan = summary.plan
-    yield f"# {markdown_inline(_title(plan))}"
+    yield f"# {markdown_inline(f'{base_of(plan)}, before and after pruning')}"
     if summary.rows:
         yield figures_table(summary.rows).markdown
     yield f"## What was removed\n\n{markdown_inline(_outcome(plan))}"
@@ -164,8 +151,9 @@ def _list(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {markdown_line(sentence)}" for sentence in sentences)
 
 
-def _title(plan: PrunePlan) -> str:
-    return f"{plan.model.name or plan.model.model_type}, before and after pruning"
+def base_of(plan: PrunePlan) -> str:
+    """What the model was before, in words."""
+    return plan.model.name or plan.model.model_type
 
 
 def _change(row: Row) -> str:
@@ -177,15 +165,11 @@ def _change(row: Row) -> str:
     """
     if not row.before or row.after is None or not math.isfinite(row.before) or not math.isfinite(row.after):
         return ""
-    percent = f"{(row.after - row.before) / abs(row.before):+.1%}"
-    remark = _ratio(row.before, row.after) if row.unit in TIMES else _verdict(row)
+    percent, remark = f"{(row.after - row.before) / abs(row.before):+.1%}", _verdict(row)
+    if row.unit in TIMES:
+        low, high = sorted((row.before, row.after))
+        remark = "" if low <= 0 or low == high else f"{high / low:.2f}x {'faster' if low == row.after else 'slower'}"
     return f"{percent} ({remark})" if remark else percent
-
-
-def _ratio(before: float, after: float) -> str:
-    if before <= 0 or after <= 0 or before == after:
-        return ""
-    return f"{before / after:.2f}x faster" if after < before else f"{after / before:.2f}x slower"
 
 
 def _verdict(row: Row) -> str:
@@ -202,12 +186,16 @@ def _outcome(plan: PrunePlan) -> str:
     return f"{removals}, {gone:,} of {whole:,} parameters ({gone / whole:.1%})"
 
 
+def shares_left(plan: PrunePlan) -> list[float]:
+    """The share of the parameters that is left: of the whole model, which is 1, and after each removal."""
+    whole = plan.model.num_parameters
+    left = accumulate((step.num_parameters for step in plan.steps), operator.sub, initial=whole)
+    return [num_parameters / whole for num_parameters in left]
+
+
 def _removals(plan: PrunePlan) -> Table:
     """A row for each removal; epochs only where there was training."""
-    left, rows = plan.model.num_parameters, []
-    for step in plan.steps:
-        left -= step.num_parameters
-        rows.append(_removal(step, left / plan.model.num_parameters))
+    rows = [_removal(step, left) for step, left in zip(plan.steps, shares_left(plan)[1:], strict=True)]
     first = 1 if all(step.epoch is None for step in plan.steps) else 0
     return Table.of(REMOVALS[first:], [row[first:] for row in rows], words=["removed"])
 

@@ -24,14 +24,9 @@ def log_scalars(logger: Any, metrics: Mapping[str, float], step: int) -> None:
 
 @rank_zero_only
 def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str] = ()) -> None:
-    """Log the settings of a run, and to TensorBoard the names of the figures that will stand beside them.
+    """Log the settings of a run, and to TensorBoard the names of the figures that `log_scalars` will log later.
 
     TensorBoard's table of runs shows no figure that was not named with the settings; until it is logged it is NaN.
-
-    Args:
-        logger: A Lightning logger.
-        settings: Values by the names of the settings.
-        figures: Names under which `log_scalars` will log figures later.
     """
     named = dict.fromkeys(figures, math.nan)
     if isinstance(logger, TensorBoardLogger) and named:
