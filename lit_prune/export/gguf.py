@@ -57,9 +57,14 @@ def save_gguf(
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
+    import gguf
+
     try:
         with file_aside(path) as aside, compacted(model):
-            _write(model, aside, tokenizer, plan, weights, tokenizer_from)
+            with closing(gguf.GGUFWriter(aside, GGUF_ARCHITECTURE)) as writer:
+                _add_facts(writer, model, plan, weights)
+                add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
+                _write_tensors(writer, model, weights)
             if verify:
                 _require_same(model, aside, weights)
                 lent = tokenizer_from is not None
@@ -69,33 +74,7 @@ def save_gguf(
     return path
 
 
-def _write(
-    model: PreTrainedModel,
-    file: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: PrunePlan | None,
-    weights: str,
-    tokenizer_from: str | None,
-) -> None:
-    import gguf
-
-    with closing(gguf.GGUFWriter(file, GGUF_ARCHITECTURE)) as writer:
-        planned = plan.model.name if plan is not None else ""
-        _add_facts(writer, model, planned or model.config.name_or_path or model.config.model_type, weights)
-        add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
-        kind = gguf.GGMLQuantizationType[weights.upper()]
-        for name, value in gguf_tensors(model):
-            wanted = kind if value.dim() > 1 else gguf.GGMLQuantizationType.F32
-            if value.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
-                wanted = gguf.GGMLQuantizationType.F16  # rows of no whole number of blocks
-            data = value.detach().float().cpu().numpy()
-            writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-
-
-def _add_facts(writer: Any, model: PreTrainedModel, name: str, weights: str) -> None:
+def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weights: str) -> None:
     import gguf
 
     config, anatomy = model.config, find_sublayers(model)
@@ -103,7 +82,8 @@ def _add_facts(writer: Any, model: PreTrainedModel, name: str, weights: str) -> 
     shared = _sizes(anatomy, "attention", config.num_key_value_heads, 0)
     if not heads[0]:
         heads[0] = shared[0] = 1
-    writer.add_name(name)
+    planned = plan.model.name if plan is not None else ""
+    writer.add_name(planned or config.name_or_path or config.model_type)
     writer.add_description(f"lit-prune removed {', '.join(map(str, anatomy.removed)) or 'nothing'}")
     writer.add_file_type(GGUF_FILE_TYPES[weights])
     writer.add_vocab_size(config.vocab_size)
@@ -121,6 +101,21 @@ def _add_facts(writer: Any, model: PreTrainedModel, name: str, weights: str) -> 
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _write_tensors(writer: Any, model: PreTrainedModel, weights: str) -> None:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[weights.upper()]
+    for name, value in gguf_tensors(model):
+        wanted = kind if value.dim() > 1 else gguf.GGMLQuantizationType.F32
+        if value.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
+            wanted = gguf.GGMLQuantizationType.F16  # rows of no whole number of blocks
+        data = value.detach().float().cpu().numpy()
+        writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
 
 
 def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> list[int]:

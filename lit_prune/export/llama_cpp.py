@@ -51,7 +51,7 @@ def is_installed() -> bool:
 
 
 def require_same_in_llama_cpp(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, *, exact: bool, lent: bool = False
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, *, exact: bool, lent: bool
 ) -> None:
     """Compare tokens of hard texts, and probabilities behind tokens, by transformers and by llama.cpp if installed.
 
@@ -61,16 +61,14 @@ def require_same_in_llama_cpp(
     if not is_installed():
         return
     texts, rare = _texts(tokenizer)
-    expected = [_ids(tokenizer, text) for text in (*texts, *rare)]
     room = min(CONTEXT, context_length(model.config) or CONTEXT) - 1
     # As numbers, which llama.cpp does not cut.
     prompts = [_ids(tokenizer, text)[:room] for text in (QUESTION, "".join(HARD_TEXTS))]
     answer = _asked(file, (*texts, *rare), [_request(tokenizer, ids) for ids in prompts])
-    found = list(zip((*texts, *rare), expected, answer["tokens"], strict=True))
-    difference = _cut_otherwise(tokenizer, found[: len(texts)])
+    difference = _cut_otherwise(tokenizer, texts, answer["tokens"][: len(texts)])
     if difference is not None and not lent:
         raise ModelError(f"{difference}; {LENT}")
-    difference = difference or _cut_otherwise(tokenizer, found[len(texts) :])
+    difference = difference or _cut_otherwise(tokenizer, rare, answer["tokens"][len(texts) :])
     if difference is not None:
         warnings.warn(difference, stacklevel=2)
     allowed = TOLERANCES[exact and model.dtype == torch.float32]
@@ -125,15 +123,13 @@ def _reason(said: str) -> str:
     return [*found, *lines[-1:]][0] if lines else ""
 
 
-def _cut_otherwise(
-    tokenizer: PreTrainedTokenizerBase, found: Sequence[tuple[str, Sequence[int], Sequence[int]]]
-) -> str | None:
-    """The first text, of those with the tokenizer's tokens and llama.cpp's, where these differ, in words; or None."""
-    for text, ours, theirs in found:
-        if list(ours) != list(theirs):
+def _cut_otherwise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], found: Sequence[list[int]]) -> str | None:
+    """The first text of which llama.cpp has found other tokens than the tokenizer, in words; None if there is none."""
+    for text, theirs in zip(texts, found, strict=True):
+        if (ours := _ids(tokenizer, text)) != theirs:
             pairs = itertools.zip_longest(ours, theirs)  # one may be the other's beginning
             start = next(place for place, (our, their) in enumerate(pairs) if our != their)
-            one, two = (tokenizer.convert_ids_to_tokens(list(ids[start : start + 4])) for ids in (ours, theirs))
+            one, two = (tokenizer.convert_ids_to_tokens(ids[start : start + 4]) for ids in (ours, theirs))
             return f"llama.cpp cuts {text[:60]!r} otherwise: into {two} where the tokenizer has {one}"
     return None
 

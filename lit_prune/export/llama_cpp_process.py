@@ -19,17 +19,16 @@ CONTEXT, ERRORS = 512, 1
 
 
 @contextmanager
-def server(file: Path, *, context: int = CONTEXT, threads: int = 1) -> Iterator[Any]:
-    """llama.cpp's server on a GGUF file in this process, which only this machine reaches.
+def server(file: Path, *, threads: int = 1) -> Iterator[Any]:
+    """llama.cpp's server on a GGUF file in this process, with so many threads, which only this machine reaches.
 
-    It keeps `context` tokens, and uses so many of the CPU's threads. A RuntimeError says that it does not read the
-    file; the error stream says why.
+    A RuntimeError says that it does not read the file; the error stream says why.
     """
     import xllamacpp
 
     options = xllamacpp.CommonParams()
     options.model.path = str(file)
-    options.n_ctx = context
+    options.n_ctx = CONTEXT
     options.n_parallel = 1
     options.warmup = False
     options.verbosity = ERRORS
