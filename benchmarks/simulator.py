@@ -126,7 +126,7 @@ class DrawnPasses(Runner):
         return self._drawn(portion, candidate.sublayers)
 
     def _drawn(self, portion: Portion, sublayers: Sequence[SublayerId]) -> Tensor:
-        nats = self._losses(frozenset((*portion.anatomy.removed, *sublayers)), portion.index)
+        nats = self._losses(frozenset((*portion.anatomy.removed, *sublayers)), portion.place[0])
         return torch.full((portion.num_sequences,), (self._state.shape[1] - 1) * nats, dtype=torch.float64)
 
 

@@ -79,12 +79,10 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
     counts = {name: sum(amounts.values()) for name, amounts in counter.get_flop_counts().items()}
     counted = {name.removeprefix(f"{type(twin).__name__}."): count for name, count in counts.items()}
     experts = {sublayer.id: _experts(twin, sublayer, counted) for sublayer in anatomy.sublayers}
-    flops = {
-        sublayer.id: experts[sublayer.id] + sum(counted.get(part.path, 0) for part in sublayer.parts)
-        for sublayer in anatomy.sublayers
-    }
-    total = counts["Global"] + sum(experts.values())
-    return Costs(flops, _kv_elements(anatomy, after.past_key_values), total, num_positions)
+    seen = {sublayer.id: sum(counted.get(part.path, 0) for part in sublayer.parts) for sublayer in anatomy.sublayers}
+    flops = {sublayer: experts[sublayer] + count for sublayer, count in seen.items()}
+    kv_elements = {sublayer: _kv_elements(sublayer, anatomy, after.past_key_values) for sublayer in seen}
+    return Costs(flops, kv_elements, counts["Global"] + sum(experts.values()), num_positions)
 
 
 def candidate_shares(
@@ -114,9 +112,8 @@ def candidate_shares(
         idle = {sublayer.id: sublayer.num_idle_parameters for sublayer in anatomy.sublayers}
         return {candidate: (number - _sum(idle, candidate)) / active for candidate, number in freed.items()}
     costs = count_costs(model, num_positions)
-    amounts, total = (
-        (costs.flops, costs.total_flops) if normaliser == "flops" else (costs.kv_elements, costs.total_kv_elements)
-    )
+    flops, cache = (costs.flops, costs.total_flops), (costs.kv_elements, costs.total_kv_elements)
+    amounts, total = flops if normaliser == "flops" else cache
     return {candidate: _sum(amounts, candidate) / total for candidate in candidates}
 
 
@@ -156,10 +153,8 @@ def _experts(model: nn.Module, sublayer: Sublayer, counted: Mapping[str, int]) -
     return 2 * weights * per_token - sum(counted.get(f"{sublayer.path}.{path}", 0) for path in paths)
 
 
-def _kv_elements(anatomy: Anatomy, cache: Any) -> dict[SublayerId, int]:
-    elements = dict.fromkeys((sublayer.id for sublayer in anatomy.sublayers), 0)
-    for name in elements:
-        if name.kind == "attention":
-            layer = cache.layers[anatomy.position(name.block)]
-            elements[name] = sum(part.shape[1] * part.shape[-1] for part in (layer.keys, layer.values))
-    return elements
+def _kv_elements(sublayer: SublayerId, anatomy: Anatomy, cache: Any) -> int:
+    if sublayer.kind != "attention":
+        return 0
+    layer = cache.layers[anatomy.position(sublayer.block)]
+    return sum(part.shape[1] * part.shape[-1] for part in (layer.keys, layer.values))

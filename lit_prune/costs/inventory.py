@@ -12,9 +12,6 @@ from lit_prune.costs.counts import Costs, count_costs
 from lit_prune.errors import MeasureError
 from lit_prune.surgery import closable_blocks
 
-OUR_FOLDER = "lit-prune folder"
-STOCK_MODEL = "stock model"
-
 
 @dataclass(frozen=True)
 class SublayerEntry:
@@ -27,8 +24,7 @@ class SublayerEntry:
         path: The path of the module in the model.
         num_parameters: How many parameters go with it alone, norms of its own included.
         parameters_share: The same as a share of the whole model's parameters.
-        num_shared_norm_parameters: How many parameters a norm has that feeds both sublayers of the block, and goes
-            with the second of them.
+        num_shared_norm_parameters: Those of a norm that feeds both sublayers of the block, and goes with the second.
         num_active_parameters: How many of its parameters one token goes through.
         flops: Floating-point operations for one token; of experts, those that the token goes through.
         flops_share: The same as a share of the whole model's operations.
@@ -147,7 +143,6 @@ def take_inventory(model: PreTrainedModel, name: str, *, context: int, dtype: to
 def _entry(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, closable: bool) -> SublayerEntry:
     freed = anatomy.num_freed([sublayer.id])
     block = [other.id for other in anatomy.sublayers if other.id.block == sublayer.id.block]
-    flops = costs.flops[sublayer.id]
     follows = anatomy.writer_before(sublayer.id) is not None
     return SublayerEntry(
         id=str(sublayer.id),
@@ -158,12 +153,12 @@ def _entry(sublayer: Sublayer, anatomy: Anatomy, costs: Costs, itemsize: int, cl
         parameters_share=freed / anatomy.num_parameters,
         num_shared_norm_parameters=anatomy.num_freed(block) - sum(anatomy.num_freed([other]) for other in block),
         num_active_parameters=freed - sublayer.num_idle_parameters,
-        flops=flops,
-        flops_share=flops / costs.total_flops,
+        flops=costs.flops[sublayer.id],
+        flops_share=costs.flops[sublayer.id] / costs.total_flops,
         kv_bytes=costs.kv_elements[sublayer.id] * itemsize,
         form=sublayer.form,
         adds_residual=sublayer.residual is not None,
         corrections=tuple(name for name in CORRECTIONS[sublayer.form] if name != LINEAR or follows),
-        removed_alone=OUR_FOLDER,
-        removed_with_block=STOCK_MODEL if closable else OUR_FOLDER,
+        removed_alone="lit-prune folder",
+        removed_with_block="stock model" if closable else "lit-prune folder",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ from lit_prune.errors import MeasureError
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, mute
 
-PHASES = ("prefill", "decode")
 WARMUP = 2
 Clock = Callable[[PreTrainedModel], float]
 
@@ -49,8 +49,7 @@ class Latency:
 
     Attributes:
         total: Seconds of the whole model, the median over repeats.
-        sublayers: Seconds of each sublayer, which are those of its kind: the median over repeats of the difference
-            between the whole model and the model without it.
+        sublayers: Seconds of each sublayer, which are those of its kind: the median difference that it makes.
     """
 
     total: float
@@ -83,15 +82,17 @@ def measure_latency(
     _require_possible(network, phase, batch, length, repeats)
     anatomy = find_sublayers(network)
     kinds = kinds_of(network, anatomy)
-    prompt = _prompt(network, batch, length)
+    tokens, seed = decoder_config(network).vocab_size, torch.Generator().manual_seed(0)
+    prompt = torch.randint(tokens, (batch, length), generator=seed).to(network.device)
     with evaluating(network):
         timers = [_timer(network, anatomy, kind[::2], prompt, phase) for kind in ([], *kinds)]
         rounds = [[seconds(clock) for seconds in timers] for _ in range(WARMUP + repeats)][WARMUP:]
     found: dict[SublayerId, float] = {}
-    for place, kind in enumerate(kinds, start=1):
-        seconds_of_muted = statistics.median(times[0] - times[place] for times in rounds)
+    whole, *without = zip(*rounds, strict=True)
+    for kind, times in zip(kinds, without, strict=True):
+        seconds_of_muted = statistics.median(map(operator.sub, whole, times))
         found |= dict.fromkeys(kind, seconds_of_muted / len(kind[::2]))
-    return Latency(statistics.median(times[0] for times in rounds), found)
+    return Latency(statistics.median(whole), found)
 
 
 def kinds_of(model: nn.Module, anatomy: Anatomy) -> list[list[SublayerId]]:
@@ -133,7 +134,7 @@ def _timer(
 
 
 def _require_possible(model: PreTrainedModel, phase: str, batch: int, length: int, repeats: int) -> None:
-    if phase not in PHASES:
+    if phase not in ("prefill", "decode"):
         raise MeasureError(f"the phase of a latency must be prefill or decode; found {phase!r}")
     least = 2 if phase == "decode" else 1
     if min(batch, repeats) < 1 or length < least:
@@ -141,13 +142,7 @@ def _require_possible(model: PreTrainedModel, phase: str, batch: int, length: in
             f"a latency needs a batch and repeats of 1 at least and, for {phase}, a length of {least} at least; "
             f"found {batch}, {repeats} and {length}"
         )
-    context = context_length(model.config)
-    if context is not None and length > context:
+    if (context := context_length(model.config)) is not None and length > context:
         raise MeasureError(f"a latency at {length} tokens was asked for; the model's context holds {context}")
     if model.device.type == "meta":
         raise MeasureError("a model on the meta device takes no time; load it with its weights")
-
-
-def _prompt(model: PreTrainedModel, batch: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(decoder_config(model).vocab_size, (batch, length), generator=generator).to(model.device)

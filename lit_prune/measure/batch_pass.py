@@ -18,9 +18,7 @@ class BatchPass:
     """What is measured on some sequences of a batch in one round.
 
     Attributes:
-        portion: The sequences.
         missing: The candidates that nobody has measured yet (None: the model as it is), and where the reply belongs.
-        runner: What runs the model.
         states: What fits into memory at a time, and divides states where it does not.
         parts: The passes that it was split into, because it does not fit into memory; see `halves`.
     """

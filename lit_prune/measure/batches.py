@@ -160,9 +160,8 @@ def _axis(name: str, value: Any, ids: Tensor) -> int | None:
 
 
 def _is_integer(value: Any) -> bool:
-    if not isinstance(value, Tensor):
-        return False
-    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    numbers = isinstance(value, Tensor) and value.dtype != torch.bool
+    return numbers and not (value.is_floating_point() or value.is_complex())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -25,9 +25,6 @@ def measured(batch: BatchPass, candidates: Sequence[Candidate]) -> Measured:
 
     Where memory is too small, candidates go one at a time, then the sequences in halves, for the rest of the run. The
     blocks that ran are those of the first part, as if nothing had happened.
-
-    Raises:
-        MeasureError: One sequence alone does not fit.
     """
 
     def work(part: BatchPass) -> Measured:
@@ -53,11 +50,7 @@ def measured(batch: BatchPass, candidates: Sequence[Candidate]) -> Measured:
 
 
 def fitting(batch: BatchPass, work: Callable[[BatchPass], Found]) -> list[Found]:
-    """Work on a batch, or one after the other on parts of it that fit into memory.
-
-    Raises:
-        MeasureError: One sequence alone does not fit.
-    """
+    """Work on a batch, or one after the other on parts of it that fit into memory; a sequence alone must."""
     batch.fit()
     if batch.parts:
         return [found for part in batch.parts for found in fitting(part, work)]

@@ -50,12 +50,11 @@ class Journal:
 
     def __init__(self, path: str | Path | None = None, header: Mapping[str, Any] | None = None) -> None:
         self._known: dict[Key, tuple[list[float], int]] = {}
+        plain = json.loads(json.dumps({"lit_prune_journal": FORMAT, **(header or {})}, sort_keys=True))
         self._file = None if path is None else JournalFile(path)
         if self._file is not None:
             try:
-                self._read(
-                    self._file, json.loads(json.dumps({"lit_prune_journal": FORMAT, **(header or {})}, sort_keys=True))
-                )
+                self._read(self._file, plain)
             except BaseException:
                 self.close()
                 raise
@@ -91,11 +90,7 @@ class Journal:
         return self._known[key][1]
 
     def put(self, key: Key, nll: list[float], num_blocks: int) -> None:
-        """Keep a measurement, and write it down before anything else happens.
-
-        Raises:
-            MeasureError: It cannot be written down.
-        """
+        """Keep a measurement, and write it down before anything else happens."""
         self._known[key] = (nll, num_blocks)
         if self._file is not None:
             without, batch = key
@@ -115,7 +110,7 @@ class Journal:
         except OSError:
             return {}
         found = _parsed(line)
-        return found if _is_header(found) and _is_intact(found, line) else {}
+        return found if _is_header(found) and _is_intact(found, line, found["lit_prune_journal"]) else {}
 
     def _read(self, file: JournalFile, header: Mapping[str, Any]) -> None:
         text = _checked(header)
@@ -142,26 +137,18 @@ class Journal:
 
 
 def _require_header(path: Path, line: bytes, header: Mapping[str, Any]) -> None:
-    """Refuse the file of another search, or another file.
-
-    Raises:
-        MeasureError: It is of another search, or damaged; the message says what differs.
-    """
+    """Refuse the file of another search, another file, and a damaged one."""
     found = _parsed(line)
     if not _is_header(found):
         raise MeasureError(f"{path} is no journal of a search; name another file")
     names = sorted({*found, *header} - {"lit_prune_journal", "crc32"})
-    differing = [
-        f"{name} {found.get(name)!r} there, {header.get(name)!r} here"
-        for name in names
-        if found.get(name) != header.get(name)
-    ]
-    if differing:
+    other = [name for name in names if found.get(name) != header.get(name)]
+    if differing := [f"{name} {found.get(name)!r} there, {header.get(name)!r} here" for name in other]:
         raise MeasureError(
             f"{path} is the journal of another search: {'; '.join(differing)}. Start with the same settings to go on "
             "with it, or delete it to begin anew"
         )
-    if not _is_intact(found, line):
+    if not _is_intact(found, line, found["lit_prune_journal"]):
         raise MeasureError(f"the first line of the journal {path} is damaged; delete the file to begin anew")
 
 
@@ -169,9 +156,8 @@ def _is_header(found: Any) -> bool:
     return isinstance(found, dict) and found.get("lit_prune_journal") in (1, FORMAT)
 
 
-def _is_intact(data: Any, line: bytes, format: int | None = None) -> bool:
+def _is_intact(data: Any, line: bytes, format: int) -> bool:
     """Whether a line fits its checksum, which those of format 1 do not have."""
-    format = data.get("lit_prune_journal") if format is None else format
     return isinstance(data, dict) and (format == 1 or _checked(data).encode() == line)
 
 

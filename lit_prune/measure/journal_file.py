@@ -11,26 +11,24 @@ from lit_prune.files import open_alone
 
 
 class JournalFile:
-    """A file that is held until `close`, or the process's death.
-
-    Args:
-        path: The file, which is made where it does not exist, with its folder.
+    """A file that is held until `close`, or the process's death; it is made where it does not exist, with its folder.
 
     Attributes:
         lines: The whole lines that were there, without their ends.
         torn: The beginning of a last line whose writer died.
-
-    Raises:
-        MeasureError: Another process holds the file, or it cannot be read and written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = self._open()
+            self._descriptor = open_alone(self.path)
             self.close = weakref.finalize(self, os.close, self._descriptor)
             *self.lines, self.torn = self.path.read_bytes().split(b"\n")
+        except BlockingIOError as error:
+            raise MeasureError(
+                f"another process is searching with the journal {self.path}: wait for it, or name another output"
+            ) from error
         except OSError as error:
             raise MeasureError(f"cannot use the journal {path}: {error.strerror}") from error
 
@@ -39,11 +37,7 @@ class JournalFile:
         os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - len(self.torn))
 
     def append(self, line: str) -> None:
-        """Add a line.
-
-        Raises:
-            MeasureError: The line cannot be written; what was before stays.
-        """
+        """Add a line; where it cannot be written, what was before stays."""
         data = f"{line}\n".encode()
         try:
             while data:
@@ -52,12 +46,4 @@ class JournalFile:
             raise MeasureError(
                 f"cannot write the journal {self.path}: {error.strerror}. What was measured before is kept; the same "
                 "command goes on from there"
-            ) from error
-
-    def _open(self) -> int:
-        try:
-            return open_alone(self.path)
-        except BlockingIOError as error:
-            raise MeasureError(
-                f"another process is searching with the journal {self.path}: wait for it, or name another output"
             ) from error

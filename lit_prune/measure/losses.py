@@ -77,8 +77,7 @@ def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     # A few tokens at a time: float32 copies of all logits would be the largest tensors of the run.
     pairs = zip(logits.split(TOKENS_AT_A_TIME), targets.split(TOKENS_AT_A_TIME), strict=True)  # type: ignore[no-untyped-call]
     sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
-    nll = torch.stack(sums)
-    return nll.to(exact_dtype(nll.device)).sum()
+    return torch.stack(sums).to(exact_dtype(logits.device)).sum()
 
 
 def perplexity_of(nll: float) -> float:
@@ -92,11 +91,7 @@ def perplexity_of(nll: float) -> float:
 
 
 def require_tokens(num_targets: Sequence[Tensor], processes: Processes) -> None:
-    """Refuse batches in which no process has anything to predict.
-
-    Raises:
-        DataError: There are no batches, or all labels are masked.
-    """
+    """Refuse batches in which no process has anything to predict."""
     if not num_targets:
         raise DataError("there are no calibration batches; give at least one dict with `input_ids` [batch, seq]")
     if not int(processes.sum(torch.stack([number.sum() for number in num_targets]).sum())):
@@ -104,11 +99,7 @@ def require_tokens(num_targets: Sequence[Tensor], processes: Processes) -> None:
 
 
 def require_context(model: Any, num_positions: int) -> None:
-    """Refuse sequences that are longer than the model was made for.
-
-    Raises:
-        DataError: One is; the message names both lengths.
-    """
+    """Refuse sequences that are longer than the model was made for."""
     context = context_length(model.config)
     if context is not None and num_positions > context:
         raise DataError(
@@ -118,11 +109,7 @@ def require_context(model: Any, num_positions: int) -> None:
 
 
 def finite_mean(mean: float, name: str) -> float:
-    """The mean loss without what has a name, if it is a finite number.
-
-    Raises:
-        MeasureError: It is NaN or infinite.
-    """
+    """The mean loss without what has a name; refused where it is NaN or infinite."""
     if not math.isfinite(mean):
         raise MeasureError(
             f"the loss without {name} is {mean}: check the model's weights and dtype (float16 overflows; "
@@ -132,12 +119,7 @@ def finite_mean(mean: float, name: str) -> float:
 
 
 def hint_if_implausible(mean: float, model: Any) -> None:
-    """Warn of a dense model that predicts worse than one that knows nothing: the tokenizer or the text may be wrong.
-
-    Args:
-        mean: The model's mean token loss, in nats.
-        model: A causal language model.
-    """
+    """Warn of a dense model with a mean token loss (nats) above that of knowing nothing: wrong tokenizer, or text."""
     size = model.config.get_text_config(decoder=True).vocab_size
     if mean > math.log(size):
         from lightning.fabric.utilities import rank_zero_warn

@@ -38,25 +38,14 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], positions: Tensor | No
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """The loss of next tokens.
-
-    Args:
-        model: A causal language model.
-
-    Attributes:
-        by_position: Whether positions have logits and losses of their own.
-    """
+    """The loss of a causal language model's next tokens."""
 
     by_position: ClassVar[bool] = True
+    """Whether positions have logits and losses of their own."""
     model: Any
 
     def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """All that the model takes of some batches, and their labels.
-
-        Raises:
-            AnatomyError: The model is for something else.
-            DataError: A batch cannot be used.
-        """
+        """All that the model takes of some batches, and their labels; what cannot be used is refused."""
         require_tokens_out(self.model)
         return read_batches(self.model, batches)
 
@@ -83,11 +72,7 @@ class ClassLosses(TokenLosses):
     by_position: ClassVar[bool] = False
 
     def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """See `TokenLosses`.
-
-        Raises:
-            DataError: A batch has no label for each sequence.
-        """
+        """See `TokenLosses`."""
         return [{**model_inputs(self.model, batch), "labels": self._labels(batch)} for batch in batches]
 
     def num_targets(self, batch: Mapping[str, Any]) -> Tensor:

@@ -123,13 +123,10 @@ class _Recorder:
             if span.branch is None:
                 self._ending[span.end].append(candidate)
             self._last_use[span.begin] = max(span.end, self._last_use.get(span.begin, 0))
-        self._states: dict[int, Tensor] = {}
-        self._reached = -1
-        self._mask = torch.empty(0)
 
     def begin(self, mask: Tensor) -> None:
         """Get ready for a batch with a mask of real tokens, [batch, seq]."""
-        self._states.clear()
+        self._states: dict[int, Tensor] = {}
         self._reached = -1
         self._mask = mask
 

@@ -37,16 +37,6 @@ class Portion:
     trace: Trace
 
     @property
-    def index(self) -> int:
-        """The number of the batch."""
-        return self.place[0]
-
-    @property
-    def rows(self) -> slice:
-        """Which of the batch's sequences these are."""
-        return slice(*self.place[1:])
-
-    @property
     def num_sequences(self) -> int:
         """How many sequences these are."""
         return self.place[2] - self.place[1]
@@ -64,7 +54,7 @@ class Portion:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """What the model is given of these sequences and their labels, on the model's device."""
-        return on_device(rows_of(self.batch, self.rows), self.objective.model.device)
+        return on_device(rows_of(self.batch, slice(*self.place[1:])), self.objective.model.device)
 
     def logits(self) -> Tensor:
         """The logits of the model as it is set up now: [batch, seq, vocab], or [batch, num_labels] of a classifier."""

@@ -29,14 +29,11 @@ class Figure(Protocol):
     """What is measured of each sequence in one pass."""
 
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
-        """Measure one pass.
+        """Figures of the sequences, [batch], from one pass.
 
         Args:
             compute: Sees to the state that the pass starts from and to the sublayers that are out.
             portion: The sequences, with the states of the model as it is.
-
-        Returns:
-            Figures of the sequences, [batch].
         """
         ...
 
@@ -53,9 +50,7 @@ class Figure(Protocol):
 class Loss(Figure):
     """The model's own loss: a sum over the predicted tokens of each sequence, in nats.
 
-    Args:
-        in_parts: Whether the head runs on a few positions at a time, where the model's own code can leave out the
-            others.
+    With `in_parts`, the head runs on a few positions at a time, where the model's own code can leave out the others.
     """
 
     in_parts: bool = False
@@ -63,17 +58,17 @@ class Loss(Figure):
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
         """See `Figure`; float64 where the device has it."""
         objective, batch, model = portion.objective, portion.inputs, portion.objective.model
-        length = batch["input_ids"].shape[1]
+        length, num_blocks = batch["input_ids"].shape[1], len(portion.blocks)
         apart = self.in_parts and length > POSITIONS_AT_A_TIME and objective.by_position
         if not apart or "logits_to_keep" not in inspect.signature(model.forward).parameters:
             return objective.of_logits(compute(portion.logits), batch)
         targets, last = next_labels(labels_of(batch)), Trace()
         positions = torch.arange(length, device=targets.device)
         first, *others = positions.split(POSITIONS_AT_A_TIME)  # type: ignore[no-untyped-call]
-        with last.watching(portion.blocks):
+        with last.recorded(portion.blocks, num_blocks - 1, num_blocks):
             nll = target_losses(compute(lambda: logits_of(model, batch, first)), targets[:, first])
         # The blocks are done; final norm and head go on from their last state.
-        with last.resumed(portion.blocks, len(portion.blocks)):
+        with last.resumed(portion.blocks, num_blocks):
             for part in others:
                 nll = nll + target_losses(logits_of(model, batch, part), targets[:, part])
         return nll

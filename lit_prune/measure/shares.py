@@ -73,13 +73,13 @@ class SharedJournal(Journal):
     So a search may go on with another number of processes.
 
     Args:
-        path: See `Journal`; process 0 reads and writes it.
-        header: See `Journal`.
+        path: As for `Journal`; process 0 reads and writes it.
+        header: As for `Journal`.
         processes: The processes that share the search.
         num_sequences: How many sequences each batch has.
 
     Raises:
-        MeasureError: See `Journal`; or the processes have other headers.
+        MeasureError: As for `Journal`; or the processes have other headers.
     """
 
     def __init__(
@@ -87,15 +87,13 @@ class SharedJournal(Journal):
     ) -> None:
         super().__init__()
         processes.require_same(header)
-        opened: list[Journal] = []
 
         def read() -> dict[Key, tuple[list[float], int]]:
-            opened.append(Journal(path, header))
-            return opened[0]._known
+            Journal.__init__(self, path, header)
+            return self._known
 
         self._known = processes.first(read)
         self._earlier = set(self._known)
-        self._file = opened[0]._file if opened else None
         self._processes = processes
         self._num_sequences = num_sequences
 

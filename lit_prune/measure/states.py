@@ -72,12 +72,10 @@ class States:
         """Keep the traces of all sequences of a batch, so many states of them as fit into its share of the memory."""
         limit = int(STATES_SHARE * bytes_held(self.model)) if self.max_bytes is None else self.max_bytes
         for place, trace in traces.items():
-            trace.thin(limit // (self.num_batches * len(traces)), self._held(trace))
+            held = trace.num_bytes
+            if is_sharded(self.model):
+                # A pass is one of all processes, whose shares of a batch differ by a sequence.
+                total, number = self.processes.sum(torch.tensor([held, 1])).tolist()
+                held = int(total // number)
+            trace.thin(limit // (self.num_batches * len(traces)), held)
             self.traces[place] = trace
-
-    def _held(self, trace: Trace) -> int:
-        if not is_sharded(self.model):
-            return trace.num_bytes
-        # A pass is one of all processes, whose shares of a batch differ by a sequence.
-        total, number = self.processes.sum(torch.tensor([trace.num_bytes, 1])).tolist()
-        return int(total // number)

@@ -7,7 +7,7 @@ stay the model's own code and no architecture needs a fork.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -38,29 +38,24 @@ class Trace:
 
     def start(self, block: int) -> int:
         """The block from which to compute so that the state before `block` is right: itself, or the nearest before."""
-        known = (number + 1 for number in self.states if number < block)
-        return max(known, default=0)
+        return max((number + 1 for number in self.states if number < block), default=0)
 
     def cut(self, position: int) -> None:
         """Forget what comes from a block that changed, and from those behind it."""
         self.states = {block: state for block, state in self.states.items() if block < position}
 
-    def thin(self, num_bytes: int, held: int | None = None) -> None:
-        """Keep every n-th state alone, with the smallest n that fits into the memory.
-
-        Args:
-            num_bytes: The bytes of the memory.
-            held: The bytes of all states, where processes that must run the same blocks have agreed on them.
-        """
-        held = self.num_bytes if held is None else held
-        every = 1 if held <= num_bytes else -(-held // max(1, num_bytes))
+    def thin(self, num_bytes: int, held: int) -> None:
+        """Keep every n-th state alone, with the smallest n by which states that hold `held` bytes fit into some."""
+        every = max(1, -(-held // max(1, num_bytes)))
         self.states = {block: state for block, state in self.states.items() if (block + 1) % every == 0}
 
     def part(self, rows: slice, num: int) -> Trace:
         """The states of some of a batch's `num` sequences."""
         part = Trace(offload=self._offload)
         part._computed_on = dict(self._computed_on)
-        part.states = {block: state_part(state, rows, num) for block, state in self.states.items()}
+        part.states = tree_map_only(
+            Tensor, lambda state: state[rows] if state.ndim and len(state) == num else state, self.states
+        )
         return part
 
     @property
@@ -76,28 +71,18 @@ class Trace:
             blocks: The decoder blocks of the model.
             first: The block to begin with; the state before it is known.
             length: How many blocks are wanted; all of them, to run on through the head.
-            run: Calls the model on the batch.
-
-        Returns:
-            What `run` returned, None where the model was stopped before its end.
+            run: Calls the model on the batch; what it returns is returned, or None where it was stopped early.
         """
-        with self.resumed(blocks, first), self._recorded(blocks, first, length):
+        with self.resumed(blocks, first), self.recorded(blocks, first, length):
             try:
                 return run()
             except _Enough:
                 return None
 
     def fork(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
-        """What block `length - 1` puts out when the model computes from block `first` on; the states stay as they are.
-
-        Args:
-            blocks: The decoder blocks of the model.
-            first: The block to begin with; the state before it is known.
-            length: The number of the last block that runs, plus one; above `first`.
-            run: Calls the model on the batch.
-        """
+        """What block `length - 1` puts out when the model computes as in `extend`; no state is kept."""
         last = Trace(to_the_end=self._to_the_end)
-        with self.resumed(blocks, first), last._recorded(blocks, length - 1, length), suppress(_Enough):
+        with self.resumed(blocks, first), last.recorded(blocks, length - 1, length), suppress(_Enough):
             run()
         return last.states[length - 1]
 
@@ -105,7 +90,9 @@ class Trace:
     def joined(states: Sequence[Any], position: int) -> Trace:
         """A trace with the states of several forks behind block `position`, one below the other in one batch."""
         trace = Trace()
-        trace._store(position, tree_map(_one_below_the_other, *states))
+        trace.states[position] = tree_map(
+            lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *states
+        )
         return trace
 
     @contextmanager
@@ -115,15 +102,17 @@ class Trace:
         with _returning(blocks[:first], lambda: state):
             yield
 
-    def watching(self, blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
-        """Keep what the last block puts out, in a `with` block."""
-        return self._recorded(blocks, len(blocks) - 1, len(blocks))
-
     @contextmanager
-    def _recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:
+    def recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:
+        """Keep what blocks `first` to `length - 1` put out, and stop the model there unless it is its end."""
+
         def recorder(number: int) -> Callable[..., None]:
             def record(_: nn.Module, __: Any, output: Any) -> None:
-                self._store(number, output)
+                if self._offload:
+                    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+                    self._computed_on[number] = next(leaves).device
+                    output = moved(output, HOST)
+                self.states[number] = output
                 if number + 1 == length < len(blocks) and not self._to_the_end:
                     raise _Enough
 
@@ -137,12 +126,6 @@ class Trace:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _store(self, block: int, state: Any) -> None:
-        if self._offload:
-            self._computed_on[block] = next(leaf.device for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
-            state = moved(state, HOST)
-        self.states[block] = state
 
     def _fetched(self, block: int) -> Any:
         state = self.states[block]
@@ -169,15 +152,6 @@ def _returning(blocks: Sequence[nn.Module], state: Callable[[], Any]) -> Iterato
 def moved(state: Any, device: torch.device) -> Any:
     """A block's output with its tensors on a device."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
-
-
-def state_part(state: Any, rows: slice, num: int) -> Any:
-    """What a block put out for some of a batch's `num` sequences."""
-    return tree_map_only(Tensor, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == num else tensor, state)
-
-
-def _one_below_the_other(*leaves: Any) -> Any:
-    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 class _Enough(Exception):

@@ -135,11 +135,7 @@ class WhatIf:
             yield
 
     def passes(self, num_dense: int = 1) -> Iterator[dict[str, Tensor]]:
-        """The batches on the model's device, for one run of the whole model on each, which is counted as work.
-
-        Args:
-            num_dense: How many dense passes the work with one batch costs.
-        """
+        """The batches on the model's device, for work with each that counts as `num_dense` runs of the whole model."""
         num_blocks = num_dense * len(find_sublayers(self.model).blocks)
         for number, batch in enumerate(self.used):
             self._progress(number * num_blocks, len(self.used) * num_blocks, "")
@@ -195,7 +191,7 @@ class WhatIf:
         """Measure the model as it is and without each candidate, each of which is taken out alone.
 
         Raises:
-            MeasureError: A loss is NaN or infinite; the message names what was out.
+            MeasureError: A loss is NaN or infinite, and the message names what was out; or memory is too small.
         """
         ordered = sorted(candidates)
         anatomy = find_sublayers(self.model)
@@ -235,9 +231,8 @@ class WhatIf:
             self._progress(done, todo, "")
             self.num_block_evaluations += sum(self._journal.credit(key) for _, key in asked)
             self.states.keep({leaf.portion.place: leaf.portion.trace for leaf in batch.leaves})
-        device = (
-            torch.device("cpu") if self.model.device.type == "meta" else self.model.device
-        )  # which holds no numbers
+        # The meta device holds no numbers.
+        device = torch.device("cpu") if self.model.device.type == "meta" else self.model.device
         rows = [[self._journal[key] for _, key in asked] for asked in keys]
         return [torch.tensor(figures, dtype=exact_dtype(device), device=device) for figures in rows]
 
@@ -259,9 +254,10 @@ class WhatIf:
         corrections, gone = self._weights.num_corrections, frozenset(anatomy.removed)
         marks = (self._name, f"{corrections}c" if corrections else "", self._weights.digest)
         place = "/".join([*filter(None, marks), str(index)]) if any(marks) else index
-        without: list[tuple[Candidate | None, Key]]
-        without = [(candidate, (gone.union(candidate.sublayers), place)) for candidate in ordered]
-        return [(None, (gone, place)), *without]
+        return [
+            (None, (gone, place)),
+            *((candidate, (gone.union(candidate.sublayers), place)) for candidate in ordered),
+        ]
 
     def _pass(self, anatomy: Anatomy, index: int, asked: Sequence[tuple[Candidate | None, Key]]) -> BatchPass:
         place = (index, 0, len(input_ids_of(self.batches[index])))
