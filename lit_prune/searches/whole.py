@@ -6,12 +6,11 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import Candidate, Named, PruneStep, Scores, create
+from lit_prune.plan import KINDS, Candidate, Named, PruneStep, Scores, create
 from lit_prune.searches.order import SEARCHES, Round, Search
 
 Members = frozenset[Candidate]
@@ -228,7 +227,7 @@ class Refine(WholeSet):
         gone: list[Candidate] = []
         while not score.reaches(gone):
             left = [candidate for candidate in candidates if candidate not in gone]
-            scores = self._inner(partial(score, without=tuple(gone)), left, steps)
+            scores = self._inner(_Onward(score, tuple(gone)), left, steps)
             steps.append(PruneStep.recorded(scores.best, scores))
             gone.append(scores.best)
         # The last may have made an earlier, smaller one superfluous.
@@ -251,6 +250,27 @@ class Refine(WholeSet):
         best = sorted(fit, key=lambda candidate: (rough[candidate], candidate))[: self.confirm]
         values = score(sorted({member, *best}), 1.0, without=out).importance
         return min(values, key=lambda candidate: (values[candidate], candidate != member, candidate))
+
+
+class _Onward:
+    """A round in which some candidates are gone already, for a search that another one starts with."""
+
+    def __init__(self, score: Round, gone: tuple[Candidate, ...]) -> None:
+        self._score, self._gone = score, gone
+        out = Candidate.together(gone).sublayers
+        self.wanted = score.wanted - (score.saved(Candidate.together(gone)) if gone else 0)
+        self.blocks = [block for block in score.blocks if sum(sublayer.block == block for sublayer in out) < len(KINDS)]
+
+    def __call__(
+        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
+    ) -> Scores:
+        return self._score(candidates, share, without=(*self._gone, *without))
+
+    def saved(self, candidate: Candidate) -> float:
+        return self._score.saved(candidate)
+
+    def reaches(self, candidates: Iterable[Candidate]) -> bool:
+        return self._score.reaches([*self._gone, *candidates])
 
 
 def scores_of(score: Round, sets: Sequence[Members], share: float) -> dict[Members, float]:

@@ -82,7 +82,7 @@ def test_evolution_measures_many_on_few_tokens_and_few_on_all():
     assert all(share in (0.125, 1.0) for share in shares)
 
 
-@pytest.mark.parametrize("start", ["one_shot", "progressive", {"name": "lazy", "patience": 2}])
+@pytest.mark.parametrize("start", ["one_shot", "progressive", {"name": "lazy", "patience": 2}, "evolutionary"])
 @pytest.mark.parametrize("seed", range(4))
 def test_refine_ends_where_no_swap_is_better(seed, start):
     score = MadeUp(seed, wanted=6)
