@@ -45,12 +45,8 @@ class Conversation:
         """How the answers were made, for the table's readers."""
         how = f"sampled at {self.temperature}" if self.temperature else "greedy"
         answered = f"Answers to {len(self.prompts)} prompts, {how}, at most {self.max_new_tokens} tokens."
-        compared = (
-            " Next token and KL divergence at the positions of the reference's answers, KL at their first 16."
-            if self._dense
-            else ""
-        )
-        return answered + compared
+        compared = " Next token and KL divergence at the positions of the reference's answers, KL at their first 16."
+        return answered + (compared if self._dense else "")
 
     def require_askable(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Put the first question into a model's chat template, before long work."""

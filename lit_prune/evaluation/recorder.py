@@ -78,10 +78,9 @@ class StreamRecorder:
         """Note what the model does in a `with` block; `shape` is [batch, seq]."""
         self.events, self.states, self.tail, self._shape = [], [], [], shape
         handles: list[Any] = []
-        blocks = self._anatomy.block_list(self._model)
         try:
-            for position, block in enumerate(blocks):
-                handles += self._watch_block(position, block, is_last=position + 1 == len(blocks))
+            for position, block in enumerate(self._anatomy.block_list(self._model)):
+                handles += self._watch_block(position, block)
             for path, module in self._model.named_modules():
                 if not path.startswith(f"{self._anatomy.blocks_path}.") and (is_norm(module) or is_linear(module)):
                     handles.append(module.register_forward_hook(self._in_tail(path)))
@@ -90,12 +89,12 @@ class StreamRecorder:
             for handle in handles:
                 handle.remove()
 
-    def _watch_block(self, position: int, block: nn.Module, *, is_last: bool) -> list[Any]:
+    def _watch_block(self, position: int, block: nn.Module) -> list[Any]:
         number = self._anatomy.blocks[position]
         present = [sublayer for sublayer in self._anatomy.sublayers if sublayer.id.block == number]
         together = len(present) == 2 and present[0].form in PARALLEL_FORMS
         handles: list[Any] = [self._before(block, self._enter)]
-        for norm in self._staying_norms(block, f"{self._anatomy.blocks_path}.{position}", present):
+        for norm in self._staying_norms(block, position, present):
             handles += self._watch_norm(norm)
         if together:
             hook = self._leave_parallel(present[0])
@@ -105,13 +104,14 @@ class StreamRecorder:
             handles += [self._before(self._model.get_submodule(part.path), self._read) for part in present[1].parts]
         for sublayer in () if together else present:
             handles.append(self._before(self._model.get_submodule(sublayer.path), partial(self._start, sublayer.id)))
-        leave = self._leave([sublayer.id for sublayer in present] if together else [], is_last)
+        leave = self._leave([sublayer.id for sublayer in present] if together else [])
         return [*handles, block.register_forward_hook(leave)]
 
-    def _staying_norms(self, block: nn.Module, path: str, present: Sequence[Sublayer]) -> list[str]:
+    def _staying_norms(self, block: nn.Module, position: int, present: Sequence[Sublayer]) -> list[str]:
         """Norms of a block that belong to no sublayer: the stream itself goes through them."""
-        shared = self._anatomy.shared[self._anatomy.blocks[int(path.rpartition(".")[2])]]
+        shared = self._anatomy.shared[self._anatomy.blocks[position]]
         owned = {part.path for part in (*shared, *(part for sublayer in present for part in sublayer.parts))}
+        path = f"{self._anatomy.blocks_path}.{position}"
         norms = [f"{path}.{name}" for name, child in block.named_children() if is_norm(child)]
         return [norm for norm in norms if norm not in owned]
 
@@ -151,7 +151,7 @@ class StreamRecorder:
 
         return note
 
-    def _leave(self, together: Sequence[SublayerId], is_last: bool) -> Callable[..., None]:
+    def _leave(self, together: Sequence[SublayerId]) -> Callable[..., None]:
         def leave(_: Any, args: Any, output: Any) -> None:
             before = self._state
             if together:
@@ -162,7 +162,7 @@ class StreamRecorder:
                 self._state = after
             self._arrive(first_tensor(output))
             self.states.append(self._state)
-            self.last_output = output if is_last else None
+            self.last_output = output
 
         return leave
 
