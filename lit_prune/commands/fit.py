@@ -73,11 +73,11 @@ class PruneCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too."""
-        if self.config[self.config.subcommand].weights_only is None:
-            self.config[self.config.subcommand].weights_only = True
-        trainer = self.config[self.config.subcommand].trainer
+        settings = self.config[self.config.subcommand]
+        if settings.weights_only is None:
+            settings.weights_only = True
         for name, value in launcher_settings(os.environ).items():
-            trainer[name] = value
+            settings.trainer[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, unless the launched processes would each train on their own."""
