@@ -80,6 +80,9 @@ def test_earlier_import_paths_lead_to_the_same_module(old):
     now = importlib.import_module(f"lit_prune.{MOVED[old]}")
     assert importlib.import_module(f"lit_prune.{old}") is now
     assert now.__spec__.name == now.__name__ == f"lit_prune.{MOVED[old]}"
+    # Python makes a module an attribute of its package: what the package offers would be gone.
+    package, _, name = f"lit_prune.{old}".rpartition(".")
+    assert name not in getattr(importlib.import_module(package), "__all__", ())
 
 
 def test_the_lowest_layers_and_the_help_need_no_torch():

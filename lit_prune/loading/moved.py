@@ -10,7 +10,6 @@ from types import ModuleType
 
 MOVED = {
     "analysis": "evaluation",
-    "analysis.analyse": "evaluation.stream_analysis",
     "analysis.figures": "evaluation.stream_figures",
     "anatomy.adapters": "anatomy.parameters",
     "autoload": "loading.autoload",
@@ -71,7 +70,7 @@ MOVED = {
     "windows": "data.windows",
     "writing": "files.atomic",
 }
-"""Module below `lit_prune` as it was, and as it is."""
+"""Module below `lit_prune` as it was, and as it is; none whose former package offers something else by its name."""
 _PACKAGE = "lit_prune."
 
 
