@@ -61,7 +61,7 @@ MOVED = {
     "scorers.distribution": "scorers.impact",
     "scorers.random_order": "scorers.base",
     "sharding": "loading.fsdp",
-    "soundness": "plan.soundness",
+    "soundness": "plan.prune_plan",
     "sums": "loading.checksums",
     "surgery.passing": "surgery.mute",
     "surgery.rebuild": "surgery.remove",

@@ -2,15 +2,9 @@
 
 from lit_prune.plan.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, SublayerId
 from lit_prune.plan.methods import Method, Recipe, method_names, read_method
-from lit_prune.plan.prune_plan import (
-    PLAN_FILE,
-    SETTINGS,
-    ModelFacts,
-    PrunePlan,
-    PruneStep,
-    package_versions,
-)
+from lit_prune.plan.prune_plan import PLAN_FILE, SETTINGS, PrunePlan, package_versions
 from lit_prune.plan.registry import Named, Registry, create, described, with_defaults
+from lit_prune.plan.steps import ModelFacts, PruneStep
 
 __all__ = [
     "KINDS",

@@ -1,6 +1,7 @@
 """What was removed, in which order, and why: steps and the plan, as data without torch.
 
-A plan is JSON that a person can read and that applies to any copy of the model it was made for.
+A plan is JSON that a person can read and that applies to any copy of the model it was made for. When it is read, what
+it says is checked before any of it is used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,112 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import PlanError
-from lit_prune.files import read_json, record_of, to_json, write_json
-from lit_prune.plan.candidates import Candidate, Scores, SublayerId
-from lit_prune.plan.soundness import outcome_of_steps, require_sound
+from lit_prune.files import read_json, record_of, require_kinds, to_json, write_json
+from lit_prune.plan.candidates import MAX_BLOCKS, SublayerId
+from lit_prune.plan.steps import ModelFacts, PruneStep
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
 SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
-
-
-@dataclass(frozen=True)
-class PruneStep:
-    """One removal with its evidence.
-
-    Attributes:
-        removed: What was taken out.
-        num_parameters: Number of parameters that went with it.
-        score: Its importance by the plan's scorer, None where the search does not score.
-        nll_before: Mean token loss (nats) of the model before, on the calibration tokens.
-        nll_after: Mean token loss (nats) without what was removed, before any training.
-        cost: Work spent on finding it, in dense forward passes over the calibration tokens.
-        epoch: Training epoch at whose start it went, None outside training.
-        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed` and
-            `errors` as in the round's `Scores`.
-        compensation: Facts about what was folded into weights that stay, by the sublayer's name.
-    """
-
-    removed: Candidate
-    num_parameters: int
-    score: float | None = None
-    nll_before: float | None = None
-    nll_after: float | None = None
-    cost: float = 0.0
-    epoch: int | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping[str, float] = field(default_factory=dict)
-    screened: Mapping[str, float] = field(default_factory=dict)
-    disturbed: bool = False
-    errors: Mapping[str, float] = field(default_factory=dict)
-    compensation: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
-        """A removal with what its round said; `facts` are other attributes."""
-
-        def by_name(values: Mapping[Candidate, float]) -> dict[str, float]:
-            return {candidate.name: float(value) for candidate, value in values.items()}
-
-        return cls(
-            removed,
-            num_parameters,
-            score=float(scores.importance[removed]),
-            nll_before=scores.base_nll,
-            nll_after=scores.nll.get(removed),
-            scores=by_name(scores.importance),
-            measured=by_name(scores.measured),
-            screened=by_name(scores.screened),
-            disturbed=scores.disturbed,
-            errors=by_name(scores.errors),
-            **facts,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON and for checkpoints."""
-        plain = {name: dict(value) for name, value in vars(self).items() if isinstance(value, Mapping)}
-        return {**vars(self), **plain, "removed": self.removed.name}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
-        """The inverse of `to_dict`."""
-        return record_of(cls, {**data, "removed": Candidate.parse(data["removed"])})
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """The model of a plan; `name` and `revision` are for people.
-
-    Attributes:
-        model_type: transformers' `config.model_type`.
-        num_blocks: Decoder blocks of the original model.
-        hidden_size: Width of the residual stream.
-        num_parameters: All parameters of the model before this plan, embeddings and head included, tied ones once.
-    """
-
-    model_type: str
-    num_blocks: int
-    hidden_size: int
-    num_parameters: int
-    name: str = ""
-    revision: str | None = None
-
-    def require_same(self, other: ModelFacts) -> None:
-        """Check the facts against those of a model, whose vocabulary may have another size: a plan is about blocks.
-
-        Raises:
-            PlanError: They differ; the message names each difference.
-        """
-        differing = [
-            f"{name} {own} in the plan, {found} in the model"
-            for name in ("model_type", "num_blocks", "hidden_size")
-            if (own := getattr(self, name)) != (found := getattr(other, name))
-        ]
-        if differing:
-            raise PlanError(
-                f"this plan was made for {self.name or 'another model'}: {'; '.join(differing)}. "
-                "Apply it to an unpruned copy of the model it was made for."
-            )
+SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
+    ("compensation", bool, {"name": str}),
+    ("healing", bool, {"tokens": int, "ppl_before": float, "ppl_after": float}),
+    ("budget", lambda found: found.get("rise") is not None, {"rise": float, "max_rise": float}),
+    (
+        "budget",
+        lambda found: found.get("of", "params") != "params" and "reached" in found,
+        {"unit": str, "total": float, "reached": float, "amount": float | None},
+    ),
+)
+"""Which settings reports and cards show, when they show them, and what these have to hold."""
+OUTCOME = ("reached", "rise", "stopped_by", "num_removals")
+"""What a budget says of what the removals came to."""
+MOST_FACTOR = 1e6
+"""No sublayer makes the stream so many times longer or shorter; the weights behind it would overflow, or vanish."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +122,10 @@ class PrunePlan:
             rest = {name: value for name, value in data.items() if name not in ("schema_version", "model", "steps")}
             steps = tuple(PruneStep.from_dict(step) for step in data["steps"])
             plan = record_of(cls, {**rest, "model": record_of(ModelFacts, data["model"]), "steps": steps})
-            require_sound(plan)
+            _require_sound(plan)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"the plan is damaged: {error!r}; make it again, or take it from a backup") from error
-        return replace(plan, budget=outcome_of_steps(plan))
+        return replace(plan, budget=_outcome_of_steps(plan))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON beside the target, then rename, so that the file is whole or absent; with a checksum.
@@ -256,3 +174,68 @@ def package_versions() -> dict[str, str]:
 def _sum(data: Mapping[str, Any]) -> str:
     """A checksum of what a plan's JSON says, however it is laid out."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _require_sound(plan: PrunePlan) -> None:
+    """Raise a PlanError where no model could have lost what the plan says, a TypeError where a setting is wrong."""
+    for name, is_shown, kinds in SHOWN:
+        if is_shown(data := getattr(plan, name)):
+            require_kinds(name, data, kinds)
+    if plan.budget.get("total") == 0:
+        raise TypeError("nothing can be a share of a total of 0")
+    _require_possible(plan)
+    for step in plan.steps:
+        for name, fact in step.compensation.items():
+            if SublayerId.parse(name) not in step.removed.sublayers:
+                raise PlanError(f"the plan is damaged: it makes up for {name}, where {step.removed.name} goes")
+            _require_correction(name, fact, scaled=plan.compensation.get("name") == "scale")
+
+
+def _require_possible(plan: PrunePlan) -> None:
+    model = plan.model
+    if not 0 < model.num_blocks <= MAX_BLOCKS:
+        raise PlanError(f"the plan is damaged: a model of {model.num_blocks:,} blocks; expected 1 to {MAX_BLOCKS:,}")
+    gone = [step.num_parameters for step in plan.steps]
+    if model.num_parameters <= 0 or any(number < 0 for number in gone) or sum(gone) > model.num_parameters:
+        raise PlanError(f"the plan is damaged: {sum(gone):,} parameters go of {model.num_parameters:,}")
+    seen: set[SublayerId] = set()
+    for sublayer in plan.removed:
+        if sublayer in seen:
+            raise PlanError(f"the plan is damaged: it removes {sublayer} twice")
+        if sublayer.block >= model.num_blocks:
+            raise PlanError(f"the plan is damaged: it removes {sublayer} from a model of {model.num_blocks} blocks")
+        seen.add(sublayer)
+
+
+def _require_correction(name: str, fact: object, *, scaled: bool) -> None:
+    """Factors are folded again where the plan is applied, so that they must be such that a stream can have."""
+    if not isinstance(fact, Mapping) or (scaled and not _is_factor(fact.get("factor"))):
+        raise PlanError(
+            f"the plan is damaged: what makes up for {name} is {repr(fact)[:80]}; expected a mapping"
+            + (f" with a `factor` of 1 / {MOST_FACTOR:,.0f} to {MOST_FACTOR:,.0f}" if scaled else "")
+        )
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 / MOST_FACTOR <= value <= MOST_FACTOR
+
+
+def _outcome_of_steps(plan: PrunePlan) -> Mapping[str, Any]:
+    """The budget of a plan, its outcome that of the steps: somebody may have taken some out by hand."""
+    budget, num_steps = dict(plan.budget), len(plan.steps)
+    in_parameters = budget.get("of", "params") == "params"
+    reached = plan.num_removed_parameters
+    whole = reached == budget.get("reached", reached) or not in_parameters
+    if whole and budget.get("num_removals", num_steps) == num_steps:
+        return budget
+    found = {**{name: value for name, value in budget.items() if name not in OUTCOME}, "num_removals": num_steps}
+    if not in_parameters:
+        warnings.warn(
+            f"the plan has {num_steps} removals, its budget tells of another number: what they came to is unknown",
+            stacklevel=2,
+        )
+        return found
+    found["reached"] = reached
+    if budget.get("rise") is not None and plan.nll_rise is not None:
+        found["rise"] = math.expm1(min(plan.nll_rise, 700))
+    return found

@@ -1,0 +1,110 @@
+"""One removal with its evidence, and the facts of the model that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_prune.errors import PlanError
+from lit_prune.files import record_of
+from lit_prune.plan.candidates import Candidate, Scores
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """One removal with its evidence.
+
+    Attributes:
+        removed: What was taken out.
+        num_parameters: Number of parameters that went with it.
+        score: Its importance by the plan's scorer, None where the search does not score.
+        nll_before: Mean token loss (nats) of the model before, on the calibration tokens.
+        nll_after: Mean token loss (nats) without what was removed, before any training.
+        cost: Work spent on finding it, in dense forward passes over the calibration tokens.
+        epoch: Training epoch at whose start it went, None outside training.
+        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed` and
+            `errors` as in the round's `Scores`.
+        compensation: Facts about what was folded into weights that stay, by the sublayer's name.
+    """
+
+    removed: Candidate
+    num_parameters: int
+    score: float | None = None
+    nll_before: float | None = None
+    nll_after: float | None = None
+    cost: float = 0.0
+    epoch: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    screened: Mapping[str, float] = field(default_factory=dict)
+    disturbed: bool = False
+    errors: Mapping[str, float] = field(default_factory=dict)
+    compensation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
+        """A removal with what its round said; `facts` are other attributes."""
+
+        def by_name(values: Mapping[Candidate, float]) -> dict[str, float]:
+            return {candidate.name: float(value) for candidate, value in values.items()}
+
+        return cls(
+            removed,
+            num_parameters,
+            score=float(scores.importance[removed]),
+            nll_before=scores.base_nll,
+            nll_after=scores.nll.get(removed),
+            scores=by_name(scores.importance),
+            measured=by_name(scores.measured),
+            screened=by_name(scores.screened),
+            disturbed=scores.disturbed,
+            errors=by_name(scores.errors),
+            **facts,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON and for checkpoints."""
+        plain = {name: dict(value) for name, value in vars(self).items() if isinstance(value, Mapping)}
+        return {**vars(self), **plain, "removed": self.removed.name}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruneStep:
+        """The inverse of `to_dict`."""
+        return record_of(cls, {**data, "removed": Candidate.parse(data["removed"])})
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model of a plan; `name` and `revision` are for people.
+
+    Attributes:
+        model_type: transformers' `config.model_type`.
+        num_blocks: Decoder blocks of the original model.
+        hidden_size: Width of the residual stream.
+        num_parameters: All parameters of the model before this plan, embeddings and head included, tied ones once.
+    """
+
+    model_type: str
+    num_blocks: int
+    hidden_size: int
+    num_parameters: int
+    name: str = ""
+    revision: str | None = None
+
+    def require_same(self, other: ModelFacts) -> None:
+        """Check the facts against those of a model, whose vocabulary may have another size: a plan is about blocks.
+
+        Raises:
+            PlanError: They differ; the message names each difference.
+        """
+        differing = [
+            f"{name} {own} in the plan, {found} in the model"
+            for name in ("model_type", "num_blocks", "hidden_size")
+            if (own := getattr(self, name)) != (found := getattr(other, name))
+        ]
+        if differing:
+            raise PlanError(
+                f"this plan was made for {self.name or 'another model'}: {'; '.join(differing)}. "
+                "Apply it to an unpruned copy of the model it was made for."
+            )
