@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from lit_prune.errors import LitPruneError, did_you_mean
-from lit_prune.files import clean
 
 VERBS = {
     "inspect": "show a model's sublayers and their costs, without its weights",
@@ -37,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if verb == "--version":
+        from importlib.metadata import version  # `--help` waits for nothing that it does not need
+
         print(f"lit-prune {version('lit-prune')}")
         return 0
     if verb not in VERBS:
@@ -76,6 +76,8 @@ def _overview() -> str:
 
 
 def _fail(message: str) -> int:
+    from lit_prune.files import clean
+
     print(f"lit-prune: error: {clean(message)}", file=sys.stderr)
     return 2
 
