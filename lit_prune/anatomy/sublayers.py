@@ -75,7 +75,7 @@ class Anatomy:
         sublayers: Sublayers that are present, by block, attention before FFN.
         removed: Addresses of the sublayers that are gone.
         paths: Module path of every sublayer in the list, present or gone.
-        shared: By block, norms that feed both sublayers and go with the last of them.
+        shared: Norms that feed both sublayers of a block, by the block; they go with the last of the two.
         passes_through: Whether a block without sublayers returns its input: no norms stay behind.
         common: Parameters that are in several places of the model.
     """

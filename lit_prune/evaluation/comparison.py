@@ -166,7 +166,7 @@ class Comparison:
 
     Attributes:
         unseen: Batches by the name of their text, on which perplexity is measured.
-        folder: Where plans and journals are kept.
+        folder: The folder that keeps plans and journals.
         tasks: Function that measures tasks on a model; by default none is measured.
         speed: Options of `compare_speed`.
         progress: Whether to show a progress bar.

@@ -73,13 +73,13 @@ class SharedJournal(Journal):
     So a search may go on with another number of processes.
 
     Args:
-        path: As for `Journal`; process 0 reads and writes it.
-        header: As for `Journal`.
+        path: The file of the journal, which process 0 reads and writes; None keeps it in memory.
+        header: What the measurements are valid for, as in `Journal`.
         processes: The processes that share the search.
         num_sequences: How many sequences each batch has.
 
     Raises:
-        MeasureError: As for `Journal`; or the processes have other headers.
+        MeasureError: The file is of another search, or damaged; or the processes have different headers.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ def require_limits(amount: float | None, max_rise: float | None) -> None:
     """Refuse limits that cannot be.
 
     Raises:
-        BudgetError: With what was given.
+        BudgetError: A number cannot be; the message names it.
     """
     if amount is None and max_rise is None:
         raise BudgetError("say how much is to go: amount=0.2, or how much perplexity may rise: max_rise=0.05")
@@ -149,7 +149,7 @@ def require_share(amount: float) -> None:
     """Refuse a share outside (0, 1).
 
     Raises:
-        BudgetError: With what was given.
+        BudgetError: A number cannot be; the message names it.
     """
     if not (isinstance(amount, Real) and 0 < amount < 1):
         raise BudgetError(f"amount is the share of the whole model to remove, above 0 and below 1; found {amount!r}")
