@@ -5,13 +5,16 @@ from lit_prune.healing.compensation import (
     Compensation,
     correct,
     create_compensation,
+    finish,
     fold_factor,
     require_possible,
+    wants_dense,
 )
 from lit_prune.healing.distillation import distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
+from lit_prune.healing.refit import Refit
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
 
@@ -22,6 +25,7 @@ __all__ = [
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
+    "Refit",
     "TokenMean",
     "adamw",
     "adapters_of",
@@ -32,6 +36,7 @@ __all__ = [
     "correct",
     "create_compensation",
     "distillation_loss",
+    "finish",
     "fold_factor",
     "heal",
     "merge",
@@ -41,5 +46,6 @@ __all__ = [
     "save_adapter",
     "switches_of",
     "taught_loss",
+    "wants_dense",
     "written_windows",
 ]

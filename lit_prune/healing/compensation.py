@@ -15,6 +15,7 @@ from lit_prune.anatomy import CORRECTIONS, LINEAR, SANDWICH, SCALE, Sublayer, fi
 from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
 from lit_prune.healing.regression import Moments
+from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf, counted_positions, model_inputs, stream_means
 from lit_prune.plan import Candidate, Registry, SublayerId, create, with_defaults
 from lit_prune.surgery import added_to_stream, hidden_states, output_projections, record_bias
@@ -31,9 +32,11 @@ class Compensation:
     Attributes:
         correction: How every sublayer must end for the compensation to be folded exactly, `SCALE` or `LINEAR` of
             `lit_prune.anatomy`; None asks for nothing.
+        wants_dense: Whether it is not called for each removal, and `finish` is when all are done, with the dense model.
     """
 
     correction: ClassVar[str | None] = None
+    wants_dense: ClassVar[bool] = False
 
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """Measure what the sublayer does on the batches and fold it.
@@ -42,6 +45,19 @@ class Compensation:
             What was done, in plain types, for the plan.
         """
         raise NotImplementedError
+
+    def finish(self, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
+        """Change weights that stay when the removals are done.
+
+        Args:
+            what_if: The measure, over the batches to fit on; its model has lost what goes.
+            teacher: The model as it was before.
+            keep: Whether the teacher is used afterwards, so that it has to remember what weights were.
+
+        Returns:
+            What was done, in plain types, for the plan.
+        """
+        return {}
 
     def require_possible(self, model: nn.Module) -> None:
         """Refuse a model into whose weights the compensation cannot be folded exactly.
@@ -155,7 +171,26 @@ def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -
     Raises:
         ModelError: It says something that cannot stand in a plan; a user's own may say nothing.
     """
-    said: object = compensation(what_if, sublayer)
+    return _plain(compensation(what_if, sublayer))
+
+
+def finish(
+    compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False
+) -> dict[str, Any]:
+    """Let a compensation change what stays when the removals are done; returns what it says of that.
+
+    Raises:
+        ModelError: It says something that cannot stand in a plan.
+    """
+    return _plain(with_defaults(Compensation, compensation).finish(what_if, teacher, keep=keep))
+
+
+def wants_dense(compensation: Compensation | None) -> bool:
+    """Whether a compensation is to be finished, with the dense model, when the removals are done."""
+    return compensation is not None and with_defaults(Compensation, compensation).wants_dense
+
+
+def _plain(said: object) -> dict[str, Any]:
     try:
         facts = json.loads(json.dumps({} if said is None else said, allow_nan=False))
     except (TypeError, ValueError) as error:

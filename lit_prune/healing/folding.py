@@ -23,7 +23,7 @@ def scale_output(module: nn.Module, factor: float) -> None:
         raise ModelError(f"the adapters of {type(module).__name__} cannot be scaled with their layer; merge them first")
     for adapter in getattr(module, "lora_B", {}).values():
         _scale_parameters(adapter, factor)
-    inner = _without_adapters(module)
+    inner = base_layer(module)
     if isinstance(inner, nn.Linear | Conv1D):
         _scale_parameters(inner, factor)
     else:
@@ -33,7 +33,7 @@ def scale_output(module: nn.Module, factor: float) -> None:
 @torch.no_grad()
 def add_to_projection(module: nn.Module, delta: Tensor) -> None:
     """Add a matrix [in, out] to the weight of a linear layer, of which an adapter stays as it is."""
-    inner = _without_adapters(module)
+    inner = base_layer(module)
     delta = delta if isinstance(inner, Conv1D) else delta.T
     inner.weight.add_(delta.to(inner.weight))
 
@@ -41,7 +41,7 @@ def add_to_projection(module: nn.Module, delta: Tensor) -> None:
 @torch.no_grad()
 def add_bias(module: nn.Module, vector: Tensor) -> bool:
     """Add a vector [out] to the bias of a linear layer; returns whether it had none and got one."""
-    inner = _without_adapters(module)
+    inner = base_layer(module)
     if inner.bias is not None:
         inner.bias.add_(vector.to(inner.bias))
         return False
@@ -49,7 +49,8 @@ def add_bias(module: nn.Module, vector: Tensor) -> bool:
     return True
 
 
-def _without_adapters(module: nn.Module) -> Any:
+def base_layer(module: nn.Module) -> Any:
+    """The layer inside a wrapper of peft's, or the module itself."""
     return getattr(module, "get_base_layer", lambda: module)()
 
 

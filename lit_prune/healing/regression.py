@@ -35,11 +35,15 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.inputs + other.inputs, self.outputs + other.outputs, self.total + other.total)
 
-    def solved(self, ridge: float) -> Tensor:
-        """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself."""
-        strength = ridge * self.inputs.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        penalised = self.inputs + strength * torch.eye(len(self.inputs), device=self.inputs.device)
-        return cast(Tensor, torch.linalg.solve(penalised, self.outputs))
+    def solved(self, ridge: float, free: int = 0) -> Tensor:
+        """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself.
+
+        What it makes of the last `free` inputs does not count as its own size.
+        """
+        penalty = torch.zeros_like(self.inputs.diagonal())
+        bound = len(penalty) - free
+        penalty[:bound] = ridge * self.inputs.diagonal()[:bound].mean().clamp(min=torch.finfo(torch.float32).tiny)
+        return cast(Tensor, torch.linalg.solve(self.inputs + penalty.diag(), self.outputs))
 
     def explained(self, solution: Tensor) -> float:
         """The share of the outputs' squares that a map predicts; below 0 where it makes them larger.

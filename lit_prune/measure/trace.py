@@ -82,9 +82,16 @@ class Trace:
     def fork(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> Any:
         """What block `length - 1` puts out when the model computes as in `extend`; no state is kept."""
         last = Trace(to_the_end=self._to_the_end)
-        with self.resumed(blocks, first), last.recorded(blocks, length - 1, length), suppress(_Enough):
+        with self.resumed(blocks, first), last.recorded(blocks, length - 1, length, stop=True), suppress(_Enough):
             run()
         return last.states[length - 1]
+
+    def advance(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> None:
+        """Compute as in `extend`, and keep the state behind block `length - 1` alone; final norm and head do not run."""
+        last = Trace(offload=self._offload, to_the_end=self._to_the_end)
+        with self.resumed(blocks, first), last.recorded(blocks, length - 1, length, stop=True), suppress(_Enough):
+            run()
+        self.states, self._computed_on = last.states, last._computed_on
 
     @staticmethod
     def joined(states: Sequence[Any], position: int) -> Trace:
@@ -103,8 +110,13 @@ class Trace:
             yield
 
     @contextmanager
-    def recorded(self, blocks: Sequence[nn.Module], first: int, length: int) -> Iterator[None]:
-        """Keep what blocks `first` to `length - 1` put out, and stop the model there unless it is its end."""
+    def recorded(
+        self, blocks: Sequence[nn.Module], first: int, length: int, *, stop: bool = False
+    ) -> Iterator[None]:
+        """Keep what blocks `first` to `length - 1` put out, and stop the model there.
+
+        At its end it stops only where it is told to, so that final norm and head run.
+        """
 
         def recorder(number: int) -> Callable[..., None]:
             def record(_: nn.Module, __: Any, output: Any) -> None:
@@ -113,7 +125,7 @@ class Trace:
                     self._computed_on[number] = next(leaves).device
                     output = moved(output, HOST)
                 self.states[number] = output
-                if number + 1 == length < len(blocks) and not self._to_the_end:
+                if number + 1 == length and (stop or length < len(blocks)) and not self._to_the_end:
                     raise _Enough
 
             return record

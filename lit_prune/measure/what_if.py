@@ -144,6 +144,11 @@ class WhatIf:
             self.num_head_evaluations += num_dense
         self._progress(len(self.used) * num_blocks, len(self.used) * num_blocks, "")
 
+    def ran(self, num_blocks: int, done: int, todo: int, what: str) -> None:
+        """Count blocks that ran on a batch for something else than a loss: `done` of `todo` then, for `what`."""
+        self.num_block_evaluations += num_blocks
+        self._progress(done, todo, what)
+
     def beside(
         self,
         name: str,

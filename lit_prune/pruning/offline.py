@@ -14,7 +14,15 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError, PlanError
-from lit_prune.healing import Compensation, create_compensation, fold_factor, require_possible
+from lit_prune.healing import (
+    Compensation,
+    DenseTeacher,
+    create_compensation,
+    finish,
+    fold_factor,
+    require_possible,
+    wants_dense,
+)
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.measure import (
     Journal,
@@ -48,6 +56,7 @@ def prune(
     granularity: str = "sublayer",
     protect: Sequence[str] = (),
     compensate: Named | Compensation = "none",
+    compensate_on: Iterable[Mapping[str, Any]] | None = None,
     model_name: str = "",
     calibration: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -73,6 +82,8 @@ def prune(
         granularity: See `Recipe`.
         protect: See `Recipe`.
         compensate: See `Recipe`.
+        compensate_on: Batches for a compensation that is fitted at the end, as `refit` is: many times the text that a
+            search looks at. Those of the search when None.
         model_name: The model's name, for the plan's readers.
         calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
         progress: Whether to show a progress bar.
@@ -104,6 +115,7 @@ def prune(
     measure = partial(WhatIf, pruner.model, max_state_bytes=max_state_bytes, forks=forks, offload=offload)
     whole = measure(batches)
     shares, positions = shares_of(whole.batches, processes), whole.num_positions
+    text = shares if compensate_on is None else shares_of(measure(list(compensate_on)).batches, processes)
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
@@ -124,6 +136,8 @@ def prune(
             bar.removed(pruner.reached)
             if processes.is_first:
                 on_step(pruner.plan)
+    with progress_bar("compensating", shown=progress and processes.is_first) as bar:
+        pruner.mend(lambda: measure(text, processes=processes, progress=bar))
     compact(pruner.model)
     pruner.record_outcome(budget, left="max_rise")
     return pruner.plan
@@ -207,6 +221,7 @@ def compensate_plan(
     compensate: Named | Compensation,
     *,
     calibration: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> PrunePlan:
     """Remove what a plan says, in place and in its order, and make up for each removal on text of one's own.
 
@@ -218,6 +233,7 @@ def compensate_plan(
         batches: The text to make up on: batches as for `prune`.
         compensate: See `Recipe`.
         calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
+        progress: Whether to show a progress bar.
 
     Returns:
         The plan of the model as it is now.
@@ -232,11 +248,15 @@ def compensate_plan(
     model_facts = _require_fit(model, plan)
     require_possible(compensation, model)
     batches = list(batches)
-    what_if = WhatIf(model, batches)
-    corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
+    with progress_bar("compensating", shown=progress) as bar:
+        what_if = WhatIf(model, batches, progress=bar)
+        teacher = DenseTeacher(model) if wants_dense(compensation) else None
+        corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
+        done = {} if teacher is None else finish(compensation, what_if, teacher)
     steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
     compact(model)
-    facts = {**described(compensate, compensation), "calibration": {**(calibration or {}), **fingerprint(batches)}}
+    text = {**(calibration or {}), **fingerprint(batches)}
+    facts = {**described(compensate, compensation), "calibration": text, **done, "cost": what_if.cost}
     return replace(plan, model=model_facts, steps=steps, compensation=facts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,15 @@ from torch.optim import Optimizer
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError
-from lit_prune.healing import Compensation, correct, create_compensation, require_possible
+from lit_prune.healing import (
+    Compensation,
+    DenseTeacher,
+    correct,
+    create_compensation,
+    finish,
+    require_possible,
+    wants_dense,
+)
 from lit_prune.measure import WhatIf
 from lit_prune.plan import (
     KINDS,
@@ -66,6 +74,7 @@ class Pruner:
         self.protected = protected_sublayers(recipe.protect, self.scorer, anatomy)
         self.prices = Prices.in_parameters(anatomy)
         self._compensation = create_compensation(recipe.compensate)
+        self._teacher: DenseTeacher | None = None
         if self._compensation is not None:
             require_possible(self._compensation, self.model)
         config = self.model.config
@@ -163,6 +172,8 @@ class Pruner:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
         quota = quota or Quota(budget.target)
+        # What goes is held until the compensation has seen it.
+        self._teacher = DenseTeacher(self.model) if wants_dense(self._compensation) else None
         while quota.allows(*self.so_far) and self.candidates():
             step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
@@ -234,6 +245,27 @@ class Pruner:
         closer = searched([candidate for candidate in sizes if sizes[candidate] == sizes[choice]])
         return scores.merged(closer), closer.best
 
+    def mend(self, measure: Callable[[], WhatIf]) -> None:
+        """Let the compensation change what stays, towards the model as it was before the last series of removals.
+
+        Nothing is done where it makes up for each removal by itself, or where nothing went.
+
+        Args:
+            measure: Makes the measure, over the batches to fit on, which need not be those that scored.
+
+        Raises:
+            LitPruneError: The message says what it wants; nothing is changed then.
+        """
+        teacher, self._teacher = self._teacher, None
+        if self._compensation is None or teacher is None or not teacher.num_extra_parameters:
+            return
+        what_if = measure()
+        before = what_if.cost
+        facts = finish(self._compensation, what_if, teacher)
+        self.plan = replace(
+            self.plan, compensation={**self.plan.compensation, **facts, "cost": what_if.cost - before}
+        )
+
     def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
         """Write into the plan how far it has come, in the budget's unit.
 
@@ -255,7 +287,7 @@ def take_out(
     what_if: WhatIf, candidate: Candidate, compensation: Compensation | None, optimizers: Sequence[Optimizer] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Remove a candidate and make up for it; returns the parameters that went, and by sublayer what was corrected."""
-    if compensation is None:
+    if compensation is None or wants_dense(compensation):
         return remove(what_if.model, candidate.sublayers, optimizers), {}
     freed, corrections = 0, {}
     # One by one, so that each is made up for in the model without those before it.

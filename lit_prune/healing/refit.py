@@ -1,0 +1,152 @@
+"""Refit: every output projection behind the first removal, solved anew towards the dense model's residual stream.
+
+Front to back, each for what the pruned model reads by then; no gradient, one pass. From each projection only second
+moments are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.anatomy import POST_NORM, find_sublayers
+from lit_prune.errors import DataError, MeasureError, ModelError
+from lit_prune.healing.compensation import COMPENSATIONS, HELD_BACK, Compensation
+from lit_prune.healing.folding import add_bias, add_to_projection, base_layer
+from lit_prune.healing.lockstep import Lockstep, Seen, Site
+from lit_prune.healing.regression import Moments
+from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.measure import WhatIf
+from lit_prune.surgery import output_projections
+
+
+@COMPENSATIONS.register("refit")
+@dataclass(frozen=True)
+class Refit(Compensation):
+    """Every output projection behind the first removal solved anew, front to back, towards the dense residual stream.
+
+    For a projection W that reads a in the pruned model as it is by then, W + D with the least sum over tokens of
+    w |h* - h - D a|² + r |D|²: h is the pruned stream behind it, h* the dense one behind all that writes before the
+    next sublayer that stays, and w = 1 / |h*|², as norms see directions. So what was removed right behind a projection
+    is made up for by it, and every later one mends what is left (the objective of SPRINT, arXiv 2506.03510, for every
+    sublayer and towards the model before any removal). The first token of a sequence does not count. A layer with a
+    bias has it fitted too. Parallel sublayers are solved together.
+
+    Left as they are: experts and other sublayers that do not end in one linear layer, quantised layers, and weights
+    that several layers share.
+
+    Args:
+        ridges: The strengths r to choose from, relative to the mean square of the inputs. The one with the least error
+            on every fourth sequence is taken, which is held back for it; where none is better than nothing, nothing
+            is changed.
+    """
+
+    wants_dense = True
+    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+    def require_possible(self, model: nn.Module) -> None:
+        """Refuse a model whose weights are not at hand, or whose stream does not add up.
+
+        Raises:
+            ModelError: The message gives the reason.
+        """
+        anatomy = find_sublayers(model)
+        if any(sublayer.form == POST_NORM for sublayer in anatomy.sublayers):
+            raise ModelError(
+                f"refit is not possible in this {anatomy.model_type} model: its norms act on the residual stream itself"
+            )
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ModelError("refit changes weights, and some of the model's are offloaded; load it without that")
+
+    def finish(self, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
+        """Solve for every projection, on the batches of the measure; the plan gets what was `refitted` and `left`.
+
+        Of each site `refitted` has the `ridge`, None where nothing was changed, and the squared distance to the dense
+        stream as a share of its square on the sequences that were held back, `before` and `after`.
+
+        Raises:
+            DataError: There are too few sequences to hold some back.
+            MeasureError: What the model computes is not finite.
+        """
+        refitted: dict[str, Any] = {}
+        left: dict[str, str] = {}
+        with what_if.running():
+            lockstep = Lockstep(what_if, teacher)
+            if lockstep.sites and lockstep.num_sequences < HELD_BACK:
+                raise DataError(
+                    f"refit holds back one sequence of {HELD_BACK}, and there are {lockstep.num_sequences}; give more"
+                )
+            projections = output_projections(what_if.model)
+            for site in lockstep.sites:
+                modules = {}
+                for sublayer in site.sublayers:
+                    path = projections.get(sublayer.id)
+                    why = "not one linear layer" if path is None else _unchangeable(what_if.model, path)
+                    if why:
+                        left[str(sublayer.id)] = why
+                    else:
+                        modules[path] = what_if.model.get_submodule(path)
+                if modules:
+                    refitted[site.name] = self._solve(lockstep, site, modules, what_if, teacher if keep else None)
+        what_if.corrected()
+        return {"refitted": refitted, **({"left": left} if left else {})}
+
+    def _solve(
+        self,
+        lockstep: Lockstep,
+        site: Site,
+        modules: dict[str, nn.Module],
+        what_if: WhatIf,
+        teacher: DenseTeacher | None,
+    ) -> dict[str, Any]:
+        scale = lockstep.scales[site.point.position]
+        layers = [base_layer(module) for module in modules.values()]
+        with_bias = any(layer.bias is not None for layer in layers)
+        fitted, checked, num_tokens = Moments(), Moments(), torch.zeros(())
+        for seen in lockstep.observed(site, list(modules)):
+            inputs = _inputs(seen, list(modules), with_bias=with_bias)
+            missing = (seen.target - seen.stream) / scale
+            weights = 1 / seen.target.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
+            held_back = seen.sequences % HELD_BACK == HELD_BACK - 1
+            for moments, chosen in ((fitted, ~held_back), (checked, held_back)):
+                moments.add(inputs[chosen], missing[chosen], weights[chosen])
+            num_tokens = num_tokens + held_back.sum().cpu()
+        fitted, checked = (moments.mapped(what_if.processes.sum) for moments in (fitted, checked))
+        if not bool(torch.isfinite(fitted.total) & torch.isfinite(checked.total)):
+            raise MeasureError(f"what the model computes at {site.name} is not finite: check its weights and dtype")
+        num_numbers = what_if.processes.sum(num_tokens) * checked.outputs.shape[1]
+        before = float(scale**2 * checked.total / num_numbers)
+        free = int(with_bias)
+        shares = {ridge: checked.explained(fitted.solved(ridge, free)) for ridge in self.ridges}
+        ridge, explained = max(shares.items(), key=lambda pair: pair[1])
+        if explained <= 0:
+            return {"ridge": None, "before": before, "after": before}
+        solution = (fitted + checked).solved(ridge, free)
+        if teacher is not None:
+            teacher.keep(parameter for layer in layers for parameter in layer.parameters())
+        widths = [layer.weight.numel() // solution.shape[1] for layer in layers]
+        for module, delta in zip(modules.values(), solution[: sum(widths)].split(widths), strict=True):
+            add_to_projection(module, delta)
+        if with_bias:
+            module = next(module for module in modules.values() if base_layer(module).bias is not None)
+            add_bias(module, solution[-1])
+        return {"ridge": ridge, "before": before, "after": before * (1 - explained)}
+
+
+def _inputs(seen: Seen, paths: list[str], *, with_bias: bool) -> Tensor:
+    """What the projections read, side by side, and 1 for a bias: [tokens, in]."""
+    inputs = [seen.given[path] for path in paths]
+    ones = [torch.ones_like(inputs[0][:, :1])] if with_bias else []
+    return torch.cat([*inputs, *ones], dim=1)
+
+
+def _unchangeable(model: nn.Module, path: str) -> str | None:
+    """Why a projection must stay as it is; None where it need not."""
+    weight = base_layer(model.get_submodule(path)).weight
+    if not weight.is_floating_point() or type(weight.data) is not Tensor:
+        return "quantised"
+    holders = sum(weight is other for _, other in model.named_parameters(remove_duplicate=False))
+    return "shared by several layers" if holders > 1 else None
