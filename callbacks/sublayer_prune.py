@@ -267,6 +267,7 @@ class SublayerPruneCallback(Callback):
                 follow_removal(trainer, step.removed.sublayers, self.model)
                 bar.removed(quota.goal(*pruner.so_far)[1])
                 log_removal(trainer, pruner.plan, self._costs)
+            pruner.mend(lambda: what_if)
             self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
         trainers.renew_ddp(trainer)
 

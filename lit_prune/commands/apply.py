@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.options import Loading, Sample
-from lit_prune.data import calibration_batches, require_source
+from lit_prune.commands.options import Loading, Mixture
+from lit_prune.data import BUILTIN, calibration_batches
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
@@ -16,7 +16,7 @@ from lit_prune.healing import create_compensation
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
 
-SAMPLE, LOADING = Sample(window=256, num_windows=128, batch_size=4), Loading()
+MIXTURE, LOADING = Mixture([BUILTIN]), Loading()
 
 
 def apply_to_model(
@@ -26,28 +26,29 @@ def apply_to_model(
     output: str,
     uncompensated: bool = False,
     compensate: str | dict[str, Any] | None = None,
-    sample: Sample = SAMPLE,
+    text: Mixture = MIXTURE,
     loading: Loading = LOADING,
     layout: str | None = None,
 ) -> None:
     """Remove what a plan says from an unpruned copy of its model, and save it.
 
-    With a compensation, its weights are measured anew, in one pass over the text for each removal: that may be far more
-    text than a search can look at. Without one, the model stays on the CPU unless a device is named.
+    With a compensation, its weights are measured anew, on far more text than a search can look at: refit takes some
+    four passes over it, the others one for each removal. Without one, the model stays on the CPU unless a device is
+    named.
 
     Args:
         plan: A prune_plan.json, or a folder that holds one.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         uncompensated: Remove alone, where the plan was made with a compensation.
-        compensate: What makes up for each removal in weights that stay - scale, linear or bias; options as YAML. By
+        compensate: What makes up for removals in weights that stay - refit, scale, linear or bias; options as YAML. By
             default the factors of the plan, where it has some.
-        sample: The text that a compensation is measured on.
+        text: The text that a compensation is measured on.
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
     require_empty(output)
-    require_source(sample.data)
+    text.require_possible()
     steps = PrunePlan.load(plan)
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
@@ -59,10 +60,9 @@ def apply_to_model(
     if compensate is None:
         steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
-        windows = sample.windows(tokenizer, wanted=1, most=sample.num_windows)
-        batches = calibration_batches(windows, sample.batch_size)
-        text = {"source": sample.data, "window": sample.window}
-        steps = compensate_plan(network, steps, batches, compensate, calibration=text)
+        batches = calibration_batches(text.windows(tokenizer, network), text.batch_size)
+        source = {"source": ", ".join(text.data), "window": text.window}
+        steps = compensate_plan(network, steps, batches, compensate, calibration=source, progress=True)
     if model != steps.model.name:  # which heal takes for the dense model
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)

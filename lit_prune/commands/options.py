@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.commands.arguments import default_device
-from lit_prune.data import drawn_windows, require_positive
+from lit_prune.data import BUILTIN, drawn_windows, require_positive, require_source
+from lit_prune.files import say
+from lit_prune.healing import written_windows
 from lit_prune.loading.models import load, load_tokenizer
 
 
@@ -39,6 +43,54 @@ class Loading:
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         """Load a model's tokenizer."""
         return load_tokenizer(name, trust_remote_code=self.trust_remote_code)
+
+
+SELF = "self"
+"""The name of the text that the dense model writes."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Windows of tokens that are drawn from several texts in equal shares, in a mixed order.
+
+    Attributes:
+        data: Texts as for the search, and self for text that the dense model writes, half of it dialogues where it has
+            a chat template.
+        window: Tokens in a window.
+        num_windows: Windows in all; a text that has too few for its share gives what it has.
+        batch_size: Windows in a batch.
+        seed: Decides which windows are drawn, and their order.
+    """
+
+    data: list[str] = field(default_factory=lambda: [BUILTIN, SELF])
+    window: int = 256
+    num_windows: int = 192
+    batch_size: int = 4
+    seed: int = 0
+
+    def require_possible(self) -> None:
+        """Refuse texts that are not there, and numbers below 1."""
+        require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
+        for text in self.data:
+            if text != SELF:
+                require_source(text)
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase, dense: PreTrainedModel) -> Tensor:
+        """Draw the windows, [windows, window], and let the dense model write its share of them."""
+        share = -(-self.num_windows // len(self.data))
+        drawn = []
+        for text in self.data:
+            if text == SELF:
+                say(f"the dense model writes {share} windows of {self.window} tokens")
+                options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": 64, "seed": self.seed}
+                drawn.append(written_windows(dense, share, self.window, **options))
+            else:
+                wanted = {"window": self.window, "wanted": 1, "most": share, "seed": self.seed}
+                drawn.append(drawn_windows(text, tokenizer, **wanted))
+        if len(drawn) == 1:
+            return drawn[0]
+        rows = torch.cat(drawn)
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))][: self.num_windows]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.launching import part, require_shared, start
-from lit_prune.commands.options import Loading, Sample
+from lit_prune.commands.options import Loading, Mixture, Sample
 from lit_prune.data import calibration_batches, draw_windows, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
+from lit_prune.healing import create_compensation, wants_dense
 from lit_prune.loading.fsdp import shard, whole_copy
 from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
@@ -41,8 +42,9 @@ class Choice:
             contiguous, evolutionary or refine; options as YAML.
         granularity: What goes at a time.
         protect: What must stay, such as '[attention.0, mlp.3, block.2, first, last]'.
-        compensate: What makes up for each removal in weights that stay, at no cost at run time - none, scale (one
-            factor), linear (a map fitted to what is lost) or bias (its mean); options as YAML.
+        compensate: What makes up for removals in weights that stay, at no cost at run time - none, refit (at the end,
+            every output projection behind the first removal, solved towards the dense model), or for each removal
+            scale (one factor), linear (a map fitted to what is lost) or bias (its mean); options as YAML.
     """
 
     method: str = "nri"
@@ -85,7 +87,7 @@ class Machine:
 
 
 GOAL, CHOICE, SAMPLE = Goal(), Choice(), Sample(window=512, num_windows=32, batch_size=8)
-MACHINE, LOADING = Machine(), Loading()
+MACHINE, LOADING, REFIT = Machine(), Loading(), Mixture()
 
 
 def prune_model(
@@ -95,6 +97,7 @@ def prune_model(
     goal: Goal = GOAL,
     choice: Choice = CHOICE,
     sample: Sample = SAMPLE,
+    refit: Mixture = REFIT,
     data_name: str | None = None,
     data_split: str | None = None,
     data_field: str = "text",
@@ -113,6 +116,7 @@ def prune_model(
         goal: How much goes.
         choice: What decides which sublayers go.
         sample: The calibration text.
+        refit: The text that refit solves for, many times what a search can look at.
         data_name: Configuration of a hub data set, such as wikitext-2-raw-v1.
         data_split: Split of a hub data set.
         data_field: Key of the text in JSON lines and hub data sets.
@@ -122,6 +126,8 @@ def prune_model(
     """
     recipe = choice.recipe
     target = require_empty(output)
+    refit.require_possible()
+    refits = wants_dense(create_compensation(recipe.compensate))
     # Beside the folder, which is not there before the end.
     journal, sketch = (target.with_name(f"{target.name}.{name}") for name in (JOURNAL_FILE, PLAN_FILE))
     fabric, device = start(machine.devices, loading.device, machine.device_map)
@@ -153,6 +159,7 @@ def prune_model(
             of=goal.of,
             max_rise=goal.max_rise,
             **recipe.options,
+            compensate_on=calibration_batches(refit.windows(tokenizer, network), refit.batch_size) if refits else None,
             model_name=model,
             calibration={"source": sample.data, "window": sample.window},
             journal=journal,
@@ -173,7 +180,7 @@ def prune_model(
     part()
 
 
-run = partial(call, prune_model)
+run = partial(call, prune_model, nested=["refit"])
 
 
 def _finish(folder: Path, journal: Path, sketch: Path) -> None:

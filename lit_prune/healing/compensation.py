@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from lit_prune.anatomy import CORRECTIONS, LINEAR, SANDWICH, SCALE, Sublayer, find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
-from lit_prune.healing.regression import Moments
+from lit_prune.healing.regression import Moments, held_back
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf, counted_positions, model_inputs, stream_means
 from lit_prune.plan import Candidate, Registry, SublayerId, create, with_defaults
 from lit_prune.surgery import added_to_stream, hidden_states, output_projections, record_bias
 
 COMPENSATIONS = Registry("compensation")
-HELD_BACK = 4  # one sequence of so many chooses the ridge
 
 
 class Compensation:
@@ -174,9 +173,7 @@ def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -
     return _plain(compensation(what_if, sublayer))
 
 
-def finish(
-    compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False
-) -> dict[str, Any]:
+def finish(compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
     """Let a compensation change what stays when the removals are done; returns what it says of that.
 
     Raises:
@@ -229,8 +226,8 @@ def _moments(what_if: WhatIf, sublayer: SublayerId, path: str) -> tuple[Moments,
     for inputs, output, mask, weights in _watched(what_if, sublayer, path):
         rows = torch.arange(number, number + len(mask), device=mask.device)
         number += len(mask)
-        held_back = (rows % HELD_BACK == HELD_BACK - 1)[:, None]
-        for moments, chosen in ((fitted, mask & ~held_back), (checked, mask & held_back)):
+        checks = held_back(rows)[:, None]
+        for moments, chosen in ((fitted, mask & ~checks), (checked, mask & checks)):
             moments.add(inputs[chosen].float(), output[chosen].float(), weights[chosen])
     return fitted, checked
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from lit_prune.anatomy import POST_NORM, find_sublayers
 from lit_prune.errors import DataError, MeasureError, ModelError
-from lit_prune.healing.compensation import COMPENSATIONS, HELD_BACK, Compensation
+from lit_prune.healing.block_stream import residual_scales
+from lit_prune.healing.compensation import COMPENSATIONS, Compensation
 from lit_prune.healing.folding import add_bias, add_to_projection, base_layer
-from lit_prune.healing.lockstep import Lockstep, Seen, Site
-from lit_prune.healing.regression import Moments
+from lit_prune.healing.lockstep import Lockstep, Seen
+from lit_prune.healing.regression import HELD_BACK, Moments, held_back
+from lit_prune.healing.sites import Site
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf
 from lit_prune.surgery import output_projections
@@ -60,6 +62,7 @@ class Refit(Compensation):
             )
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ModelError("refit changes weights, and some of the model's are offloaded; load it without that")
+        residual_scales(model, anatomy)
 
     def finish(self, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
         """Solve for every projection, on the batches of the measure; the plan gets what was `refitted` and `left`.
@@ -81,11 +84,10 @@ class Refit(Compensation):
                 )
             projections = output_projections(what_if.model)
             for site in lockstep.sites:
-                modules = {}
+                modules: dict[str, nn.Module] = {}
                 for sublayer in site.sublayers:
-                    path = projections.get(sublayer.id)
-                    why = "not one linear layer" if path is None else _unchangeable(what_if.model, path)
-                    if why:
+                    path = projections.get(sublayer.id, "")
+                    if why := _unchangeable(what_if.model, path):
                         left[str(sublayer.id)] = why
                     else:
                         modules[path] = what_if.model.get_submodule(path)
@@ -110,10 +112,10 @@ class Refit(Compensation):
             inputs = _inputs(seen, list(modules), with_bias=with_bias)
             missing = (seen.target - seen.stream) / scale
             weights = 1 / seen.target.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
-            held_back = seen.sequences % HELD_BACK == HELD_BACK - 1
-            for moments, chosen in ((fitted, ~held_back), (checked, held_back)):
+            checks = held_back(seen.sequences)
+            for moments, chosen in ((fitted, ~checks), (checked, checks)):
                 moments.add(inputs[chosen], missing[chosen], weights[chosen])
-            num_tokens = num_tokens + held_back.sum().cpu()
+            num_tokens = num_tokens + checks.sum().cpu()
         fitted, checked = (moments.mapped(what_if.processes.sum) for moments in (fitted, checked))
         if not bool(torch.isfinite(fitted.total) & torch.isfinite(checked.total)):
             raise MeasureError(f"what the model computes at {site.name} is not finite: check its weights and dtype")
@@ -128,7 +130,7 @@ class Refit(Compensation):
         if teacher is not None:
             teacher.keep(parameter for layer in layers for parameter in layer.parameters())
         widths = [layer.weight.numel() // solution.shape[1] for layer in layers]
-        for module, delta in zip(modules.values(), solution[: sum(widths)].split(widths), strict=True):
+        for module, delta in zip(modules.values(), torch.split(solution[: sum(widths)], widths), strict=True):
             add_to_projection(module, delta)
         if with_bias:
             module = next(module for module in modules.values() if base_layer(module).bias is not None)
@@ -145,6 +147,8 @@ def _inputs(seen: Seen, paths: list[str], *, with_bias: bool) -> Tensor:
 
 def _unchangeable(model: nn.Module, path: str) -> str | None:
     """Why a projection must stay as it is; None where it need not."""
+    if not path:
+        return "not one linear layer"
     weight = base_layer(model.get_submodule(path)).weight
     if not weight.is_floating_point() or type(weight.data) is not Tensor:
         return "quantised"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ class DenseTeacher:
 
     Args:
         model: A causal language model, which becomes the `student`, in place.
+        adapted: Whether adapters that the model has now are part of what teaches; else it teaches without any.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, adapted: bool = False) -> None:
         anatomy = find_sublayers(model)
         self.student = model
+        self._adapted = adapted
         parts = anatomy.parts(sublayer.id for sublayer in anatomy.sublayers)
         self._parts = [(part.path, model.get_submodule(part.path)) for part in parts]
         self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
@@ -87,7 +89,7 @@ class DenseTeacher:
             for parameter, value in self._dense.values():
                 # Removed sublayers stay where they were made, the student may have moved.
                 parameter.data = value.to(parameter.device)
-            with adapters_off(self.student), evaluating(self.student):
+            with nullcontext() if self._adapted else adapters_off(self.student), evaluating(self.student):
                 yield self.student
         finally:
             self._place(stubs)

@@ -87,7 +87,7 @@ class Trace:
         return last.states[length - 1]
 
     def advance(self, blocks: Sequence[nn.Module], first: int, length: int, run: Callable[[], Any]) -> None:
-        """Compute as in `extend`, and keep the state behind block `length - 1` alone; final norm and head do not run."""
+        """Compute as in `extend`, without final norm and head, and keep the state behind block `length - 1` alone."""
         last = Trace(offload=self._offload, to_the_end=self._to_the_end)
         with self.resumed(blocks, first), last.recorded(blocks, length - 1, length, stop=True), suppress(_Enough):
             run()
@@ -110,9 +110,7 @@ class Trace:
             yield
 
     @contextmanager
-    def recorded(
-        self, blocks: Sequence[nn.Module], first: int, length: int, *, stop: bool = False
-    ) -> Iterator[None]:
+    def recorded(self, blocks: Sequence[nn.Module], first: int, length: int, *, stop: bool = False) -> Iterator[None]:
         """Keep what blocks `first` to `length - 1` put out, and stop the model there.
 
         At its end it stops only where it is told to, so that final norm and head run.

@@ -250,7 +250,7 @@ def compensate_plan(
     batches = list(batches)
     with progress_bar("compensating", shown=progress) as bar:
         what_if = WhatIf(model, batches, progress=bar)
-        teacher = DenseTeacher(model) if wants_dense(compensation) else None
+        teacher = DenseTeacher(model, adapted=True) if wants_dense(compensation) else None
         corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
         done = {} if teacher is None else finish(compensation, what_if, teacher)
     steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))

@@ -172,8 +172,7 @@ class Pruner:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
         quota = quota or Quota(budget.target)
-        # What goes is held until the compensation has seen it.
-        self._teacher = DenseTeacher(self.model) if wants_dense(self._compensation) else None
+        self._teacher = DenseTeacher(self.model, adapted=True) if wants_dense(self._compensation) else None
         while quota.allows(*self.so_far) and self.candidates():
             step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
@@ -246,9 +245,7 @@ class Pruner:
         return scores.merged(closer), closer.best
 
     def mend(self, measure: Callable[[], WhatIf]) -> None:
-        """Let the compensation change what stays, towards the model as it was before the last series of removals.
-
-        Nothing is done where it makes up for each removal by itself, or where nothing went.
+        """Let a compensation that comes at the end change what stays, towards the model before these removals.
 
         Args:
             measure: Makes the measure, over the batches to fit on, which need not be those that scored.
@@ -257,14 +254,11 @@ class Pruner:
             LitPruneError: The message says what it wants; nothing is changed then.
         """
         teacher, self._teacher = self._teacher, None
-        if self._compensation is None or teacher is None or not teacher.num_extra_parameters:
-            return
-        what_if = measure()
-        before = what_if.cost
-        facts = finish(self._compensation, what_if, teacher)
-        self.plan = replace(
-            self.plan, compensation={**self.plan.compensation, **facts, "cost": what_if.cost - before}
-        )
+        if self._compensation is not None and teacher is not None and teacher.num_extra_parameters:
+            what_if = measure()
+            before, facts = what_if.cost, finish(self._compensation, what_if, teacher)
+            facts = {**self.plan.compensation, **facts, "cost": what_if.cost - before}
+            self.plan = replace(self.plan, compensation=facts)
 
     def record_outcome(self, budget: Budget, *, left: str | None = None) -> None:
         """Write into the plan how far it has come, in the budget's unit.

@@ -12,7 +12,14 @@ from lit_prune.surgery.config import (
 )
 from lit_prune.surgery.mute import evaluating, mute
 from lit_prune.surgery.optimizers import cut_groups, require_forgetful
-from lit_prune.surgery.outputs import added_to_stream, first_tensor, hidden_states, is_linear, output_projections, run_few_tokens
+from lit_prune.surgery.outputs import (
+    added_to_stream,
+    first_tensor,
+    hidden_states,
+    is_linear,
+    output_projections,
+    run_few_tokens,
+)
 from lit_prune.surgery.proof import require_understood
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, reshard
@@ -45,8 +52,8 @@ __all__ = [
     "require_recorded",
     "require_understood",
     "reshard",
-    "set_tombstones_aside",
     "run_few_tokens",
+    "set_tombstones_aside",
     "stock_config",
     "tombstones",
     "without_tombstones",

@@ -44,7 +44,7 @@ def refitted(model, batches=BATCHES, gone=GONE, **options):
 
 @torch.no_grad()
 def states(model, tokens, names):
-    """What modules are given (`in`) and put out (`out`), by hooks, float64 [tokens, width] without the first of each."""
+    """What modules are given (`in`) and put out (`out`), by hooks, float64 [tokens, width]; first tokens left out."""
     seen = {}
 
     def keep(name, args, output):
@@ -156,7 +156,8 @@ def test_a_model_that_has_lost_nothing_stays_as_it_is():
     model = tiny_model("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     facts, what_if = refitted(model, gone=())
-    assert facts == {"refitted": {}} and what_if.cost == 0
+    assert facts == {"refitted": {}}
+    assert what_if.cost == 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -209,7 +210,8 @@ def test_a_search_ends_with_it_and_a_plan_repeats_it(tmp_path):
     plan = prune(model, BATCHES, amount=0.3, compensate="refit", compensate_on=text, progress=False)
     bare = prune(plain, BATCHES, amount=0.3, progress=False)
     assert plan.removed == bare.removed, "the search does not see it"
-    assert plan.cost == bare.cost and 0 < plan.compensation["cost"] <= 4
+    assert plan.cost == bare.cost
+    assert 0 < plan.compensation["cost"] <= 4
     assert PrunePlan.from_dict(plan.to_dict()) == plan
     found = compensate_plan(again, plan, text, "refit")
     assert torch.equal(logits(again), logits(model))
