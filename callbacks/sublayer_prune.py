@@ -30,6 +30,7 @@ from .mending import Mending
 from .module_loss import LOSSES, check_loss, measure, require_scorable
 from .saving import Saving, random_state, restore_random_state
 from .story import counted_costs, log_beginning, log_end, log_removal
+from .training_text import require_numbered, training_batches
 from .validation import validation_batches
 
 
@@ -179,6 +180,8 @@ class SublayerPruneCallback(Callback):
         self.mending.to(pl_module.device)
         for optimizer in trainer.optimizers:
             require_forgetful(optimizer)
+        if pruner.mends:
+            require_numbered(trainer)
         with isolate_rng():
             require_understood(pruner.model)
             batches = validation_batches(trainer, self.num_batches)
@@ -267,7 +270,7 @@ class SublayerPruneCallback(Callback):
                 follow_removal(trainer, step.removed.sublayers, self.model)
                 bar.removed(quota.goal(*pruner.so_far)[1])
                 log_removal(trainer, pruner.plan, self._costs)
-            pruner.mend(lambda: what_if)
+            pruner.mend(lambda: measure(trainer, pruner.model, training_batches(trainer), "tokens", progress=bar))
             self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
         trainers.renew_ddp(trainer)
 

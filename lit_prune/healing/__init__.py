@@ -15,10 +15,12 @@ from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
 from lit_prune.healing.refit import Refit
+from lit_prune.healing.regression import HELD_BACK
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
 
 __all__ = [
+    "HELD_BACK",
     "Compensation",
     "DenseTeacher",
     "Distillation",

@@ -36,7 +36,8 @@ from lit_prune.measure import (
 from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, Scores, SublayerId, described
 from lit_prune.pruning.goal import Goal
 from lit_prune.pruning.progress import progress_bar
-from lit_prune.pruning.pruner import Pruner, describe_run, take_out
+from lit_prune.pruning.pruner import Pruner, describe_run
+from lit_prune.pruning.removal import take_out
 from lit_prune.searches import require_limits
 from lit_prune.surgery import compact, is_sharded, remove, require_understood
 

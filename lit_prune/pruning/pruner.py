@@ -14,9 +14,7 @@ from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError
 from lit_prune.healing import (
-    Compensation,
     DenseTeacher,
-    correct,
     create_compensation,
     finish,
     require_possible,
@@ -37,10 +35,10 @@ from lit_prune.plan import (
     with_defaults,
 )
 from lit_prune.pruning.protection import protected_sublayers
+from lit_prune.pruning.removal import take_out
 from lit_prune.pruning.rounds import ModelRound, require_scores
 from lit_prune.scorers import SCORERS, Scorer
 from lit_prune.searches import SEARCHES, Budget, Quota, Search
-from lit_prune.surgery import remove
 
 
 class Pruner:
@@ -97,6 +95,11 @@ class Pruner:
         create(SCORERS, recipe.scorer)
         create(SEARCHES, recipe.search)
         create_compensation(recipe.compensate)
+
+    @property
+    def mends(self) -> bool:
+        """Whether `mend` is to be called when removals are done."""
+        return wants_dense(self._compensation)
 
     @property
     def num_parameters(self) -> int:
@@ -172,7 +175,7 @@ class Pruner:
             MeasureError: A loss is NaN or infinite; nothing is removed then.
         """
         quota = quota or Quota(budget.target)
-        self._teacher = DenseTeacher(self.model, adapted=True) if wants_dense(self._compensation) else None
+        self._teacher = DenseTeacher(self.model, adapted=True) if self.mends else None
         while quota.allows(*self.so_far) and self.candidates():
             step = self.step(what_if, budget, optimizers=optimizers, epoch=epoch)
             self.record_outcome(budget)
@@ -275,21 +278,6 @@ class Pruner:
             reason = left if self.candidates() else "nothing left"
             outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
         self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
-
-
-def take_out(
-    what_if: WhatIf, candidate: Candidate, compensation: Compensation | None, optimizers: Sequence[Optimizer] = ()
-) -> tuple[int, dict[str, Any]]:
-    """Remove a candidate and make up for it; returns the parameters that went, and by sublayer what was corrected."""
-    if compensation is None or wants_dense(compensation):
-        return remove(what_if.model, candidate.sublayers, optimizers), {}
-    freed, corrections = 0, {}
-    # One by one, so that each is made up for in the model without those before it.
-    for sublayer in candidate.sublayers:
-        corrections[str(sublayer)] = correct(compensation, what_if, sublayer)
-        freed += remove(what_if.model, [sublayer], optimizers)
-        what_if.corrected()
-    return freed, corrections
 
 
 def describe_run(

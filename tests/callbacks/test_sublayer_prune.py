@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lit_prune import LitCausalLM, LoraHealing, load
 from lit_prune.errors import BudgetError, DataError, LitPruneError, MeasureError, ModelError
+from lit_prune.pruning import compensate_plan
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import NUM_BLOCKS, tiny_model
 
@@ -63,6 +64,39 @@ def test_amount_alone_spreads_evenly_and_every_removal_is_trained_on(tmp_path):
     assert gone[3] == len(callback.plan.removed) == len(removed_sublayers(model.model))
     left = sum(each.numel() for each in model.model.parameters())
     assert left == total - callback.plan.num_removed_parameters <= 0.8 * total
+
+
+class Weights(L.Callback):
+    """The weights that an epoch begins with."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 0 and batch_idx == 0:
+            self.seen = {name: each.detach().clone() for name, each in pl_module.model.named_parameters()}
+
+
+def test_weights_that_stay_are_refitted_on_training_text_before_training_goes_on(tmp_path):
+    weights, model, again = Weights(), module(), tiny_model("llama")
+    callback = pruning(schedule=2, amount=None, compensate="refit")
+    trainer(tmp_path, callback, weights, max_epochs=1).fit(model, *loaders())
+    order = torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0)).tolist()
+    tokens = torch.stack([TRAIN[index]["input_ids"] for index in order])
+    found = compensate_plan(again, callback.plan, [{"input_ids": rows} for rows in tokens.split(4)], "refit")
+    assert callback.plan.compensation["refitted"] == found.compensation["refitted"]
+    expected = dict(again.named_parameters())
+    assert all(torch.equal(each, expected[name]) for name, each in weights.seen.items())
+
+
+def test_refit_refuses_training_data_without_numbers_before_training(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(TRAIN)
+
+    model, before = module(), tiny_model("llama").state_dict()
+    with pytest.raises(DataError, match="draws training examples by their numbers"):
+        trainer(tmp_path, pruning(compensate="refit"), max_epochs=2, limit_train_batches=2).fit(
+            model, DataLoader(Stream(), batch_size=4), loaders()[1]
+        )
+    assert all(torch.equal(each, before[name]) for name, each in model.model.state_dict().items())
 
 
 def test_a_lazy_search_begins_anew_in_every_epoch(tmp_path):
@@ -149,7 +183,11 @@ class OwnModule(L.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize(("make", "stops"), [(module, (1, 2, 3)), (OwnModule, (2,))])
-@pytest.mark.parametrize("mending", [{}, {"healing": True}, {"healing": True, "distill": True}], ids=", ".join)
+@pytest.mark.parametrize(
+    "mending",
+    [{}, {"healing": True}, {"healing": True, "distill": True}, {"healing": True, "compensate": "refit"}],
+    ids=", ".join,
+)
 def test_resume_gives_the_same_drops_and_losses_to_the_last_bit(tmp_path, make, mending, stops):
     def run(folder, *extra, ckpt_path=None):
         L.seed_everything(1, verbose=False)

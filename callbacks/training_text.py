@@ -1,0 +1,65 @@
+"""Training examples that a compensation is fitted on, read by their numbers: the order of training stays as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+
+import lightning as L
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lit_prune.errors import DataError
+from lit_prune.healing import HELD_BACK
+from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.measure import counted_positions
+
+from .validation import ValidationBatch, transferred
+
+MOST_TOKENS = 49_152
+"""Tokens that are enough to fit projections on, of all processes together."""
+
+
+def require_numbered(trainer: L.Trainer) -> None:
+    """Refuse training data whose examples cannot be had by their numbers, or too few of them.
+
+    Raises:
+        DataError: The message says what is wanted.
+    """
+    total = 0
+    for loader in tree_leaves(trainer.train_dataloader):
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or not hasattr(loader, "collate_fn"):
+            raise DataError(
+                "refit draws training examples by their numbers, and those of this training data have none: give a "
+                "DataLoader over a data set with a length, or another compensate"
+            )
+        total += len(dataset)
+    if total < HELD_BACK:
+        raise DataError(f"refit holds back one training example of {HELD_BACK}, and there are {total}; give more")
+
+
+def training_batches(trainer: L.Trainer) -> list[ValidationBatch]:
+    """This process's training batches, of examples drawn from the training data, as many as have enough tokens."""
+    processes, batches = processes_of_trainer(trainer), []
+    loaders = tree_leaves(trainer.train_dataloader)
+    wanted = MOST_TOKENS / processes.size / len(loaders)
+    for loader in loaders:
+        order = torch.randperm(
+            len(loader.dataset), generator=torch.Generator().manual_seed(trainer.current_epoch)
+        ).tolist()
+        size = loader.batch_size or 1
+        # Every process gets as many batches, which all of them sum over.
+        own = order[processes.rank :: processes.size][: max(1, len(order) // processes.size)]
+        number = 0
+        for first in range(0, len(own), size):
+            batch = transferred(
+                trainer, loader.collate_fn([loader.dataset[index] for index in own[first : first + size]])
+            )
+            batches.append(ValidationBatch(batch, 0, 0))
+            number = number or processes.agree(
+                math.ceil(wanted / max(1, int(counted_positions(batches[-1].scored).sum())))
+            )
+            if first // size + 1 >= number:
+                break
+    return batches
