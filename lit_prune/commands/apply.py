@@ -8,7 +8,6 @@ from typing import Any
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.options import Loading, Mixture
-from lit_prune.data import BUILTIN, calibration_batches
 from lit_prune.errors import LitPruneError
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
@@ -16,7 +15,8 @@ from lit_prune.healing import create_compensation
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
 
-MIXTURE, LOADING = Mixture([BUILTIN]), Loading()
+REFIT = "refit"
+MIXTURE, LOADING = Mixture(), Loading()
 
 
 def apply_to_model(
@@ -42,7 +42,7 @@ def apply_to_model(
         output: Folder for the pruned model; it must not exist, or be empty.
         uncompensated: Remove alone, where the plan was made with a compensation.
         compensate: What makes up for removals in weights that stay - refit, scale, linear or bias; options as YAML. By
-            default the factors of the plan, where it has some.
+            default refit where the plan was made with it, and the factors of the plan where it has some.
         text: The text that a compensation is measured on.
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
@@ -52,6 +52,8 @@ def apply_to_model(
     steps = PrunePlan.load(plan)
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
+    if compensate is None and not uncompensated and steps.compensation.get("name") == REFIT:
+        compensate = {key: steps.compensation[key] for key in ("name", "ridges") if key in steps.compensation}
     create_compensation("none" if compensate is None else compensate)  # before the model is loaded
     tokenizer = loading.tokenizer(model)
     if compensate is None:
@@ -60,7 +62,7 @@ def apply_to_model(
     if compensate is None:
         steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
-        batches = calibration_batches(text.windows(tokenizer, network), text.batch_size)
+        batches = text.batches(tokenizer, lambda: network)
         source = {"source": ", ".join(text.data), "window": text.window}
         steps = compensate_plan(network, steps, batches, compensate, calibration=source, progress=True)
     if model != steps.model.name:  # which heal takes for the dense model

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
-from lit_prune.commands.options import Loading, Sample
+from lit_prune.commands.options import Loading, Mixture, Sample
 from lit_prune.data import calibration_batches, fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     DENSE,
     WANDA,
+    Batches,
     Comparison,
     Entry,
     Result,
@@ -28,12 +29,13 @@ from lit_prune.evaluation import (
     wanda_sparsifier,
 )
 from lit_prune.files import file_name, say, write_text
+from lit_prune.healing import create_compensation, wants_dense
 from lit_prune.plan import Method, method_names, read_method
 from lit_prune.pruning import Pruner
 from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.searches import require_share
 
-SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=1), Loading()
+SAMPLE, LOADING, REFIT = Sample(window=256, num_windows=8, batch_size=1), Loading(), Mixture()
 OWN = ("method", "label", "data", "num_windows")
 """Settings of an entry that are not the method's."""
 
@@ -45,6 +47,7 @@ def compare(
     methods: list[str | dict[str, Any]] | None = None,
     amounts: list[float] | None = None,
     sample: Sample = SAMPLE,
+    refit: Mixture = REFIT,
     unseen: list[str] | None = None,
     num_unseen: int = 24,
     tasks: list[str] | None = None,
@@ -67,6 +70,7 @@ def compare(
             attention}'; data and num_windows may be changed as well. All methods by default. dense is always there.
         amounts: Shares of the parameters to remove; [0.1, 0.2] by default.
         sample: The calibration text; a batch is the least that a search can screen on.
+        refit: The text that refit solves for.
         unseen: Texts that perplexity is measured on, in windows that no method sees; data by default.
         num_unseen: Windows of every text that perplexity is measured on.
         tasks: Tasks of lm-evaluation-harness to measure accuracy on (needs the extra eval).
@@ -83,6 +87,7 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     require_sizes(speed or {})
+    refit.require_possible()
     sample.require_possible(num_unseen=num_unseen, limit=limit)
     texts = unseen or [sample.data]
     labels = text_labels(texts)
@@ -101,8 +106,10 @@ def compare(
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
             return replace(sample, data=text).windows(tokenizer, wanted=reserved + num_unseen)
 
+        refits = [line for line in lines if wants_dense(create_compensation(_recipe(line).get("compensate", "none")))]
+        text = refit.batches(tokenizer, partial(loading.model, name)) if refits else []
         entries = [
-            _entry(line, drawn(line.get("data", sample.data)), sample)
+            _entry(line, drawn(line.get("data", sample.data)), sample, text if line in refits else [])
             for line in [{"method": DENSE, "label": DENSE}, *lines]
         ]
         windows = {label: drawn(text)[reserved:] for label, text in zip(labels, texts, strict=True)}
@@ -120,7 +127,7 @@ def compare(
     say(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
 
 
-run = partial(call, compare)
+run = partial(call, compare, nested=["refit"])
 
 
 def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -149,10 +156,14 @@ def _method(line: Mapping[str, Any]) -> Method:
     return read_method(line["method"]).with_settings({key: line[key] for key in line if key not in OWN})
 
 
-def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample) -> Entry:
+def _recipe(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {} if line["method"] in (DENSE, WANDA) else _method(line).options
+
+
+def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample, text: Batches) -> Entry:
     batches = calibration_batches(windows[: line.get("num_windows", sample.num_windows)], sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
-    return Entry(line["label"], method, batches, fingerprint(batches))
+    return Entry(line["label"], method, batches, fingerprint(batches), text, fingerprint(text) if text else {})
 
 
 def _said(row: Result) -> str:

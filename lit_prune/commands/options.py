@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_prune.anatomy import context_length
 from lit_prune.commands.arguments import default_device
-from lit_prune.data import BUILTIN, drawn_windows, require_positive, require_source
+from lit_prune.data import MIXED, calibration_batches, drawn_windows, require_positive, require_source
 from lit_prune.files import say
 from lit_prune.healing import written_windows
 from lit_prune.loading.models import load, load_tokenizer
@@ -54,15 +56,16 @@ class Mixture:
     """Windows of tokens that are drawn from several texts in equal shares, in a mixed order.
 
     Attributes:
-        data: Texts as for the search, and self for text that the dense model writes, half of it dialogues where it has
-            a chat template.
+        data: Texts: mixed (novels, essays, Python's help topics and source code, in every installation), builtin (the
+            help topics alone), files, folders, hub data sets, or self for what the dense model writes, half of it
+            dialogues where it has a chat template.
         window: Tokens in a window.
         num_windows: Windows in all; a text that has too few for its share gives what it has.
         batch_size: Windows in a batch.
         seed: Decides which windows are drawn, and their order.
     """
 
-    data: list[str] = field(default_factory=lambda: [BUILTIN, SELF])
+    data: list[str] = field(default_factory=lambda: [MIXED])
     window: int = 256
     num_windows: int = 192
     batch_size: int = 4
@@ -75,17 +78,28 @@ class Mixture:
             if text != SELF:
                 require_source(text)
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase, dense: PreTrainedModel) -> Tensor:
-        """Draw the windows, [windows, window], and let the dense model write its share of them."""
+    def batches(
+        self, tokenizer: PreTrainedTokenizerBase, dense: Callable[[], PreTrainedModel]
+    ) -> list[dict[str, Tensor]]:
+        """Batches of the windows."""
+        return calibration_batches(self.windows(tokenizer, dense), self.batch_size)
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase, dense: Callable[[], PreTrainedModel]) -> Tensor:
+        """Draw the windows, [windows, window], and let the dense model write its share of them.
+
+        They are shorter where the model's context is.
+        """
+        model = dense()
+        window = min(self.window, context_length(model.config) or self.window)
         share = -(-self.num_windows // len(self.data))
         drawn = []
         for text in self.data:
             if text == SELF:
-                say(f"the dense model writes {share} windows of {self.window} tokens")
+                say(f"the dense model writes {share} windows of {window} tokens")
                 options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": 64, "seed": self.seed}
-                drawn.append(written_windows(dense, share, self.window, **options))
+                drawn.append(written_windows(model, share, window, **options))
             else:
-                wanted = {"window": self.window, "wanted": 1, "most": share, "seed": self.seed}
+                wanted = {"window": window, "wanted": 1, "most": share, "seed": self.seed}
                 drawn.append(drawn_windows(text, tokenizer, **wanted))
         if len(drawn) == 1:
             return drawn[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,6 +152,7 @@ def prune_model(
     )
     if fabric is not None and machine.shard:
         shard(network, init_device_mesh(fabric.device.type, (fabric.world_size,)))
+    text = refit.batches(tokenizer, lambda: network) if refits else None
     try:
         plan = prune(
             network,
@@ -159,7 +161,7 @@ def prune_model(
             of=goal.of,
             max_rise=goal.max_rise,
             **recipe.options,
-            compensate_on=calibration_batches(refit.windows(tokenizer, network), refit.batch_size) if refits else None,
+            compensate_on=text,
             model_name=model,
             calibration={"source": sample.data, "window": sample.window},
             journal=journal,
@@ -193,4 +195,16 @@ def _outcome(plan: PrunePlan) -> str:
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
     searched = [] if plan.num_disturbed is None else [disturbance(plan)]
-    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched])
+    mended = [mending_in_words(plan.compensation)] if plan.compensation else []
+    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended])
+
+
+def mending_in_words(facts: Mapping[str, Any]) -> str:
+    """What a compensation did at the end, for people; `facts` are those of the plan."""
+    if "impossible" in facts:
+        return f"not compensated: {facts['impossible']}"
+    if "refitted" not in facts:
+        return f"compensated by {facts['name']}"
+    changed = sum(found["ridge"] is not None for found in facts["refitted"].values())
+    left = f"; left as they are: {', '.join(facts['left'])}" if facts.get("left") else ""
+    return f"refitted {changed} of {len(facts['refitted'])} projections in {facts['cost']:.1f} passes{left}"

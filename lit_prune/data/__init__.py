@@ -2,7 +2,7 @@
 
 from lit_prune.data.examples import Example, example_batches, read_examples
 from lit_prune.data.text_data import TextDataModule, window_loader
-from lit_prune.data.texts import BUILTIN, read_texts, require_source, share_out
+from lit_prune.data.texts import BUILTIN, MIXED, read_texts, require_source, share_out
 from lit_prune.data.windows import (
     calibration_batches,
     draw_windows,
@@ -14,6 +14,7 @@ from lit_prune.data.windows import (
 
 __all__ = [
     "BUILTIN",
+    "MIXED",
     "Example",
     "TextDataModule",
     "calibration_batches",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.resources
+import json
 import os
 import random
 import re
@@ -15,7 +17,14 @@ from lit_prune.files import EXPECTED, SUFFIXES, kind_of, read_documents, text_of
 from lit_prune.files.text_files import WHOLE
 from lit_prune.loading.sources import is_path
 
-BUILTIN = "builtin"
+BUILTIN, MIXED = "builtin", "mixed"
+INSTALLED = (BUILTIN, MIXED)
+"""Sources that are in every installation."""
+SHIPPED = "public_domain.jsonl"
+SHARE_OF_MIXED = 72_000
+"""Characters of each kind of text in `mixed`."""
+LIBRARY = ("argparse", "asyncio", "collections", "email", "http", "json", "logging", "unittest", "urllib")
+"""Parts of Python's library whose source code is in `mixed`."""
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # With fewer documents than this, a share of 10 % can be missed by far; they are cut at paragraphs then.
@@ -29,8 +38,10 @@ def read_texts(
 
     Args:
         source: The word `builtin` (Python's own help topics, in every installation, varying a little with its version),
-            a `.txt` file (one document), a `.jsonl` file (one a line), `.json` (a list, or lines) or `.parquet`, any of
-            them but the last with `.gz` behind it, a folder of such files, or a data set on the hub.
+            `mixed` (equal parts of novels and of essays, both in the public domain, of Python's help topics, and of the
+            source code of its library), a `.txt` file (one document), a `.jsonl` file (one a line), `.json` (a list, or
+            lines) or `.parquet`, any of them but the last with `.gz` behind it, a folder of such files, or a data set
+            on the hub.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
         split: Name of a hub data set's split; `train` when None.
         field: Key of the text in rows of files and hub data sets.
@@ -49,9 +60,9 @@ def read_texts(
             f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
         )
     elif source == BUILTIN:
-        from pydoc_data.topics import topics
-
-        texts = [topics[key] for key in sorted(topics)]
+        texts = _help_topics()
+    elif source == MIXED:
+        texts = _mixed()
     else:
         texts = [text for file in _files_of(Path(source).expanduser()) for text in read_documents(file, field)]
     if not any(text.strip() for text in texts):
@@ -100,7 +111,7 @@ def require_source(source: str | Path) -> None:
     path = Path(source).expanduser()
     if is_hub(source):
         _datasets(str(source))
-    elif source != BUILTIN:
+    elif source not in INSTALLED:
         if not os.path.exists(path):
             raise DataError(f"there is no file {path}")
         _require_text(path)
@@ -109,7 +120,34 @@ def require_source(source: str | Path) -> None:
 def is_hub(source: str | Path) -> bool:
     """Whether the source is neither ours nor a path: then it names a data set on the hub."""
     text = str(source)
-    return text != BUILTIN and not text.endswith(SUFFIXES) and not is_path(text)
+    return text not in INSTALLED and not text.endswith(SUFFIXES) and not is_path(text)
+
+
+def _help_topics() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[key] for key in sorted(topics)]
+
+
+def _mixed() -> list[str]:
+    """Documents of four kinds in equal parts: novels, essays, documentation, source code."""
+    with importlib.resources.files("lit_prune.data").joinpath(SHIPPED).open(encoding="utf-8") as lines:
+        shipped = [json.loads(line) for line in lines]
+    library = Path(json.__file__).parents[1]
+    modules = [path for name in LIBRARY for path in [library / f"{name}.py", *sorted((library / name).glob("*.py"))]]
+    kinds = [
+        [row["text"] for row in shipped if row["kind"] == "novel"],
+        [row["text"] for row in shipped if row["kind"] == "essay"],
+        _help_topics(),
+        [path.read_text(encoding="utf-8") for path in modules if path.exists()],
+    ]
+    return [text for texts in kinds for text in _first(texts, SHARE_OF_MIXED)]
+
+
+def _first(texts: Sequence[str], num_characters: int) -> list[str]:
+    """Documents up to a number of characters, all of them cut alike where there are more."""
+    share = min(1.0, num_characters / sum(map(len, texts)))
+    return [text[: round(share * len(text))] for text in texts]
 
 
 def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:
@@ -167,6 +205,6 @@ def _datasets(source: str) -> Any:
         return importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(
-            f"{source!r} is neither 'builtin' nor a file or folder here; "
+            f"{source!r} is neither 'builtin' nor 'mixed' nor a file or folder here; "
             "for data sets from the hub: pip install 'lit-prune[hub]'"
         ) from error

@@ -4,6 +4,7 @@ from lit_prune.evaluation.answers import Turn, answer, answers, question
 from lit_prune.evaluation.comparison import (
     DENSE,
     WANDA,
+    Batches,
     Comparison,
     Entry,
     Result,
@@ -42,6 +43,7 @@ __all__ = [
     "MODES",
     "WANDA",
     "Analysis",
+    "Batches",
     "Comparison",
     "DepthFigures",
     "Entry",

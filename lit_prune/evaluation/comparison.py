@@ -35,13 +35,16 @@ Batches = Sequence[Mapping[str, Tensor]]
 class Entry:
     """A line of the comparison: a method, None for the baselines, and the batches that it measures on.
 
-    The source says where the batches came from, for the plan's readers.
+    The source says where the batches came from, for the plan's readers. A compensation that comes at the end is fitted
+    on `text` where there is any, and `text_source` says what that is.
     """
 
     label: str
     method: Method | None
     calibration: Batches
     source: Mapping[str, Any] = field(default_factory=dict)
+    text: Batches = ()
+    text_source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,7 +52,8 @@ class Entry:
         method = self.method.options if self.method else {}
         if method.get("compensate") == "none":
             del method["compensate"]
-        found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source)}))
+        fitted = {"compensated_on": dict(self.text_source)} if self.text else {}
+        found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source), **fitted}))
         return found
 
 
@@ -247,7 +251,8 @@ class Comparison:
         pruner.plan = describe_run(pruner.plan, budget, entry.source)
         stem = f"{file_name(name)}/{file_name(entry.label)}"
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
-        header = {**entry.settings, **model_fingerprints(model)}
+        settings = {key: value for key, value in entry.settings.items() if key != "compensated_on"}
+        header = {**settings, **model_fingerprints(model)}
         with (
             Journal(self.folder / f"journals/{stem}.jsonl", header) as journal,
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
@@ -255,6 +260,8 @@ class Comparison:
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
             for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
+        with progress_bar(f"{entry.label} {amount:.0%}, compensating", shown=self.progress) as bar:
+            pruner.mend(lambda: WhatIf(model, entry.text or entry.calibration, progress=bar))
         pruner.record_outcome(budget, left="amount")
         pruner.plan.save(self.folder / f"plans/{stem}-{amount:g}.json")
         return pruner.plan

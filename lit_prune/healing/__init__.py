@@ -7,6 +7,7 @@ from lit_prune.healing.compensation import (
     create_compensation,
     finish,
     fold_factor,
+    is_required,
     require_possible,
     wants_dense,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "finish",
     "fold_factor",
     "heal",
+    "is_required",
     "merge",
     "require_possible",
     "restore_adapters",

@@ -31,11 +31,13 @@ class Compensation:
     Attributes:
         correction: How every sublayer must end for the compensation to be folded exactly, `SCALE` or `LINEAR` of
             `lit_prune.anatomy`; None asks for nothing.
+        required: Whether a model that it is not possible for is refused; else it is left out there.
         wants_dense: Whether it is not called for each removal, and `finish` is when all are done, with the dense model.
     """
 
     correction: ClassVar[str | None] = None
     wants_dense: ClassVar[bool] = False
+    required: bool = True
 
     def __call__(self, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
         """Measure what the sublayer does on the batches and fold it.
@@ -159,9 +161,10 @@ def create_compensation(spec: Any) -> Compensation | None:
     return None if spec == "none" else cast(Compensation, create(COMPENSATIONS, spec))
 
 
-def require_possible(compensation: Compensation, model: nn.Module) -> None:
+def require_possible(compensation: Compensation | None, model: nn.Module) -> None:
     """Ask a compensation whether it can be folded into a model; one of a user's own may have nothing to say to that."""
-    with_defaults(Compensation, compensation).require_possible(model)
+    if compensation is not None:
+        with_defaults(Compensation, compensation).require_possible(model)
 
 
 def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -> dict[str, Any]:
@@ -180,6 +183,11 @@ def finish(compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, *
         ModelError: It says something that cannot stand in a plan.
     """
     return _plain(with_defaults(Compensation, compensation).finish(what_if, teacher, keep=keep))
+
+
+def is_required(compensation: Compensation | None) -> bool:
+    """Whether a model that a compensation is not possible for is to be refused."""
+    return compensation is not None and with_defaults(Compensation, compensation).required
 
 
 def wants_dense(compensation: Compensation | None) -> bool:

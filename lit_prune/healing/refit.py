@@ -41,12 +41,14 @@ class Refit(Compensation):
     that several layers share.
 
     Args:
+        required: Whether a model that it is not possible for is refused; else such a model is left as it is.
         ridges: The strengths r to choose from, relative to the mean square of the inputs. The one with the least error
-            on every fourth sequence is taken, which is held back for it; where none is better than nothing, nothing
-            is changed.
+            on about every fourth sequence is taken, which is held back for it; where none is better than nothing,
+            nothing is changed.
     """
 
     wants_dense = True
+    required: bool = True
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
     def require_possible(self, model: nn.Module) -> None:
@@ -79,9 +81,10 @@ class Refit(Compensation):
         with what_if.running():
             lockstep = Lockstep(what_if, teacher)
             if lockstep.sites and lockstep.num_sequences < HELD_BACK:
-                raise DataError(
-                    f"refit holds back one sequence of {HELD_BACK}, and there are {lockstep.num_sequences}; give more"
-                )
+                few = f"refit holds back one sequence of {HELD_BACK}, and there are {lockstep.num_sequences}; give more"
+                if self.required:
+                    raise DataError(few)
+                return {"impossible": few}
             projections = output_projections(what_if.model)
             for site in lockstep.sites:
                 modules: dict[str, nn.Module] = {}

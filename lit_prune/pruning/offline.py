@@ -171,7 +171,9 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
     trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
     if pruner.scorer.gradients:
         trouble = f"{type(pruner.scorer).__name__} wants gradients of whole weights"
-    if compensation := pruner.plan.compensation:
+    if pruner.mends and not pruner.plan.compensation.get("required", True):
+        pruner.leave_uncompensated("the model is sharded over processes")
+    elif compensation := pruner.plan.compensation:
         trouble = f"the compensation {compensation['name']!r} changes whole weights"
     if trouble:
         raise LitPruneError(

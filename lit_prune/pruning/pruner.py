@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs import Prices
-from lit_prune.errors import BudgetError
+from lit_prune.errors import BudgetError, ModelError
 from lit_prune.healing import (
     DenseTeacher,
     create_compensation,
     finish,
+    is_required,
     require_possible,
     wants_dense,
 )
@@ -73,8 +74,6 @@ class Pruner:
         self.prices = Prices.in_parameters(anatomy)
         self._compensation = create_compensation(recipe.compensate)
         self._teacher: DenseTeacher | None = None
-        if self._compensation is not None:
-            require_possible(self._compensation, self.model)
         config = self.model.config
         name = model_name or getattr(config, "_name_or_path", "")
         self.plan = PrunePlan(
@@ -84,6 +83,17 @@ class Pruner:
             compensation=described(recipe.compensate, self._compensation) if self._compensation else {},
             versions=package_versions(),
         )
+        try:
+            require_possible(self._compensation, self.model)
+        except ModelError as error:
+            if is_required(self._compensation):
+                raise
+            self.leave_uncompensated(str(error))
+
+    def leave_uncompensated(self, why: str) -> None:
+        """Leave the compensation out, and write the reason into the plan."""
+        self._compensation = None
+        self.plan = replace(self.plan, compensation={**self.plan.compensation, "impossible": why})
 
     @staticmethod
     def require_known(recipe: Recipe) -> None:
