@@ -9,6 +9,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.fsdp import TENSOR
 from lit_prune.pruning import Pruner, require_shardable
@@ -39,6 +40,19 @@ def require_supported(trainer: L.Trainer, *, folds: bool = False) -> None:
             "ModelPruning computes every weight anew from its masks, which undoes what healing and compensate fold in; "
             "leave one out"
         )
+
+
+def against_refit(trainer: L.Trainer, module: nn.Module, model: nn.Module, mending: Mending) -> str | None:
+    """Why weights that stay are better left as they are in a training, where nobody asked for their change."""
+    if is_adapted(model):
+        return "the model has adapters of yours, which are for the weights as they are"
+    if mending.distillation is not None:
+        return "distill learns from the weights as they were"
+    if averaging_callbacks(trainer) or averages_in(module, model):
+        return "weights are averaged over the training"
+    if any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer)):
+        return "ModelPruning computes every weight anew from its masks"
+    return "the strategy shards the model" if shards(trainer) else None
 
 
 def require_own_process(trainer: L.Trainer) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.costs import Costs, Prices
 from lit_prune.data import fingerprint
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import DataError, LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.plan import PrunePlan, Recipe
@@ -30,8 +30,10 @@ from .mending import Mending
 from .module_loss import LOSSES, check_loss, measure, require_scorable
 from .saving import Saving, random_state, restore_random_state
 from .story import counted_costs, log_beginning, log_end, log_removal
-from .training_text import require_numbered, training_batches
+from .training_text import training_batches, unnumbered
 from .validation import validation_batches
+
+BY_DEFAULT = {"name": "refit", "required": False}
 
 
 class SublayerPruneCallback(Callback):
@@ -61,7 +63,10 @@ class SublayerPruneCallback(Callback):
         search: `progressive`, `lazy` or `one_shot`, or an import path.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay, such as `attention.0`, `mlp.3`, `block.2`.
-        compensate: What makes up for removals in weights that stay: `none`, `scale` or `linear`; see `Recipe`.
+        compensate: What makes up for removals in weights that stay: `none`, `refit`, `scale` or `linear`; see `Recipe`.
+            None is `refit`, after every drop and on training examples, where nothing speaks against it: a form of
+            blocks that it is not possible for, examples without numbers, `distill`, averaged weights, a sharded model.
+            The plan says so then.
         healing: The settings of LoRA adapters, which are attached at set-up, trained between drops and merged at the
             end: `LoraHealing`, or True for its defaults. False trains the model's own weights.
         distill: With healing, what training steps learn from the model as it was at set-up, instead of from the text:
@@ -100,7 +105,7 @@ class SublayerPruneCallback(Callback):
         search: str | dict[str, Any] = "progressive",
         granularity: str = "sublayer",
         protect: list[str] | None = None,
-        compensate: str | dict[str, Any] = "none",
+        compensate: str | dict[str, Any] | None = None,
         healing: bool | LoraHealing = False,
         distill: bool | Distillation = False,
         model: str | None = None,
@@ -111,10 +116,12 @@ class SublayerPruneCallback(Callback):
     ) -> None:
         rhythm = Schedule(schedule, start_epoch, every_n_epochs)
         self.allowance = Allowance(Goal(amount, of, max_rise), rhythm, num_epochs)
-        self.recipe = Recipe(scorer, search, granularity, protect or (), compensate)
+        self.recipe = Recipe(
+            scorer, search, granularity, protect or (), BY_DEFAULT if compensate is None else compensate
+        )
         if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
             raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
-        if distill and compensate != "none":
+        if distill and compensate not in (None, "none"):
             raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
         self.mending = Mending(healing, distill)
         if loss not in LOSSES:
@@ -151,10 +158,14 @@ class SublayerPruneCallback(Callback):
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, model: PreTrainedModel) -> None:
         requirements.require_own_process(trainer)
-        requirements.require_supported(trainer, folds=self.mending.lora is not None or self.recipe.compensate != "none")
+        by_default = self.recipe.compensate == BY_DEFAULT
+        folds = self.mending.lora is not None or (not by_default and self.recipe.compensate != "none")
+        requirements.require_supported(trainer, folds=folds)
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = Pruner(model, self.recipe, model_name=str(getattr(pl_module, "model_name", "")))
+        if by_default and (why := requirements.against_refit(trainer, pl_module, model, self.mending)) is not None:
+            self._pruner.leave_uncompensated(why)
         requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.goal.unit, self.mending)
         requirements.require_averages_follow(trainer, pl_module, self, self._pruner, self.mending)
         require_scorable(self.loss, self._pruner.scorer)
@@ -180,8 +191,10 @@ class SublayerPruneCallback(Callback):
         self.mending.to(pl_module.device)
         for optimizer in trainer.optimizers:
             require_forgetful(optimizer)
-        if pruner.mends:
-            require_numbered(trainer)
+        if pruner.mends and (why := unnumbered(trainer)) is not None:
+            if self.recipe.compensate != BY_DEFAULT:
+                raise DataError(f"{why}, or another compensate")
+            pruner.leave_uncompensated(why)
         with isolate_rng():
             require_understood(pruner.model)
             batches = validation_batches(trainer, self.num_batches)

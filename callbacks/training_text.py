@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lit_prune.errors import DataError
 from lit_prune.healing import HELD_BACK
 from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.measure import counted_positions
@@ -20,23 +19,20 @@ MOST_TOKENS = 49_152
 """Tokens that are enough to fit projections on, of all processes together."""
 
 
-def require_numbered(trainer: L.Trainer) -> None:
-    """Refuse training data whose examples cannot be had by their numbers, or too few of them.
-
-    Raises:
-        DataError: The message says what is wanted.
-    """
+def unnumbered(trainer: L.Trainer) -> str | None:
+    """Why examples of the training data cannot be drawn to fit on, and what to do; None where they can."""
     total = 0
     for loader in tree_leaves(trainer.train_dataloader):
         dataset = getattr(loader, "dataset", None)
         if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or not hasattr(loader, "collate_fn"):
-            raise DataError(
+            return (
                 "refit draws training examples by their numbers, and those of this training data have none: give a "
-                "DataLoader over a data set with a length, or another compensate"
+                "DataLoader over a data set with a length"
             )
         total += len(dataset)
     if total < HELD_BACK:
-        raise DataError(f"refit holds back one training example of {HELD_BACK}, and there are {total}; give more")
+        return f"refit holds back one training example of {HELD_BACK}, and there are {total}: give more"
+    return None
 
 
 def training_batches(trainer: L.Trainer) -> list[ValidationBatch]:

@@ -2,6 +2,7 @@
 
 from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
 from lit_prune.anatomy.layouts import (
+    AFTER_BRANCH,
     BLOCK_LISTS,
     BLOCK_NUMBERS,
     CORRECTIONS,
@@ -26,6 +27,7 @@ from lit_prune.anatomy.stubs import SublayerStub
 from lit_prune.anatomy.sublayers import Anatomy, Part, Sublayer
 
 __all__ = [
+    "AFTER_BRANCH",
     "BLOCK_LISTS",
     "BLOCK_NUMBERS",
     "CLASSIFIER",

@@ -78,7 +78,9 @@ def option_types(function: Callable[..., None], nested: Sequence[str] = ()) -> d
     groups = option_groups(function, nested)
     own = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}
     shared = [(field.name, field.type) for default in groups.values() for field in fields(default)]
-    return {name: str(kind) for name, kind in (*own.items(), *shared) if name not in groups}
+    defaults = {name: signature(function).parameters[name].default for name in nested}
+    inner = [(f"{name}.{field.name}", field.type) for name, group in defaults.items() for field in fields(group)]
+    return {name: str(kind) for name, kind in (*own.items(), *shared, *inner) if name not in (*groups, *nested)}
 
 
 LEAST = {

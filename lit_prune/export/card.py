@@ -100,7 +100,7 @@ def _figures(plan: PrunePlan) -> str:
     }
     listed = [f"- {name}: {markdown_inline(str(value))}" for name, value in facts.items() if value is not None]
     listed += [f"- {markdown_inline(line)}" for line in outcome_in_words(plan.budget)]
-    if plan.compensation:
+    if plan.compensation.get("name", "none") != "none":
         listed.append(f"- made up for in weights that stay: {markdown_inline(plan.compensation['name'])}")
     if plan.healing:
         listed.append(

@@ -12,8 +12,8 @@ from lit_prune.errors import ModelError
 
 
 @torch.no_grad()
-def scale_output(module: nn.Module, factor: float) -> None:
-    """Multiply all that a linear layer or a norm puts out, adapters on it included.
+def scale_output(module: nn.Module, factor: float | Tensor) -> None:
+    """Multiply all that a linear layer or a norm puts out, adapters on it included; of a norm by factors [out] too.
 
     Raises:
         ModelError: It is a norm whose weight does not scale its output; nothing is changed then.
@@ -59,7 +59,7 @@ def _scale_parameters(module: nn.Module, factor: float) -> None:
         parameter.mul_(factor)
 
 
-def _scale_norm(norm: Any, factor: float) -> None:
+def _scale_norm(norm: Any, factor: float | Tensor) -> None:
     weight, bias = norm.weight, getattr(norm, "bias", None)
     probe = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     expected, before = factor * norm(probe), weight.clone()

@@ -63,6 +63,7 @@ class Lockstep:
         self.sites = sites_of(self._dense, self._pruned)
         self._pairs = [self._pair(index) for index in range(len(what_if.batches))]
         self._numbers = self._sequence_numbers()
+        self._held: list[Tensor] = []
         self._done, self._todo = 0, self._num_blocks() * len(self._pairs)
 
     @property
@@ -70,16 +71,23 @@ class Lockstep:
         """How many sequences with tokens that count all processes have together."""
         return self._num_sequences
 
-    def observed(self, site: Site, watched: Sequence[str]) -> Iterator[Seen]:
-        """Run both models up to a site, batch by batch; sites are observed in their order, each once.
+    def observed(self, site: Site, watched: Sequence[str], *, again: bool = False) -> Iterator[Seen]:
+        """Run both models up to a site, batch by batch; sites are observed in their order.
 
         Args:
             site: One of `sites`.
             watched: Paths of modules in its sublayers, which are called once in a pass.
+            again: Whether the site will be observed again, so that its targets are held until then.
         """
-        for (dense, pruned), numbers in zip(self._pairs, self._numbers, strict=True):
-            with self._teacher.restored():
-                target = self._target(dense, site)
+        held, self._held = self._held, []
+        for index, ((dense, pruned), numbers) in enumerate(zip(self._pairs, self._numbers, strict=True)):
+            if held:
+                target = held[index]
+            else:
+                with self._teacher.restored():
+                    target = self._target(dense, site)
+            if again:
+                self._held.append(target)
             found = self._stream(pruned, site, watched)
             # The first token is attended to by all others for want of anything better, and is like no other.
             mask = counted_positions(pruned.inputs)

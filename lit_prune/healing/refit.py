@@ -6,23 +6,28 @@ moments are kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import POST_NORM, find_sublayers
+from lit_prune.anatomy import AFTER_BRANCH, POST_NORM, SANDWICH, find_sublayers
 from lit_prune.errors import DataError, MeasureError, ModelError
 from lit_prune.healing.block_stream import residual_scales
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation
-from lit_prune.healing.folding import add_bias, add_to_projection, base_layer
-from lit_prune.healing.lockstep import Lockstep, Seen
-from lit_prune.healing.regression import HELD_BACK, Moments, held_back
+from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit
+from lit_prune.healing.folding import base_layer
+from lit_prune.healing.lockstep import Lockstep
+from lit_prune.healing.regression import HELD_BACK, held_back
 from lit_prune.healing.sites import Site
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import output_projections
+
+MODE = "wg"
 
 
 @COMPENSATIONS.register("refit")
@@ -49,7 +54,7 @@ class Refit(Compensation):
 
     wants_dense = True
     required: bool = True
-    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
     def require_possible(self, model: nn.Module) -> None:
         """Refuse a model whose weights are not at hand, or whose stream does not add up.
@@ -84,68 +89,61 @@ class Refit(Compensation):
                 few = f"refit holds back one sequence of {HELD_BACK}, and there are {lockstep.num_sequences}; give more"
                 if self.required:
                     raise DataError(few)
-                return {"impossible": few}
+                return {"name": "none", "impossible": few}
             projections = output_projections(what_if.model)
             for site in lockstep.sites:
-                modules: dict[str, nn.Module] = {}
-                for sublayer in site.sublayers:
-                    path = projections.get(sublayer.id, "")
-                    if why := _unchangeable(what_if.model, path):
-                        left[str(sublayer.id)] = why
-                    else:
-                        modules[path] = what_if.model.get_submodule(path)
-                if modules:
-                    refitted[site.name] = self._solve(lockstep, site, modules, what_if, teacher if keep else None)
+                fits, kept = self._fits(what_if.model, site, projections)
+                left |= kept
+                for number, fit in enumerate(fits):
+                    again = number + 1 < len(fits)
+                    name = site.name if not number else f"{site.name} (norm)"
+                    refitted[name] = self._solve(lockstep, site, fit, what_if, teacher if keep else None, again=again)
         what_if.corrected()
         return {"refitted": refitted, **({"left": left} if left else {})}
 
+    def _fits(
+        self, model: nn.Module, site: Site, projections: Mapping[SublayerId, str]
+    ) -> tuple[list[Fit], dict[str, str]]:
+        """What is fitted at a site, one after the other, and why some of its sublayers are left."""
+        (first, *_), modules, left = site.sublayers, {}, {}
+        for sublayer in site.sublayers:
+            path = projections.get(sublayer.id, "")
+            if why := _unchangeable(model, path):
+                left[str(sublayer.id)] = why
+            else:
+                modules[path] = model.get_submodule(path)
+        if first.form in (SANDWICH, AFTER_BRANCH):
+            norm = first.output
+            wide = [NormedProjectionFit(*next(iter(modules.items())), norm)] if modules and "w" in MODE else []
+            return [*wide, *([GainFit(norm, model.get_submodule(norm))] if "g" in MODE else [])], {}
+        return [ProjectionFit(modules)] if modules else [], left
+
     def _solve(
-        self,
-        lockstep: Lockstep,
-        site: Site,
-        modules: dict[str, nn.Module],
-        what_if: WhatIf,
-        teacher: DenseTeacher | None,
+        self, lockstep: Lockstep, site: Site, fit: Fit, what_if: WhatIf, teacher: DenseTeacher | None, *, again: bool
     ) -> dict[str, Any]:
         scale = lockstep.scales[site.point.position]
-        layers = [base_layer(module) for module in modules.values()]
-        with_bias = any(layer.bias is not None for layer in layers)
-        fitted, checked, num_tokens = Moments(), Moments(), torch.zeros(())
-        for seen in lockstep.observed(site, list(modules)):
-            inputs = _inputs(seen, list(modules), with_bias=with_bias)
+        fitted, checked, num_tokens = fit.moments(), fit.moments(), torch.zeros(())
+        for seen in lockstep.observed(site, fit.watched, again=again):
             missing = (seen.target - seen.stream) / scale
             weights = 1 / seen.target.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
+            inputs, outputs, weights = fit.terms(seen, missing, weights)
             checks = held_back(seen.sequences)
             for moments, chosen in ((fitted, ~checks), (checked, checks)):
-                moments.add(inputs[chosen], missing[chosen], weights[chosen])
+                moments.add(inputs[chosen], outputs[chosen], weights[chosen])
             num_tokens = num_tokens + checks.sum().cpu()
         fitted, checked = (moments.mapped(what_if.processes.sum) for moments in (fitted, checked))
         if not bool(torch.isfinite(fitted.total) & torch.isfinite(checked.total)):
             raise MeasureError(f"what the model computes at {site.name} is not finite: check its weights and dtype")
-        num_numbers = what_if.processes.sum(num_tokens) * checked.outputs.shape[1]
+        num_numbers = what_if.processes.sum(num_tokens) * seen.target.shape[1]
         before = float(scale**2 * checked.total / num_numbers)
-        free = int(with_bias)
-        shares = {ridge: checked.explained(fitted.solved(ridge, free)) for ridge in self.ridges}
+        shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
         ridge, explained = max(shares.items(), key=lambda pair: pair[1])
         if explained <= 0:
             return {"ridge": None, "before": before, "after": before}
-        solution = (fitted + checked).solved(ridge, free)
         if teacher is not None:
-            teacher.keep(parameter for layer in layers for parameter in layer.parameters())
-        widths = [layer.weight.numel() // solution.shape[1] for layer in layers]
-        for module, delta in zip(modules.values(), torch.split(solution[: sum(widths)], widths), strict=True):
-            add_to_projection(module, delta)
-        if with_bias:
-            module = next(module for module in modules.values() if base_layer(module).bias is not None)
-            add_bias(module, solution[-1])
+            teacher.keep(parameter for layer in fit.layers() for parameter in layer.parameters())
+        fit.apply((fitted + checked).solved(ridge, fit.free))
         return {"ridge": ridge, "before": before, "after": before * (1 - explained)}
-
-
-def _inputs(seen: Seen, paths: list[str], *, with_bias: bool) -> Tensor:
-    """What the projections read, side by side, and 1 for a bias: [tokens, in]."""
-    inputs = [seen.given[path] for path in paths]
-    ones = [torch.ones_like(inputs[0][:, :1])] if with_bias else []
-    return torch.cat([*inputs, *ones], dim=1)
 
 
 def _unchangeable(model: nn.Module, path: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -42,12 +42,12 @@ class Moments:
         self.outputs = self.outputs + weighted.T @ outputs
         self.total = self.total + (weights[:, None] * outputs.square()).sum()
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Moments:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every sum changed."""
-        return Moments(change(self.inputs), change(self.outputs), change(self.total))
+        return type(self)(change(self.inputs), change(self.outputs), change(self.total))
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.inputs + other.inputs, self.outputs + other.outputs, self.total + other.total)
+    def __add__(self, other: Moments) -> Self:
+        return type(self)(self.inputs + other.inputs, self.outputs + other.outputs, self.total + other.total)
 
     def solved(self, ridge: float, free: int = 0) -> Tensor:
         """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself.
@@ -69,4 +69,25 @@ class Moments:
             1.0
         """
         gain = 2 * (solution * self.outputs).sum() - (solution * (self.inputs @ solution)).sum()
+        return float(gain / self.total) if float(self.total) > 0 else 0.0
+
+
+class DiagonalMoments(Moments):
+    """The same where every output has an input of its own, and no other: all sums are vectors [out]."""
+
+    def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
+        """See `Moments`."""
+        weighted = inputs * weights[:, None]
+        self.inputs = self.inputs + (weighted * inputs).sum(dim=0)
+        self.outputs = self.outputs + (weighted * outputs).sum(dim=0)
+        self.total = self.total + (weights[:, None] * outputs.square()).sum()
+
+    def solved(self, ridge: float, free: int = 0) -> Tensor:
+        """The factors [out]; see `Moments`."""
+        strength = ridge * self.inputs.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        return self.outputs / (self.inputs + strength)
+
+    def explained(self, solution: Tensor) -> float:
+        """See `Moments`."""
+        gain = (2 * solution * self.outputs - solution.square() * self.inputs).sum()
         return float(gain / self.total) if float(self.total) > 0 else 0.0

@@ -122,7 +122,7 @@ def with_defaults(interface: type[Part], own: Any) -> Part:
 def described(spec: Any, made: Any) -> dict[str, Any]:
     """Name and options of what `create` made of a spec, for a plan's readers."""
     if is_dataclass(made) and not isinstance(made, type):
-        options = asdict(made)
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(made).items()}
     else:  # whatever else an object of the user's own holds is not for a plan
         own = getattr(made, "__dict__", {}).items()
         plain = bool | int | float | str | None

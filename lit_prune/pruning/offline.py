@@ -173,8 +173,8 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
         trouble = f"{type(pruner.scorer).__name__} wants gradients of whole weights"
     if pruner.mends and not pruner.plan.compensation.get("required", True):
         pruner.leave_uncompensated("the model is sharded over processes")
-    elif compensation := pruner.plan.compensation:
-        trouble = f"the compensation {compensation['name']!r} changes whole weights"
+    elif (compensation := pruner.plan.compensation.get("name", "none")) != "none":
+        trouble = f"the compensation {compensation!r} changes whole weights"
     if trouble:
         raise LitPruneError(
             f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"

@@ -93,7 +93,7 @@ class Pruner:
     def leave_uncompensated(self, why: str) -> None:
         """Leave the compensation out, and write the reason into the plan."""
         self._compensation = None
-        self.plan = replace(self.plan, compensation={**self.plan.compensation, "impossible": why})
+        self.plan = replace(self.plan, compensation={"name": "none", "impossible": why})
 
     @staticmethod
     def require_known(recipe: Recipe) -> None:

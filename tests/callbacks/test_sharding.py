@@ -58,7 +58,7 @@ def sharding(number, **options):
 def fit(folder, number, *, strategy=None, make=None, ckpt_path=None, extra=(), keep="ck", **options):
     """One training of three epochs in this process of `number`; the same batches, shared."""
     L.seed_everything(7, verbose=False)
-    callback = pruning(**{"amount": 0.3, "save_to": "pruned", **options.pop("pruning", {})})
+    callback = pruning(**{"amount": 0.3, "save_to": "pruned", "compensate": "none", **options.pop("pruning", {})})
     model = make() if make else Module(tiny_model("llama"))
     strategy = strategy or (sharding(number) if number > 1 else "auto")
     checkpoint = ModelCheckpoint(folder / keep, save_top_k=-1, filename="{epoch}")

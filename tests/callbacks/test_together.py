@@ -61,7 +61,7 @@ class Text(L.LightningDataModule):
 
 def fit(folder, model=None, data=None, *, options=None, **settings):
     """Drops with the loss they saw, and the losses of training; all of it on the first step's precision."""
-    callback, losses = pruning(**(options or {})), Losses()
+    callback, losses = pruning(**{"compensate": "none", **(options or {})}), Losses()
     model = module() if model is None else model
     trainer(folder, callback, losses, **settings).fit(model, *(data or loaders()))
     return callback, losses.seen

@@ -1,0 +1,142 @@
+"""What of a site is fitted, from which sums, and how the solution gets into its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lit_prune.healing.folding import add_bias, add_to_projection, base_layer, scale_output
+from lit_prune.healing.lockstep import Seen
+from lit_prune.healing.regression import DiagonalMoments, Moments
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Fit(Protocol):
+    """One linear least-squares problem at a site.
+
+    Attributes:
+        watched: Paths of the modules that are to be seen.
+        free: How many of the last inputs the ridge leaves alone.
+    """
+
+    watched: tuple[str, ...]
+    free: int
+
+    def moments(self) -> Moments:
+        """Sums over no tokens."""
+        ...
+
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs [tokens, in], outputs [tokens, out] and weights [tokens] of the regression.
+
+        Args:
+            seen: What was seen.
+            missing: What the site should add more, [tokens, hidden].
+            weights: What each token counts.
+        """
+        ...
+
+    def apply(self, solution: Tensor) -> None:
+        """Change the weights by a solution, [in, out]."""
+        ...
+
+    def layers(self) -> list[nn.Module]:
+        """The layers whose parameters `apply` changes."""
+        ...
+
+
+class ProjectionFit:
+    """Linear layers that write into the stream as they are: what they read, side by side, and 1 where one has a bias."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.watched = tuple(modules)
+        self._modules = list(modules.values())
+        self.free = int(any(layer.bias is not None for layer in self.layers()))
+
+    def moments(self) -> Moments:
+        """See `Fit`."""
+        return Moments()
+
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Fit`."""
+        inputs = [seen.given[path] for path in self.watched]
+        return _with_ones(inputs, self.free), missing, weights
+
+    def apply(self, solution: Tensor) -> None:
+        """See `Fit`."""
+        widths = [layer.weight.numel() // solution.shape[1] for layer in self.layers()]
+        for module, delta in zip(self._modules, torch.split(solution[: sum(widths)], widths), strict=True):
+            add_to_projection(module, delta)
+        if self.free:
+            add_bias(next(module for module in self._modules if base_layer(module).bias is not None), solution[-1])
+
+    def layers(self) -> list[nn.Module]:
+        """See `Fit`."""
+        return [base_layer(module) for module in self._modules]
+
+
+class NormedProjectionFit(ProjectionFit):
+    """A linear layer with an RMS norm behind it, as if the norm went on dividing every token by what it does now.
+
+    The norm puts out g z / |z| of what the layer puts out, z; its gain g is seen too. What is solved for is g times the
+    change of the layer, whose rows are divided by g then.
+    """
+
+    def __init__(self, path: str, module: nn.Module, norm: str) -> None:
+        super().__init__({path: module})
+        self._path, self._norm = path, norm
+        self.watched = (path, norm)
+        self._ratios: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Fit`."""
+        raw, normed = seen.put_out[self._path], seen.put_out[self._norm]
+        scale = raw.square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
+        unit = raw * scale
+        for place, product in enumerate((normed * unit, unit.square())):
+            self._ratios[place] = self._ratios[place] + product.sum(dim=0)
+        return _with_ones([seen.given[self._path]], self.free), missing / scale, weights * scale.squeeze(1).square()
+
+    def apply(self, solution: Tensor) -> None:
+        """See `Fit`."""
+        gain = self._ratios[0] / self._ratios[1].clamp(min=TINY)
+        usable = gain.abs() > 1e-3 * gain.abs().max()
+        super().apply(torch.where(usable, solution / torch.where(usable, gain, 1.0), 0.0))
+
+
+@dataclass
+class GainFit:
+    """A norm behind a sublayer: one factor for each dimension of what it puts out."""
+
+    path: str
+    norm: nn.Module
+    free: int = 0
+
+    def __post_init__(self) -> None:
+        self.watched = (self.path,)
+
+    def moments(self) -> DiagonalMoments:
+        """See `Fit`."""
+        return DiagonalMoments()
+
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Fit`."""
+        return seen.put_out[self.path], missing, weights
+
+    def apply(self, solution: Tensor) -> None:
+        """See `Fit`."""
+        scale_output(self.norm, 1 + solution)
+
+    def layers(self) -> list[nn.Module]:
+        """See `Fit`."""
+        return [self.norm]
+
+
+def _with_ones(inputs: Sequence[Tensor], number: int) -> Tensor:
+    """Inputs side by side, and 1 behind them where there is a bias."""
+    return torch.cat([*inputs, torch.ones(len(inputs[0]), number, device=inputs[0].device)], dim=1)
