@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from lit_prune.healing.lockstep import Seen
 from lit_prune.healing.regression import DiagonalMoments, Moments
 
 TINY = torch.finfo(torch.float32).tiny
+LEAST_GAIN = 1e-3
+"""Of the largest gain of a norm, the share below which a dimension is as good as closed."""
 
 
 class Fit(Protocol):
@@ -45,16 +47,16 @@ class Fit(Protocol):
         """Change the weights by a solution, [in, out]."""
         ...
 
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[Any]:
         """The layers whose parameters `apply` changes."""
         ...
 
 
 class ProjectionFit:
-    """Linear layers that write into the stream as they are: what they read, side by side, and 1 where one has a bias."""
+    """Linear layers that write into the stream as they are: what they read side by side, and 1 where one has a bias."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.watched = tuple(modules)
+        self.watched: tuple[str, ...] = tuple(modules)
         self._modules = list(modules.values())
         self.free = int(any(layer.bias is not None for layer in self.layers()))
 
@@ -75,7 +77,7 @@ class ProjectionFit:
         if self.free:
             add_bias(next(module for module in self._modules if base_layer(module).bias is not None), solution[-1])
 
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[Any]:
         """See `Fit`."""
         return [base_layer(module) for module in self._modules]
 
@@ -83,29 +85,29 @@ class ProjectionFit:
 class NormedProjectionFit(ProjectionFit):
     """A linear layer with an RMS norm behind it, as if the norm went on dividing every token by what it does now.
 
-    The norm puts out g z / |z| of what the layer puts out, z; its gain g is seen too. What is solved for is g times the
-    change of the layer, whose rows are divided by g then.
+    The norm puts out g z / |z| of what the layer puts out, z. What is solved for is g times the change of the layer,
+    whose rows are divided by g then.
+
+    Args:
+        path: Path of the layer.
+        module: The layer.
+        gain: g, [out].
     """
 
-    def __init__(self, path: str, module: nn.Module, norm: str) -> None:
+    def __init__(self, path: str, module: nn.Module, gain: Tensor) -> None:
         super().__init__({path: module})
-        self._path, self._norm = path, norm
-        self.watched = (path, norm)
-        self._ratios: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+        self._path, self._gain = path, gain
 
     def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Fit`."""
-        raw, normed = seen.put_out[self._path], seen.put_out[self._norm]
-        scale = raw.square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
-        unit = raw * scale
-        for place, product in enumerate((normed * unit, unit.square())):
-            self._ratios[place] = self._ratios[place] + product.sum(dim=0)
-        return _with_ones([seen.given[self._path]], self.free), missing / scale, weights * scale.squeeze(1).square()
+        scale = seen.put_out[self._path].square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
+        inputs, missing, weights = super().terms(seen, missing, weights)
+        return inputs, missing / scale, weights * scale.squeeze(1).square()
 
     def apply(self, solution: Tensor) -> None:
         """See `Fit`."""
-        gain = self._ratios[0] / self._ratios[1].clamp(min=TINY)
-        usable = gain.abs() > 1e-3 * gain.abs().max()
+        gain = self._gain.to(solution)
+        usable = gain.abs() > LEAST_GAIN * gain.abs().max()
         super().apply(torch.where(usable, solution / torch.where(usable, gain, 1.0), 0.0))
 
 
@@ -118,7 +120,7 @@ class GainFit:
     free: int = 0
 
     def __post_init__(self) -> None:
-        self.watched = (self.path,)
+        self.watched: tuple[str, ...] = (self.path,)
 
     def moments(self) -> DiagonalMoments:
         """See `Fit`."""
@@ -132,9 +134,19 @@ class GainFit:
         """See `Fit`."""
         scale_output(self.norm, 1 + solution)
 
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> list[Any]:
         """See `Fit`."""
         return [self.norm]
+
+
+def rms_gain(norm: nn.Module, width: int) -> Tensor | None:
+    """The gain g of a norm that puts out g z / |z|, |z| the root of the mean square; None where it does otherwise."""
+    weight = next(norm.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    probe = (1 + torch.rand(2, width, generator=generator)).to(weight)
+    with torch.no_grad():
+        first, second = norm(probe).float() * probe.float().square().mean(dim=1, keepdim=True).sqrt() / probe.float()
+    return first if torch.allclose(first, second, rtol=0.02, atol=LEAST_GAIN * float(first.abs().max())) else None
 
 
 def _with_ones(inputs: Sequence[Tensor], number: int) -> Tensor:

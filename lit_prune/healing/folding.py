@@ -54,7 +54,7 @@ def base_layer(module: nn.Module) -> Any:
     return getattr(module, "get_base_layer", lambda: module)()
 
 
-def _scale_parameters(module: nn.Module, factor: float) -> None:
+def _scale_parameters(module: nn.Module, factor: float | Tensor) -> None:
     for parameter in module.parameters():
         parameter.mul_(factor)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import AFTER_BRANCH, SANDWICH, find_sublayers
 from lit_prune.healing.block_stream import BlockStream, residual_scales, watched_block
 from lit_prune.healing.sites import Site, sites_of
 from lit_prune.healing.teacher import DenseTeacher
@@ -128,11 +128,12 @@ class Lockstep:
         self._what_if.ran(num_blocks, self._done, self._todo, site.name)
 
     def _num_blocks(self) -> int:
-        """How many blocks of each batch run in all."""
+        """How many blocks of each batch run in all; sites with a norm behind them are observed twice."""
         if not self.sites:
             return 0
         ahead = sum(site.target.position - site.point.position for site in self.sites)
-        return 2 * self.sites[-1].point.position + 1 + ahead + len(self.sites)
+        again = sum(site.sublayers[0].form in (SANDWICH, AFTER_BRANCH) for site in self.sites)
+        return 2 * self.sites[-1].point.position + 1 + ahead + len(self.sites) + again
 
     def _pair(self, index: int) -> tuple[Portion, Portion]:
         what_if = self._what_if

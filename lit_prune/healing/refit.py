@@ -17,7 +17,7 @@ from lit_prune.anatomy import AFTER_BRANCH, POST_NORM, SANDWICH, find_sublayers
 from lit_prune.errors import DataError, MeasureError, ModelError
 from lit_prune.healing.block_stream import residual_scales
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation
-from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit
+from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit, rms_gain
 from lit_prune.healing.folding import base_layer
 from lit_prune.healing.lockstep import Lockstep
 from lit_prune.healing.regression import HELD_BACK, held_back
@@ -26,8 +26,6 @@ from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import output_projections
-
-MODE = "wg"
 
 
 @COMPENSATIONS.register("refit")
@@ -40,7 +38,8 @@ class Refit(Compensation):
     next sublayer that stays, and w = 1 / |h*|², as norms see directions. So what was removed right behind a projection
     is made up for by it, and every later one mends what is left (the objective of SPRINT, arXiv 2506.03510, for every
     sublayer and towards the model before any removal). The first token of a sequence does not count. A layer with a
-    bias has it fitted too. Parallel sublayers are solved together.
+    bias has it fitted too. Parallel sublayers are solved together. Where a norm stands between projection and stream,
+    the projection is solved for as if the norm went on dividing each token by the same number, then the norm's gain.
 
     Left as they are: experts and other sublayers that do not end in one linear layer, quantised layers, and weights
     that several layers share.
@@ -94,29 +93,32 @@ class Refit(Compensation):
             for site in lockstep.sites:
                 fits, kept = self._fits(what_if.model, site, projections)
                 left |= kept
-                for number, fit in enumerate(fits):
-                    again = number + 1 < len(fits)
-                    name = site.name if not number else f"{site.name} (norm)"
+                for number, (name, fit) in enumerate(fits.items(), start=1):
+                    again = number < len(fits)
                     refitted[name] = self._solve(lockstep, site, fit, what_if, teacher if keep else None, again=again)
         what_if.corrected()
         return {"refitted": refitted, **({"left": left} if left else {})}
 
     def _fits(
-        self, model: nn.Module, site: Site, projections: Mapping[SublayerId, str]
-    ) -> tuple[list[Fit], dict[str, str]]:
-        """What is fitted at a site, one after the other, and why some of its sublayers are left."""
-        (first, *_), modules, left = site.sublayers, {}, {}
+        self, model: Any, site: Site, projections: Mapping[SublayerId, str]
+    ) -> tuple[dict[str, Fit], dict[str, str]]:
+        """What is fitted at a site, one after the other by name, and why some of its sublayers are left."""
+        (first, *_), left = site.sublayers, {}
+        modules: dict[str, nn.Module] = {}
         for sublayer in site.sublayers:
             path = projections.get(sublayer.id, "")
             if why := _unchangeable(model, path):
                 left[str(sublayer.id)] = why
             else:
                 modules[path] = model.get_submodule(path)
-        if first.form in (SANDWICH, AFTER_BRANCH):
-            norm = first.output
-            wide = [NormedProjectionFit(*next(iter(modules.items())), norm)] if modules and "w" in MODE else []
-            return [*wide, *([GainFit(norm, model.get_submodule(norm))] if "g" in MODE else [])], {}
-        return [ProjectionFit(modules)] if modules else [], left
+        if first.form not in (SANDWICH, AFTER_BRANCH):
+            return {site.name: ProjectionFit(modules)} if modules else {}, left
+        norm = model.get_submodule(first.output)
+        gain = GainFit(first.output, norm)
+        found = rms_gain(norm, model.config.get_text_config(decoder=True).hidden_size)
+        if not modules or found is None:
+            return {f"{site.name} (norm)": gain}, left
+        return {site.name: NormedProjectionFit(*next(iter(modules.items())), found), f"{site.name} (norm)": gain}, left
 
     def _solve(
         self, lockstep: Lockstep, site: Site, fit: Fit, what_if: WhatIf, teacher: DenseTeacher | None, *, again: bool

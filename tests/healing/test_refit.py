@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 import lit_prune
@@ -21,7 +22,7 @@ from lit_prune.pruning import compensate_plan, prune
 from lit_prune.surgery import output_projections, remove
 from tests import naive
 from tests.processes import in_torchrun
-from tests.tiny import tiny_model
+from tests.tiny import HIDDEN_SIZE, tiny_model
 from tests.zoo import ZOO
 
 TOKENS = torch.randint(3, 128, (48, 20), generator=torch.Generator().manual_seed(1))
@@ -131,18 +132,31 @@ def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(arc
     remove(pruned, GONE)
     plain = logits(pruned)
     changes = {}
-    for path in output_projections(pruned).values():
+    anatomy = find_sublayers(model)
+    norms = {each.output for each in anatomy.sublayers if each.output != each.path}
+    for path in {*output_projections(pruned).values(), *norms}:
         before, after = pruned.get_submodule(path), model.get_submodule(path)
+        if path in norms:
+            ones = torch.ones(2, HIDDEN_SIZE)
+            changes[path] = (after(ones) / before(ones)).detach()[0]
+            continue
         delta = (after.weight - before.weight).detach()
         bias = None if before.bias is None else (after.bias - before.bias).detach()
         changes[path] = (delta if isinstance(before, Conv1D) else delta.T, bias)
+
+    def applied(change, given, out):
+        return (
+            out * change
+            if isinstance(change, Tensor)
+            else out + given @ change[0] + (0 if change[1] is None else change[1])
+        )
+
     with ExitStack() as hooks:
-        for path, (delta, bias) in changes.items():
-            hooks.enter_context(
-                pruned.get_submodule(path).register_forward_hook(
-                    lambda _, args, out, delta=delta, bias=bias: out + args[0] @ delta + (0 if bias is None else bias)
-                )
+        for path, change in changes.items():
+            hook = pruned.get_submodule(path).register_forward_hook(
+                lambda _, args, out, change=change: applied(change, args[0], out)
             )
+            hooks.enter_context(hook)
         torch.testing.assert_close(logits(model), logits(pruned), atol=1e-4, rtol=1e-3)
     assert F.mse_loss(logits(model), dense) < F.mse_loss(plain, dense)
     assert any(each["ridge"] is not None for each in facts["refitted"].values())

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import io
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from lit_prune.commands.evaluate import evaluate
 from lit_prune.commands.export import export_model
 from lit_prune.commands.heal import heal_model
 from lit_prune.commands.prune import prune_model
-from lit_prune.healing import HealingSettings, LoraHealing
 from tests.tiny import character_tokenizer, tiny_model
 
 WRONG = ("", "x", "-1", "0", "1e9", "0.5", "nan", "inf", "null", "[]", "{}", "[1, x]", "{a: 1}", "true", "../..", "[",
@@ -43,6 +41,7 @@ SMALL = {
     "compare": (compare, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1", "--output=OUT",
                           "--methods=[random]", "--speed={prompt_tokens: 4, new_tokens: 1, repeats: 1}"]),
 }  # fmt: skip
+NESTED = {"heal": ("lora", "training"), "prune": ("refit",), "compare": ("refit",)}
 PLACES = ("MODEL", "PRUNED", "TEXT")
 """Stand for files, which may be wrong as well."""
 
@@ -57,11 +56,9 @@ OPTIONS = [
     *(
         (verb, name)
         for verb, (function, _) in SMALL.items()
-        for name in option_types(function, nested=["lora", "training"])
+        for name in option_types(function, nested=NESTED.get(verb, ()))
         if name not in LEFT_OUT and is_option(function, name)
     ),
-    *(("heal", f"lora.{each.name}") for each in fields(LoraHealing)),
-    *(("heal", f"training.{each.name}") for each in fields(HealingSettings)),
     *((verb, place) for verb, (_, arguments) in SMALL.items() for place in PLACES if place in " ".join(arguments)),
 ]
 
