@@ -141,13 +141,17 @@ def _mixed() -> list[str]:
         _help_topics(),
         [path.read_text(encoding="utf-8") for path in modules if path.exists()],
     ]
-    return [text for texts in kinds for text in _first(texts, SHARE_OF_MIXED)]
+    return [text for texts in kinds for text in _spread(texts, SHARE_OF_MIXED)]
 
 
-def _first(texts: Sequence[str], num_characters: int) -> list[str]:
-    """Documents up to a number of characters, all of them cut alike where there are more."""
-    share = min(1.0, num_characters / sum(map(len, texts)))
-    return [text[: round(share * len(text))] for text in texts]
+def _spread(texts: Sequence[str], num_characters: int) -> list[str]:
+    """Documents from all over a list that have so many characters together, the last one cut."""
+    stride = max(1, sum(map(len, texts)) // num_characters)
+    found: list[str] = []
+    for start in range(stride):
+        for text in texts[start::stride]:
+            found.append(text[: num_characters - sum(map(len, found))])
+    return [text for text in found if text]
 
 
 def _cut_at_paragraphs(texts: Sequence[str]) -> list[str]:

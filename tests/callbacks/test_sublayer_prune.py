@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
@@ -84,6 +84,22 @@ def test_weights_that_stay_are_refitted_on_training_text_before_training_goes_on
     assert callback.plan.compensation["refitted"] == found.compensation["refitted"]
     expected = dict(again.named_parameters())
     assert all(torch.equal(each, expected[name]) for name, each in weights.seen.items())
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+@pytest.mark.parametrize(
+    ("options", "extra", "reason"),
+    [
+        ({}, [], None),
+        ({"healing": True, "distill": True}, [], "distill learns from the weights as they were"),
+        ({}, [WeightAveraging()], "weights are averaged over the training"),
+    ],
+)
+def test_by_default_weights_are_refitted_where_nothing_speaks_against_it(tmp_path, options, extra, reason):
+    callback = pruning(**options)
+    trainer(tmp_path, callback, *extra, max_epochs=2).fit(module(), *loaders())
+    assert callback.plan.compensation["name"] == ("refit" if reason is None else "none")
+    assert callback.plan.compensation.get("impossible") == reason
 
 
 def test_refit_refuses_training_data_without_numbers_before_training(tmp_path):

@@ -23,6 +23,10 @@ def test_one_command_leaves_tables_pictures_and_plans(folder, tmp_path, capsys):
     assert set(plans) == {"shortgpt-0.1", "shortgpt-0.2", "nri-attention-0.1", "nri-attention-0.2"}
     assert all(step["removed"].startswith("attention") for step in plans["nri-attention-0.2"]["steps"])
     assert plans["shortgpt-0.1"]["calibration"]["num_sequences"] == 2
+    assert {name: plan["compensation"].get("name") for name, plan in plans.items() if name.endswith("0.2")} == {
+        "shortgpt-0.2": None,
+        "nri-attention-0.2": "refit",
+    }
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
     assert plan.num_removed_parameters >= 0.2 * plan.model.num_parameters
     assert plan.calibration["source"] == str(text)
     assert plan.calibration["num_sequences"] == 4
+    assert plan.compensation["name"] == "refit"
+    assert any(found["ridge"] for found in plan.compensation["refitted"].values())
     assert main(["apply", str(out / "prune_plan.json"), str(model_folder), "--output", str(again)]) == 0
     first, second = load(out), load(again)
     assert removed_sublayers(first) == removed_sublayers(second)

@@ -46,6 +46,16 @@ def source(tmp_path: Path) -> Path:
 
 
 class TestReadTexts:
+    def test_mixed_has_equal_parts_of_four_kinds(self) -> None:
+        texts = read_texts("mixed")
+        topics = read_texts("builtin")
+        of_help = [text for text in texts if any(topic.startswith(text) for topic in topics)]
+        of_code = [text for text in texts if text not in of_help and "import " in text and "def " in text]
+        for kind in (of_help, of_code):
+            assert 0.2 < sum(map(len, kind)) / sum(map(len, texts)) < 0.3
+        assert sum("William Morris" in text for text in texts) == 0, "nothing but the text itself"
+        assert texts == read_texts("mixed")
+
     def test_builtin_is_sorted_and_repeatable(self) -> None:
         texts = read_texts("builtin")
         assert len(texts) > 50
