@@ -18,6 +18,7 @@ from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activati
 from lit_prune.healing.refit import Refit
 from lit_prune.healing.regression import HELD_BACK
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
+from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.teacher import DenseTeacher
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "HealingSettings",
     "LoraHealing",
     "Refit",
+    "Solutions",
     "TokenMean",
     "adamw",
     "adapters_of",

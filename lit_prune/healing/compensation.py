@@ -15,6 +15,7 @@ from lit_prune.anatomy import CORRECTIONS, LINEAR, SANDWICH, SCALE, Sublayer, fi
 from lit_prune.errors import ModelError
 from lit_prune.healing.folding import add_bias, add_to_projection, scale_output
 from lit_prune.healing.regression import Moments, held_back
+from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import WhatIf, counted_positions, model_inputs, stream_means
 from lit_prune.plan import Candidate, Registry, SublayerId, create, with_defaults
@@ -47,13 +48,15 @@ class Compensation:
         """
         raise NotImplementedError
 
-    def finish(self, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
+    def finish(
+        compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None
+    ) -> dict[str, Any]:
         """Change weights that stay when the removals are done.
 
         Args:
             what_if: The measure, over the batches to fit on; its model has lost what goes.
             teacher: The model as it was before.
-            keep: Whether the teacher is used afterwards, so that it has to remember what weights were.
+            solutions: Keeps what was found from one run to the next; nothing is kept when None.
 
         Returns:
             What was done, in plain types, for the plan.
@@ -176,13 +179,15 @@ def correct(compensation: Compensation, what_if: WhatIf, sublayer: SublayerId) -
     return _plain(compensation(what_if, sublayer))
 
 
-def finish(compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
+def finish(
+    compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None
+) -> dict[str, Any]:
     """Let a compensation change what stays when the removals are done; returns what it says of that.
 
     Raises:
         ModelError: It says something that cannot stand in a plan.
     """
-    return _plain(with_defaults(Compensation, compensation).finish(what_if, teacher, keep=keep))
+    return _plain(with_defaults(Compensation, compensation).finish(what_if, teacher, solutions))
 
 
 def is_required(compensation: Compensation | None) -> bool:

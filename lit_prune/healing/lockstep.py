@@ -100,6 +100,15 @@ class Lockstep:
                 numbers.to(mask.device)[:, None].expand_as(mask)[mask],
             )
 
+    def pass_by(self, site: Site) -> None:
+        """Let the dense model pass a site's block, ahead of a change of its weights that is known."""
+        end = site.point.position + 1
+        for dense, _ in self._pairs:
+            if (at := dense.trace.start(end)) < end:
+                with self._teacher.restored():
+                    dense.trace.advance(dense.blocks, at, end, dense.logits)
+                self._ran(end - at, site)
+
     def _target(self, dense: Portion, site: Site) -> Tensor:
         """The dense stream at the target of a site; the dense model has passed the site's block then."""
         here, target = site.point.position, site.target

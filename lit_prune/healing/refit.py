@@ -6,6 +6,7 @@ moments are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from lit_prune.healing.compensation import COMPENSATIONS, Compensation
 from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit, rms_gain
 from lit_prune.healing.folding import base_layer
 from lit_prune.healing.lockstep import Lockstep
-from lit_prune.healing.regression import HELD_BACK, held_back
+from lit_prune.healing.regression import HELD_BACK, Moments, held_back
 from lit_prune.healing.sites import Site
+from lit_prune.healing.solutions import Found, Solutions
 from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.loading.processes import Processes
 from lit_prune.measure import WhatIf
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import output_projections
@@ -70,7 +73,7 @@ class Refit(Compensation):
             raise ModelError("refit changes weights, and some of the model's are offloaded; load it without that")
         residual_scales(model, anatomy)
 
-    def finish(self, what_if: WhatIf, teacher: DenseTeacher, *, keep: bool = False) -> dict[str, Any]:
+    def finish(self, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None) -> dict[str, Any]:
         """Solve for every projection, on the batches of the measure; the plan gets what was `refitted` and `left`.
 
         Of each site `refitted` has the `ridge`, None where nothing was changed, and the squared distance to the dense
@@ -82,6 +85,7 @@ class Refit(Compensation):
         """
         refitted: dict[str, Any] = {}
         left: dict[str, str] = {}
+        solutions = solutions or Solutions()
         with what_if.running():
             lockstep = Lockstep(what_if, teacher)
             if lockstep.sites and lockstep.num_sequences < HELD_BACK:
@@ -93,9 +97,16 @@ class Refit(Compensation):
             for site in lockstep.sites:
                 fits, kept = self._fits(what_if.model, site, projections)
                 left |= kept
-                for number, (name, fit) in enumerate(fits.items(), start=1):
-                    again = number < len(fits)
-                    refitted[name] = self._solve(lockstep, site, fit, what_if, teacher if keep else None, again=again)
+                if not fits:
+                    continue
+                if (found := solutions.known(site.name)) is None:
+                    found = self._solved(lockstep, site, fits, what_if.processes)
+                    solutions.put(site.name, found)
+                else:
+                    lockstep.pass_by(site)
+                    for name, solution in found[1].items():
+                        fits[name].apply(solution)
+                refitted |= found[0]
         what_if.corrected()
         return {"refitted": refitted, **({"left": left} if left else {})}
 
@@ -120,32 +131,40 @@ class Refit(Compensation):
             return {f"{site.name} (norm)": gain}, left
         return {site.name: NormedProjectionFit(*next(iter(modules.items())), found), f"{site.name} (norm)": gain}, left
 
-    def _solve(
-        self, lockstep: Lockstep, site: Site, fit: Fit, what_if: WhatIf, teacher: DenseTeacher | None, *, again: bool
-    ) -> dict[str, Any]:
+    def _solved(self, lockstep: Lockstep, site: Site, fits: Mapping[str, Fit], processes: Processes) -> Found:
+        """Solve for each fit of a site and apply it, one after the other."""
+        facts, solutions = {}, {}
+        for number, (name, fit) in enumerate(fits.items(), start=1):
+            sums = self._sums(lockstep, site, fit, again=number < len(fits))
+            fitted, checked, counted = (moments.mapped(processes.sum) for moments in sums)
+            before = float(checked.total / counted.total)
+            if not math.isfinite(before + float(fitted.total)):
+                raise MeasureError(f"what the model computes at {name} is not finite: check its weights and dtype")
+            shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
+            ridge, explained = max(shares.items(), key=lambda pair: pair[1])
+            helps = explained > 0
+            facts[name] = {
+                "ridge": ridge if helps else None,
+                "before": before,
+                "after": before * (1 - max(0, explained)),
+            }
+            if helps:
+                solutions[name] = (fitted + checked).solved(ridge, fit.free)
+                fit.apply(solutions[name])
+        return facts, solutions
+
+    def _sums(self, lockstep: Lockstep, site: Site, fit: Fit, *, again: bool) -> tuple[Moments, Moments, Moments]:
+        """Moments of the sequences to fit on, of those held back, and of these with the dense stream as outputs."""
         scale = lockstep.scales[site.point.position]
-        fitted, checked, num_tokens = fit.moments(), fit.moments(), torch.zeros(())
+        fitted, checked, dense = fit.moments(), fit.moments(), fit.moments()
         for seen in lockstep.observed(site, fit.watched, again=again):
-            missing = (seen.target - seen.stream) / scale
             weights = 1 / seen.target.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
-            inputs, outputs, weights = fit.terms(seen, missing, weights)
+            terms = fit.terms(seen, (seen.target - seen.stream) / scale, weights)
             checks = held_back(seen.sequences)
-            for moments, chosen in ((fitted, ~checks), (checked, checks)):
-                moments.add(inputs[chosen], outputs[chosen], weights[chosen])
-            num_tokens = num_tokens + checks.sum().cpu()
-        fitted, checked = (moments.mapped(what_if.processes.sum) for moments in (fitted, checked))
-        if not bool(torch.isfinite(fitted.total) & torch.isfinite(checked.total)):
-            raise MeasureError(f"what the model computes at {site.name} is not finite: check its weights and dtype")
-        num_numbers = what_if.processes.sum(num_tokens) * seen.target.shape[1]
-        before = float(scale**2 * checked.total / num_numbers)
-        shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
-        ridge, explained = max(shares.items(), key=lambda pair: pair[1])
-        if explained <= 0:
-            return {"ridge": None, "before": before, "after": before}
-        if teacher is not None:
-            teacher.keep(parameter for layer in fit.layers() for parameter in layer.parameters())
-        fit.apply((fitted + checked).solved(ridge, fit.free))
-        return {"ridge": ridge, "before": before, "after": before * (1 - explained)}
+            fitted.add(*(term[~checks] for term in terms))
+            checked.add(*(term[checks] for term in terms))
+            dense.total = dense.total + (weights[:, None] * (seen.target / scale).square())[checks].sum()
+        return fitted, checked, dense
 
 
 def _unchangeable(model: nn.Module, path: str) -> str | None:

@@ -17,6 +17,7 @@ from lit_prune.errors import LitPruneError, PlanError
 from lit_prune.healing import (
     Compensation,
     DenseTeacher,
+    Solutions,
     create_compensation,
     finish,
     fold_factor,
@@ -89,7 +90,8 @@ def prune(
         calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
         progress: Whether to show a progress bar.
         journal: File to which every measurement is written as it is made. Where it is there already, and of the same
-            model, data and settings, its measurements are not made again: a search that was killed goes on.
+            model, data and settings, its measurements are not made again: a search that was killed goes on. What a
+            compensation at the end has solved for is in a folder beside it (`.refit`) until all of it is done.
         on_step: Called with the plan so far after every removal, on process 0.
         max_state_bytes: See `WhatIf`.
         forks: See `WhatIf`.
@@ -116,7 +118,8 @@ def prune(
     measure = partial(WhatIf, pruner.model, max_state_bytes=max_state_bytes, forks=forks, offload=offload)
     whole = measure(batches)
     shares, positions = shares_of(whole.batches, processes), whole.num_positions
-    text = shares if compensate_on is None else shares_of(measure(list(compensate_on)).batches, processes)
+    text = batches if compensate_on is None else list(compensate_on)
+    fitted_on = shares_of(measure(text).batches, processes)
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
@@ -137,9 +140,16 @@ def prune(
             bar.removed(pruner.reached)
             if processes.is_first:
                 on_step(pruner.plan)
+    solutions = None
+    if journal is not None and pruner.mends:
+        removed = [step.removed.name for step in pruner.plan.steps]
+        about = {**header, "removed": removed, "compensated_on": fingerprint(text)}
+        solutions = Solutions(Path(journal).with_suffix(".refit"), about, processes)
     with progress_bar("compensating", shown=progress and processes.is_first) as bar:
-        pruner.mend(lambda: measure(text, processes=processes, progress=bar))
+        pruner.mend(lambda: measure(fitted_on, processes=processes, progress=bar), solutions)
     compact(pruner.model)
+    if solutions is not None:
+        solutions.clear()
     pruner.record_outcome(budget, left="max_rise")
     return pruner.plan
 

@@ -15,6 +15,7 @@ from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, ModelError
 from lit_prune.healing import (
     DenseTeacher,
+    Solutions,
     create_compensation,
     finish,
     is_required,
@@ -257,11 +258,12 @@ class Pruner:
         closer = searched([candidate for candidate in sizes if sizes[candidate] == sizes[choice]])
         return scores.merged(closer), closer.best
 
-    def mend(self, measure: Callable[[], WhatIf]) -> None:
+    def mend(self, measure: Callable[[], WhatIf], solutions: Solutions | None = None) -> None:
         """Let a compensation that comes at the end change what stays, towards the model before these removals.
 
         Args:
             measure: Makes the measure, over the batches to fit on, which need not be those that scored.
+            solutions: Keeps what was found from one run to the next.
 
         Raises:
             LitPruneError: The message says what it wants; nothing is changed then.
@@ -269,7 +271,7 @@ class Pruner:
         teacher, self._teacher = self._teacher, None
         if self._compensation is not None and teacher is not None and teacher.num_extra_parameters:
             what_if = measure()
-            before, facts = what_if.cost, finish(self._compensation, what_if, teacher)
+            before, facts = what_if.cost, finish(self._compensation, what_if, teacher, solutions)
             facts = {**self.plan.compensation, **facts, "cost": what_if.cost - before}
             self.plan = replace(self.plan, compensation=facts)
 

@@ -13,7 +13,7 @@ import lit_prune
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import save
-from lit_prune.healing import DenseTeacher, Refit
+from lit_prune.healing import DenseTeacher, Refit, Solutions
 from lit_prune.healing.regression import Moments
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.measure import WhatIf, shares_of
@@ -245,3 +245,34 @@ def test_a_stream_that_is_normed_itself_is_refused_before_any_work(architecture)
 def test_too_few_sequences_are_refused():
     with pytest.raises(LitPruneError, match="holds back one sequence of 4, and there are 3"):
         refitted(tiny_model("llama"), [{"input_ids": TOKENS[:3]}])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gptj"])
+def test_a_killed_refit_goes_on_with_the_same_weights(architecture, tmp_path, monkeypatch):
+    def run(journal):
+        model = tiny_model(architecture)
+        plan = prune(model, BATCHES, amount=0.3, compensate="refit", progress=False, journal=journal)
+        return plan, model
+
+    put, done = Solutions.put, []
+
+    def put_two(self, site, found):
+        if len(done) == 2:
+            raise Killed
+        done.append(site)
+        put(self, site, found)
+
+    expected, whole = run(tmp_path / "whole.jsonl")
+    monkeypatch.setattr(Solutions, "put", put_two)
+    with pytest.raises(Killed):
+        run(tmp_path / "journal.jsonl")
+    monkeypatch.setattr(Solutions, "put", put)
+    found, model = run(tmp_path / "journal.jsonl")
+    assert found.compensation["refitted"] == expected.compensation["refitted"]
+    assert found.compensation["cost"] < expected.compensation["cost"]
+    assert torch.equal(logits(model), logits(whole))
+    assert not (tmp_path / "journal.refit").exists(), "what is done with is removed"
