@@ -260,7 +260,7 @@ class Comparison:
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
             for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
-        with progress_bar(f"{entry.label} {amount:.0%}, compensating", shown=self.progress) as bar:
+        with progress_bar(f"{entry.label} {amount:.0%}, compensating", shown=self.progress, in_one=True) as bar:
             pruner.mend(lambda: WhatIf(model, entry.text or entry.calibration, progress=bar))
         pruner.record_outcome(budget, left="amount")
         pruner.plan.save(self.folder / f"plans/{stem}-{amount:g}.json")

@@ -145,7 +145,7 @@ def prune(
         removed = [step.removed.name for step in pruner.plan.steps]
         about = {**header, "removed": removed, "compensated_on": fingerprint(text)}
         solutions = Solutions(Path(journal).with_suffix(".refit"), about, processes)
-    with progress_bar("compensating", shown=progress and processes.is_first) as bar:
+    with progress_bar("compensating", shown=progress and processes.is_first, in_one=True) as bar:
         pruner.mend(lambda: measure(fitted_on, processes=processes, progress=bar), solutions)
     compact(pruner.model)
     if solutions is not None:
@@ -261,7 +261,7 @@ def compensate_plan(
     model_facts = _require_fit(model, plan)
     require_possible(compensation, model)
     batches = list(batches)
-    with progress_bar("compensating", shown=progress) as bar:
+    with progress_bar("compensating", shown=progress, in_one=True) as bar:
         what_if = WhatIf(model, batches, progress=bar)
         teacher = DenseTeacher(model, adapted=True) if wants_dense(compensation) else None
         corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]

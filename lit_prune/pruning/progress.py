@@ -22,7 +22,10 @@ class SearchBar:
     A search may ask for thousands of blocks at once or for a few, so blocks say nothing about how far it is.
     """
 
-    def __init__(self, bar: Any, goal: float, reached: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, bar: Any, goal: float, reached: float, clock: Callable[[], float], *, in_one: bool = False
+    ) -> None:
+        self._in_one = in_one
         self._bar = bar
         self._goal = goal
         self._clock = clock
@@ -34,14 +37,17 @@ class SearchBar:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` blocks of a sweep were evaluated, and what is being measured."""
         self._measured |= total > 0
+        if self._in_one:
+            self._goal, self._marks = 1.0, [self._marks[0], (self._clock(), done / total if total else 0.0)]
         if self._clock() - self._drawn < INTERVAL:
             return
         self._drawn = self._clock()
         sweep = f"{done / total:.0%} of a sweep" if total else ""
-        without = f"without {what[:LONGEST]}" if what else ""
+        without = f"{'' if self._in_one else 'without '}{what[:LONGEST]}" if what else ""
         seconds = self.seconds_left
         left = "" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
-        self._bar.set_postfix_str(", ".join(filter(None, (f"round {self._round}", sweep, without, left))))
+        turn = "" if self._in_one else f"round {self._round}"
+        self._bar.set_postfix_str(", ".join(filter(None, (turn, sweep, without, left))))
 
     def removed(self, reached: float) -> None:
         """Show that a removal is done, and what all of them have reached."""
@@ -72,6 +78,7 @@ def progress_bar(
     reached: float = 0,
     shown: bool = True,
     clock: Callable[[], float] = time.monotonic,
+    in_one: bool = False,
 ) -> Iterator[SearchBar]:
     """A bar on the error stream that follows a search, and shows what it measures; nothing at all when not `shown`.
 
@@ -81,9 +88,10 @@ def progress_bar(
         reached: The part of it that was reached before.
         shown: Whether the bar is drawn.
         clock: Reads the time in seconds.
+        in_one: Whether all there is to do is one sweep, which is not the first of several rounds.
     """
     known = math.isfinite(goal)
     form = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}{postfix}" if known else "{desc}: {elapsed}{postfix}"
     total, shape = goal if known else None, {"bar_format": form, "leave": False}
     with tqdm(desc=description, total=total, initial=reached, disable=not shown, mininterval=INTERVAL, **shape) as bar:
-        yield SearchBar(bar, goal, reached, clock)
+        yield SearchBar(bar, goal, reached, clock, in_one=in_one)

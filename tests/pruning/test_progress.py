@@ -90,3 +90,12 @@ def test_every_search_draws_to_its_end(capfd, search, limit):
     error = capfd.readouterr().err
     assert "scoring" in error
     assert f"round {len(plan.steps) + 2}" not in error
+
+
+def test_what_is_done_in_one_sweep_counts_down_within_it(clock):
+    with progress_bar("x", shown=False, clock=clock, in_one=True) as bar:
+        bar(0, 100, "mlp.3")
+        assert bar.seconds_left is None
+        clock.now += 10
+        bar(25, 100, "mlp.4")
+        assert bar.seconds_left == 30
