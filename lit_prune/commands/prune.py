@@ -205,6 +205,6 @@ def mending_in_words(facts: Mapping[str, Any]) -> str:
         return f"not compensated: {facts['impossible']}"
     if "refitted" not in facts:
         return f"compensated by {facts['name']}"
-    changed = sum(found["ridge"] is not None for found in facts["refitted"].values())
+    changed = sum(bool(found["ridge"]) for found in facts["refitted"].values())
     left = f"; left as they are: {', '.join(facts['left'])}" if facts.get("left") else ""
     return f"refitted {changed} of {len(facts['refitted'])} projections in {facts['cost']:.1f} passes{left}"

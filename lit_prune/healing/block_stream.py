@@ -16,6 +16,8 @@ from lit_prune.errors import ModelError
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import added_to_stream, evaluating, first_tensor, hidden_states, run_few_tokens
 
+ROUTED = (".experts", ".weights")
+"""Ends of the names under which there are the numbers of a token's experts, and their weights."""
 MOST_FROM_ELSEWHERE = 0.02
 """The share of what a block adds to the stream that its sublayers need not account for: rounding."""
 
@@ -47,6 +49,9 @@ class BlockStream:
         assert self.stream is not None
         for seen, tensor in ((self.given, hidden_states(args, kwargs)), (self.put_out, first_tensor(output))):
             seen[path] = _copied(tensor).reshape(*self.stream.shape[:-1], tensor.shape[-1])
+        # Experts are given the numbers and weights of those that each token is for, too.
+        for end, tensor in zip(ROUTED, args[1:3], strict=False):
+            self.given[f"{path}{end}"] = _copied(tensor).reshape(*self.stream.shape[:-1], tensor.shape[-1])
 
     def behind(self, last: SublayerId, scale: float) -> Tensor:
         """The stream behind a sublayer, float32 [batch, seq, hidden]."""

@@ -11,30 +11,49 @@ from torch import Tensor, nn
 
 from lit_prune.healing.folding import add_bias, add_to_projection, base_layer, scale_output
 from lit_prune.healing.lockstep import Seen
-from lit_prune.healing.regression import DiagonalMoments, Moments
+from lit_prune.healing.regression import DiagonalMoments, Moments, held_back
 
 TINY = torch.finfo(torch.float32).tiny
 LEAST_GAIN = 1e-3
 """Of the largest gain of a norm, the share below which a dimension is as good as closed."""
 
 
+@dataclass
+class Terms:
+    """A linear least-squares problem on some tokens.
+
+    Attributes:
+        inputs: [tokens, in].
+        outputs: [tokens, out].
+        weights: What each token counts, [tokens].
+        held_back: Which tokens are held back, bool [tokens].
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    weights: Tensor
+    held_back: Tensor
+
+
 class Fit(Protocol):
-    """One linear least-squares problem at a site.
+    """What is solved for at a site: one least-squares problem, or several that stand apart.
 
     Attributes:
         watched: Paths of the modules that are to be seen.
         free: How many of the last inputs the ridge leaves alone.
+        least: How many times as many tokens as inputs are wanted.
     """
 
     watched: tuple[str, ...]
     free: int
+    least: float
 
     def moments(self) -> Moments:
-        """Sums over no tokens."""
+        """Sums over no tokens, of one problem."""
         ...
 
-    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs [tokens, in], outputs [tokens, out] and weights [tokens] of the regression.
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
+        """The problems by their numbers, which are the same on all batches.
 
         Args:
             seen: What was seen.
@@ -43,17 +62,15 @@ class Fit(Protocol):
         """
         ...
 
-    def apply(self, solution: Tensor) -> None:
-        """Change the weights by a solution, [in, out]."""
-        ...
-
-    def layers(self) -> list[Any]:
-        """The layers whose parameters `apply` changes."""
+    def apply(self, number: int, solution: Tensor) -> None:
+        """Change the weights by the solution of a problem, [in, out]."""
         ...
 
 
 class ProjectionFit:
     """Linear layers that write into the stream as they are: what they read side by side, and 1 where one has a bias."""
+
+    least = 0.0
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.watched: tuple[str, ...] = tuple(modules)
@@ -64,12 +81,12 @@ class ProjectionFit:
         """See `Fit`."""
         return Moments()
 
-    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
-        inputs = [seen.given[path] for path in self.watched]
-        return _with_ones(inputs, self.free), missing, weights
+        inputs = _with_ones([seen.given[path] for path in self.watched], self.free)
+        return {0: Terms(inputs, missing, weights, held_back(seen.sequences))}
 
-    def apply(self, solution: Tensor) -> None:
+    def apply(self, number: int, solution: Tensor) -> None:
         """See `Fit`."""
         widths = [layer.weight.numel() // solution.shape[1] for layer in self.layers()]
         for module, delta in zip(self._modules, torch.split(solution[: sum(widths)], widths), strict=True):
@@ -78,7 +95,7 @@ class ProjectionFit:
             add_bias(next(module for module in self._modules if base_layer(module).bias is not None), solution[-1])
 
     def layers(self) -> list[Any]:
-        """See `Fit`."""
+        """The layers, without adapters."""
         return [base_layer(module) for module in self._modules]
 
 
@@ -98,17 +115,16 @@ class NormedProjectionFit(ProjectionFit):
         super().__init__({path: module})
         self._path, self._gain = path, gain
 
-    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
         scale = seen.put_out[self._path].square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
-        inputs, missing, weights = super().terms(seen, missing, weights)
-        return inputs, missing / scale, weights * scale.squeeze(1).square()
+        return super().terms(seen, missing / scale, weights * scale.squeeze(1).square())
 
-    def apply(self, solution: Tensor) -> None:
+    def apply(self, number: int, solution: Tensor) -> None:
         """See `Fit`."""
         gain = self._gain.to(solution)
         usable = gain.abs() > LEAST_GAIN * gain.abs().max()
-        super().apply(torch.where(usable, solution / torch.where(usable, gain, 1.0), 0.0))
+        super().apply(number, torch.where(usable, solution / torch.where(usable, gain, 1.0), 0.0))
 
 
 @dataclass
@@ -118,6 +134,7 @@ class GainFit:
     path: str
     norm: nn.Module
     free: int = 0
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         self.watched: tuple[str, ...] = (self.path,)
@@ -126,17 +143,13 @@ class GainFit:
         """See `Fit`."""
         return DiagonalMoments()
 
-    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
-        return seen.put_out[self.path], missing, weights
+        return {0: Terms(seen.put_out[self.path], missing, weights, held_back(seen.sequences))}
 
-    def apply(self, solution: Tensor) -> None:
+    def apply(self, number: int, solution: Tensor) -> None:
         """See `Fit`."""
         scale_output(self.norm, 1 + solution)
-
-    def layers(self) -> list[Any]:
-        """See `Fit`."""
-        return [self.norm]
 
 
 def rms_gain(norm: nn.Module, width: int) -> Tensor | None:

@@ -7,7 +7,8 @@ moments are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_prune.anatomy import AFTER_BRANCH, POST_NORM, SANDWICH, find_sublayers
 from lit_prune.errors import DataError, MeasureError, ModelError
 from lit_prune.healing.block_stream import residual_scales
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation
+from lit_prune.healing.expert_fit import expert_fit
 from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit, rms_gain
 from lit_prune.healing.folding import base_layer
 from lit_prune.healing.lockstep import Lockstep
@@ -29,6 +31,9 @@ from lit_prune.loading.processes import Processes
 from lit_prune.measure import WhatIf
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import output_projections
+
+JOINT = "#"
+"""Between the name of a fit and the number of a problem of it, where solutions are kept."""
 
 
 @COMPENSATIONS.register("refit")
@@ -44,8 +49,9 @@ class Refit(Compensation):
     bias has it fitted too. Parallel sublayers are solved together. Where a norm stands between projection and stream,
     the projection is solved for as if the norm went on dividing each token by the same number, then the norm's gain.
 
-    Left as they are: experts and other sublayers that do not end in one linear layer, quantised layers, and weights
-    that several layers share.
+    Experts whose weights are in one tensor are solved for each on the tokens that are routed to it, where these are as
+    many as its inputs. Left as they are: other sublayers that do not end in one linear layer, quantised layers, and
+    weights that several layers share.
 
     Args:
         required: Whether a model that it is not possible for is refused; else such a model is left as it is.
@@ -76,8 +82,9 @@ class Refit(Compensation):
     def finish(self, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None) -> dict[str, Any]:
         """Solve for every projection, on the batches of the measure; the plan gets what was `refitted` and `left`.
 
-        Of each site `refitted` has the `ridge`, None where nothing was changed, and the squared distance to the dense
-        stream as a share of its square on the sequences that were held back, `before` and `after`.
+        Of each site `refitted` has the `ridge`, None where nothing was changed (of experts how many took each), and the
+        squared distance to the dense stream as a share of its square on the sequences that were held back, `before` and
+        `after`; of experts the second is an estimate.
 
         Raises:
             DataError: There are too few sequences to hold some back.
@@ -105,7 +112,8 @@ class Refit(Compensation):
                 else:
                     lockstep.pass_by(site)
                     for name, solution in found[1].items():
-                        fits[name].apply(solution)
+                        of, _, number = name.rpartition(JOINT)
+                        fits[of].apply(int(number), solution)
                 refitted |= found[0]
         what_if.corrected()
         return {"refitted": refitted, **({"left": left} if left else {})}
@@ -123,6 +131,8 @@ class Refit(Compensation):
             else:
                 modules[path] = model.get_submodule(path)
         if first.form not in (SANDWICH, AFTER_BRANCH):
+            if not modules and len(site.sublayers) == 1 and (experts := expert_fit(model, first)) is not None:
+                return {site.name: experts}, {}
             return {site.name: ProjectionFit(modules)} if modules else {}, left
         norm = model.get_submodule(first.output)
         gain = GainFit(first.output, norm)
@@ -133,38 +143,58 @@ class Refit(Compensation):
 
     def _solved(self, lockstep: Lockstep, site: Site, fits: Mapping[str, Fit], processes: Processes) -> Found:
         """Solve for each fit of a site and apply it, one after the other."""
-        facts, solutions = {}, {}
+        facts: dict[str, Any] = {}
+        solutions: dict[str, Tensor] = {}
         for number, (name, fit) in enumerate(fits.items(), start=1):
-            sums = self._sums(lockstep, site, fit, again=number < len(fits))
-            fitted, checked, counted = (moments.mapped(processes.sum) for moments in sums)
-            before = float(checked.total / counted.total)
-            if not math.isfinite(before + float(fitted.total)):
+            problems, before = self._sums(lockstep, site, fit, processes, again=number < len(fits))
+            if not math.isfinite(before):
                 raise MeasureError(f"what the model computes at {name} is not finite: check its weights and dtype")
-            shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
-            ridge, explained = max(shares.items(), key=lambda pair: pair[1])
-            helps = explained > 0
-            facts[name] = {
-                "ridge": ridge if helps else None,
-                "before": before,
-                "after": before * (1 - max(0, explained)),
-            }
-            if helps:
-                solutions[name] = (fitted + checked).solved(ridge, fit.free)
-                fit.apply(solutions[name])
+            best = {each: self._best(*sums, fit) for each, sums in problems.items()}
+            for each, (ridge, _) in best.items():
+                if ridge is not None:
+                    fitted, checked = problems[each]
+                    solutions[f"{name}{JOINT}{each}"] = solution = (fitted + checked).solved(ridge, fit.free)
+                    fit.apply(each, solution)
+            totals = {each: float(checked.total) for each, (_, checked) in problems.items()}
+            gained = sum(gain * totals[each] for each, (_, gain) in best.items()) / (sum(totals.values()) or 1.0)
+            ridges = [ridge for ridge, _ in best.values()]
+            facts[name] = {"ridge": ridges[0] if len(ridges) == 1 else _counted(ridges), "before": before}
+            facts[name]["after"] = before * (1 - gained)
         return facts, solutions
 
-    def _sums(self, lockstep: Lockstep, site: Site, fit: Fit, *, again: bool) -> tuple[Moments, Moments, Moments]:
-        """Moments of the sequences to fit on, of those held back, and of these with the dense stream as outputs."""
+    def _best(self, fitted: Moments, checked: Moments, fit: Fit) -> tuple[float | None, float]:
+        """The ridge, and the share of what is missing that it gives; None and 0 where none helps."""
+        if not float(fitted.count) >= fit.least * len(fitted.inputs):
+            return None, 0.0
+        shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
+        ridge, explained = max(shares.items(), key=lambda pair: pair[1])
+        return (ridge, explained) if explained > 0 else (None, 0.0)
+
+    def _sums(
+        self, lockstep: Lockstep, site: Site, fit: Fit, processes: Processes, *, again: bool
+    ) -> tuple[dict[int, tuple[Moments, Moments]], float]:
+        """Moments of each problem, of what is fitted and what is held back; and what is missing of the dense stream."""
         scale = lockstep.scales[site.point.position]
-        fitted, checked, dense = fit.moments(), fit.moments(), fit.moments()
+        sums: dict[int, tuple[Moments, Moments]] = defaultdict(lambda: (fit.moments(), fit.moments()))
+        missed, dense = torch.zeros(()), torch.zeros(())
         for seen in lockstep.observed(site, fit.watched, again=again):
+            missing = seen.target - seen.stream
             weights = 1 / seen.target.square().mean(dim=-1).clamp(min=torch.finfo(torch.float32).eps)
-            terms = fit.terms(seen, (seen.target - seen.stream) / scale, weights)
+            for number, terms in fit.terms(seen, missing / scale, weights).items():
+                for moments, chosen in zip(sums[number], (~terms.held_back, terms.held_back), strict=True):
+                    moments.add(terms.inputs[chosen], terms.outputs[chosen], terms.weights[chosen])
             checks = held_back(seen.sequences)
-            fitted.add(*(term[~checks] for term in terms))
-            checked.add(*(term[checks] for term in terms))
-            dense.total = dense.total + (weights[:, None] * (seen.target / scale).square())[checks].sum()
-        return fitted, checked, dense
+            missed = missed + (weights[:, None] * missing.square())[checks].sum().cpu()
+            dense = dense + (weights[:, None] * seen.target.square())[checks].sum().cpu()
+        summed = {
+            number: (pair[0].mapped(processes.sum), pair[1].mapped(processes.sum)) for number, pair in sums.items()
+        }
+        return summed, float(processes.sum(missed) / processes.sum(dense))
+
+
+def _counted(ridges: Sequence[float | None]) -> dict[str, int]:
+    """How often each ridge was taken, by its name; problems that were left are not counted."""
+    return {f"{ridge:g}": ridges.count(ridge) for ridge in sorted(ridge for ridge in {*ridges} if ridge is not None)}
 
 
 def _unchangeable(model: nn.Module, path: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self, cast
 
 import torch
@@ -34,20 +34,26 @@ class Moments:
     inputs: Tensor = NOTHING  # inputs with inputs, [in, in]
     outputs: Tensor = NOTHING  # inputs with outputs, [in, out]
     total: Tensor = NOTHING  # the sum of the squares of the outputs
+    count: Tensor = NOTHING  # the number of tokens
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Count in what tokens have as inputs [tokens, in] and outputs [tokens, out], by their weights [tokens]."""
         weighted = inputs * weights[:, None]
         self.inputs = self.inputs + weighted.T @ inputs
         self.outputs = self.outputs + weighted.T @ outputs
+        self._count_in(outputs, weights)
+
+    def _count_in(self, outputs: Tensor, weights: Tensor) -> None:
         self.total = self.total + (weights[:, None] * outputs.square()).sum()
+        self.count = self.count + torch.tensor(float(len(outputs)), device=outputs.device)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every sum changed."""
-        return type(self)(change(self.inputs), change(self.outputs), change(self.total))
+        return type(self)(change(self.inputs), change(self.outputs), change(self.total), change(self.count))
 
     def __add__(self, other: Moments) -> Self:
-        return type(self)(self.inputs + other.inputs, self.outputs + other.outputs, self.total + other.total)
+        parts = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+        return type(self)(*(own + its for own, its in parts))
 
     def solved(self, ridge: float, free: int = 0) -> Tensor:
         """The map [in, out] with the least squares of the error and, times `ridge` and the inputs' mean, of itself.
@@ -80,7 +86,7 @@ class DiagonalMoments(Moments):
         weighted = inputs * weights[:, None]
         self.inputs = self.inputs + (weighted * inputs).sum(dim=0)
         self.outputs = self.outputs + (weighted * outputs).sum(dim=0)
-        self.total = self.total + (weights[:, None] * outputs.square()).sum()
+        self._count_in(outputs, weights)
 
     def solved(self, ridge: float, free: int = 0) -> Tensor:
         """The factors [out]; see `Moments`."""

@@ -143,6 +143,9 @@ def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(arc
         delta = (after.weight - before.weight).detach()
         bias = None if before.bias is None else (after.bias - before.bias).detach()
         changes[path] = (delta if isinstance(before, Conv1D) else delta.T, bias)
+    experts = [name for name, each in model.named_modules() if hasattr(each, "_apply_gate")]
+    for name in experts:  # held against least squares below
+        pruned.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
 
     def applied(change, given, out):
         return (
@@ -159,11 +162,11 @@ def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(arc
             hooks.enter_context(hook)
         torch.testing.assert_close(logits(model), logits(pruned), atol=1e-4, rtol=1e-3)
     assert F.mse_loss(logits(model), dense) < F.mse_loss(plain, dense)
-    assert any(each["ridge"] is not None for each in facts["refitted"].values())
+    assert any(each["ridge"] for each in facts["refitted"].values())
     assert what_if.cost <= 4
     weights = dict(pruned.named_parameters())
     others = {name for name, value in model.named_parameters() if not torch.equal(value, weights[name])}
-    assert {name.rpartition(".")[0] for name in others} <= set(changes), "nothing else is changed"
+    assert {name.rpartition(".")[0] for name in others} <= {*changes, *experts}, "nothing else is changed"
 
 
 def test_a_model_that_has_lost_nothing_stays_as_it_is():
@@ -276,3 +279,43 @@ def test_a_killed_refit_goes_on_with_the_same_weights(architecture, tmp_path, mo
     assert found.compensation["cost"] < expected.compensation["cost"]
     assert torch.equal(logits(model), logits(whole))
     assert not (tmp_path / "journal.refit").exists(), "what is done with is removed"
+
+
+@pytest.mark.parametrize(("architecture", "path"), [("mixtral", "mlp"), ("gpt_oss", "mlp")])
+def test_an_expert_is_that_of_least_squares_on_its_own_tokens(architecture, path):
+    """The last FFN of a model without the attention before it, for each expert's share of what the stream lacks."""
+    model, dense, pruned = (tiny_model(architecture) for _ in range(3))
+    gone = [SublayerId(3, "attention")]
+    refitted(model, gone=gone, ridges=(1.0,))
+    remove(pruned, gone)
+    before = pruned.get_submodule(f"model.layers.2.{path}.experts")
+    before.load_state_dict(model.get_submodule(f"model.layers.2.{path}.experts").state_dict())
+    place = f"model.layers.3.{path}.experts"
+    experts = pruned.get_submodule(place)
+    seen = {}
+    with experts.register_forward_hook(
+        lambda _, args, kwargs, out: seen.update(args=args, kwargs=kwargs), with_kwargs=True
+    ):
+        own = states(pruned, TOKENS, ["model.norm"])["model.norm", "in"]
+    wanted = states(dense, TOKENS, ["model.norm"])["model.norm", "in"]
+    hidden, numbers, routing = (each.detach() for each in (*seen["args"], *seen["kwargs"].values()))
+    later = (torch.arange(TOKENS.numel()) % TOKENS.shape[1] > 0).nonzero()[:, 0]
+    hidden, numbers, routing = hidden[later], numbers[later], routing[later].double()
+    share = routing.square() / routing.square().sum(dim=1, keepdim=True)
+    compared = 0
+    for number in range(experts.num_experts):
+        rows, slots = torch.nonzero(numbers == number, as_tuple=True)
+        with torch.no_grad():
+            bias = experts.gate_up_proj_bias[number] if experts.has_bias else 0
+            weight = experts.gate_up_proj[number]
+            inner = experts._apply_gate(hidden[rows] @ (weight if experts.is_transposed else weight.T) + bias).double()
+        factor = routing[rows, slots, None]
+        inputs = torch.cat([factor * inner, factor.expand(-1, int(experts.has_bias))], dim=1)
+        outputs = share[rows, slots, None] * (wanted - own)[rows]
+        change = ridge_regression(inputs, outputs, 1 / wanted[rows].square().mean(dim=-1), 1.0, int(experts.has_bias))
+        delta = (model.get_submodule(place).down_proj[number] - experts.down_proj[number]).detach()
+        found = (delta if experts.is_transposed else delta.T).double()
+        if found.abs().max() > 0:
+            compared += 1
+            assert torch.allclose(found, change[: len(found)], atol=2e-5)
+    assert compared
