@@ -21,8 +21,8 @@ INTERFACE = ("num_experts", "down_proj", "is_transposed", "has_bias", "has_post_
 class ExpertFit:
     """Experts of transformers' common form: of a token's k, each makes up for the share that its weight has.
 
-    Expert e adds g W a to a token, g its routing weight. Each is solved for by itself, for as much of what is missing as
-    g² is of the sum of all g² of the token: the shares of a token add up to all of it.
+    An expert adds g W a to a token, g its routing weight. Each is solved for by itself, for as much of what is missing
+    as g² is of the sum of all g² of the token: the shares of a token add up to all of it.
 
     Args:
         path: Path of the experts.
