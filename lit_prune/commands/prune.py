@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, read_method
 from lit_prune.pruning import Goal, Pruner, prune
-from lit_prune.report import disturbance
+from lit_prune.report import disturbance, made_up_for
 from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
@@ -195,16 +194,5 @@ def _outcome(plan: PrunePlan) -> str:
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
     searched = [] if plan.num_disturbed is None else [disturbance(plan)]
-    mended = [mending_in_words(plan.compensation)] if plan.compensation else []
+    mended = [made_up_for(plan)] if plan.compensation else []
     return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended])
-
-
-def mending_in_words(facts: Mapping[str, Any]) -> str:
-    """What a compensation did at the end, for people; `facts` are those of the plan."""
-    if "impossible" in facts:
-        return f"not compensated: {facts['impossible']}"
-    if "refitted" not in facts:
-        return f"compensated by {facts['name']}"
-    changed = sum(bool(found["ridge"]) for found in facts["refitted"].values())
-    left = f"; left as they are: {', '.join(facts['left'])}" if facts.get("left") else ""
-    return f"refitted {changed} of {len(facts['refitted'])} projections in {facts['cost']:.1f} passes{left}"

@@ -121,6 +121,21 @@ def disturbance(plan: PrunePlan) -> str:
     return f"Order disturbed: in {plan.num_disturbed} of {len(plan.steps)} rounds"
 
 
+def made_up_for(plan: PrunePlan) -> str:
+    """Say what was changed in weights that stay, or why nothing was."""
+    facts = plan.compensation
+    if "impossible" in facts:
+        return f"Not made up for in weights that stay: {facts['impossible']}"
+    fits = facts.get("refitted")
+    if not isinstance(fits, Mapping):
+        return f"Made up for in weights that stay: {facts['name']}"
+    changed = sum(isinstance(fit, Mapping) and bool(fit.get("ridge")) for fit in fits.values())
+    names = facts.get("left")
+    left = f"; left as they are: {', '.join(names)}" if isinstance(names, Mapping) else ""
+    passes = f" in {facts['cost']:.1f} passes" if isinstance(facts.get("cost"), int | float) else ""
+    return f"Made up for in weights that stay: {changed} of {len(fits)} output projections refitted{passes}{left}"
+
+
 def figures_table(rows: Sequence[Row]) -> Table:
     """Figures before and after, a row of `FIGURES` each."""
     return Table.of(FIGURES, [[*figures_of(row)[:-1], Cell(_change(row), verdict=_verdict(row))] for row in rows])
@@ -212,6 +227,8 @@ def _facts(plan: PrunePlan) -> Iterator[str]:
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"
     if plan.num_disturbed is not None:
         yield disturbance(plan)
+    if plan.compensation:
+        yield made_up_for(plan)
     if plan.calibration:
         yield f"Calibration: {_described(plan.calibration)}"
     if plan.versions:
