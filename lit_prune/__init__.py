@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import PrunePlan
-    from lit_prune.pruning import apply_plan, prune
+    from lit_prune.pruning import apply_plan, compensate_plan, prune
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
 
@@ -27,6 +27,7 @@ __all__ = [
     "PrunePlan",
     "TextDataModule",
     "apply_plan",
+    "compensate_plan",
     "describe",
     "load",
     "load_tokenizer",
@@ -45,6 +46,7 @@ _MODULES = {
     "PrunePlan": "plan",
     "TextDataModule": "data",
     "apply_plan": "pruning",
+    "compensate_plan": "pruning",
     "describe": "surgery",
     "load": "loading.models",
     "load_tokenizer": "loading.models",

@@ -14,6 +14,7 @@ from lit_prune.files import say
 from lit_prune.healing import create_compensation
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import apply_plan, compensate_plan
+from lit_prune.report import made_up_for
 
 REFIT = "refit"
 MIXTURE, LOADING = Mixture(), Loading()
@@ -68,7 +69,8 @@ def apply_to_model(
     if model != steps.model.name:  # which heal takes for the dense model
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
-    say(f"removed {len(steps.removed)} sublayers\nwritten: {folder}")
+    mended = [made_up_for(steps)] if steps.compensation and not uncompensated else []
+    say("\n".join([f"removed {len(steps.removed)} sublayers", *mended, f"written: {folder}"]))
 
 
 run = partial(call, apply_to_model)
