@@ -224,6 +224,8 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
                 fold_factor(model, sublayer, factors[str(sublayer)])
             remove(model, [sublayer])
     compact(model)
+    if uncompensated:
+        plan = replace(plan, compensation={}, steps=tuple(replace(step, compensation={}) for step in plan.steps))
     return replace(plan, model=facts)
 
 
