@@ -64,7 +64,7 @@ def apply_to_model(
         steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
         batches = text.batches(tokenizer, lambda: network)
-        source = {"source": ", ".join(text.data), "window": text.window}
+        source = {"source": ", ".join(text.texts), "window": text.window}
         steps = compensate_plan(network, steps, batches, compensate, calibration=source, progress=True)
     if model != steps.model.name:  # which heal takes for the dense model
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))

@@ -87,6 +87,7 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     require_sizes(speed or {})
+    refit = refit.beside(sample.data)
     refit.require_possible()
     sample.require_possible(num_unseen=num_unseen, limit=limit)
     texts = unseen or [sample.data]

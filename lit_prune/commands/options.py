@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
 from lit_prune.commands.arguments import default_device
-from lit_prune.data import MIXED, calibration_batches, drawn_windows, require_positive, require_source
+from lit_prune.data import BUILTIN, MIXED, calibration_batches, drawn_windows, require_positive, require_source
 from lit_prune.files import say
 from lit_prune.healing import written_windows
 from lit_prune.loading.models import load, load_tokenizer
@@ -58,14 +58,14 @@ class Mixture:
     Attributes:
         data: Texts: mixed (novels, essays, Python's help topics and source code, in every installation), builtin (the
             help topics alone), files, folders, hub data sets, or self for what the dense model writes, half of it
-            dialogues where it has a chat template.
+            dialogues where it has a chat template. By default mixed, and beside it the text that a search looks at.
         window: Tokens in a window.
         num_windows: Windows in all; a text that has too few for its share gives what it has.
         batch_size: Windows in a batch.
         seed: Decides which windows are drawn, and their order.
     """
 
-    data: list[str] = field(default_factory=lambda: [MIXED])
+    data: list[str] | None = None
     window: int = 256
     num_windows: int = 192
     batch_size: int = 4
@@ -74,9 +74,19 @@ class Mixture:
     def require_possible(self) -> None:
         """Refuse texts that are not there, and numbers below 1."""
         require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
-        for text in self.data:
+        for text in self.texts:
             if text != SELF:
                 require_source(text)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, `mixed` alone where none are given."""
+        return self.data or [MIXED]
+
+    def beside(self, searched: str) -> Mixture:
+        """The same, with the text of a search among the texts where none are given."""
+        own = [] if searched in (BUILTIN, MIXED) else [searched]
+        return self if self.data else replace(self, data=[*own, MIXED])
 
     def batches(
         self, tokenizer: PreTrainedTokenizerBase, dense: Callable[[], PreTrainedModel]
@@ -91,9 +101,9 @@ class Mixture:
         """
         model = dense()
         window = min(self.window, context_length(model.config) or self.window)
-        share = -(-self.num_windows // len(self.data))
+        share = -(-self.num_windows // len(self.texts))
         drawn = []
-        for text in self.data:
+        for text in self.texts:
             if text == SELF:
                 say(f"the dense model writes {share} windows of {window} tokens")
                 options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": 64, "seed": self.seed}

@@ -126,6 +126,8 @@ def prune_model(
     """
     recipe = choice.recipe
     target = require_empty(output)
+    if data_name is None and data_split is None and data_field == "text":  # the search's text, read as by default
+        refit = refit.beside(sample.data)
     refit.require_possible()
     refits = wants_dense(create_compensation(recipe.compensate))
     # Beside the folder, which is not there before the end.
