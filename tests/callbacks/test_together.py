@@ -224,7 +224,7 @@ def test_who_keeps_parameters_or_their_names_resumes_as_without_pruning(tmp_path
 
 
 def test_tuners_prune_nothing_and_the_fit_behind_them_is_as_before(tmp_path, plain):
-    callback, losses, model = pruning(), Losses(), module()
+    callback, losses, model = pruning(compensate="none"), Losses(), module()
     run = trainer(tmp_path, callback, losses)
     model.learning_rate = 1e-3
     Tuner(run).lr_find(model, *loaders(), num_training=5)
@@ -234,7 +234,7 @@ def test_tuners_prune_nothing_and_the_fit_behind_them_is_as_before(tmp_path, pla
 
 
 def test_a_batch_size_is_found_for_the_whole_model(tmp_path, plain):
-    callback, losses, model, data = pruning(), Losses(), module(), Text()
+    callback, losses, model, data = pruning(compensate="none"), Losses(), module(), Text()
     run = trainer(tmp_path, callback, losses)
     assert Tuner(run).scale_batch_size(model, datamodule=data, max_trials=2, steps_per_trial=1) == 4
     assert not removed_sublayers(model.model)

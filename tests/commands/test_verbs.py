@@ -50,7 +50,20 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
     assert plan.calibration["num_sequences"] == 4
     assert plan.compensation["name"] == "refit"
     assert any(found["ridge"] for found in plan.compensation["refitted"].values())
-    assert main(["apply", str(out / "prune_plan.json"), str(model_folder), "--output", str(again)]) == 0
+    assert (
+        main(
+            [
+                "apply",
+                str(out / "prune_plan.json"),
+                str(model_folder),
+                "--output",
+                str(again),
+                "--data",
+                f"{text},mixed",
+            ]
+        )
+        == 0
+    )
     first, second = load(out), load(again)
     assert removed_sublayers(first) == removed_sublayers(second)
     tokens = torch.arange(5, 25)[None]
