@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_prune.healing import HELD_BACK
 from lit_prune.loading.processes import processes_of_trainer
-from lit_prune.measure import counted_positions
+from lit_prune.measure import counted_positions, share_of_rows
 
 from .validation import ValidationBatch, transferred
 
@@ -44,18 +44,17 @@ def training_batches(trainer: L.Trainer) -> list[ValidationBatch]:
         order = torch.randperm(
             len(loader.dataset), generator=torch.Generator().manual_seed(trainer.current_epoch)
         ).tolist()
-        size = loader.batch_size or 1
-        # Every process gets as many batches, which all of them sum over.
-        own = order[processes.rank :: processes.size][: max(1, len(order) // processes.size)]
+        size = (loader.batch_size or 1) * processes.size
         number = 0
-        for first in range(0, len(own), size):
-            batch = transferred(
-                trainer, loader.collate_fn([loader.dataset[index] for index in own[first : first + size]])
-            )
+        for first in range(0, len(order), size):
+            rows = order[first : first + size]
+            if len(rows) < processes.size:
+                break  # every process gets as many batches, which all of them sum over
+            own = rows[share_of_rows(len(rows), processes)]
+            batch = transferred(trainer, loader.collate_fn([loader.dataset[index] for index in own]))
             batches.append(ValidationBatch(batch, 0, 0))
-            number = number or processes.agree(
-                math.ceil(wanted / max(1, int(counted_positions(batches[-1].scored).sum())))
-            )
+            tokens = int(counted_positions(batches[-1].scored).sum())
+            number = number or processes.agree(math.ceil(wanted / max(1, tokens)))
             if first // size + 1 >= number:
                 break
     return batches

@@ -41,6 +41,14 @@ def shared(config):
     return config
 
 
+def leave_as_they_are(config, strategy):
+    """Of shards, no refit changes weights."""
+    if strategy == "shards":
+        settings = yaml.safe_load(config.read_text())
+        settings["trainer"]["callbacks"][0]["init_args"]["compensate"] = "none"
+        config.write_text(yaml.safe_dump(settings))
+
+
 def arguments(config, name, strategy=None, *more):
     """Of `lit-prune`: one process, or two that take as many windows a step."""
     folder = f"--trainer.logger.init_args.save_dir={config.parent / name}"
@@ -89,10 +97,7 @@ def assert_same_run(found, expected, *, first_epoch=0):
 
 @pytest.mark.parametrize("strategy", ["shards", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_do_what_one_does_and_go_on_from_its_checkpoints(shared, strategy, monkeypatch):
-    if strategy == "shards":  # whose weights no refit changes
-        settings = yaml.safe_load(shared.read_text())
-        settings["trainer"]["callbacks"][0]["init_args"]["compensate"] = "none"
-        shared.write_text(yaml.safe_dump(settings))
+    leave_as_they_are(shared, strategy)
     # LightningCLI warns where arguments are given and the process has some too.
     monkeypatch.setattr("sys.argv", ["lit-prune"])
     alone = fit(shared, "alone")
@@ -116,6 +121,7 @@ LAUNCHES = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("how", LAUNCHES)
 def test_processes_of_every_launcher_do_what_one_does(shared, how, strategy, monkeypatch):
+    leave_as_they_are(shared, strategy)
     monkeypatch.setattr("sys.argv", ["lit-prune"])
     alone = fit(shared, "alone")
     port = free_port() if how == "fabric run" else free_port().replace("main", "master")
