@@ -63,7 +63,7 @@ def apply_to_model(
     if compensate is None:
         steps = apply_plan(network, steps, uncompensated=uncompensated)
     else:
-        batches = text.batches(tokenizer, lambda: network)
+        batches = text.batches(tokenizer, network.config, lambda: network)
         source = {"source": ", ".join(text.texts), "window": text.window}
         steps = compensate_plan(network, steps, batches, compensate, calibration=source, progress=True)
     if model != steps.model.name:  # which heal takes for the dense model

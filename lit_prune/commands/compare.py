@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from lit_prune.evaluation import (
 )
 from lit_prune.files import file_name, say, write_text
 from lit_prune.healing import create_compensation, wants_dense
+from lit_prune.loading.models import skeleton
 from lit_prune.plan import Method, method_names, read_method
 from lit_prune.pruning import Pruner
 from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
@@ -107,10 +108,13 @@ def compare(
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
             return replace(sample, data=text).windows(tokenizer, wanted=reserved + num_unseen)
 
-        refits = [line for line in lines if wants_dense(create_compensation(_recipe(line).get("compensate", "none")))]
-        text = refit.batches(tokenizer, partial(loading.model, name)) if refits else []
+        @cache
+        def fitted_on(name: str = name, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Batches:
+            config = skeleton(name, trust_remote_code=loading.trust_remote_code).config
+            return refit.batches(tokenizer, config, partial(loading.model, name))
+
         entries = [
-            _entry(line, drawn(line.get("data", sample.data)), sample, text if line in refits else [])
+            _entry(line, drawn(line.get("data", sample.data)), sample, fitted_on)
             for line in [{"method": DENSE, "label": DENSE}, *lines]
         ]
         windows = {label: drawn(text)[reserved:] for label, text in zip(labels, texts, strict=True)}
@@ -157,14 +161,13 @@ def _method(line: Mapping[str, Any]) -> Method:
     return read_method(line["method"]).with_settings({key: line[key] for key in line if key not in OWN})
 
 
-def _recipe(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if line["method"] in (DENSE, WANDA) else _method(line).options
-
-
-def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample, text: Batches) -> Entry:
+def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample, fitted_on: Callable[[], Batches]) -> Entry:
     batches = calibration_batches(windows[: line.get("num_windows", sample.num_windows)], sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
-    return Entry(line["label"], method, batches, fingerprint(batches), text, fingerprint(text) if text else {})
+    own = Entry(line["label"], method, batches, fingerprint(batches))
+    if method is None or not wants_dense(create_compensation(method.compensate)):
+        return own
+    return replace(own, text=fitted_on(), text_source=fingerprint(fitted_on()))
 
 
 def _said(row: Result) -> str:

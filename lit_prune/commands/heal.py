@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_prune.commands.arguments import call, still_free
-from lit_prune.commands.options import Loading
+from lit_prune.commands.options import SELF, Loading, self_written
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
@@ -22,11 +22,9 @@ from lit_prune.healing import (
     heal,
     merge,
     save_adapter,
-    written_windows,
 )
 from lit_prune.plan import PrunePlan
 
-SELF = "self"
 LORA, TRAINING, LOADING = LoraHealing(rank=64), HealingSettings(), Loading()
 
 
@@ -88,8 +86,7 @@ def heal_model(
     if distill or SELF in texts:
         origin = _dense_model(dense, plan.model.name, loading)
         if SELF in texts:
-            say(f"the dense model writes {wanted} windows of {window} tokens")
-            windows[SELF] = written_windows(origin, wanted, window, tokenizer=tokenizer, batch_size=64, seed=seed)
+            windows[SELF] = self_written(origin, tokenizer, wanted, window, seed)
         if distill:
             teacher = DenseTeacher.of_pruned(origin, network)
             network = teacher.student

@@ -89,25 +89,18 @@ class Mixture:
         return self if self.data else replace(self, data=[*own, MIXED])
 
     def batches(
-        self, tokenizer: PreTrainedTokenizerBase, dense: Callable[[], PreTrainedModel]
+        self, tokenizer: PreTrainedTokenizerBase, config: Any, dense: Callable[[], PreTrainedModel]
     ) -> list[dict[str, Tensor]]:
-        """Batches of the windows."""
-        return calibration_batches(self.windows(tokenizer, dense), self.batch_size)
+        """Batches of windows, a share of which the dense model writes where it is to; shorter where its context is."""
+        window = min(self.window, context_length(config) or self.window)
+        return calibration_batches(self._windows(tokenizer, window, dense), self.batch_size)
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase, dense: Callable[[], PreTrainedModel]) -> Tensor:
-        """Draw the windows, [windows, window], and let the dense model write its share of them.
-
-        They are shorter where the model's context is.
-        """
-        model = dense()
-        window = min(self.window, context_length(model.config) or self.window)
+    def _windows(self, tokenizer: PreTrainedTokenizerBase, window: int, dense: Callable[[], PreTrainedModel]) -> Tensor:
         share = -(-self.num_windows // len(self.texts))
         drawn = []
         for text in self.texts:
             if text == SELF:
-                say(f"the dense model writes {share} windows of {window} tokens")
-                options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": 64, "seed": self.seed}
-                drawn.append(written_windows(model, share, window, **options))
+                drawn.append(self_written(dense(), tokenizer, share, window, self.seed))
             else:
                 wanted = {"window": window, "wanted": 1, "most": share, "seed": self.seed}
                 drawn.append(drawn_windows(text, tokenizer, **wanted))
@@ -115,6 +108,14 @@ class Mixture:
             return drawn[0]
         rows = torch.cat(drawn)
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))][: self.num_windows]
+
+
+def self_written(
+    dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, window: int, seed: int
+) -> Tensor:
+    """Let the dense model write windows of the text `self`, [number, window], and say so."""
+    say(f"the dense model writes {number} windows of {window} tokens")
+    return written_windows(dense, number, window, tokenizer=tokenizer, batch_size=64, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def prune_model(
     )
     if fabric is not None and machine.shard:
         shard(network, init_device_mesh(fabric.device.type, (fabric.world_size,)))
-    text = refit.batches(tokenizer, lambda: network) if refits else None
+    text = refit.batches(tokenizer, network.config, lambda: network) if refits else None
     try:
         plan = prune(
             network,

@@ -49,11 +49,15 @@ class Entry:
     @property
     def settings(self) -> dict[str, Any]:
         """What the row depends on beside model and amount, as JSON has it."""
+        return {**self.of_search, **({"compensated_on": dict(self.text_source)} if self.text else {})}
+
+    @property
+    def of_search(self) -> dict[str, Any]:
+        """What the search depends on; it does not see the text that a compensation at the end is fitted on."""
         method = self.method.options if self.method else {}
         if method.get("compensate") == "none":
             del method["compensate"]
-        fitted = {"compensated_on": dict(self.text_source)} if self.text else {}
-        found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source), **fitted}))
+        found: dict[str, Any] = json.loads(json.dumps({**method, "calibration": dict(self.source)}))
         return found
 
 
@@ -251,8 +255,7 @@ class Comparison:
         pruner.plan = describe_run(pruner.plan, budget, entry.source)
         stem = f"{file_name(name)}/{file_name(entry.label)}"
         # What a smaller amount measured is not measured again; the plan's cost counts it all the same.
-        settings = {key: value for key, value in entry.settings.items() if key != "compensated_on"}
-        header = {**settings, **model_fingerprints(model)}
+        header = {**entry.of_search, **model_fingerprints(model)}
         with (
             Journal(self.folder / f"journals/{stem}.jsonl", header) as journal,
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,

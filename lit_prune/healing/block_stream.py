@@ -27,7 +27,6 @@ class BlockStream:
     """What hooks have seen of one run of one block; copies, as some blocks add in place."""
 
     stream: Tensor | None = None
-    behind_all: Tensor | None = None
     added: dict[SublayerId, Tensor] = field(default_factory=dict)
     given: dict[str, Tensor] = field(default_factory=dict)
     put_out: dict[str, Tensor] = field(default_factory=dict)
@@ -35,10 +34,6 @@ class BlockStream:
     def enter(self, _: Any, args: Any, kwargs: Any) -> None:
         """Before the block."""
         self.stream = _copied(hidden_states(args, kwargs))
-
-    def leave(self, _: Any, __: Any, output: Any) -> None:
-        """Behind the block."""
-        self.behind_all = _copied(first_tensor(output))
 
     def add(self, sublayer: Sublayer, _: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Behind what joins the stream."""
@@ -76,7 +71,6 @@ def watched_block(
         for path in paths:
             module = model.get_submodule(path)
             hooks.enter_context(module.register_forward_hook(partial(found.see, path), with_kwargs=True))
-        hooks.enter_context(block.register_forward_hook(found.leave))
         yield found
 
 
@@ -86,31 +80,40 @@ def residual_scales(model: nn.Module, anatomy: Anatomy) -> list[float]:
     Raises:
         ModelError: What a block adds to its input is something else.
     """
+    ends: list[Tensor] = []
     with ExitStack() as hooks, evaluating(model):
         founds = [hooks.enter_context(watched_block(model, anatomy, number)) for number in range(len(anatomy.blocks))]
+        for block in anatomy.block_list(model):
+            hook = block.register_forward_hook(lambda _, __, output: ends.append(_copied(first_tensor(output))))
+            hooks.enter_context(hook)
         run_few_tokens(model)
     precision = torch.finfo(next(model.parameters()).dtype).eps
     return [
-        _scale(found, precision, f"block {number} of this {anatomy.model_type} model")
-        for number, found in zip(anatomy.blocks, founds, strict=True)
+        _scale(found, end, precision, f"block {number} of this {anatomy.model_type} model")
+        for number, found, end in zip(anatomy.blocks, founds, ends, strict=True)
     ]
 
 
-def _scale(found: BlockStream, precision: float, block: str) -> float:
+def _scale(found: BlockStream, behind: Tensor, precision: float, block: str) -> float:
     if not found.added:
         return 1.0
     assert found.stream is not None
-    assert found.behind_all is not None
     written = torch.stack([*found.added.values()]).sum(dim=0).view_as(found.stream)
-    change = found.behind_all - found.stream
-    scale = float((change * written).sum() / written.square().sum().clamp(min=torch.finfo(torch.float32).tiny))
-    lost = (change - scale * written).norm() - 2 * precision * found.behind_all.norm()
-    if lost > MOST_FROM_ELSEWHERE * change.norm():
+    change = behind - found.stream
+    scale, rest = multiple(change, written)
+    rounding = 2 * precision * float(behind.norm())
+    if rest - rounding > MOST_FROM_ELSEWHERE * float(change.norm()):
         raise ModelError(
             f"{block} does not add the outputs of its sublayers to its input, each times the same number, so nothing "
             "tells what they should have put out"
         )
     return 1.0 if abs(scale - 1) < MOST_FROM_ELSEWHERE else scale
+
+
+def multiple(tensor: Tensor, of: Tensor) -> tuple[float, float]:
+    """The multiple of one tensor that is nearest to another, and the length of what is left of that."""
+    factor = float((tensor * of).sum() / of.square().sum().clamp(min=torch.finfo(torch.float32).tiny))
+    return factor, float((tensor - factor * of).norm())
 
 
 def _copied(tensor: Tensor) -> Tensor:

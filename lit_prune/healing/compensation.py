@@ -48,9 +48,7 @@ class Compensation:
         """
         raise NotImplementedError
 
-    def finish(
-        compensation: Compensation, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None
-    ) -> dict[str, Any]:
+    def finish(self, what_if: WhatIf, teacher: DenseTeacher, solutions: Solutions | None = None) -> dict[str, Any]:
         """Change weights that stay when the removals are done.
 
         Args:

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import Sublayer
-from lit_prune.healing.block_stream import ROUTED
+from lit_prune.healing.block_stream import ROUTED, multiple
 from lit_prune.healing.fits import Terms
+from lit_prune.healing.folding import is_quantised
 from lit_prune.healing.lockstep import Seen
-from lit_prune.healing.regression import Moments, held_back
+from lit_prune.healing.regression import Moments
 from lit_prune.surgery import evaluating, first_tensor, run_few_tokens
 
 INTERFACE = ("num_experts", "down_proj", "is_transposed", "has_bias", "has_post_expert_norm", "_apply_gate")
 """What transformers' experts have whose weights are in one tensor (`use_experts_implementation`)."""
+
+MOST_BESIDE = 0.05
+"""The share of a change in a sublayer's output that that of its experts' need not account for: rounding."""
 
 
 class ExpertFit:
@@ -46,14 +50,14 @@ class ExpertFit:
         (path,) = self.watched
         hidden, numbers, routing = (seen.given[f"{path}{end}"] for end in ("", *ROUTED))
         shares = routing.square() / routing.square().sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        checks, found = held_back(seen.sequences), {}
+        found = {}
         for number in range(self._experts.num_experts):
             tokens, slots = torch.nonzero(numbers == number, as_tuple=True)
             factor = routing[tokens, slots, None]
             inputs = factor * self._inner(hidden[tokens], number)
             inputs = torch.cat([inputs, factor.expand(-1, self.free)], dim=1)
             outputs = shares[tokens, slots, None] * missing[tokens] / self._scale
-            found[number] = Terms(inputs, outputs, weights[tokens], checks[tokens])
+            found[number] = Terms(inputs, outputs, weights[tokens], seen.held_back[tokens])
         return found
 
     def apply(self, number: int, solution: Tensor) -> None:
@@ -85,8 +89,7 @@ def expert_fit(model: Any, sublayer: Sublayer) -> ExpertFit | None:
         return None
     path = ".".join(filter(None, (sublayer.path, paths[0])))
     experts: Any = model.get_submodule(path)
-    weight = experts.down_proj
-    if experts.has_post_expert_norm or not weight.is_floating_point() or type(weight.data) is not Tensor:
+    if experts.has_post_expert_norm or is_quantised(experts.down_proj):
         return None
     scale = _scale_of(model, module, experts)
     return None if scale is None else ExpertFit(path, experts, scale)
@@ -111,6 +114,5 @@ def _scale_of(model: Any, module: nn.Module, experts: nn.Module) -> float | None
     change, own = (seen["twice"] - seen["once"]).flatten(0, -2), seen["experts"].flatten(0, -2)
     if change.shape != own.shape:
         return None
-    scale = (change * own).sum() / own.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
-    fits = (change - scale * own).norm() <= 0.05 * change.norm()
-    return float(scale) if bool(fits) and float(scale) > 0 else None
+    scale, rest = multiple(change, own)
+    return scale if scale > 0 and rest <= MOST_BESIDE * float(change.norm()) else None

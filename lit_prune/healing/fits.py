@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_prune.healing.folding import add_bias, add_to_projection, base_layer, scale_output
 from lit_prune.healing.lockstep import Seen
-from lit_prune.healing.regression import DiagonalMoments, Moments, held_back
+from lit_prune.healing.regression import DiagonalMoments, Moments
 
 TINY = torch.finfo(torch.float32).tiny
 LEAST_GAIN = 1e-3
@@ -84,7 +84,7 @@ class ProjectionFit:
     def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
         inputs = _with_ones([seen.given[path] for path in self.watched], self.free)
-        return {0: Terms(inputs, missing, weights, held_back(seen.sequences))}
+        return {0: Terms(inputs, missing, weights, seen.held_back)}
 
     def apply(self, number: int, solution: Tensor) -> None:
         """See `Fit`."""
@@ -113,11 +113,11 @@ class NormedProjectionFit(ProjectionFit):
 
     def __init__(self, path: str, module: nn.Module, gain: Tensor) -> None:
         super().__init__({path: module})
-        self._path, self._gain = path, gain
+        self._gain = gain
 
     def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
-        scale = seen.put_out[self._path].square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
+        scale = seen.put_out[self.watched[0]].square().mean(dim=1, keepdim=True).clamp(min=TINY).rsqrt()
         return super().terms(seen, missing / scale, weights * scale.squeeze(1).square())
 
     def apply(self, number: int, solution: Tensor) -> None:
@@ -145,7 +145,7 @@ class GainFit:
 
     def terms(self, seen: Seen, missing: Tensor, weights: Tensor) -> dict[int, Terms]:
         """See `Fit`."""
-        return {0: Terms(seen.put_out[self.path], missing, weights, held_back(seen.sequences))}
+        return {0: Terms(seen.put_out[self.path], missing, weights, seen.held_back)}
 
     def apply(self, number: int, solution: Tensor) -> None:
         """See `Fit`."""

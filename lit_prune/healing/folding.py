@@ -54,6 +54,11 @@ def base_layer(module: nn.Module) -> Any:
     return getattr(module, "get_base_layer", lambda: module)()
 
 
+def is_quantised(weight: Tensor) -> bool:
+    """Whether nothing can be added to a weight: it is packed in whole numbers, or in a tensor of another kind."""
+    return not weight.is_floating_point() or type(weight.data) is not Tensor
+
+
 def _scale_parameters(module: nn.Module, factor: float | Tensor) -> None:
     for parameter in module.parameters():
         parameter.mul_(factor)

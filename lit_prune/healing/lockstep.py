@@ -6,6 +6,7 @@ Of every sequence one state of each model is held: the one behind the last block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lit_prune.anatomy import AFTER_BRANCH, SANDWICH, find_sublayers
 from lit_prune.healing.block_stream import BlockStream, residual_scales, watched_block
+from lit_prune.healing.regression import held_back
 from lit_prune.healing.sites import Site, sites_of
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.measure import Portion, Trace, WhatIf, counted_positions, input_ids_of
@@ -29,14 +31,14 @@ class Seen:
         put_out: What each of the watched modules put out, [tokens, out], by its path.
         stream: The stream of the pruned model behind the site, float32 [tokens, hidden].
         target: The stream of the dense model that it should be, float32 [tokens, hidden].
-        sequences: The number of each token's sequence among all of all processes, [tokens].
+        held_back: Which tokens are of sequences that are held back from the fit, bool [tokens].
     """
 
     given: Mapping[str, Tensor]
     put_out: Mapping[str, Tensor]
     stream: Tensor
     target: Tensor
-    sequences: Tensor
+    held_back: Tensor
 
 
 class Lockstep:
@@ -97,7 +99,7 @@ class Lockstep:
                 {path: value[mask] for path, value in found.put_out.items()},
                 found.behind(site.sublayers[-1].id, self.scales[site.point.position])[mask],
                 target.float()[mask],
-                numbers.to(mask.device)[:, None].expand_as(mask)[mask],
+                held_back(numbers).to(mask.device)[:, None].expand_as(mask)[mask],
             )
 
     def pass_by(self, site: Site) -> None:
@@ -112,14 +114,15 @@ class Lockstep:
     def _target(self, dense: Portion, site: Site) -> Tensor:
         """The dense stream at the target of a site; the dense model has passed the site's block then."""
         here, target = site.point.position, site.target
-        with watched_block(self._model, self._dense, target.position) as found:
+        watched = watched_block(self._model, self._dense, target.position) if target.between else nullcontext()
+        with watched as found:
             if (at := dense.trace.start(here + 1)) <= here:
                 dense.trace.advance(dense.blocks, at, here + 1, dense.logits)
             state = dense.trace.states[here]
             if target.position > here:
                 state = dense.trace.fork(dense.blocks, here + 1, target.position + 1, dense.logits)
         self._ran(target.position + 1 - at, site)
-        if not target.between:
+        if found is None:
             return first_tensor(state)
         return found.behind(SublayerId(self._dense.blocks[target.position], "attention"), self.scales[target.position])
 

@@ -21,9 +21,9 @@ from lit_prune.healing.block_stream import residual_scales
 from lit_prune.healing.compensation import COMPENSATIONS, Compensation
 from lit_prune.healing.expert_fit import expert_fit
 from lit_prune.healing.fits import Fit, GainFit, NormedProjectionFit, ProjectionFit, rms_gain
-from lit_prune.healing.folding import base_layer
+from lit_prune.healing.folding import base_layer, is_quantised
 from lit_prune.healing.lockstep import Lockstep
-from lit_prune.healing.regression import HELD_BACK, Moments, held_back
+from lit_prune.healing.regression import HELD_BACK, Moments
 from lit_prune.healing.sites import Site
 from lit_prune.healing.solutions import Found, Solutions
 from lit_prune.healing.teacher import DenseTeacher
@@ -183,9 +183,8 @@ class Refit(Compensation):
             for number, terms in fit.terms(seen, missing / scale, weights).items():
                 for moments, chosen in zip(sums[number], (~terms.held_back, terms.held_back), strict=True):
                     moments.add(terms.inputs[chosen], terms.outputs[chosen], terms.weights[chosen])
-            checks = held_back(seen.sequences)
-            missed = missed + (weights[:, None] * missing.square())[checks].sum().cpu()
-            dense = dense + (weights[:, None] * seen.target.square())[checks].sum().cpu()
+            missed = missed + (weights[:, None] * missing.square())[seen.held_back].sum().cpu()
+            dense = dense + (weights[:, None] * seen.target.square())[seen.held_back].sum().cpu()
         summed = {
             number: (pair[0].mapped(processes.sum), pair[1].mapped(processes.sum)) for number, pair in sums.items()
         }
@@ -202,7 +201,7 @@ def _unchangeable(model: nn.Module, path: str) -> str | None:
     if not path:
         return "not one linear layer"
     weight = base_layer(model.get_submodule(path)).weight
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:
+    if is_quantised(weight):
         return "quantised"
     holders = sum(weight is other for _, other in model.named_parameters(remove_duplicate=False))
     return "shared by several layers" if holders > 1 else None

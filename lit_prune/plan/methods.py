@@ -28,8 +28,8 @@ class Recipe:
             `Search`.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay: `attention.0`, `mlp.3`, `block.2`, `first` and `last` for the blocks at the ends.
-        compensate: `none`, or what makes up for each removal in weights that stay: `scale`, `bias`, `linear`, a mapping
-            with options, an import path, or in Python a function or a `Compensation`.
+        compensate: `none`, or what makes up for removals in weights that stay: `refit` at the end, `scale`, `bias` or
+            `linear` for each; a mapping with options, an import path, or in Python a function or a `Compensation`.
 
     Raises:
         LitPruneError: The granularity is unknown.

@@ -1,9 +1,9 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
-from lit_prune.pruning.goal import Goal
+from lit_prune.pruning.goal import Goal, describe_run
 from lit_prune.pruning.offline import apply_plan, compensate_plan, prune, require_shardable
 from lit_prune.pruning.progress import progress_bar
-from lit_prune.pruning.pruner import Pruner, describe_run
+from lit_prune.pruning.pruner import Pruner
 
 __all__ = [
     "Goal",

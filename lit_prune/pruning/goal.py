@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lit_prune.costs import Prices, unit_options
+from lit_prune.plan import PrunePlan
 from lit_prune.searches import Budget, require_limits
 
 
@@ -56,3 +57,11 @@ class Goal:
             BudgetError: Neither amount nor ceiling is given.
         """
         return Budget(self.amount, prices.total, of=prices.of, max_rise=self.max_rise)
+
+
+def describe_run(
+    plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any], *, schedule: object = None
+) -> PrunePlan:
+    """The plan with what was asked for and the tokens that score it."""
+    asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
+    return replace(plan, budget=asked, calibration=dict(calibration))

@@ -35,9 +35,9 @@ from lit_prune.measure import (
     shares_of,
 )
 from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, Scores, SublayerId, described
-from lit_prune.pruning.goal import Goal
+from lit_prune.pruning.goal import Goal, describe_run
 from lit_prune.pruning.progress import progress_bar
-from lit_prune.pruning.pruner import Pruner, describe_run
+from lit_prune.pruning.pruner import Pruner
 from lit_prune.pruning.removal import take_out
 from lit_prune.searches import require_limits
 from lit_prune.surgery import compact, is_sharded, remove, require_understood
@@ -112,6 +112,7 @@ def prune(
     goal, recipe = Goal(amount, of, max_rise), Recipe(scorer, search, granularity, protect, compensate)
     pruner = Pruner(model, recipe, model_name=model_name)
     if is_sharded(pruner.model):
+        pruner.leave_uncompensated("the model is sharded over processes")
         require_shardable(pruner, goal.unit)
     batches, processes = list(batches), processes_of_fabric(fabric)
     # Made once before anything is written: what cannot be measured is told here.
@@ -119,7 +120,7 @@ def prune(
     whole = measure(batches)
     shares, positions = shares_of(whole.batches, processes), whole.num_positions
     text = batches if compensate_on is None else list(compensate_on)
-    fitted_on = shares_of(measure(text).batches, processes)
+    fitted_on = shares if compensate_on is None else shares_of(measure(text).batches, processes)
     # A search that goes on decides by the seconds that it began with.
     pruner.prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
@@ -181,9 +182,7 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
     trouble = "the latency of its sublayers cannot be measured on one device alone" if unit == "latency" else None
     if pruner.scorer.gradients:
         trouble = f"{type(pruner.scorer).__name__} wants gradients of whole weights"
-    if pruner.mends and not pruner.plan.compensation.get("required", True):
-        pruner.leave_uncompensated("the model is sharded over processes")
-    elif (compensation := pruner.plan.compensation.get("name", "none")) != "none":
+    if (compensation := pruner.plan.compensation.get("name", "none")) != "none":
         trouble = f"the compensation {compensation!r} changes whole weights"
     if trouble:
         raise LitPruneError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -92,7 +92,9 @@ class Pruner:
             self.leave_uncompensated(str(error))
 
     def leave_uncompensated(self, why: str) -> None:
-        """Leave the compensation out, and write the reason into the plan."""
+        """Leave out a compensation that is not required, and write the reason into the plan."""
+        if self._compensation is None or is_required(self._compensation):
+            return
         self._compensation = None
         self.plan = replace(self.plan, compensation={"name": "none", "impossible": why})
 
@@ -290,11 +292,3 @@ class Pruner:
             reason = left if self.candidates() else "nothing left"
             outcome["stopped_by"] = reason if budget.remaining(self.reached) else "amount"
         self.plan = replace(self.plan, budget={**self.plan.budget, **outcome})
-
-
-def describe_run(
-    plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any], *, schedule: object = None
-) -> PrunePlan:
-    """The plan with what was asked for and the tokens that score it."""
-    asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
-    return replace(plan, budget=asked, calibration=dict(calibration))
