@@ -6,13 +6,14 @@ import faulthandler
 import gc
 import json
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lit_prune.commands.launching import reserved_port
 
 
 def in_torchrun(folder: Path, number: int, work: Callable[[], Any]) -> list[Any]:
@@ -21,9 +22,7 @@ def in_torchrun(folder: Path, number: int, work: Callable[[], Any]) -> list[Any]
     Raises:
         AssertionError: One of them failed: with its traceback, also where a library ended the process by a signal.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserved_port()
     for each in folder.glob("rank*.json"):
         each.unlink()
     context = torch.multiprocessing.get_context("fork")

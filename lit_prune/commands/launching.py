@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,9 @@ def start(
     if "LT_PRECISION" in os.environ:
         raise LitPruneError("--precision is for training; give lit-prune prune --dtype")
     elsewhere = device is None and "LT_ACCELERATOR" in os.environ
+    if not launched:  # Lightning's own choice may be taken before it is used
+        os.environ.setdefault("MASTER_PORT", str(reserved_port()))
+    fabric = None
     try:
         fabric = Fabric(
             accelerator="auto" if elsewhere else chosen,
@@ -51,9 +55,25 @@ def start(
         if os.environ.get("LT_CLI_USED") != "1":  # else it is launched
             fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:
+        for process in getattr(fabric and fabric.strategy.launcher, "procs", []):
+            process.kill()  # it would wait half an hour for this one
         raise LitPruneError(f"these processes cannot be started: {error}") from error
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
     return fabric, str(fabric.device)
+
+
+def reserved_port() -> int:
+    """A port of this machine that a server can take within the next minute, and that no connection is given.
+
+    A connection that has just been closed keeps its port from all but those who ask for it by number.
+    """
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        with socket.create_connection(server.getsockname()):
+            server.accept()[0].close()
+        return int(server.getsockname()[1])
 
 
 def require_shared(fabric: Fabric | None, *, shard: bool) -> None:

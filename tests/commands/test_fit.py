@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_prune import PrunePlan, TextDataModule, load
 from lit_prune.__main__ import main
 from lit_prune.commands.fit import launcher_settings, require_world
+from lit_prune.commands.launching import reserved_port
 from lit_prune.errors import LitPruneError
 from tests import naive
 
@@ -63,9 +63,7 @@ def test_the_main_job_leaves_its_run_folder(config):
 
 def free_port():
     """Tests run side by side, and `fabric run` always takes the same port unless it is told another."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"--main-port={probe.getsockname()[1]}"
+    return f"--main-port={reserved_port()}"
 
 
 @pytest.mark.parametrize("healing", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -1,15 +1,18 @@
 """`lit-prune prune` in several processes, however they are started: one plan, one folder, one journal."""
 
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import main
-from lit_prune.commands.launching import require_shared, start
+from lit_prune.commands.launching import require_shared, reserved_port, start
 from lit_prune.errors import LitPruneError
 from lit_prune.surgery import removed_sublayers
 from tests.commands.test_fit import free_port
@@ -87,3 +90,37 @@ def test_a_map_of_devices_is_for_one_process(tmp_path, model_folder, text, capsy
         assert "leave out device, devices and launchers" in capsys.readouterr().err
     assert main([*command, "--offload", "true"]) == 0
     assert removed_sublayers(load(tmp_path / "out"))
+
+
+def test_a_reserved_port_is_free_for_a_server_and_for_nobody_else():
+    port = reserved_port()
+    given = set()
+    for _ in range(20):
+        probes = [socket.socket() for _ in range(200)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+            given.add(probe.getsockname()[1])
+        for probe in probes:
+            probe.close()
+    assert port not in given
+    assert TCPStore("127.0.0.1", port, 1, is_master=True, timeout=timedelta(seconds=10)).port == port
+
+
+def test_a_first_process_that_cannot_start_takes_the_others_with_it(tmp_path, model_folder, text):
+    """They would wait half an hour for it."""
+    command = [BIN / "lit-prune", "prune", model_folder, "--output", tmp_path / "pruned", "--device", "cpu"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(taken.getsockname()[1])}
+        result = subprocess.run(  # ends when all who write to its pipes have ended
+            [*command, "--devices", "2", *options(text)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=120,
+        )
+    assert result.returncode == 2
+    assert "these processes cannot be started" in result.stderr
+    assert not (tmp_path / "pruned").exists()
