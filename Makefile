@@ -24,7 +24,7 @@ test-slow: .venv/.model
 
 # What the tests of every architecture find, as the table in docs/architectures.md.
 architectures: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures --write-architectures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures tests/healing/test_refit.py --write-architectures
 
 # The map of packages in CONTRIBUTING.md, from the first sentence of each.
 map:

@@ -41,3 +41,12 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("the quick brown fox jumps over the lazy dog and runs away. " * 40)
     return path
+
+
+@pytest.fixture
+def finds(request, record_property):
+    """Write the cell of this test's architecture and capability into the table of docs/architectures.md."""
+    mark = request.node.get_closest_marker("capability")
+    record_property("capability", mark.args[0])
+    record_property("architecture", request.node.callspec.params["architecture"])
+    return lambda cell: record_property("cell", cell)

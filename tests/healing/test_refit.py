@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 import lit_prune
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import POST_NORM, find_sublayers
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import save
 from lit_prune.healing import DenseTeacher, Refit, Solutions
@@ -21,6 +21,7 @@ from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import compensate_plan, prune
 from lit_prune.surgery import output_projections, remove
 from tests import naive
+from tests.architectures.report import capability
 from tests.processes import in_torchrun
 from tests.tiny import HIDDEN_SIZE, tiny_model
 from tests.zoo import ZOO
@@ -28,7 +29,6 @@ from tests.zoo import ZOO
 TOKENS = torch.randint(3, 128, (48, 20), generator=torch.Generator().manual_seed(1))
 BATCHES = [{"input_ids": TOKENS[:20]}, {"input_ids": TOKENS[20:]}]
 GONE = (SublayerId(1, "mlp"), SublayerId(2, "attention"))
-IMPOSSIBLE = [name for name, each in ZOO.items() if each.form == "post-norm"]
 
 
 @torch.no_grad()
@@ -124,9 +124,15 @@ def test_a_bias_is_an_intercept_that_no_ridge_shrinks():
     assert torch.allclose((found.bias - before.bias).double(), change[-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", sorted(set(ZOO) - set(IMPOSSIBLE)))
-def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(architecture):
+@capability("refit")
+def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(architecture, finds):
     model, pruned = tiny_model(architecture), tiny_model(architecture)
+    if ZOO[architecture].form == POST_NORM:
+        with pytest.raises(ModelError, match="refit is not possible"):
+            prune(model, BATCHES, amount=0.2, compensate="refit", progress=False)
+        assert not find_sublayers(model).removed, "refused before any work"
+        finds("refused")
+        return
     dense = logits(model)
     facts, what_if = refitted(model)
     remove(pruned, GONE)
@@ -167,6 +173,14 @@ def test_what_is_folded_is_the_map_at_run_time_and_nearer_to_the_dense_model(arc
     weights = dict(pruned.named_parameters())
     others = {name for name, value in model.named_parameters() if not torch.equal(value, weights[name])}
     assert {name.rpartition(".")[0] for name in others} <= {*changes, *experts}, "nothing else is changed"
+    behind = {each.id for each in anatomy.sublayers if each.id > GONE[0]}
+    left = {sublayer.kind for sublayer in behind - {*GONE} if not is_refitted(sublayer, facts["refitted"])}
+    finds(f"all but {', '.join(sorted(left))}" if left else "all")
+
+
+def is_refitted(sublayer, sites):
+    """Whether a site has this sublayer in its name, in which those of parallel branches are joined."""
+    return any(str(sublayer) in site.replace("+", " ").replace(",", " ").split() for site in sites)
 
 
 def test_a_model_that_has_lost_nothing_stays_as_it_is():
@@ -235,14 +249,6 @@ def test_a_search_ends_with_it_and_a_plan_repeats_it(tmp_path):
     assert found.compensation["refitted"] == plan.compensation["refitted"]
     loaded = lit_prune.load(save(model, tmp_path / "out", plan=plan))
     assert torch.equal(logits(loaded), logits(model))
-
-
-@pytest.mark.parametrize("architecture", IMPOSSIBLE)
-def test_a_stream_that_is_normed_itself_is_refused_before_any_work(architecture):
-    model = tiny_model(architecture)
-    with pytest.raises(ModelError, match="refit is not possible"):
-        prune(model, BATCHES, amount=0.2, compensate="refit", progress=False)
-    assert not find_sublayers(model).removed
 
 
 def test_too_few_sequences_are_refused():
