@@ -23,7 +23,7 @@ from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, read_method
 from lit_prune.pruning import Goal, Pruner, prune
-from lit_prune.report import disturbance, made_up_for
+from lit_prune.report import made_up_for, ties
 from lit_prune.searches import outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
@@ -195,6 +195,6 @@ def _outcome(plan: PrunePlan) -> str:
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
-    searched = [] if plan.num_disturbed is None else [disturbance(plan)]
+    searched = [] if plan.num_ties is None else [ties(plan)]
     mended = [made_up_for(plan)] if plan.compensation else []
     return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended])

@@ -41,6 +41,46 @@ class Losses:
     tokens: Tensor
     num_tokens: int
 
+    def margins(
+        self,
+        importance: Mapping[Candidate, float],
+        slopes: Mapping[Candidate, float],
+        processes: Processes,
+        *,
+        of_rise: bool,
+    ) -> dict[Candidate, float]:
+        """Standard errors of how far importances are above the lowest, over sequences that all candidates share.
+
+        By linearisation: the difference of two importances is a ratio of sums over sequences, whose error is that of
+        the sequences' residuals (Cochran, Sampling Techniques, 1977, 6.3).
+
+        Args:
+            importance: Importance of each candidate, a function of the mean token loss without it.
+            slopes: The derivative of that function, by candidate.
+            processes: The processes that share the sequences.
+            of_rise: Whether it is a function of how much that loss is above the model's as it is.
+
+        Returns:
+            By candidate, of those where it is finite: none where there are fewer than two sequences.
+        """
+        best = min(importance, key=lambda candidate: (importance[candidate], candidate))
+        counted = self.tokens > 0
+
+        def scaled(candidate: Candidate) -> Tensor:
+            sums, mean = self.sequences[candidate], self.without[candidate]
+            if of_rise:
+                sums, mean = sums - self.base_sequences, mean - self.base
+            rest = sums - mean * self.tokens.to(sums)
+            return slopes[candidate] * rest[counted]
+
+        lowest = scaled(best)
+        squares = torch.stack([(scaled(candidate) - lowest).square().sum() for candidate in importance])
+        found = processes.sum(torch.cat([squares, counted.sum()[None].to(squares)])).tolist()
+        number = found.pop()
+        scale = number / (number - 1) if number > 1 else math.inf
+        errors = [math.sqrt(total * scale) / self.num_tokens for total in found]
+        return {gone: error for gone, error in zip(importance, errors, strict=True) if math.isfinite(error)}
+
 
 def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of every sequence.

@@ -98,8 +98,8 @@ class SharedJournal(Journal):
         self._num_sequences = num_sequences
 
     def __getitem__(self, key: Key) -> list[float]:
-        """The loss sums of this process's sequences of the batch, in nats."""
-        return super().__getitem__(key)[self._rows(key)]
+        """The loss sums of this process's sequences of the batch, in nats; 0 of the one that it runs for nothing."""
+        return super().__getitem__(key)[self._rows(key)] or [0.0]
 
     def put(self, key: Key, nll: list[float], num_blocks: int) -> None:
         """Keep what all processes measured of one batch; each calls it with its own sequences."""

@@ -106,6 +106,8 @@ class Scores:
         screened: Importance on the share of the tokens that a search screens on in this round, by candidate.
         disturbed: Whether a search that spares itself work found a score outside of what it had expected.
         errors: Standard error of the importance by candidate, where the scorer draws samples.
+        margins: Standard error of how far a candidate's importance is above the lowest, by candidate: paired over the
+            sequences that both were measured on. Where the scorer knows it.
     """
 
     importance: Mapping[Candidate, float]
@@ -116,6 +118,7 @@ class Scores:
     screened: Mapping[Candidate, float] = field(default_factory=dict)
     disturbed: bool = False
     errors: Mapping[Candidate, float] = field(default_factory=dict)
+    margins: Mapping[Candidate, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate:
@@ -124,6 +127,6 @@ class Scores:
 
     def merged(self, later: Scores) -> Scores:
         """These scores, with later ones of the same round in their place."""
-        names = ("importance", "nll", "measured", "screened", "errors")
+        names = ("importance", "nll", "measured", "screened", "errors", "margins")
         joined: dict[str, Any] = {name: {**getattr(self, name), **getattr(later, name)} for name in names}
         return replace(self, **joined, disturbed=self.disturbed or later.disturbed)

@@ -91,6 +91,13 @@ class PrunePlan:
         return sum(step.disturbed for step in self.steps)
 
     @property
+    def num_ties(self) -> int | None:
+        """Rounds in which others were within one standard error of the lowest score; None where none is known."""
+        if not any(step.margins for step in self.steps):
+            return None
+        return sum(bool(step.ties) for step in self.steps)
+
+    @property
     def nll_rise(self) -> float | None:
         """How much the mean token loss (nats) rose from before the first removal to after the last, where known."""
         first, last = (self.steps[0].nll_before, self.steps[-1].nll_after) if self.steps else (None, None)

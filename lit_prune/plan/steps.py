@@ -23,8 +23,8 @@ class PruneStep:
         nll_after: Mean token loss (nats) without what was removed, before any training.
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
-        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed` and
-            `errors` as in the round's `Scores`.
+        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed`,
+            `errors` and `margins` as in the round's `Scores`.
         compensation: Facts about what was folded into weights that stay, by the sublayer's name.
     """
 
@@ -40,7 +40,14 @@ class PruneStep:
     screened: Mapping[str, float] = field(default_factory=dict)
     disturbed: bool = False
     errors: Mapping[str, float] = field(default_factory=dict)
+    margins: Mapping[str, float] = field(default_factory=dict)
     compensation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ties(self) -> list[str]:
+        """Candidates whose importance was within one standard error of the lowest: chance chose among them and that."""
+        lowest = min((self.scores[name] for name in self.margins), default=0.0)
+        return [name for name, error in self.margins.items() if 0 < self.scores[name] - lowest <= error]
 
     @classmethod
     def recorded(cls, removed: Candidate, scores: Scores, *, num_parameters: int = 0, **facts: Any) -> PruneStep:
@@ -60,6 +67,7 @@ class PruneStep:
             screened=by_name(scores.screened),
             disturbed=scores.disturbed,
             errors=by_name(scores.errors),
+            margins=by_name(scores.margins),
             **facts,
         )
 

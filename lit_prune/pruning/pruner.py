@@ -254,11 +254,11 @@ class Pruner:
 
         scores = searched(list(sizes))
         choice = budget.choose(scores.importance, sizes, self.reached)
-        if not scores.measured or scores.measured.get(choice) == 1:
-            return scores, choice
-        # The budget wants one of a size that a search which spares itself work has not looked at closely.
-        closer = searched([candidate for candidate in sizes if sizes[candidate] == sizes[choice]])
-        return scores.merged(closer), closer.best
+        if scores.measured and scores.measured.get(choice) != 1:
+            # The budget wants one of a size that a search which spares itself work has not looked at closely.
+            closer = searched([candidate for candidate in sizes if sizes[candidate] == sizes[choice]])
+            scores, choice = scores.merged(closer), closer.best
+        return score.with_margins(scores), choice
 
     def mend(self, measure: Callable[[], WhatIf], solutions: Solutions | None = None) -> None:
         """Let a compensation that comes at the end change what stays, towards the model before these removals.

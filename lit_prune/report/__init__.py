@@ -16,13 +16,13 @@ from lit_prune.report.summary import (
     Row,
     Summary,
     answer_markdown,
-    disturbance,
     made_up_for,
     plan_markdown,
     print_summary,
     read_summary,
     save_summary,
     summary_markdown,
+    ties,
 )
 from lit_prune.report.tracking import log_figure, log_scalars, log_settings, log_text
 
@@ -37,7 +37,6 @@ __all__ = [
     "comparison_csv",
     "comparison_figure",
     "comparison_markdown",
-    "disturbance",
     "evaluation_markdown",
     "log_figure",
     "log_scalars",
@@ -55,5 +54,6 @@ __all__ = [
     "score_map",
     "signs_markdown",
     "summary_markdown",
+    "ties",
     "write_analysis",
 ]

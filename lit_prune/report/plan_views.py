@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROUND = ("round", "epoch", "removed", "score", "parameters", "left", "loss before", "loss after", "ppl after",
-         "measured", "order", "passes")  # fmt: skip
+         "measured", "ties", "passes")  # fmt: skip
 GENERATE = """
 from transformers import AutoTokenizer
 
@@ -75,6 +75,8 @@ def _removal(step: PruneStep, index: int) -> Iterator[str]:
         yield f"as part of {step.removed.name}"
     if step.score is not None:
         yield f"score {number(step.score)}"
+    if step.ties:
+        yield f"no lower than chance makes those of {', '.join(step.ties)}"
 
 
 def _last_score(sublayer: SublayerId, plan: PrunePlan) -> str:
@@ -89,6 +91,8 @@ def _rounds_table(plan: PrunePlan) -> Table:
     note = "Losses: mean of a token (nats) on the calibration text, just before and just after the removal."
     if any(step.measured for step in plan.steps):
         note += " Measured: candidates measured in the round, of those there were; the others' scores are older."
+    if any(step.margins for step in plan.steps):
+        note += " Ties: others whose score was within one standard error of the lowest."
     return Table.of(ROUND, rows, words=ROUND[:3], note=note)
 
 
@@ -102,7 +106,7 @@ def _round(step: PruneStep, left: float) -> Iterator[str]:
     yield from ("" if nll is None else f"{nll:.4f}" for nll in (step.nll_before, step.nll_after))
     yield "" if step.nll_after is None else ppl(perplexity_of(step.nll_after))
     yield f"{len(step.measured)} of {len(step.scores)}" if step.measured else str(len(step.scores) or "")
-    yield "disturbed" if step.disturbed else ""
+    yield str(len(step.ties)) if step.margins else ""
     yield f"{step.cost:,.1f}"
 
 

@@ -116,9 +116,10 @@ def answer_markdown(answer: Answer) -> str:
     return f"**{markdown_inline(answer.question)}**\n\nBefore:\n\n{before}\n\nAfter:\n\n{after}"
 
 
-def disturbance(plan: PrunePlan) -> str:
-    """Say how often a search that spares itself work was surprised."""
-    return f"Order disturbed: in {plan.num_disturbed} of {len(plan.steps)} rounds"
+def ties(plan: PrunePlan) -> str:
+    """Say how often the calibration text did not decide which candidate goes."""
+    rounds = f"{plan.num_ties} of {len(plan.steps)} rounds"
+    return f"Within one standard error of the lowest score were others too, so that chance chose, in {rounds}"
 
 
 def made_up_for(plan: PrunePlan) -> str:
@@ -225,8 +226,10 @@ def _facts(plan: PrunePlan) -> Iterator[str]:
     """How the removals were found, what that cost, and with which versions."""
     yield f"Search: {_described(plan.search)}; scorer: {_described(plan.scorer)}"
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"
+    if plan.num_ties is not None:
+        yield ties(plan)
     if plan.num_disturbed is not None:
-        yield disturbance(plan)
+        yield f"Scores fell below the bounds that the search works with in {plan.num_disturbed} rounds"
     if plan.compensation:
         yield made_up_for(plan)
     if plan.calibration:

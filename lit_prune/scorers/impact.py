@@ -50,7 +50,13 @@ class NormalisedRelativeImpact(Scorer):
         importance = {
             candidate: self._score(nll - reference, shares[candidate]) for candidate, nll in losses.without.items()
         }
-        return Scores(importance, losses.base, losses.without)
+        slopes = {gone: self._slope(nll - reference, shares[gone]) for gone, nll in losses.without.items()}
+        margins = losses.margins(importance, slopes, what_if.processes, of_rise=reference == losses.base)
+        return Scores(importance, losses.base, losses.without, margins=margins)
+
+    def _slope(self, difference: float, share: float) -> float:
+        slope = _relative_rise(difference) + 1 if self.impact == "relative" else 1.0
+        return slope / share if self.normaliser != "none" and share else slope
 
     def _score(self, difference: float, share: float) -> float:
         impact = _relative_rise(difference) if self.impact == "relative" else difference
@@ -78,7 +84,8 @@ class Perplexity(Scorer):
         """Score by one what-if loss per candidate."""
         losses = what_if.losses(candidates)
         importance = {candidate: _relative_rise(nll) + 1 for candidate, nll in losses.without.items()}
-        return Scores(importance, losses.base, losses.without, zero=_relative_rise(losses.base) + 1)
+        margins = losses.margins(importance, importance, what_if.processes, of_rise=False)
+        return Scores(importance, losses.base, losses.without, zero=_relative_rise(losses.base) + 1, margins=margins)
 
 
 @SCORERS.register("kl")

@@ -50,7 +50,9 @@ def test_the_map_and_the_table_tell_of_every_removal_in_its_order(runs):
         assert cell["ppl after"] == f"{math.exp(step['nll_after']):.2f}"
         assert cell["measured"] == f"{len(step['measured'])} of {len(step['scores'])}"
         assert cell["passes"] == f"{step['cost']:.1f}"
-        assert cell.get("order", "") == ("disturbed" if step["disturbed"] else "")
+        lowest = min((step["scores"][name] for name in step["margins"]), default=0)
+        ties = [name for name, error in step["margins"].items() if 0 < step["scores"][name] - lowest <= error]
+        assert cell.get("ties", "") == (str(len(ties)) if step["margins"] else "")
     gone = sum(step["num_parameters"] for step in plan["steps"])
     assert f"{gone / plan['model']['num_parameters']:.1%}" in " ".join(cards(found))
     assert f"{sum(step['cost'] for step in plan['steps']):,.1f}" in " ".join(cards(found))

@@ -1,14 +1,18 @@
 """NRI and RI against the naive computation, and what the options change."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from lit_prune.costs import candidate_shares
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
-from lit_prune.plan import Candidate, PruneStep
+from lit_prune.plan import Candidate, PruneStep, create
+from lit_prune.pruning import prune
 from lit_prune.scorers import SCORERS
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model
@@ -109,3 +113,47 @@ def test_random_needs_no_measurement_and_repeats():
 def test_an_unknown_option_is_refused(options):
     with pytest.raises(LitPruneError, match="must be one of"):
         SCORERS.create("nri", **options)
+
+
+@pytest.mark.parametrize("scorer", ["nri", {"name": "nri", "baseline": "original", "impact": "log"}, "ppl"])
+@pytest.mark.parametrize("search", ["progressive", "lazy"])
+def test_a_margin_is_the_error_that_the_jackknife_gives(scorer, search):
+    """Of the difference from the lowest score, over sequences of different lengths that are left out in turn."""
+    text = naive.own_text(tiny_model("llama"), 24, 16)
+    labels = [rows.clone() for rows in text.split(4)]
+    for number, rows in enumerate(labels):
+        rows[:, : 2 * number] = -100
+    batches = [{"input_ids": ids, "labels": rows} for ids, rows in zip(text.split(4), labels, strict=True)]
+    plan = prune(tiny_model("llama"), batches, amount=0.05, scorer=scorer, search=search, progress=False)
+    step = plan.steps[0]
+    names = list(step.margins)
+    measured = {*step.scores} if search == "progressive" else {name for name, n in step.measured.items() if n == 1}
+    if len(measured) < 2:
+        assert not names
+        return
+    assert set(names) == measured
+    what_if = WhatIf(tiny_model("llama"), batches)
+    found = create(SCORERS, scorer)
+    losses = what_if.losses([Candidate.parse(name) for name in names])
+    num = len(losses.tokens)
+
+    def importance(kept):
+        tokens = losses.tokens[kept].sum()
+        part = replace(
+            losses,
+            base=float(losses.base_sequences[kept].sum() / tokens),
+            without={each: float(sums[kept].sum() / tokens) for each, sums in losses.sequences.items()},
+        )
+        stand_in = SimpleNamespace(
+            losses=lambda _: part, model=what_if.model, num_positions=16, processes=what_if.processes
+        )
+        scores = found(stand_in, list(losses.without), []).importance
+        return np.array([scores[Candidate.parse(name)] for name in names])
+
+    lowest = importance(slice(None)).argmin()
+    parts = np.stack([importance([each for each in range(num) if each != left]) for left in range(num)])
+    behind = parts - parts[:, lowest : lowest + 1]
+    errors = np.sqrt(((behind - behind.mean(axis=0)) ** 2).sum(axis=0) * (num - 1) / num)
+    assert list(step.margins.values()) == pytest.approx(errors.tolist(), rel=0.1, abs=1e-9)
+    assert step.margins[names[lowest]] == 0
+    assert set(step.ties) <= set(names) - {names[lowest]}
