@@ -2,7 +2,7 @@
 
 from lit_prune.searches.budget import NOUNS, ROUNDING, Budget, Quota, outcome_in_words, require_limits, require_share
 from lit_prune.searches.lazy import Lazy
-from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, Search, SequenceLosses
+from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, Search
 from lit_prune.searches.schedule import PerEpoch, Schedule
 from lit_prune.searches.whole import Contiguous, Evolutionary, Refine
 
@@ -22,7 +22,6 @@ __all__ = [
     "Round",
     "Schedule",
     "Search",
-    "SequenceLosses",
     "outcome_in_words",
     "require_limits",
     "require_share",
