@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from lit_prune.anatomy import LINEAR, SCALE
+from lit_prune.anatomy import LINEAR, POST_NORM, SCALE
 from lit_prune.costs import Inventory, SublayerEntry
 from lit_prune.plan import KINDS, SublayerId
 from lit_prune.report.pieces import Screen, Table
@@ -121,6 +121,8 @@ def _notes(inventory: Inventory) -> Iterator[str]:
         yield "stock model: without that block an ordinary model is left, for any loader"
     found = {word for sublayer in inventory.sublayers for word in sublayer.corrections}
     yield from (f"{word}: {meaning}" for word, meaning in WORDS.items() if word in found)
+    if all(sublayer.form != POST_NORM for sublayer in inventory.sublayers):
+        yield "refit: output projections that stay can be solved for anew, for whatever goes"
 
 
 def _short(number: int) -> str:

@@ -229,6 +229,8 @@ def test_what_cannot_be_folded_or_leave(config_folder, capsys):
     assert {(each["form"], tuple(each["corrections"]), each["removed_with_block"]) for each in found} == {
         ("post-norm", (), "lit-prune folder")
     }
+    assert "refit:" not in shown(capsys, config_folder("opt", **config))
+    assert "refit:" in shown(capsys, config_folder("olmo2"))
     # Every second block has experts: without the last, the pattern of the others is as before.
     experts = {"decoder_sparse_step": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     found = inspected(capsys, config_folder("qwen2_moe", shared_expert_intermediate_size=32, **experts))["sublayers"]
