@@ -91,7 +91,7 @@ class WhatIf:
         self._progress = progress or (lambda done, total, what: None)
         self._runner = runner or Runner(Loss(in_parts=offload))
         self._by_full_pass = by_full_pass
-        self._share = 1.0
+        self._narrowed: Callable[[int], range] = range
         self._beside: dict[str, WhatIf] = {}
         self._weights = WeightChanges()
         self._journal = Journal() if journal is None else journal
@@ -121,17 +121,24 @@ class WhatIf:
 
     @property
     def used(self) -> Sequence[Mapping[str, Any]]:
-        """The batches that are measured on now: all, or the first while `narrowed`."""
-        return self.batches[: max(1, math.ceil(self._share * len(self.batches)))]
+        """The batches that are measured on now: all, or some while `narrowed`."""
+        return [self.batches[index] for index in self._indices]
+
+    @property
+    def _indices(self) -> range:
+        return self._narrowed(len(self.batches))
 
     @contextmanager
-    def narrowed(self, share: float) -> Iterator[WhatIf]:
-        """Measure on the first batches alone, a share of all of them, in a `with` block."""
-        self._share = share
+    def narrowed(self, to: float | range) -> Iterator[WhatIf]:
+        """Measure on the first batches alone, a share of all of them, or on those numbered, in a `with` block."""
+        if isinstance(to, range):
+            self._narrowed = lambda number: to
+        else:
+            self._narrowed = lambda number: range(max(1, math.ceil(to * number)))
         try:
             yield self
         finally:
-            self._share = 1.0
+            self._narrowed = range
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -184,7 +191,7 @@ class WhatIf:
             other._weights.num_corrections = self._weights.num_corrections
             self._beside[name] = other
         other = self._beside[name]
-        other._share = self._share
+        other._narrowed = self._narrowed
         return other
 
     def corrected(self) -> None:
@@ -227,8 +234,8 @@ class WhatIf:
     def _carried(self, anatomy: Anatomy, ordered: Sequence[Candidate]) -> list[Tensor]:
         """Loss sums of every batch, [1 + candidates, batch]; one batch's states are held, others where they fit."""
         self._see_dense(anatomy)
-        keys = [self._keys(anatomy, ordered, index) for index in range(len(self.used))]
-        passes = [self._pass(anatomy, index, asked) for index, asked in enumerate(keys)]
+        keys = [self._keys(anatomy, ordered, index) for index in self._indices]
+        passes = [self._pass(anatomy, index, asked) for index, asked in zip(self._indices, keys, strict=True)]
         todo, done = sum(batch.num_blocks_to_do for batch in passes), 0
         for asked, batch in zip(keys, passes, strict=True):
             for candidates, missing in batch.groups():
@@ -254,7 +261,7 @@ class WhatIf:
             self._runner.extend(replace(batch.portion, trace=Trace()), 0, length)
 
         for index in range(len(self.batches)):
-            runs = index < len(self.used) and self._keys(anatomy, [], index)[0][1] not in self._journal
+            runs = index in self._indices and self._keys(anatomy, [], index)[0][1] not in self._journal
             if not runs and figure.wants_dense(index):
                 fitting(self._pass(anatomy, index, []), run)
                 self.num_block_evaluations += length
@@ -280,10 +287,10 @@ class WhatIf:
         assert self._by_full_pass is not None
         asked = [("", ()), *((candidate.name, candidate.sublayers) for candidate in ordered)]
         rows = []
-        for index in range(len(self.used)):
+        for place, index in enumerate(self._indices):
             sums = []
             for number, (name, sublayers) in enumerate(asked):
-                self._progress(index * len(asked) + number, len(self.used) * len(asked), name)
+                self._progress(place * len(asked) + number, len(self.used) * len(asked), name)
                 with mute(self.model, sublayers, anatomy=anatomy):
                     sums.append(self._by_full_pass(index))
                 self.num_block_evaluations += len(anatomy.blocks)

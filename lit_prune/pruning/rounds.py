@@ -8,12 +8,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from lit_prune.anatomy import classifies, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import MeasureError
-from lit_prune.measure import WhatIf, hint_if_implausible
+from lit_prune.measure import WhatIf, hint_if_implausible, input_ids_of
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers import Scorer
+from lit_prune.searches import SequenceLosses
 from lit_prune.surgery import mute
 
 
@@ -31,6 +37,7 @@ class ModelRound:
     def __post_init__(self) -> None:
         self.anatomy = find_sublayers(self.what_if.model)
         self.blocks: Sequence[int] = self.anatomy.blocks
+        self.num_batches = len(self.what_if.batches)
         self._is_first_score = not self.history
         self._known: dict[tuple[float, Candidate], Scores] = {}
 
@@ -64,6 +71,30 @@ class ModelRound:
         if scores.margins or len(measured) < 2 or not self.what_if.remembers:
             return scores
         return replace(scores, margins=self(measured).margins)
+
+    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
+        """See `searches.Round`."""
+        with self.what_if.narrowed(batches):
+            found = self.what_if.losses(candidates)
+        rows = torch.stack([found.tokens.to(found.base_sequences), found.base_sequences, *found.sequences.values()])
+        sizes = [len(input_ids_of(self.what_if.batches[batch])) for batch in batches]
+        tokens, base, *without = zip(*(self._gathered(part) for part in torch.split(rows, sizes, dim=1)), strict=True)
+        return SequenceLosses(
+            dict(zip(batches, base, strict=True)),
+            {gone: dict(zip(batches, each, strict=True)) for gone, each in zip(found.sequences, without, strict=True)},
+            dict(zip(batches, tokens, strict=True)),
+        )
+
+    def _gathered(self, rows: Tensor) -> NDArray[np.float64]:
+        """Figures [figures, sequences] of all processes' sequences of a batch; the first are numbers of tokens."""
+        rows, processes = rows[:, rows[0] > 0].double().cpu(), self.what_if.processes
+        numbers = torch.zeros(processes.size, dtype=torch.int64)
+        numbers[processes.rank] = rows.shape[1]
+        numbers = processes.sum(numbers)
+        first = int(numbers[: processes.rank].sum())
+        whole = torch.zeros(len(rows), int(numbers.sum()), dtype=torch.float64)
+        whole[:, first : first + rows.shape[1]] = rows
+        return processes.sum(whole).numpy()
 
     def saved(self, candidate: Candidate) -> float:
         """See `searches.Round`."""

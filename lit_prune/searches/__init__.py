@@ -2,7 +2,8 @@
 
 from lit_prune.searches.budget import NOUNS, ROUNDING, Budget, Quota, outcome_in_words, require_limits, require_share
 from lit_prune.searches.lazy import Lazy
-from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, Search
+from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, Search, SequenceLosses
+from lit_prune.searches.portfolio import Portfolio
 from lit_prune.searches.schedule import PerEpoch, Schedule
 from lit_prune.searches.whole import Contiguous, Evolutionary, Refine
 
@@ -16,12 +17,14 @@ __all__ = [
     "Lazy",
     "OneShot",
     "PerEpoch",
+    "Portfolio",
     "Progressive",
     "Quota",
     "Refine",
     "Round",
     "Schedule",
     "Search",
+    "SequenceLosses",
     "outcome_in_words",
     "require_limits",
     "require_share",

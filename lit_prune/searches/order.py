@@ -5,12 +5,32 @@ A search holds no state of its own, so that it can stop and go on after any remo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lit_prune.plan import Candidate, PruneStep, Registry, Scores
 
 SEARCHES = Registry("search")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SequenceLosses:
+    """The model's losses of every sequence of some batches, all processes' together.
+
+    Attributes:
+        base: Loss sums (nats) of the model as it is, by number of the batch, float64 [sequences].
+        without: The same without each candidate.
+        tokens: How many tokens are predicted in each sequence, float64 [sequences]; sequences without any are left out.
+    """
+
+    base: Mapping[int, Floats]
+    without: Mapping[Candidate, Mapping[int, Floats]]
+    tokens: Mapping[int, Floats]
 
 
 class Round(Protocol):
@@ -19,15 +39,20 @@ class Round(Protocol):
     Attributes:
         wanted: What is still to be saved, in the budget's unit; infinite where only a ceiling limits it.
         blocks: Numbers of the blocks that the model still has, in order.
+        num_batches: The number of calibration batches.
     """
 
     wanted: float
     blocks: Sequence[int]
+    num_batches: int
 
     def __call__(
         self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
         """Score on the first `share` of the calibration batches, perhaps as if some candidates were gone already."""
+
+    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
+        """Measure the model's loss on some of the calibration batches, by number, whatever the scorer."""
 
     def saved(self, candidate: Candidate) -> float:
         """What a candidate, perhaps a set, would save on its own, in the budget's unit."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
 from lit_prune.plan import KINDS, Candidate, Named, PruneStep, Scores, create
-from lit_prune.searches.order import SEARCHES, Round, Search
+from lit_prune.searches.order import SEARCHES, Round, Search, SequenceLosses
 
 Members = frozenset[Candidate]
 
@@ -208,7 +208,7 @@ class Refine(WholeSet):
 
     def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
         """The first set, swapped until nothing is better."""
-        members = self._first(score, candidates)
+        members = grown(self._inner, score, candidates)
         settled: set[Members] = set()
         for _ in range(self.sweeps):
             before = set(members)
@@ -221,20 +221,6 @@ class Refine(WholeSet):
                 break
         final = frozenset(members)
         return final, scores_of(score, [final], 1.0)[final]
-
-    def _first(self, score: Round, candidates: Sequence[Candidate]) -> list[Candidate]:
-        steps: list[PruneStep] = []
-        gone: list[Candidate] = []
-        while not score.reaches(gone):
-            left = [candidate for candidate in candidates if candidate not in gone]
-            scores = self._inner(_Onward(score, tuple(gone)), left, steps)
-            steps.append(PruneStep.recorded(scores.best, scores))
-            gone.append(scores.best)
-        # The last may have made an earlier, smaller one superfluous.
-        for earlier in gone[:-1]:
-            if score.reaches(fewer := [candidate for candidate in gone if candidate != earlier]):
-                gone = fewer
-        return gone
 
     def _in_place_of(
         self, member: Candidate, score: Round, candidates: Sequence[Candidate], others: Members
@@ -252,6 +238,22 @@ class Refine(WholeSet):
         return min(values, key=lambda candidate: (values[candidate], candidate != member, candidate))
 
 
+def grown(inner: Callable[..., Scores], score: Round, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The set that another search ends with, in the order of its removals."""
+    steps: list[PruneStep] = []
+    gone: list[Candidate] = []
+    while not score.reaches(gone):
+        left = [candidate for candidate in candidates if candidate not in gone]
+        scores = inner(_Onward(score, tuple(gone)), left, steps)
+        steps.append(PruneStep.recorded(scores.best, scores))
+        gone.append(scores.best)
+    # The last may have made an earlier, smaller one superfluous.
+    for earlier in gone[:-1]:
+        if score.reaches(fewer := [candidate for candidate in gone if candidate != earlier]):
+            gone = fewer
+    return gone
+
+
 class _Onward:
     """A round in which some candidates are gone already, for a search that another one starts with."""
 
@@ -259,12 +261,19 @@ class _Onward:
         self._score, self._gone = score, gone
         out = Candidate.together(gone).sublayers
         self.wanted = score.wanted - (score.saved(Candidate.together(gone)) if gone else 0)
+        self.num_batches = score.num_batches
         self.blocks = [block for block in score.blocks if sum(sublayer.block == block for sublayer in out) < len(KINDS)]
 
     def __call__(
         self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
         return self._score(candidates, share, without=(*self._gone, *without))
+
+    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
+        known = {Candidate.together([*self._gone, candidate]): candidate for candidate in candidates}
+        found = self._score.losses([*known, *([Candidate.together(self._gone)] if self._gone else [])], batches)
+        base = found.without[Candidate.together(self._gone)] if self._gone else found.base
+        return SequenceLosses(base, {known[one]: found.without[one] for one in known}, found.tokens)
 
     def saved(self, candidate: Candidate) -> float:
         return self._score.saved(candidate)

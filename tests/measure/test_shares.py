@@ -86,6 +86,7 @@ def test_two_processes_make_the_plan_of_one_and_share_the_work(tmp_path, options
         {"search": "progressive"},
         {"search": "lazy", "offload": True},
         {"search": "progressive", "forks": 3},
+        {"search": "portfolio"},
         {"search": "one_shot", "scorer": {"name": "magnitude", "protect_first": 0}},
         {"granularity": "block", "scorer": "angular", "search": "contiguous"},
         {"scorer": "kl", "of": "flops"},

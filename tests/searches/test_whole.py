@@ -1,16 +1,19 @@
 """Searches over whole sets: on made-up scores of which every set can be tried, and on a tiny model."""
 
 import itertools
+import json
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from lit_prune.errors import BudgetError, LitPruneError
+from lit_prune.errors import BudgetError, DataError, LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Candidate, PruneStep, Scores
-from lit_prune.pruning import Pruner
-from lit_prune.searches import SEARCHES, Budget
+from lit_prune.pruning import Pruner, prune
+from lit_prune.searches import SEARCHES, Budget, SequenceLosses
 from tests import naive
 from tests.tiny import tiny_model
 
@@ -28,7 +31,7 @@ class MadeUp:
         self.alone = dict(zip(ALL, torch.rand(len(ALL), generator=draw).tolist(), strict=True))
         pairs = list(itertools.combinations(ALL, 2))
         self.both = dict(zip(pairs, (0.6 * torch.randn(len(pairs), generator=draw)).tolist(), strict=True))
-        self.wanted, self.blocks = wanted, list(blocks)
+        self.wanted, self.blocks, self.num_batches = wanted, list(blocks), 16
         self.asked = []
 
     def value(self, members):
@@ -47,6 +50,21 @@ class MadeUp:
             noise = 0 if share == 1 else 0.05 * math.sin(len(members) * 7 + each.block)
             found[each] = self.value(members) + noise
         return Scores(found)
+
+    def losses(self, candidates, batches):
+        """Sequences of 10 tokens, two a batch; what a set costs on one differs from its mean by a tenth or so."""
+        tokens = {batch: np.full(2, 10.0) for batch in batches}
+
+        def noise(batch, name):
+            return np.random.default_rng([batch, *name.encode()]).standard_normal(2)
+
+        def sums(name, value):
+            return {batch: 10 * (5 + noise(batch, "text") + value + 0.1 * noise(batch, name)) for batch in batches}
+
+        self.asked.extend((each.name, batch) for each in candidates for batch in batches)
+        members = {each: [one for one in ALL if set(one.sublayers) <= set(each.sublayers)] for each in candidates}
+        without = {each: sums(each.name, self.value(members[each])) for each in candidates}
+        return SequenceLosses(sums("", 0.0), without, tokens)
 
     def saved(self, candidate):
         return sum(SIZES[each] for each in ALL if set(each.sublayers) <= set(candidate.sublayers))
@@ -70,6 +88,17 @@ def test_evolution_finds_the_best_of_all_sets(seed):
     score = MadeUp(seed, wanted=5)
     best = min(score.minimal_sets(), key=score.value)
     assert decided(SEARCHES.create("evolutionary", generations=80), score) == sorted(best)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+def test_a_portfolio_finds_the_best_of_all_sets(seed):
+    score = MadeUp(seed, wanted=5)
+    search = SEARCHES.create("portfolio", seed=seed, generations=3, proposals=30, swaps=30)
+    assert decided(search, score) == sorted(min(score.minimal_sets(), key=score.value))
+    measured = Counter((name, batch) for name, batch in score.asked if isinstance(batch, int))
+    assert max(measured.values()) == 1, "nothing is measured twice"
+    held_out = {name for name, batch in measured if batch in range(12, 16)}
+    assert 1 < len(held_out) <= 4, "what is held out judges the last few, and proposes nothing"
 
 
 def test_evolution_measures_many_on_few_tokens_and_few_on_all():
@@ -120,7 +149,7 @@ def test_a_run_does_not_cross_what_may_not_go():
     assert decided(SEARCHES.create("contiguous"), gone, pairs) == pairs
 
 
-@pytest.mark.parametrize("name", ["contiguous", "evolutionary", "refine"])
+@pytest.mark.parametrize("name", ["contiguous", "evolutionary", "portfolio", "refine"])
 def test_the_set_is_decided_once_and_then_followed(name):
     score = MadeUp(2, wanted=5)
     search = SEARCHES.create(name)
@@ -140,6 +169,10 @@ def test_the_set_is_decided_once_and_then_followed(name):
         ("evolutionary", {"offspring": 0}),
         ("evolutionary", {"shares": [0.5, 0.25], "survivors": [2]}),
         ("evolutionary", {"survivors": [4, 2]}),
+        ("portfolio", {"swaps": 0}),
+        ("portfolio", {"held_out": 1.0}),
+        ("portfolio", {"shares": [0.5, 0.25]}),
+        ("portfolio", {"survivors": [2]}),
         ("refine", {"screen": 0}),
         ("refine", {"start": "greedy"}),
     ],
@@ -176,3 +209,26 @@ class TestOnAModel:
         pruner = Pruner(model, scorer="ppl", search="refine")
         with pytest.raises(BudgetError, match="Refine decides on a whole set"):
             pruner.step(WhatIf(model, BATCHES), Budget(None, pruner.num_parameters, max_rise=0.5))
+
+    def test_a_portfolio_judges_by_the_loss_on_what_was_held_out_and_goes_on(self, tmp_path):
+        first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+        model = tiny_model("llama")
+        plan = prune(model, BATCHES, amount=0.2, search="portfolio", journal=first, progress=False)
+        (score,) = {step.score for step in plan.steps}
+        assert score == pytest.approx(naive.mean_loss(model, BATCHES[3:]), rel=1e-5)
+        excess = plan.num_removed_parameters - 0.2 * plan.model.num_parameters
+        assert 0 <= excess < min(step.num_parameters for step in plan.steps)
+        lines = first.read_text().splitlines(keepends=True)
+        second.write_text("".join(lines[: len(lines) // 2]))
+        again = prune(tiny_model("llama"), BATCHES, amount=0.2, search="portfolio", journal=second, progress=False)
+        assert again.removed == plan.removed
+
+        def measured(path):  # from other states on, it may be more blocks
+            found = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+            return sorted((each["without"], str(each["batch"]), each["nll"]) for each in found)
+
+        assert measured(second) == measured(first)
+
+    def test_there_must_be_batches_to_hold_out(self):
+        with pytest.raises(DataError, match="holds batches back to judge by, and there is one"):
+            prune(tiny_model("llama"), BATCHES[:1], amount=0.2, search="portfolio", progress=False)
