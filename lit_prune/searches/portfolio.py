@@ -83,14 +83,12 @@ class Portfolio(WholeSet):
 
     def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
         """The set that is best on what was held out."""
-        num_held_out = max(1, round(self.held_out * score.num_batches))
+        num_held_out = min(max(1, round(self.held_out * score.num_batches)), score.num_batches - 1)
         if score.num_batches < 2:
             raise DataError("portfolio holds batches back to judge by, and there is one; give more, or smaller ones")
         race = _Race(self, score, sorted(candidates), score.num_batches - num_held_out)
         race.propose()
-        finalists = race.run()
-        finalists = race.swapped(finalists)
-        return race.judged(finalists)
+        return race.judged(race.swapped(race.run()))
 
 
 @dataclass
@@ -170,7 +168,8 @@ class _Race:
             fewer = current.copy()
             fewer[back] = False
             order = self.draw.permutation(len(current))
-            proposal = self._filled(fewer, order[~np.isin(order, back)])
+            # Who comes back does not go at once, unless nothing else can.
+            proposal = self._filled(fewer, np.concatenate([order[~np.isin(order, back)], back]))
             found = self._energy(proposal, alone, pairs)
             cooled = heat * 0.5 * (1 - step / steps) ** 2 + 1e-9
             if found <= value or self.draw.random() < math.exp((value - found) / cooled):

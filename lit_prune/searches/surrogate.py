@@ -47,11 +47,9 @@ class Surrogate:
 
     def _design(self, sets: NDArray[np.bool_]) -> Floats:
         chosen = sets.astype(float)
-        of_kind = [self._kind == kind for kind in range(self._num_kinds)]
-        pairs = np.stack(
-            [np.einsum("si,ij,sj->s", chosen, near, chosen) / 2 for near in of_kind],
-            axis=1,
-        ).reshape(len(sets), self._num_kinds)
+        pairs = np.zeros((len(sets), self._num_kinds))
+        for kind in range(self._num_kinds):
+            pairs[:, kind] = np.einsum("si,ij,sj->s", chosen, self._kind == kind, chosen) / 2
         return np.concatenate([np.ones((len(sets), 1)), chosen @ self._alone[:, None], pairs, chosen], axis=1)
 
     def fit(self, sets: NDArray[np.bool_], losses: Floats, amounts: Floats) -> None:

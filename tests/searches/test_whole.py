@@ -101,6 +101,11 @@ def test_a_portfolio_finds_the_best_of_all_sets(seed):
     assert 1 < len(held_out) <= 4, "what is held out judges the last few, and proposes nothing"
 
 
+def test_a_portfolio_of_one_set():
+    assert decided(SEARCHES.create("portfolio", held_out=0.9), MadeUp(0, wanted=1), ALL[:1]) == ALL[:1]
+    assert decided(SEARCHES.create("portfolio"), MadeUp(0, wanted=3), ALL[4:6]) == ALL[4:6]
+
+
 def test_evolution_measures_many_on_few_tokens_and_few_on_all():
     score = MadeUp(0, wanted=5)
     SEARCHES.create("evolutionary", generations=10, offspring=8, initial=12)(score, ALL, [])
