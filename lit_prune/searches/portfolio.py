@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,9 @@ from lit_prune.errors import DataError, LitPruneError
 from lit_prune.plan import Candidate, Scores
 from lit_prune.searches.lazy import Lazy
 from lit_prune.searches.order import SEARCHES, Floats, Round
+from lit_prune.searches.set_losses import Set, SetLosses
 from lit_prune.searches.surrogate import Surrogate
 from lit_prune.searches.whole import Members, WholeSet, grown
-
-Set = NDArray[np.bool_]
 
 
 @SEARCHES.register("portfolio")
@@ -99,13 +98,12 @@ class _Race:
     score: Round
     candidates: Sequence[Candidate]
     num_searching: int
-    _known: dict[bytes, dict[int, Floats]] = field(default_factory=dict)  # losses of sequences, by set and batch
 
     def __post_init__(self) -> None:
         self.draw = np.random.default_rng(self.search.seed)
         self.sizes = np.array([self.score.saved(candidate) for candidate in self.candidates], dtype=float)
         self.sets: list[Set] = []
-        self.tokens: dict[int, Floats] = {}
+        self.losses = SetLosses(self.score, self.candidates)
         self.surrogate = Surrogate(self.candidates, self._rises_alone())
 
     def _batches(self, share: float) -> range:
@@ -137,7 +135,7 @@ class _Race:
                 belief = self.surrogate.drawn(None if number == 0 else self.draw)
                 start = self.sets[self.draw.integers(len(self.sets))]
                 self._add(self._annealed(belief, start))
-            self._measure(self.sets, first)
+            self.losses.measure(self.sets, first)
             self._learn()
 
     def _add(self, proposal: Set) -> None:
@@ -146,14 +144,10 @@ class _Race:
 
     def _learn(self) -> None:
         """Learn from all sets, each by the batches that it was measured on."""
-        batches = [[b for b in self._known[each.tobytes()] if b < self.num_searching] for each in self.sets]
-        rises = [self._mean(each, own) - self._dense(own) for each, own in zip(self.sets, batches, strict=True)]
-        amounts = [float(len(own)) for own in batches]
-        self.surrogate.fit(np.stack(self.sets), np.array(rises), np.array(amounts))
-
-    def _dense(self, batches: Sequence[int]) -> float:
-        base = self._known[b"base"]
-        return float(sum(base[b].sum() for b in batches) / sum(self.tokens[b].sum() for b in batches))
+        own = [[batch for batch in self.losses.batches_of(each) if batch < self.num_searching] for each in self.sets]
+        pairs = list(zip(self.sets, own, strict=True))
+        rises = np.array([self.losses.mean(each, batches) - self.losses.base(batches) for each, batches in pairs])
+        self.surrogate.fit(np.stack(self.sets), rises, np.array([float(len(batches)) for batches in own]))
 
     def _annealed(self, belief: tuple[Floats, Floats], start: Set) -> Set:
         """A set with little expected loss that saves what is wanted and hardly more."""
@@ -202,45 +196,6 @@ class _Race:
                 saved -= self.sizes[place]
         return chosen
 
-    # measuring
-
-    def _measure(self, sets: Sequence[Set], batches: range) -> None:
-        """Measure sets on batches that they were not measured on."""
-        for batch in batches:
-            missing = [each for each in sets if batch not in self._known.get(each.tobytes(), {})]
-            if not missing:
-                continue
-            named = {self._candidate(each): each for each in missing}
-            found = self.score.losses(list(named), range(batch, batch + 1))
-            self.tokens[batch] = found.tokens[batch]
-            self._known.setdefault(b"base", {})[batch] = found.base[batch]
-            for candidate, each in named.items():
-                self._known.setdefault(each.tobytes(), {})[batch] = found.without[candidate][batch]
-
-    def _candidate(self, chosen: Set) -> Candidate:
-        return Candidate.together(self._members(chosen))
-
-    def _members(self, chosen: Set) -> list[Candidate]:
-        return [candidate for candidate, out in zip(self.candidates, chosen, strict=True) if out]
-
-    def _mean(self, chosen: Set, batches: Iterable[int]) -> float:
-        known = self._known[chosen.tobytes()]
-        batches = list(batches)
-        return float(sum(known[b].sum() for b in batches) / sum(self.tokens[b].sum() for b in batches))
-
-    def _behind(self, chosen: Set, best: Set, batches: Iterable[int]) -> tuple[float, float]:
-        """The paired difference of the mean losses on some batches, and its standard error."""
-        batches = list(batches)
-        one, other = self._known[chosen.tobytes()], self._known[best.tobytes()]
-        difference = np.concatenate([one[b] - other[b] for b in batches])
-        tokens = np.concatenate([self.tokens[b] for b in batches])
-        mean = difference.sum() / tokens.sum()
-        if len(tokens) < 2:
-            return float(mean), math.inf
-        spread = difference - mean * tokens
-        error = math.sqrt(float((spread**2).sum()) / (len(tokens) - 1) * len(tokens)) / float(tokens.sum())
-        return float(mean), error
-
     # deciding
 
     def run(self) -> list[Set]:
@@ -249,16 +204,16 @@ class _Race:
         expected = dict(zip([each.tobytes() for each in left], self.surrogate.predicted(np.stack(left)), strict=True))
         for number, (share, most) in enumerate(zip(self.search.shares, self.search.survivors, strict=True)):
             batches = self._batches(share)
-            self._measure(left, batches)
-            means = {each.tobytes(): self._mean(each, batches) for each in left}
+            self.losses.measure(left, batches)
+            means = {each.tobytes(): self.losses.mean(each, batches) for each in left}
             if number == 0:
                 # Few tokens are trusted as much as what all sets together say of this one.
-                dense = self._dense(batches)
+                dense = self.losses.base(batches)
                 means = {key: (mean + expected[key] + dense) / 2 for key, mean in means.items()}
             left.sort(key=lambda each: (means[each.tobytes()], each.tobytes()))
             kept = [left[0]]
             for each in left[1:]:
-                mean, error = self._behind(each, left[0], batches)
+                mean, error = self.losses.behind(each, left[0], batches)
                 if number == 0 or mean <= self.search.margin * error:
                     kept.append(each)
             left = kept[:most]
@@ -272,12 +227,12 @@ class _Race:
             best, left = finalists[0], self._neighbours(finalists[0])
             for share in self.search.shares:
                 batches = self._batches(share)
-                self._measure(left, batches)
-                left.sort(key=lambda each: (self._mean(each, batches), each.tobytes()))
-                left = [each for each in left if self._mean(each, batches) < self._mean(best, batches)]
+                self.losses.measure(left, batches)
+                left.sort(key=lambda each: (self.losses.mean(each, batches), each.tobytes()))
+                left = [each for each in left if self.losses.mean(each, batches) < self.losses.mean(best, batches)]
                 if share < 1:
                     left = left[: max(1, self.search.swaps // 3)]
-            mean_error = [self._behind(each, best, self._batches(1.0)) for each in left]
+            mean_error = [self.losses.behind(each, best, self._batches(1.0)) for each in left]
             better = [each for each, (mean, error) in zip(left, mean_error, strict=True) if mean < -error]
             misses = 0 if better else misses + 1
             if misses == 2:
@@ -309,16 +264,16 @@ class _Race:
     def judged(self, finalists: list[Set]) -> tuple[Members, float]:
         """The best on what was held out; among those within a standard error of it the best on all batches."""
         held_out = range(self.num_searching, self.score.num_batches)
-        self._measure(finalists, held_out)
-        best = min(finalists, key=lambda each: (self._mean(each, held_out), each.tobytes()))
+        self.losses.measure(finalists, held_out)
+        best = min(finalists, key=lambda each: (self.losses.mean(each, held_out), each.tobytes()))
         ties = []
         for each in finalists:
-            mean, error = self._behind(each, best, held_out)
+            mean, error = self.losses.behind(each, best, held_out)
             if each is best or mean <= error:
                 ties.append(each)
         everything = range(self.score.num_batches)
-        chosen = min(ties, key=lambda each: (self._mean(each, everything), each.tobytes()))
-        return frozenset(self._members(chosen)), self._mean(chosen, held_out)
+        chosen = min(ties, key=lambda each: (self.losses.mean(each, everything), each.tobytes()))
+        return frozenset(self.losses.members(chosen)), self.losses.mean(chosen, held_out)
 
 
 class _Part:

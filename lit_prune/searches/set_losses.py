@@ -1,0 +1,76 @@
+"""Losses of whole sets over batches, of which only those that are missing are measured; differences are paired."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_prune.plan import Candidate
+from lit_prune.searches.order import Floats, Round
+
+Set = NDArray[np.bool_]
+"""Which of some candidates are out, [candidates]."""
+
+
+class SetLosses:
+    """What was measured of sets of candidates, sequence by sequence.
+
+    Args:
+        score: The round that measures.
+        candidates: The candidates that sets are made of.
+    """
+
+    def __init__(self, score: Round, candidates: Sequence[Candidate]) -> None:
+        self._score, self._candidates = score, candidates
+        self._known: dict[bytes, dict[int, Floats]] = {}  # loss sums of sequences, by set and batch
+        self._base: dict[int, Floats] = {}
+        self._tokens: dict[int, Floats] = {}
+
+    def members(self, chosen: Set) -> list[Candidate]:
+        """The candidates of a set."""
+        return [candidate for candidate, out in zip(self._candidates, chosen, strict=True) if out]
+
+    def measure(self, sets: Sequence[Set], batches: range) -> None:
+        """Measure sets on those batches that they were not measured on."""
+        for batch in batches:
+            missing = [each for each in sets if batch not in self._known.get(each.tobytes(), {})]
+            if not missing:
+                continue
+            named = {Candidate.together(self.members(each)): each for each in missing}
+            found = self._score.losses(list(named), range(batch, batch + 1))
+            self._tokens[batch], self._base[batch] = found.tokens[batch], found.base[batch]
+            for candidate, each in named.items():
+                self._known.setdefault(each.tobytes(), {})[batch] = found.without[candidate][batch]
+
+    def batches_of(self, chosen: Set) -> list[int]:
+        """The batches that a set was measured on."""
+        return list(self._known[chosen.tobytes()])
+
+    def mean(self, chosen: Set, batches: Iterable[int]) -> float:
+        """The mean loss of a token without a set, in nats."""
+        return self._ratio(self._known[chosen.tobytes()], batches)
+
+    def base(self, batches: Iterable[int]) -> float:
+        """The mean loss of a token with all that is there, in nats."""
+        return self._ratio(self._base, batches)
+
+    def behind(self, chosen: Set, best: Set, batches: Iterable[int]) -> tuple[float, float]:
+        """How far the mean loss without a set is above that without another, and the standard error of that.
+
+        The error is that of a ratio of sums over sequences; infinite of one sequence.
+        """
+        batches = list(batches)
+        one, other = self._known[chosen.tobytes()], self._known[best.tobytes()]
+        difference = np.concatenate([one[batch] - other[batch] for batch in batches])
+        tokens = np.concatenate([self._tokens[batch] for batch in batches])
+        mean, number = float(difference.sum() / tokens.sum()), len(tokens)
+        squares = float(((difference - mean * tokens) ** 2).sum())
+        error = math.sqrt(squares * number / (number - 1)) / float(tokens.sum()) if number > 1 else math.inf
+        return mean, error
+
+    def _ratio(self, sums: dict[int, Floats], batches: Iterable[int]) -> float:
+        batches = list(batches)
+        return float(sum(sums[batch].sum() for batch in batches) / sum(self._tokens[batch].sum() for batch in batches))
