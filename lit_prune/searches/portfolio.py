@@ -119,17 +119,14 @@ class _Race:
         ]
         return np.array(rises)
 
-    # proposing
-
     def propose(self) -> None:
         """Measure proposals on the first batches, generation by generation, and learn from them."""
         first = self._batches(self.search.shares[0])
         weakest = self.surrogate.drawn(None)[0] / np.maximum(self.sizes, 1e-12)
-        seeds = [self._filled(np.zeros(len(self.sizes), bool), np.argsort(weakest))]
+        self._add(self._filled(np.zeros(len(self.sizes), bool), np.argsort(weakest)))
         part = len(first) / self.score.num_batches
         lazily = grown(Lazy(), _Part(self.score, part), self.candidates)
-        seeds.append(np.array([candidate in lazily for candidate in self.candidates]))
-        self.sets += seeds
+        self._add(np.array([candidate in lazily for candidate in self.candidates]))
         for _ in range(self.search.generations):
             for number in range(self.search.proposals):
                 belief = self.surrogate.drawn(None if number == 0 else self.draw)
@@ -195,8 +192,6 @@ class _Race:
                 chosen[place] = False
                 saved -= self.sizes[place]
         return chosen
-
-    # deciding
 
     def run(self) -> list[Set]:
         """The last of the race, best first."""
