@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_prune.commands.arguments import default_device
@@ -43,8 +44,6 @@ def start(
     if "LT_PRECISION" in os.environ:
         raise LitPruneError("--precision is for training; give lit-prune prune --dtype")
     elsewhere = device is None and "LT_ACCELERATOR" in os.environ
-    if not launched:  # Lightning's own choice may be taken before it is used
-        os.environ.setdefault("MASTER_PORT", str(reserved_port()))
     fabric = None
     try:
         fabric = Fabric(
@@ -52,6 +51,11 @@ def start(
             devices=launched.get("devices", "auto") if devices is None else devices,
             num_nodes=launched.get("num_nodes", 1),
         )
+        environment = getattr(fabric.strategy, "cluster_environment", None)
+        starts_others = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
+        if starts_others and "MASTER_PORT" not in os.environ:
+            # Lightning's own choice may be taken before it is used; a cluster's is the same in all processes.
+            os.environ["MASTER_PORT"] = str(reserved_port())
         if os.environ.get("LT_CLI_USED") != "1":  # else it is launched
             fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:

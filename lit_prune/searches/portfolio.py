@@ -82,9 +82,9 @@ class Portfolio(WholeSet):
 
     def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
         """The set that is best on what was held out."""
-        num_held_out = min(max(1, round(self.held_out * score.num_batches)), score.num_batches - 1)
         if score.num_batches < 2:
             raise DataError("portfolio holds batches back to judge by, and there is one; give more, or smaller ones")
+        num_held_out = min(max(1, round(self.held_out * score.num_batches)), score.num_batches - 1)
         race = _Race(self, score, sorted(candidates), score.num_batches - num_held_out)
         race.propose()
         return race.judged(race.swapped(race.run()))
@@ -141,7 +141,7 @@ class _Race:
 
     def _learn(self) -> None:
         """Learn from all sets, each by the batches that it was measured on."""
-        own = [[batch for batch in self.losses.batches_of(each) if batch < self.num_searching] for each in self.sets]
+        own = [self.losses.batches_of(each) for each in self.sets]
         pairs = list(zip(self.sets, own, strict=True))
         rises = np.array([self.losses.mean(each, batches) - self.losses.base(batches) for each, batches in pairs])
         self.surrogate.fit(np.stack(self.sets), rises, np.array([float(len(batches)) for batches in own]))

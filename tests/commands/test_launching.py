@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from lightning.fabric import Fabric
 from torch.distributed import TCPStore
 
 from lit_prune import PrunePlan, load
@@ -124,3 +125,14 @@ def test_a_first_process_that_cannot_start_takes_the_others_with_it(tmp_path, mo
     assert result.returncode == 2
     assert "these processes cannot be started" in result.stderr
     assert not (tmp_path / "pruned").exists()
+
+
+def test_a_cluster_chooses_the_port_of_its_processes(monkeypatch):
+    """The same in all of them, which a port that one of them finds free is not."""
+    facts = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "JOB_ID": 123456, "JOB_NAME": "job", "PROCID": 0, "LOCALID": 0}
+    for name, value in {**facts, "NODEID": 0, "STEP_NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.setattr(Fabric, "launch", lambda fabric: None)
+    start(2, "cpu")
+    assert "MASTER_PORT" not in os.environ
