@@ -43,7 +43,7 @@ def analyse(
     require_writable(output, inside=True)
     names, device = model_names(models), loading.place
     sample.require_possible()
-    settings = {"data": sample.data, "window": sample.window, "num_windows": sample.num_windows}
+    settings = {"data": sample.source, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"dtype": loading.dtype, "device": device, "seed": sample.seed}
     found: list[Analysis] = []
     for name in names:

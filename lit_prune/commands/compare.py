@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, fingerprint
+from lit_prune.data import calibration_batches, fingerprint, interleaved
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     DENSE,
@@ -51,6 +51,7 @@ def compare(
     refit: Mixture = REFIT,
     unseen: list[str] | None = None,
     num_unseen: int = 24,
+    draws: int = 1,
     tasks: list[str] | None = None,
     include_path: str | None = None,
     limit: int | None = None,
@@ -74,6 +75,8 @@ def compare(
         refit: The text that refit solves for.
         unseen: Texts that perplexity is measured on, in windows that no method sees; data by default.
         num_unseen: Windows of every text that perplexity is measured on.
+        draws: Number of times that every method searches, on other windows each time; the table has their means, and
+            what is worst.
         tasks: Tasks of lm-evaluation-harness to measure accuracy on (needs the extra eval).
         include_path: Folder with further task files.
         limit: Items of every task; all by default.
@@ -88,36 +91,50 @@ def compare(
         require_share(share)
     require_tasks(tasks or (), include_path)
     require_sizes(speed or {})
-    refit = refit.beside(sample.data)
+    refit = refit.beside(sample.texts)
     refit.require_possible()
-    sample.require_possible(num_unseen=num_unseen, limit=limit)
-    texts = unseen or [sample.data]
+    sample.require_possible(num_unseen=num_unseen, limit=limit, draws=draws)
+    texts = unseen or sample.texts
     labels = text_labels(texts)
-    settings = {"data": sample.data, "unseen": texts, "window": sample.window, "num_windows": sample.num_windows}
+    settings = {"data": sample.source, "unseen": texts, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"num_unseen": num_unseen, "batch_size": sample.batch_size, "seed": sample.seed, "tasks": tasks}
     settings |= {"limit": limit, "speed": speed, "dtype": loading.dtype, "device": loading.place}
     folder = Path(output)
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
-    # Of every text the first windows are for calibration, as many as any line asks for.
-    reserved = max([sample.num_windows, *(line.get("num_windows", 0) for line in lines)])
+    # Of every text the first windows are for calibration, as many as any line asks for; then come those that none sees,
+    # and those of further draws.
+    kinds = [replace(sample, data=line.get("data", sample.data)) for line in lines]
+    asked = [line.get("num_windows", sample.num_windows) for line in lines]
+    most = max(sample.share(sample.num_windows), *map(Sample.share, kinds, asked))
+    calibrating = {text for own in (sample, *kinds) for text in own.texts}
     notes: list[str] = []
     for name in names:
         tokenizer = loading.tokenizer(name)
 
         @cache
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
-            return replace(sample, data=text).windows(tokenizer, wanted=reserved + num_unseen)
+            more = (draws - 1) * most if text in calibrating else 0
+            return replace(sample, data=text).windows(tokenizer, wanted=most + num_unseen + more)
 
         @cache
         def fitted_on(name: str = name, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Batches:
             config = skeleton(name, trust_remote_code=loading.trust_remote_code).config
             return refit.batches(tokenizer, config, partial(loading.model, name))
 
+        def calibration(line: Mapping[str, Any], draw: int) -> Tensor:
+            kinds = replace(sample, data=line.get("data", sample.data))
+            number = line.get("num_windows", sample.num_windows)
+            first = draw * most + (num_unseen if draw else 0)
+            own = [drawn(text)[first : first + kinds.share(number)] for text in kinds.texts]
+            return interleaved(own)[:number]
+
+        dense = {"method": DENSE, "label": DENSE}
         entries = [
-            _entry(line, drawn(line.get("data", sample.data)), sample, fitted_on)
-            for line in [{"method": DENSE, "label": DENSE}, *lines]
+            _entry(line, calibration(line, draw), draw, sample, fitted_on)
+            for draw in range(draws)
+            for line in ([] if draw else [dense]) + lines
         ]
-        windows = {label: drawn(text)[reserved:] for label, text in zip(labels, texts, strict=True)}
+        windows = {label: drawn(text)[most : most + num_unseen] for label, text in zip(labels, texts, strict=True)}
         comparison = Comparison(
             {label: calibration_batches(rows, sample.batch_size) for label, rows in windows.items()},
             tasks=partial(task_scores, tokenizer=tokenizer, tasks=tasks or (), include_path=include_path, limit=limit),
@@ -161,10 +178,12 @@ def _method(line: Mapping[str, Any]) -> Method:
     return read_method(line["method"]).with_settings({key: line[key] for key in line if key not in OWN})
 
 
-def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample, fitted_on: Callable[[], Batches]) -> Entry:
-    batches = calibration_batches(windows[: line.get("num_windows", sample.num_windows)], sample.batch_size)
+def _entry(
+    line: Mapping[str, Any], windows: Tensor, draw: int, sample: Sample, fitted_on: Callable[[], Batches]
+) -> Entry:
+    batches = calibration_batches(windows, sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
-    own = Entry(line["label"], method, batches, fingerprint(batches))
+    own = Entry(line["label"], method, batches, fingerprint(batches), draw=draw)
     if method is None or not wants_dense(create_compensation(method.compensate)):
         return own
     return replace(own, text=fitted_on(), text_source=fingerprint(fitted_on()))
@@ -173,6 +192,7 @@ def _entry(line: Mapping[str, Any], windows: Tensor, sample: Sample, fitted_on: 
 def _said(row: Result) -> str:
     text, ppl = next(iter(row.perplexities.items()))
     amount = f" {row.amount:.0%}" if row.amount else ""
+    amount += f", draw {row.draw + 1}" if row.draw else ""
     return f"{row.model}, {row.label}{amount}: perplexity {ppl:.2f} on {text}, {row.passes:,.1f} passes"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
 from lit_prune.commands.arguments import default_device
-from lit_prune.data import BUILTIN, MIXED, calibration_batches, drawn_windows, require_positive, require_source
+from lit_prune.data import (
+    BUILTIN,
+    MIXED,
+    calibration_batches,
+    drawn_windows,
+    interleaved,
+    require_positive,
+    require_source,
+)
 from lit_prune.files import say
 from lit_prune.healing import written_windows
 from lit_prune.loading.models import load, load_tokenizer
@@ -83,9 +91,9 @@ class Mixture:
         """The texts, `mixed` alone where none are given."""
         return self.data or [MIXED]
 
-    def beside(self, searched: str) -> Mixture:
-        """The same, with the text of a search among the texts where none are given."""
-        own = [] if searched in (BUILTIN, MIXED) else [searched]
+    def beside(self, searched: Sequence[str]) -> Mixture:
+        """The same, with the texts of a search among the texts where none are given."""
+        own = [text for text in searched if text not in (BUILTIN, MIXED)]
         return self if self.data else replace(self, data=[*own, MIXED])
 
     def batches(
@@ -120,17 +128,18 @@ def self_written(
 
 @dataclass(frozen=True)
 class Sample:
-    """Windows of tokens that are drawn from a text.
+    """Windows of tokens that are drawn from a text, or from texts of several kinds in equal shares and in turn.
 
     Attributes:
-        data: Text: builtin (Python's help topics), a .txt, .jsonl, .json or .parquet file, a folder, or a hub data set.
+        data: Texts: builtin (Python's help topics), mixed (these, novels, essays and source code), .txt, .jsonl, .json
+            or .parquet files, folders, or hub data sets; of more than one, one for each kind, every kind has its share.
         window: Tokens in a window.
-        num_windows: Windows, drawn from the text.
+        num_windows: Windows, drawn from the texts.
         batch_size: Windows in a batch, whose states are held at a time.
         seed: Decides which windows are drawn.
     """
 
-    data: str = "builtin"
+    data: list[str] | str = BUILTIN
     window: int = 256
     num_windows: int = 8
     batch_size: int = 1
@@ -140,12 +149,22 @@ class Sample:
         """Refuse numbers below 1, of windows and of what else is named."""
         require_positive(num_windows=self.num_windows, batch_size=self.batch_size, **numbers)
 
-    def windows(
-        self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None, most: int | None = None
-    ) -> Tensor:
-        """Draw windows, [windows, window]; a DataError where the text has fewer than are wanted.
+    @property
+    def texts(self) -> list[str]:
+        """The texts, one for each kind."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
 
-        By default `num_windows` are wanted; `most` are taken where the text has them, or as many as are wanted.
-        """
+    @property
+    def source(self) -> str:
+        """The texts by their names, for a plan's readers."""
+        return ", ".join(self.texts)
+
+    def share(self, number: int) -> int:
+        """How many of a number of windows a kind of text has, rounded up."""
+        return -(-number // len(self.texts))
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None) -> Tensor:
+        """Draw windows, [windows, window], `num_windows` by default; a DataError where a text has too few."""
         wanted = self.num_windows if wanted is None else wanted
-        return drawn_windows(self.data, tokenizer, window=self.window, wanted=wanted, most=most, seed=self.seed)
+        draw = {"window": self.window, "wanted": self.share(wanted), "seed": self.seed}
+        return interleaved([drawn_windows(text, tokenizer, **draw) for text in self.texts])[:wanted]

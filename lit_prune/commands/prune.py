@@ -139,7 +139,7 @@ def prune_model(
     if journal.exists() and processes.is_first:
         say(f"going on with the measurements in {journal}")
     tokenizer = loading.tokenizer(model)
-    texts = read_texts(sample.data, name=data_name, split=data_split, field=data_field)
+    texts = read_texts(sample.texts[0], name=data_name, split=data_split, field=data_field)
     windows = draw_windows(texts, tokenizer, window=sample.window, most=sample.num_windows, seed=sample.seed)
     if processes.is_first and len(windows) < sample.num_windows:
         found = f"the text has {len(windows)} windows of {sample.window} tokens"

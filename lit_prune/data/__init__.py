@@ -8,6 +8,7 @@ from lit_prune.data.windows import (
     draw_windows,
     drawn_windows,
     fingerprint,
+    interleaved,
     require_positive,
     token_windows,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "drawn_windows",
     "example_batches",
     "fingerprint",
+    "interleaved",
     "read_examples",
     "read_texts",
     "require_positive",

@@ -130,6 +130,19 @@ def drawn_windows(
     return windows
 
 
+def interleaved(kinds: Sequence[Tensor]) -> Tensor:
+    """Windows [num_windows, window] of several kinds of text in turn, as long as each has any.
+
+    Any stretch of them then holds all kinds alike, as does every batch of so many.
+
+    Example:
+        >>> interleaved([torch.tensor([[1], [2]]), torch.tensor([[5], [6], [7]])]).flatten().tolist()
+        [1, 5, 2, 6, 7]
+    """
+    turns = max(map(len, kinds))
+    return torch.stack([rows[turn] for turn in range(turns) for rows in kinds if turn < len(rows)])
+
+
 def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
     """Make batches of windows [num_windows, window] in the form that models take; the last one may have fewer.
 

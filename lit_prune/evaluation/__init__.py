@@ -1,17 +1,7 @@
 """How good and how fast a model is, what each sublayer does to its stream, and what a search of it will take."""
 
 from lit_prune.evaluation.answers import Turn, answer, answers, question
-from lit_prune.evaluation.comparison import (
-    DENSE,
-    WANDA,
-    Batches,
-    Comparison,
-    Entry,
-    Result,
-    Results,
-    rank_correlation,
-    read_results,
-)
+from lit_prune.evaluation.comparison import Comparison
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.estimate import (
     MODES,
@@ -29,6 +19,17 @@ from lit_prune.evaluation.footprint import measure_footprint
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, alpaca_eval_outputs, mt_bench_answers, read_prompts
+from lit_prune.evaluation.results import (
+    DENSE,
+    WANDA,
+    Batches,
+    Entry,
+    Result,
+    Results,
+    averaged,
+    rank_correlation,
+    read_results,
+)
 from lit_prune.evaluation.semi_structured import wanda_2_4, wanda_sparsifier
 from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, require_sizes, speedup
 from lit_prune.evaluation.stream_analysis import analyse
@@ -66,6 +67,7 @@ __all__ = [
     "analyse",
     "answer",
     "answers",
+    "averaged",
     "chosen_tasks",
     "compare_speed",
     "dense_twin",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_prune.evaluation import DENSE, Result, rank_correlation, read_results
+from lit_prune.evaluation import DENSE, Result, averaged, rank_correlation, read_results
 from lit_prune.files import figure_text, markdown_inline, markdown_line
 from lit_prune.plan import KINDS, Candidate
 from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
@@ -39,8 +39,12 @@ class Column(NamedTuple):
 
 
 def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
-    """Write one table for each model and amount, the best pruned value of each column in bold, and notes at the end."""
-    models = (line for own in _by_model(rows) for line in _model_markdown(own, comparison_columns(rows)))
+    """Write one table for each model and amount, the best pruned value of each column in bold, and notes at the end.
+
+    Draws of one method are one line.
+    """
+    columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
+    models = (line for own in _by_model(rows) for line in _model_markdown(own, columns))
     return "\n\n".join([*models, *map(markdown_line, notes)]) + "\n"
 
 
@@ -49,16 +53,16 @@ def comparison_csv(rows: Sequence[Result]) -> str:
     text = io.StringIO()
     columns = comparison_columns(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "method", "amount", *(column.head for column in columns), "removed"])
+    writer.writerow(["model", "method", "amount", "draw", *(column.head for column in columns), "removed"])
     for row in rows:
         values = [column.value(row) for column in columns]
-        writer.writerow([row.model, row.label, row.amount, *values, " ".join(row.removed)])
+        writer.writerow([row.model, row.label, row.amount, row.draw, *values, " ".join(row.removed)])
     return text.getvalue()
 
 
 def comparison_figure(rows: Sequence[Result]) -> Figure:
     """Draw perplexity against the parameters left, and against speed: two panels a model, a line a method."""
-    models = _by_model(rows)
+    models = _by_model(averaged(rows))
     figure = new_figure(12.0, 4.6 * len(models))
     panels = figure.subplots(len(models), 2, squeeze=False)
     for axes, own in zip(panels, models, strict=True):
@@ -71,7 +75,7 @@ def comparison_figure(rows: Sequence[Result]) -> Figure:
 
 
 def removal_figure(rows: Sequence[Result]) -> Figure:
-    """Draw which sublayers each method took out of one model at one amount: a line a method, attention above mlp."""
+    """Draw which sublayers each method took out of one model at one amount: a line a draw, attention above mlp."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -81,7 +85,7 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
         for sublayer in (part for name in row.removed for part in Candidate.parse(name).sublayers):
             kind = KINDS.index(sublayer.kind)
             grid[2 * index + kind, sublayer.block] = 1 + kind
-    names = max(2.0, 0.09 * max(len(row.label) for row in rows))
+    names = max(2.0, 0.09 * max(len(_name(row)) for row in rows))
     figure = new_figure(0.3 * num_blocks + 1 + names, 0.36 * num_rows + 1.4)
     axis = figure.subplots()
     axis.pcolormesh(grid, cmap=ListedColormap(["#eeeeee", BLUE, RED]), vmin=0, vmax=2)
@@ -90,7 +94,7 @@ def removal_figure(rows: Sequence[Result]) -> Figure:
     for index in range(num_blocks + 1):
         axis.axvline(index, color="white", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set_yticks(range(1, 2 * num_rows, 2), [figure_text(row.label) for row in rows])
+    axis.set_yticks(range(1, 2 * num_rows, 2), [figure_text(_name(row)) for row in rows])
     axis.set_xticks(np.arange(0.5, num_blocks, 5), map(str, range(0, num_blocks, 5)))
     axis.set_xlabel("block; blue: attention removed, orange: mlp removed")
     axis.tick_params(length=0)
@@ -108,12 +112,13 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
     yield Piece("note", settings_line(settings))
     for rows in _by_model(results):
         yield Piece("foreign_heading", rows[0].model)
-        amounts = _by_amount(rows)
-        yield Piece("figures", list(_quality_drawings(rows)) if amounts else [])
+        amounts, means = _by_amount(rows), averaged(rows)
+        columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
+        yield Piece("figures", list(_quality_drawings(means)) if amounts else [])
         yield from (Piece("note", note) for note in _notes(rows))
-        for amount, pruned in amounts.items():
+        for amount, pruned in _by_amount(means).items():
             yield Piece("subheading", f"{amount:.0%} of the parameters to remove")
-            yield Piece("table", _table(rows, pruned, comparison_columns(rows)))
+            yield Piece("table", _table(means, pruned, columns))
         for amount, pruned in amounts.items():
             if any(row.removed for row in pruned):
                 yield Piece("subheading", title := f"What went at {amount:.0%}")
@@ -187,7 +192,7 @@ def _model_markdown(rows: Sequence[Result], columns: Sequence[Column]) -> Iterat
     model = rows[0].model
     for amount, pruned in _by_amount(rows).items():
         yield f"## {markdown_inline(model)}, {amount:.0%} of the parameters to remove"
-        yield _table(rows, pruned, columns).markdown
+        yield _table(means := averaged(rows), _by_amount(means)[amount], columns).markdown
         yield from _agreement(pruned)
     if rows[0].tasks:
         yield markdown_line(_correlation(rows, f"rows of {model}", "over all "))
@@ -237,6 +242,25 @@ def comparison_columns(rows: Sequence[Result]) -> list[Column]:
     found += [Column("decode", lambda row: row.decode, ".2f", max)]
     found += [Column("search, passes", lambda row: row.passes if row.amount else math.nan, ",.1f", min)]
     return found
+
+
+def _columns_of_draws(rows: Sequence[Result]) -> list[Column]:
+    """Where methods have several draws, the geometric mean over texts, of all draws and of the worst."""
+    if not any(row.draw for row in rows):
+        return []
+
+    def of_texts(row: Result) -> float:
+        return math.exp(math.fsum(map(math.log, row.perplexities.values())) / len(row.perplexities))
+
+    def of_worst(row: Result) -> float:
+        kind = (row.model, row.label, row.amount)
+        return max(of_texts(draw) for draw in rows if (draw.model, draw.label, draw.amount) == kind)
+
+    return [Column("ppl, all texts", of_texts, ".2f", min), Column("worst draw", of_worst, ".2f", min)]
+
+
+def _name(row: Result) -> str:
+    return f"{row.label}, draw {row.draw + 1}" if row.draw else row.label
 
 
 def _perplexity(text: str) -> Column:
