@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
-from lit_prune.commands.arguments import default_device
+from lit_prune.commands.arguments import default_device, text_labels
 from lit_prune.data import (
     BUILTIN,
     MIXED,
     calibration_batches,
+    draw_windows,
     drawn_windows,
     interleaved,
+    read_texts,
     require_positive,
     require_source,
 )
@@ -168,3 +171,45 @@ class Sample:
         wanted = self.num_windows if wanted is None else wanted
         draw = {"window": self.window, "wanted": self.share(wanted), "seed": self.seed}
         return interleaved([drawn_windows(text, tokenizer, **draw) for text in self.texts])[:wanted]
+
+    def apart(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_judging: int,
+        num_unseen: int,
+        read: Callable[[str], list[str]] = read_texts,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw windows for a search, [windows, window], and by the names of the texts those that nothing goes by.
+
+        The last `num_judging` of a search's windows are of other documents than those before them, and `num_unseen` of
+        every text of others again; a document that lies on a border has windows on both sides. A text that has too few
+        windows gives what it has, first to the search.
+        """
+        kinds = len(self.texts)
+        parts = (self.num_windows - num_judging, num_judging, kinds * num_unseen)
+        drawn: list[list[Tensor]] = []
+        for kind, text in enumerate(self.texts):
+            numbers = [number // kinds + (kind < number % kinds) for number in parts]
+            texts = read(text)
+            if sum(numbers[1:]):
+                random.Random(self.seed).shuffle(texts)
+            most = sum(numbers)
+            rows = draw_windows(
+                texts, tokenizer, window=self.window, most=most, seed=self.seed, in_order=most > numbers[0]
+            )
+            drawn.append(self._split(rows, numbers))
+        searching, judging, unseen = zip(*drawn, strict=True)
+        of_search = [interleaved(rows) for rows in (searching, judging) if sum(map(len, rows))]
+        named = zip(text_labels(self.texts), unseen, strict=True)
+        return torch.cat(of_search), {name: rows for name, rows in named if len(rows)}
+
+    def _split(self, rows: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Windows in the order of the text for searching, judging and neither, those of a search mixed."""
+        num_search = min(sum(numbers[:2]), len(rows))
+        num_judging = round(num_search * numbers[1] / max(1, sum(numbers[:2])))
+        first, second, rest = torch.split(rows, [num_search - num_judging, num_judging, len(rows) - num_search])
+        draw = torch.Generator().manual_seed(self.seed)
+        if numbers[1] or numbers[2]:
+            first, second = (part[torch.randperm(len(part), generator=draw)] for part in (first, second))
+        return [first, second, rest]

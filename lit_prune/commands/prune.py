@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from lit_prune.commands.arguments import call
 from lit_prune.commands.launching import part, require_shared, start
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, draw_windows, read_texts
+from lit_prune.data import calibration_batches, read_texts
 from lit_prune.export import require_empty, save
 from lit_prune.files import say
 from lit_prune.healing import create_compensation, wants_dense
 from lit_prune.loading.fsdp import shard, whole_copy
 from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
-from lit_prune.plan import PLAN_FILE, Method, PrunePlan, read_method
+from lit_prune.plan import PLAN_FILE, Method, PrunePlan, create, read_method, unseen_in_words, with_defaults
 from lit_prune.pruning import Goal, Pruner, prune
 from lit_prune.report import made_up_for, ties
-from lit_prune.searches import outcome_in_words
+from lit_prune.searches import SEARCHES, Search, outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
@@ -98,6 +98,7 @@ def prune_model(
     goal: Goal = GOAL,
     choice: Choice = CHOICE,
     sample: Sample = SAMPLE,
+    num_unseen: int = 8,
     refit: Mixture = REFIT,
     data_name: str | None = None,
     data_split: str | None = None,
@@ -117,6 +118,8 @@ def prune_model(
         goal: How much goes.
         choice: What decides which sublayers go.
         sample: The calibration text.
+        num_unseen: Windows of every text, of documents that no other window is of, that tell how much worse the model
+            gets; nothing is decided by them.
         refit: The text that refit solves for, many times what a search can look at.
         data_name: Configuration of a hub data set, such as wikitext-2-raw-v1.
         data_split: Split of a hub data set.
@@ -128,7 +131,7 @@ def prune_model(
     recipe = choice.recipe
     target = require_empty(output)
     if data_name is None and data_split is None and data_field == "text":  # the search's text, read as by default
-        refit = refit.beside(sample.data)
+        refit = refit.beside(sample.texts)
     refit.require_possible()
     refits = wants_dense(create_compensation(recipe.compensate))
     # Beside the folder, which is not there before the end.
@@ -139,11 +142,19 @@ def prune_model(
     if journal.exists() and processes.is_first:
         say(f"going on with the measurements in {journal}")
     tokenizer = loading.tokenizer(model)
-    texts = read_texts(sample.texts[0], name=data_name, split=data_split, field=data_field)
-    windows = draw_windows(texts, tokenizer, window=sample.window, most=sample.num_windows, seed=sample.seed)
+    num_batches = -(-sample.num_windows // sample.batch_size)
+    num_searching = num_batches - with_defaults(Search, create(SEARCHES, recipe.search)).num_held_out(num_batches)
+    windows, unseen = sample.apart(
+        tokenizer,
+        num_judging=max(0, sample.num_windows - num_searching * sample.batch_size),
+        num_unseen=num_unseen,
+        read=partial(read_texts, name=data_name, split=data_split, field=data_field),
+    )
     if processes.is_first and len(windows) < sample.num_windows:
-        found = f"the text has {len(windows)} windows of {sample.window} tokens"
+        found = f"{sample.source} has {len(windows)} windows of {sample.window} tokens"
         say(f"{found}, fewer than {sample.num_windows}: all of them are used")
+    if processes.is_first and num_unseen and len(unseen) < len(sample.texts):
+        say("a text has no windows left to tell how much worse the model gets on it; give more text, or fewer windows")
     network = load(
         model,
         dtype=loading.dtype,
@@ -164,8 +175,9 @@ def prune_model(
             max_rise=goal.max_rise,
             **recipe.options,
             compensate_on=text,
+            unseen={name: calibration_batches(rows, sample.batch_size) for name, rows in unseen.items()},
             model_name=model,
-            calibration={"source": sample.data, "window": sample.window},
+            calibration={"source": sample.source, "window": sample.window},
             journal=journal,
             on_step=lambda plan: plan.save(sketch),
             forks=machine.forks,
@@ -198,4 +210,5 @@ def _outcome(plan: PrunePlan) -> str:
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
     searched = [] if plan.num_ties is None else [ties(plan)]
     mended = [made_up_for(plan)] if plan.compensation else []
-    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended])
+    worse = [f"perplexity on unseen {name}: {ppl} ({times})" for name, ppl, times in unseen_in_words(plan.unseen)]
+    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended, *worse])

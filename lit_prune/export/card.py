@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
 from lit_prune.files import markdown_inline, markdown_table
 from lit_prune.loading.sources import is_path
-from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep
+from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep, unseen_in_words
 from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"
@@ -100,6 +100,8 @@ def _figures(plan: PrunePlan) -> str:
     }
     listed = [f"- {name}: {markdown_inline(str(value))}" for name, value in facts.items() if value is not None]
     listed += [f"- {markdown_inline(line)}" for line in outcome_in_words(plan.budget)]
+    for name, perplexities, times in unseen_in_words(plan.unseen):
+        listed.append(f"- perplexity on unseen {markdown_inline(name)}: {perplexities} ({times})")
     if plan.compensation.get("name", "none") != "none":
         listed.append(f"- made up for in weights that stay: {markdown_inline(plan.compensation['name'])}")
     if plan.healing:

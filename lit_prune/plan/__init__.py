@@ -5,6 +5,7 @@ from lit_prune.plan.methods import Method, Recipe, method_names, read_method
 from lit_prune.plan.prune_plan import PLAN_FILE, SETTINGS, PrunePlan, package_versions
 from lit_prune.plan.registry import Named, Registry, create, described, with_defaults
 from lit_prune.plan.steps import ModelFacts, PruneStep
+from lit_prune.plan.unseen import unseen_in_words
 
 __all__ = [
     "KINDS",
@@ -26,5 +27,6 @@ __all__ = [
     "method_names",
     "package_versions",
     "read_method",
+    "unseen_in_words",
     "with_defaults",
 ]

@@ -21,10 +21,11 @@ from lit_prune.errors import PlanError
 from lit_prune.files import read_json, record_of, require_kinds, to_json, write_json
 from lit_prune.plan.candidates import MAX_BLOCKS, SublayerId
 from lit_prune.plan.steps import ModelFacts, PruneStep
+from lit_prune.plan.unseen import UNSEEN_KINDS
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "prune_plan.json"
-SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "healing", "versions")
+SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "unseen", "healing", "versions")
 SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
     ("compensation", bool, {"name": str}),
     ("healing", bool, {"tokens": int, "ppl_before": float, "ppl_after": float}),
@@ -54,6 +55,9 @@ class PrunePlan:
         search: Name and options of the search.
         compensation: Name and options of the compensation; empty where weights that stay were left as they are.
         budget: What was asked for, and what it came to.
+        unseen: What the removals did to the model on texts that decided nothing, by the name of the text: numbers of
+            windows and predicted tokens, the mean token losses (nats) before and after, and the standard error of their
+            difference, from how windows differ.
         healing: Settings and outcome of the training afterwards; empty where there was none.
         versions: Versions of the packages that made it, by their names.
     """
@@ -65,6 +69,7 @@ class PrunePlan:
     search: Mapping[str, Any] = field(default_factory=dict)
     compensation: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
+    unseen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -188,6 +193,8 @@ def _require_sound(plan: PrunePlan) -> None:
     for name, is_shown, kinds in SHOWN:
         if is_shown(data := getattr(plan, name)):
             require_kinds(name, data, kinds)
+    for name, row in plan.unseen.items():
+        require_kinds(f"unseen {name}", row, UNSEEN_KINDS)
     if plan.budget.get("total") == 0:
         raise TypeError("nothing can be a share of a total of 0")
     _require_possible(plan)

@@ -1,7 +1,8 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
+from lit_prune.pruning.applied import apply_plan, compensate_plan
 from lit_prune.pruning.goal import Goal, describe_run
-from lit_prune.pruning.offline import apply_plan, compensate_plan, prune, require_shardable
+from lit_prune.pruning.offline import prune, require_shardable
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner
 

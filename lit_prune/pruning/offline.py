@@ -1,4 +1,4 @@
-"""Whole models pruned without training: by a search, or by a plan that was made before."""
+"""Whole models pruned by a search, without training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_prune.anatomy import find_sublayers
 from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
-from lit_prune.errors import LitPruneError, PlanError
+from lit_prune.errors import LitPruneError
 from lit_prune.healing import (
     Compensation,
-    DenseTeacher,
     Solutions,
-    create_compensation,
-    finish,
-    fold_factor,
-    require_possible,
-    wants_dense,
 )
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.measure import (
@@ -34,13 +27,13 @@ from lit_prune.measure import (
     model_fingerprints,
     shares_of,
 )
-from lit_prune.plan import ModelFacts, Named, PrunePlan, Recipe, Scores, SublayerId, described
+from lit_prune.plan import Named, PrunePlan, Recipe, Scores
 from lit_prune.pruning.goal import Goal, describe_run
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner
-from lit_prune.pruning.removal import take_out
+from lit_prune.pruning.unseen import Unseen
 from lit_prune.searches import require_limits
-from lit_prune.surgery import compact, is_sharded, remove, require_understood
+from lit_prune.surgery import compact, is_sharded, require_understood
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -59,6 +52,7 @@ def prune(
     protect: Sequence[str] = (),
     compensate: Named | Compensation = "none",
     compensate_on: Iterable[Mapping[str, Any]] | None = None,
+    unseen: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     model_name: str = "",
     calibration: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -86,6 +80,8 @@ def prune(
         compensate: See `Recipe`.
         compensate_on: Batches for a compensation that is fitted at the end, as `refit` is: many times the text that a
             search looks at. Those of the search when None.
+        unseen: Batches by the name of a text that nothing is decided by: the plan's `unseen` tells how much worse the
+            model is on each, after any compensation.
         model_name: The model's name, for the plan's readers.
         calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
         progress: Whether to show a progress bar.
@@ -130,6 +126,7 @@ def prune(
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
     sizes = [len(input_ids_of(batch)) for batch in batches]
+    judge = Unseen(unseen or {}, measure, processes)
     # For one process without a file, nobody reads what takes a while to hash.
     header = _journal_header(pruner, goal, batches) if journal is not None or processes.size > 1 else {}
     with (
@@ -152,6 +149,7 @@ def prune(
     if solutions is not None:
         solutions.clear()
     pruner.record_outcome(budget, left="max_rise")
+    pruner.plan = replace(pruner.plan, unseen=judge.risen())
     return pruner.plan
 
 
@@ -188,110 +186,3 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
         raise LitPruneError(
             f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"
         )
-
-
-def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> PrunePlan:
-    """Remove what a plan says from an unpruned copy of its model, in place; factors of `compensate: scale` are folded.
-
-    Blocks are compared, not weights nor vocabularies: a plan fits every fine-tuned copy of its model.
-
-    Args:
-        model: An unpruned copy of the model that the plan was made for, perhaps fine-tuned.
-        plan: The removals, in their order.
-        uncompensated: Whether to remove alone, and leave the weights that stay as they are.
-
-    Returns:
-        The plan of this copy, which counts its parameters.
-
-    Raises:
-        PlanError: The plan was made for a model of another structure, or with a compensation whose weights are in the
-            pruned model alone; nothing is removed then.
-    """
-    name = plan.compensation.get("name", "none")
-    if name not in ("none", "scale") and not uncompensated:
-        raise PlanError(
-            f"the plan was made with the compensation {name!r}, whose weights are in the pruned model and not in the "
-            "plan: load that model, or apply the removals alone with uncompensated=True"
-        )
-    facts = _require_fit(model, plan)
-    if name == "none" or uncompensated:
-        remove(model, plan.removed)
-    else:
-        factors = {name: fact["factor"] for step in plan.steps for name, fact in step.compensation.items()}
-        for sublayer in plan.removed:
-            if str(sublayer) in factors:
-                fold_factor(model, sublayer, factors[str(sublayer)])
-            remove(model, [sublayer])
-    compact(model)
-    if uncompensated:
-        plan = replace(plan, compensation={}, steps=tuple(replace(step, compensation={}) for step in plan.steps))
-    return replace(plan, model=facts)
-
-
-def compensate_plan(
-    model: nn.Module,
-    plan: PrunePlan,
-    batches: Iterable[Mapping[str, Any]],
-    compensate: Named | Compensation,
-    *,
-    calibration: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> PrunePlan:
-    """Remove what a plan says, in place and in its order, and make up for each removal on text of one's own.
-
-    A removal costs one pass over the batches: text for it may be many times what a search can look at.
-
-    Args:
-        model: An unpruned copy of the model that the plan was made for.
-        plan: The removals, in their order; how it was compensated does not count.
-        batches: The text to make up on: batches as for `prune`.
-        compensate: See `Recipe`.
-        calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The plan of the model as it is now.
-
-    Raises:
-        ModelError: The compensation cannot be folded into this model.
-        PlanError: The plan was made for a model of another structure; nothing is removed then.
-    """
-    compensation = create_compensation(compensate)
-    if compensation is None:
-        raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
-    model_facts = _require_fit(model, plan)
-    require_possible(compensation, model)
-    batches = list(batches)
-    with progress_bar("compensating", shown=progress, in_one=True) as bar:
-        what_if = WhatIf(model, batches, progress=bar)
-        teacher = DenseTeacher(model, adapted=True) if wants_dense(compensation) else None
-        corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
-        done = {} if teacher is None else finish(compensation, what_if, teacher)
-    steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
-    compact(model)
-    text = {**(calibration or {}), **fingerprint(batches)}
-    facts = {**described(compensate, compensation), "calibration": text, **done, "cost": what_if.cost}
-    return replace(plan, model=model_facts, steps=steps, compensation=facts)
-
-
-def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:
-    """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name."""
-    anatomy = find_sublayers(model)
-    plan.model.require_same(anatomy.facts())
-    if anatomy.removed and anatomy.num_parameters != plan.model.num_parameters:
-        raise PlanError(
-            f"this plan was made for a model of {plan.model.num_parameters:,} parameters; this one has lost "
-            f"{len(anatomy.removed)} sublayers and has {anatomy.num_parameters:,}. Apply it to an unpruned copy"
-        )
-    gone: list[SublayerId] = []
-    for step in plan.steps:
-        # Norms that a block's sublayers share go with the second of them.
-        freed = anatomy.num_freed([*gone, *step.removed.sublayers]) - anatomy.num_freed(gone)
-        gone += step.removed.sublayers
-        if freed != step.num_parameters:
-            raise PlanError(
-                f"this plan was made for another model: {step.removed.name} has {step.num_parameters} parameters "
-                f"in the plan, {freed} in the model"
-            )
-    require_understood(model)
-    return anatomy.facts(plan.model.name, plan.model.revision)

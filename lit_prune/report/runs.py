@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.measure import perplexity_of
-from lit_prune.plan import PLAN_FILE, PrunePlan
+from lit_prune.plan import PLAN_FILE, PrunePlan, unseen_in_words
 from lit_prune.report.drawing import BLUE, RED, name_axes, points_drawing, svg
 from lit_prune.report.evaluations import Dialogue, Match, match_pieces, perplexities
 from lit_prune.report.pieces import Piece, Table, count, ppl, titled
@@ -147,6 +147,8 @@ def _cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
         for line in outcome_in_words(plan.budget):
             what, _, value = line.rpartition(": ")
             yield "budget", value, what
+        for name, perplexities, times in unseen_in_words(plan.unseen):
+            yield f"perplexity, unseen {name}", perplexities.replace("->", "→"), times
     yield from _perplexity_cards(run, found)
     yield from _summary_cards(run, lambda row: row.unit in TIMES)
     if plan is not None and plan.steps:

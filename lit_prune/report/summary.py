@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lit_prune.errors import DataError
 from lit_prune.files import markdown_inline, markdown_line, markdown_quote, read_json, record_of, write_json
 from lit_prune.measure import perplexity_of
-from lit_prune.plan import PrunePlan, PruneStep
+from lit_prune.plan import PrunePlan, PruneStep, unseen_in_words
 from lit_prune.report.pieces import EMPTY, Cell, Screen, Table, number
 
 TIMES = ("s", "ms", "us", "ns", "min", "h")
@@ -232,6 +232,8 @@ def _facts(plan: PrunePlan) -> Iterator[str]:
         yield f"Scores fell below the bounds that the search works with in {plan.num_disturbed} rounds"
     if plan.compensation:
         yield made_up_for(plan)
+    for name, perplexities, times in unseen_in_words(plan.unseen):
+        yield f"Perplexity on {name}, text that decided nothing: {perplexities}, ahead of any healing ({times})"
     if plan.calibration:
         yield f"Calibration: {_described(plan.calibration)}"
     if plan.versions:

@@ -68,9 +68,16 @@ class Search:
 
     Attributes:
         within_epoch: Whether only removals of the same training epoch are its history, as training moves all scores.
+        held_out: Share of the calibration batches, the last of them, that judge what is found on the others; text of
+            other documents is best.
     """
 
     within_epoch: ClassVar[bool] = False
+    held_out: float = 0.0
+
+    def num_held_out(self, num_batches: int) -> int:
+        """How many of the batches judge, one at least where any do."""
+        return min(max(1, round(self.held_out * num_batches)), num_batches - 1) if self.held_out else 0
 
     def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score what must be scored now; `candidates` are still in the model, `history` holds the removals so far."""

@@ -84,8 +84,8 @@ class Portfolio(WholeSet):
         """The set that is best on what was held out."""
         if score.num_batches < 2:
             raise DataError("portfolio holds batches back to judge by, and there is one; give more, or smaller ones")
-        num_held_out = min(max(1, round(self.held_out * score.num_batches)), score.num_batches - 1)
-        race = _Race(self, score, sorted(candidates), score.num_batches - num_held_out)
+        num_searching = score.num_batches - self.num_held_out(score.num_batches)
+        race = _Race(self, score, sorted(candidates), num_searching)
         race.propose()
         return race.judged(race.swapped(race.run()))
 

@@ -190,4 +190,4 @@ def test_a_text_with_too_few_windows_is_told(tmp_path, model_folder, text, capsy
     options = ["--data", str(text), "--window", "64", "--num_windows", "1000", "--search", "one_shot"]
     assert main(["prune", str(model_folder), "--output", str(tmp_path / "pruned"), "--amount", "0.1", *options]) == 0
     number = len(text.read_text()) // 64
-    assert f"the text has {number} windows of 64 tokens, fewer than 1000" in capsys.readouterr().out
+    assert f"{text} has {number} windows of 64 tokens, fewer than 1000" in capsys.readouterr().out

@@ -24,6 +24,7 @@ BATCHES = [{"input_ids": torch.randint(3, 128, (size, 20), generator=GENERATOR)}
 for each in BATCHES[:2]:
     each["attention_mask"] = torch.ones_like(each["input_ids"])
     each["attention_mask"][0, 12:] = 0
+UNSEEN = {"some": BATCHES[2:], "others": BATCHES[:2]}
 
 
 def in_processes(folder, number, work):
@@ -46,7 +47,7 @@ def search(fabric=None, *, num_blocks=6, shards=False, then=lambda model, plan: 
         shard(model, init_device_mesh("cpu", (fabric.world_size,)))
     seen = []
     model.get_input_embeddings().register_forward_hook(lambda _, __, output: seen.append(len(output)))
-    plan = prune(model, BATCHES, fabric=fabric, **{"amount": 0.35, "progress": False, **options})
+    plan = prune(model, BATCHES, fabric=fabric, **{"amount": 0.35, "progress": False, "unseen": UNSEEN, **options})
     assert set(removed_sublayers(model)) == set(plan.removed)
     then(model, plan)
     return {"plan": plan.to_dict(), "sequences": sum(seen)}
@@ -58,6 +59,9 @@ def assert_same(plan, expected):
     assert plan.calibration == expected.calibration
     assert plan.budget | {"rise": None} == expected.budget | {"rise": None}
     assert plan.budget.get("rise", 0) == pytest.approx(expected.budget.get("rise", 0), rel=1e-4)
+    assert plan.unseen.keys() == expected.unseen.keys()
+    for name, row in expected.unseen.items():
+        assert plan.unseen[name] == pytest.approx(row, rel=1e-4, abs=1e-5), name
     for step, other in zip(plan.steps, expected.steps, strict=True):
         assert step.removed == other.removed
         assert step.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-5)
@@ -75,7 +79,8 @@ def test_two_processes_make_the_plan_of_one_and_share_the_work(tmp_path, options
     assert first["plan"] == second["plan"]
     assert_same(first["plan"], alone["plan"])
     assert [each["cost"] for each in first["plan"]["steps"]] == [each["cost"] for each in alone["plan"]["steps"]]
-    # Of 3, 2, 1 and 4 sequences the first takes 2, 1, 1 and 2, the second 1, 1, 1 for nothing, and 2.
+    # Of 3, 2, 1 and 4 sequences the first takes 2, 1, 1 and 2, the second 1, 1, 1 for nothing, and 2; unseen ones go
+    # in halves.
     assert 0.5 <= first["sequences"] / alone["sequences"] <= 0.65
     assert 0.4 <= second["sequences"] / alone["sequences"] <= 0.55
 

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +67,49 @@ def test_a_plan_holds_the_evidence():
     assert plan.calibration["num_tokens"] == 80
     assert plan.budget["amount"] == 0.2
     assert {"torch", "transformers"} <= set(plan.versions)
+
+
+def test_a_plan_tells_how_much_worse_unseen_text_is():
+    model, draw = tiny_model("llama"), torch.Generator().manual_seed(9)
+    texts = {
+        "even": [{"input_ids": torch.randint(3, 128, (3, 16), generator=draw)} for _ in range(3)],
+        "uneven": [{"input_ids": torch.randint(3, 128, (2, length), generator=draw)} for length in (5, 20, 9)],
+        "short": [{"input_ids": torch.randint(3, 128, (1, 8), generator=draw)}],
+    }
+
+    def losses():
+        with torch.no_grad():
+            return {
+                name: [
+                    (float(naive.mean_loss(model, [{"input_ids": row[None]}])) * (len(row) - 1), len(row) - 1)
+                    for batch in batches
+                    for row in batch["input_ids"]
+                ]
+                for name, batches in texts.items()
+            }
+
+    before = losses()
+    plan = prune(model, BATCHES, amount=0.3, compensate="refit", unseen=texts, progress=False)
+    after = losses()
+    for name, row in plan.unseen.items():
+        old, new = (np.array(found[name]) for found in (before, after))
+        tokens, gained = old[:, 1], new[:, 0] - old[:, 0]
+        assert (row["num_windows"], row["num_tokens"]) == (len(tokens), tokens.sum())
+        assert row["nll_before"] == pytest.approx(old[:, 0].sum() / tokens.sum(), abs=1e-5)
+        assert row["nll_after"] == pytest.approx(new[:, 0].sum() / tokens.sum(), abs=1e-5)
+        if name == "even":  # the textbook's standard error of a mean, where windows are of one length
+            expected = np.std(gained / tokens, ddof=1) / math.sqrt(len(tokens))
+            assert row["error"] == pytest.approx(expected, rel=1e-3)
+        elif name == "uneven":  # near the jackknife of the ratio
+            left = [(gained.sum() - g) / (tokens.sum() - t) for g, t in zip(gained, tokens, strict=True)]
+            number = len(left)
+            jackknife = math.sqrt((number - 1) / number * np.square(np.array(left) - np.mean(left)).sum())
+            assert row["error"] == pytest.approx(jackknife, rel=0.35)
+        else:
+            assert row["error"] is None
+    assert PrunePlan.from_dict(plan.to_dict()).unseen == plan.unseen
+    copy = apply_plan(tiny_model("llama"), plan, uncompensated=True)
+    assert not copy.unseen  # of another model nothing is known
 
 
 @pytest.mark.parametrize(("granularity", "names"), [
