@@ -28,6 +28,7 @@ from .allowance import Allowance
 from .followers import Following, follow_removal
 from .mending import Mending
 from .module_loss import LOSSES, check_loss, measure, require_scorable
+from .planned import along
 from .saving import Saving, random_state, restore_random_state
 from .story import counted_costs, log_beginning, log_end, log_removal
 from .training_text import training_batches, unnumbered
@@ -48,7 +49,7 @@ class SublayerPruneCallback(Callback):
 
     Args:
         amount: The share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its
-            own it is the most that goes, and may be left out.
+            own it is the most that goes, and may be left out; with a plan it is all of that unless less is asked for.
         of: The cost that the amount is a share of: `params`, `flops`, `kv_cache`, or `latency`, which is measured once
             before the first epoch, without adapters and on process 0; see `lit_prune.prune`.
         max_rise: The most by which perplexity may rise above that before the first removal: 0.05 for 5 %. Without
@@ -59,8 +60,11 @@ class SublayerPruneCallback(Callback):
         every_n_epochs: The number of epochs from one drop to the next.
         num_epochs: The number of epochs to spread over, where the trainer does not know it (`max_steps`,
             `max_epochs=-1`).
+        plan: A plan that a search found before, as a file or the folder that holds it: its removals are dropped in
+            their order, and nothing is scored. It stands for `scorer`, `search`, `granularity` and `protect`.
         scorer: A name in the README's table, a mapping such as `{name: nri, baseline: original}`, or an import path.
-        search: `progressive`, `lazy` or `one_shot`, or an import path.
+        search: `progressive`, `lazy`, `one_shot`, `portfolio` (a whole set, decided before the first drop), or an
+            import path.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay, such as `attention.0`, `mlp.3`, `block.2`.
         compensate: What makes up for removals in weights that stay: `none`, `refit`, `scale` or `linear`; see `Recipe`.
@@ -101,6 +105,7 @@ class SublayerPruneCallback(Callback):
         start_epoch: int = 0,
         every_n_epochs: int = 1,
         num_epochs: int | None = None,
+        plan: str | None = None,
         scorer: str | dict[str, Any] = "nri",
         search: str | dict[str, Any] = "progressive",
         granularity: str = "sublayer",
@@ -114,11 +119,11 @@ class SublayerPruneCallback(Callback):
         save_to: str | None = None,
         progress: bool = True,
     ) -> None:
-        rhythm = Schedule(schedule, start_epoch, every_n_epochs)
-        self.allowance = Allowance(Goal(amount, of, max_rise), rhythm, num_epochs)
-        self.recipe = Recipe(
-            scorer, search, granularity, protect or (), BY_DEFAULT if compensate is None else compensate
-        )
+        rhythm, goal = Schedule(schedule, start_epoch, every_n_epochs), Goal(amount, of, max_rise)
+        mended = BY_DEFAULT if compensate is None else compensate
+        recipe = Recipe(scorer, search, granularity, protect or (), mended)
+        self._planned, self.recipe, goal = along(plan, recipe, goal)
+        self.allowance = Allowance(goal, rhythm, num_epochs)
         if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
             raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
         if distill and compensate not in (None, "none"):
@@ -126,17 +131,14 @@ class SublayerPruneCallback(Callback):
         self.mending = Mending(healing, distill)
         if loss not in LOSSES:
             raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {loss!r}")
-        self.model = model
-        self.loss = loss
-        self.num_batches = num_batches
-        self.save_to = save_to
+        self.model, self.loss, self.num_batches = model, loss, num_batches
+        self.save_to, self.progress = save_to, progress
         self._saving = Saving()
-        self.progress = progress
         self._pruner: Pruner | None = None
         self._stage, self._last_epoch = "", -1  # the epoch whose drop is done
-        self._is_of_plan = False  # the model at hand is that of the plan
-        self._is_full = False  # nothing more fits under the ceiling
         self._num_earlier = 0  # removals of earlier fits of the same model
+        # Whether the model at hand is that of the plan, and whether nothing more fits under the ceiling.
+        self._is_of_plan = self._is_full = False
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
         self._random_state: dict[str, Any] | None = None
         self._following = Following()
@@ -164,6 +166,8 @@ class SublayerPruneCallback(Callback):
         self.mending.require_possible(pl_module)
         if self._pruner is None or self._pruner.model is not model:
             self._pruner = Pruner(model, self.recipe, model_name=str(getattr(pl_module, "model_name", "")))
+        if self._planned:
+            self._planned.model.require_same(self._pruner.plan.model)
         if by_default and (why := requirements.against_refit(trainer, pl_module, model, self.mending)) is not None:
             self._pruner.leave_uncompensated(why)
         requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.goal.unit, self.mending)

@@ -87,7 +87,7 @@ LEAST = {
     "window": 2,
     **dict.fromkeys(("num_windows", "val_windows", "num_unseen", "batch_size", "stride", "limit", "num_prompts"), 1),
     **dict.fromkeys(("max_new_tokens", "prompt_tokens", "new_tokens", "batch", "repeats", "measured_tokens"), 1),
-    **dict.fromkeys(("devices", "forks", "tokens"), 1),
+    **dict.fromkeys(("devices", "forks", "tokens", "draws"), 1),
     **dict.fromkeys(("warmup", "seed", "temperature", "patience"), 0),
 }
 """The least values of options, by their names in every verb."""

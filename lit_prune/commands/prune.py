@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +24,7 @@ from lit_prune.loading.models import load
 from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, create, read_method, unseen_in_words, with_defaults
 from lit_prune.pruning import Goal, Pruner, prune
-from lit_prune.report import made_up_for, ties
+from lit_prune.report import draws_in_words, made_up_for, ties
 from lit_prune.searches import SEARCHES, Search, outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
@@ -46,6 +47,8 @@ class Choice:
         compensate: What makes up for removals in weights that stay, at no cost at run time - none, refit (at the end,
             every output projection behind the first removal, solved towards the dense model), or for each removal
             scale (one factor), linear (a map fitted to what is lost) or bias (its mean); options as YAML.
+        draws: Number of times that the search is made, each time on num_windows windows of its own. The set that is
+            best on further windows is taken, and the plan says how many of the draws chose each sublayer.
     """
 
     method: str = "nri"
@@ -54,12 +57,16 @@ class Choice:
     granularity: Literal["sublayer", "attention", "mlp", "block"] | None = None
     protect: list[str] | None = None
     compensate: str | dict[str, Any] | None = None
+    draws: int = 1
 
     @property
     def recipe(self) -> Method:
         """The method with what is changed of it."""
-        changes = {name: value for name, value in vars(self).items() if name != "method" and value is not None}
+        own = ("method", "draws")
+        changes = {name: value for name, value in vars(self).items() if name not in own and value is not None}
         recipe = read_method(self.method).with_settings(changes)
+        if self.draws > 1:
+            recipe = replace(recipe, search={"name": "draws", "of": recipe.search, "number": self.draws})
         Pruner.require_known(recipe)
         return recipe
 
@@ -142,8 +149,13 @@ def prune_model(
     if journal.exists() and processes.is_first:
         say(f"going on with the measurements in {journal}")
     tokenizer = loading.tokenizer(model)
+    search = with_defaults(Search, create(SEARCHES, recipe.search))
     num_batches = -(-sample.num_windows // sample.batch_size)
-    num_searching = num_batches - with_defaults(Search, create(SEARCHES, recipe.search)).num_held_out(num_batches)
+    if choice.draws > 1:
+        wanted = choice.draws * num_batches
+        num_batches = next(number for number in count(wanted) if number - search.num_held_out(number) >= wanted)
+        sample = replace(sample, num_windows=num_batches * sample.batch_size)
+    num_searching = num_batches - search.num_held_out(num_batches)
     windows, unseen = sample.apart(
         tokenizer,
         num_judging=max(0, sample.num_windows - num_searching * sample.batch_size),
@@ -209,6 +221,7 @@ def _outcome(plan: PrunePlan) -> str:
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
     searched = [] if plan.num_ties is None else [ties(plan)]
+    searched += filter(None, [draws_in_words(plan)])
     mended = [made_up_for(plan)] if plan.compensation else []
     worse = [f"perplexity on unseen {name}: {ppl} ({times})" for name, ppl, times in unseen_in_words(plan.unseen)]
     return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended, *worse])

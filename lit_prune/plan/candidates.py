@@ -108,6 +108,8 @@ class Scores:
         errors: Standard error of the importance by candidate, where the scorer draws samples.
         margins: Standard error of how far a candidate's importance is above the lowest, by candidate: paired over the
             sequences that both were measured on. Where the scorer knows it.
+        chosen: Share of several draws of the text in which a candidate is among those that go, where a search makes
+            several.
     """
 
     importance: Mapping[Candidate, float]
@@ -119,6 +121,7 @@ class Scores:
     disturbed: bool = False
     errors: Mapping[Candidate, float] = field(default_factory=dict)
     margins: Mapping[Candidate, float] = field(default_factory=dict)
+    chosen: Mapping[Candidate, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Candidate:
@@ -127,6 +130,6 @@ class Scores:
 
     def merged(self, later: Scores) -> Scores:
         """These scores, with later ones of the same round in their place."""
-        names = ("importance", "nll", "measured", "screened", "errors", "margins")
+        names = ("importance", "nll", "measured", "screened", "errors", "margins", "chosen")
         joined: dict[str, Any] = {name: {**getattr(self, name), **getattr(later, name)} for name in names}
         return replace(self, **joined, disturbed=self.disturbed or later.disturbed)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -122,11 +122,12 @@ def with_defaults(interface: type[Part], own: Any) -> Part:
 def described(spec: Any, made: Any) -> dict[str, Any]:
     """Name and options of what `create` made of a spec, for a plan's readers."""
     if is_dataclass(made) and not isinstance(made, type):
-        options = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(made).items()}
+        own = {field.name: getattr(made, field.name) for field in fields(made) if not field.name.startswith("_")}
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
     else:  # whatever else an object of the user's own holds is not for a plan
-        own = getattr(made, "__dict__", {}).items()
+        held = getattr(made, "__dict__", {}).items()
         plain = bool | int | float | str | None
-        options = {name: value for name, value in own if not name.startswith("_") and isinstance(value, plain)}
+        options = {name: value for name, value in held if not name.startswith("_") and isinstance(value, plain)}
     if isinstance(spec, str):
         return {"name": spec, **options}
     if isinstance(spec, Mapping):

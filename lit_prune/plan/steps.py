@@ -24,7 +24,7 @@ class PruneStep:
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
         scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed`,
-            `errors` and `margins` as in the round's `Scores`.
+            `errors`, `margins` and `chosen` as in the round's `Scores`.
         compensation: Facts about what was folded into weights that stay, by the sublayer's name.
     """
 
@@ -41,6 +41,7 @@ class PruneStep:
     disturbed: bool = False
     errors: Mapping[str, float] = field(default_factory=dict)
     margins: Mapping[str, float] = field(default_factory=dict)
+    chosen: Mapping[str, float] = field(default_factory=dict)
     compensation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,6 +69,7 @@ class PruneStep:
             disturbed=scores.disturbed,
             errors=by_name(scores.errors),
             margins=by_name(scores.margins),
+            chosen=by_name(scores.chosen),
             **facts,
         )
 

@@ -39,10 +39,10 @@ class ModelRound:
         self.blocks: Sequence[int] = self.anatomy.blocks
         self.num_batches = len(self.what_if.batches)
         self._is_first_score = not self.history
-        self._known: dict[tuple[float, Candidate], Scores] = {}
+        self._known: dict[tuple[float | range, Candidate], Scores] = {}
 
     def __call__(
-        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
+        self, candidates: Sequence[Candidate], share: float | range = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
         """See `searches.Round`."""
         out = Candidate.together(without)
@@ -55,7 +55,7 @@ class ModelRound:
         scores = self._known[share, out]
         return replace(scores, importance={candidate: scores.importance[candidate] for candidate in candidates})
 
-    def _score(self, candidates: Sequence[Candidate], share: float, out: Candidate) -> Scores:
+    def _score(self, candidates: Sequence[Candidate], share: float | range, out: Candidate) -> Scores:
         model = self.what_if.model
         muted = mute(model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
         with muted, self.what_if.narrowed(share):

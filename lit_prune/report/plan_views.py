@@ -55,15 +55,21 @@ def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:
     return None if first is None or last is None else (ppl(perplexity_of(first)), ppl(perplexity_of(last)))
 
 
-def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None, str]]]]:
-    """Every block of the original model with its sublayers: kind, round in which it went, and what is said of it."""
+def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None, str, float | None]]]]:
+    """Every block of the original model with its sublayers.
+
+    Of each the kind, the round in which it went, what is said of it, and the share of the draws that it was chosen in.
+    """
+    draws = plan.steps[0].chosen if plan.steps else {}
     rounds = {sublayer: index for index, step in enumerate(plan.steps, 1) for sublayer in step.removed.sublayers}
     for block in range(plan.model.num_blocks):
         places = []
         for sublayer in (SublayerId(block, kind) for kind in KINDS):
             index = rounds.get(sublayer)
             said = ", ".join(_removal(plan.steps[index - 1], index)) if index else f"stays{_last_score(sublayer, plan)}"
-            places.append((sublayer.kind, index, f"{sublayer}: {said}"))
+            chosen = draws.get(str(sublayer), draws.get(f"block.{sublayer.block}"))
+            said += "" if chosen is None else f", chosen in {chosen:.0%} of the draws of the text"
+            places.append((sublayer.kind, index, f"{sublayer}: {said}", chosen))
         yield block, places
 
 

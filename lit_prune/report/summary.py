@@ -122,6 +122,16 @@ def ties(plan: PrunePlan) -> str:
     return f"Within one standard error of the lowest score were others too, so that chance chose, in {rounds}"
 
 
+def draws_in_words(plan: PrunePlan) -> str | None:
+    """Say which removals other draws of the text agree with, None where there was one draw."""
+    shares = plan.steps[0].chosen if plan.steps else {}
+    named = [(step.removed.name, shares[step.removed.name]) for step in plan.steps if step.removed.name in shares]
+    if not named:
+        return None
+    ordered = sorted(named, key=lambda pair: -pair[1])
+    return f"Chosen in so many of the draws of the text: {', '.join(f'{name} {share:.0%}' for name, share in ordered)}"
+
+
 def made_up_for(plan: PrunePlan) -> str:
     """Say what was changed in weights that stay, or why nothing was."""
     facts = plan.compensation
@@ -228,6 +238,8 @@ def _facts(plan: PrunePlan) -> Iterator[str]:
     yield f"Cost of the search: {plan.cost:,.1f} dense forward passes over the calibration tokens"
     if plan.num_ties is not None:
         yield ties(plan)
+    if draws := draws_in_words(plan):
+        yield draws
     if plan.num_disturbed is not None:
         yield f"Scores fell below the bounds that the search works with in {plan.num_disturbed} rounds"
     if plan.compensation:

@@ -47,9 +47,9 @@ class Round(Protocol):
     num_batches: int
 
     def __call__(
-        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
+        self, candidates: Sequence[Candidate], share: float | range = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
-        """Score on the first `share` of the calibration batches, perhaps as if some candidates were gone already."""
+        """Score on the first `share` of the calibration batches, or on those numbered, perhaps without some already."""
 
     def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
         """Measure the model's loss on some of the calibration batches, by number, whatever the scorer."""

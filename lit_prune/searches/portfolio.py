@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.plan import Candidate, Scores
+from lit_prune.searches.inside import Part, grown
 from lit_prune.searches.lazy import Lazy
 from lit_prune.searches.order import SEARCHES, Floats, Round
 from lit_prune.searches.set_losses import Set, SetLosses
 from lit_prune.searches.surrogate import Surrogate
-from lit_prune.searches.whole import Members, WholeSet, grown
+from lit_prune.searches.whole import WholeSet
 
 
 @SEARCHES.register("portfolio")
@@ -80,7 +81,7 @@ class Portfolio(WholeSet):
         if len(survivors) != len(shares) or min(survivors) < 1:
             raise LitPruneError(f"survivors are numbers, as many as shares; found {list(survivors)}")
 
-    def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
+    def decide(self, score: Round, candidates: Sequence[Candidate]) -> Scores:
         """The set that is best on what was held out."""
         if score.num_batches < 2:
             raise DataError("portfolio holds batches back to judge by, and there is one; give more, or smaller ones")
@@ -124,8 +125,7 @@ class _Race:
         first = self._batches(self.search.shares[0])
         weakest = self.surrogate.drawn(None)[0] / np.maximum(self.sizes, 1e-12)
         self._add(self._filled(np.zeros(len(self.sizes), bool), np.argsort(weakest)))
-        part = len(first) / self.score.num_batches
-        lazily = grown(Lazy(), _Part(self.score, part), self.candidates)
+        lazily = grown(Lazy(), Part(self.score, first), self.candidates)
         self._add(np.array([candidate in lazily for candidate in self.candidates]))
         for _ in range(self.search.generations):
             for number in range(self.search.proposals):
@@ -256,7 +256,7 @@ class _Race:
         self.sets += chosen.values()
         return list(chosen.values())
 
-    def judged(self, finalists: list[Set]) -> tuple[Members, float]:
+    def judged(self, finalists: list[Set]) -> Scores:
         """The best on what was held out; among those within a standard error of it the best on all batches."""
         held_out = range(self.num_searching, self.score.num_batches)
         self.losses.measure(finalists, held_out)
@@ -268,18 +268,4 @@ class _Race:
                 ties.append(each)
         everything = range(self.score.num_batches)
         chosen = min(ties, key=lambda each: (self.losses.mean(each, everything), each.tobytes()))
-        return frozenset(self.losses.members(chosen)), self.losses.mean(chosen, held_out)
-
-
-class _Part:
-    """A round on the first share of the batches, for a search inside of another."""
-
-    def __init__(self, score: Round, share: float) -> None:
-        self._score, self._share = score, share
-        self.wanted, self.blocks, self.num_batches = score.wanted, score.blocks, score.num_batches
-        self.saved, self.reaches, self.losses = score.saved, score.reaches, score.losses
-
-    def __call__(
-        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
-    ) -> Scores:
-        return self._score(candidates, share * self._share, without=without)
+        return Scores(dict.fromkeys(self.losses.members(chosen), self.losses.mean(chosen, held_out)))

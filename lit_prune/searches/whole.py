@@ -10,8 +10,9 @@ from itertools import pairwise
 from typing import Literal
 
 from lit_prune.errors import BudgetError, LitPruneError
-from lit_prune.plan import KINDS, Candidate, Named, PruneStep, Scores, create
-from lit_prune.searches.order import SEARCHES, Round, Search, SequenceLosses
+from lit_prune.plan import Candidate, Named, PruneStep, Scores, create
+from lit_prune.searches.inside import grown
+from lit_prune.searches.order import SEARCHES, Round, Search
 
 Members = frozenset[Candidate]
 
@@ -30,11 +31,10 @@ class WholeSet(Search):
             return Scores(left)
         if math.isinf(score.wanted):
             raise BudgetError(f"{type(self).__name__} decides on a whole set, so it needs an amount")
-        members, value = self.decide(score, candidates)
-        return Scores(dict.fromkeys(members, value))
+        return self.decide(score, candidates)
 
-    def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
-        """The candidates that save what is wanted, and their score as one."""
+    def decide(self, score: Round, candidates: Sequence[Candidate]) -> Scores:
+        """The scores of the candidates that save what is wanted together: of each, that of all as one."""
         raise NotImplementedError
 
 
@@ -63,16 +63,16 @@ class Contiguous(WholeSet):
         if self.spare < 0:
             raise LitPruneError(f"spare is a number of blocks, 0 or more; found {self.spare}")
 
-    def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
+    def decide(self, score: Round, candidates: Sequence[Candidate]) -> Scores:
         """The best run, or the deepest."""
         runs = list(self._runs(score, sorted(candidates)))
         if not runs:
             raise BudgetError("no blocks in a row save what is asked for; ask for less or protect less")
         if self.where == "deepest":
-            return frozenset(runs[-1]), 0.0
+            return Scores(dict.fromkeys(runs[-1], 0.0))
         together = {Candidate.together(run): run for run in runs}
         scores = score(list(together))
-        return frozenset(together[scores.best]), scores.importance[scores.best]
+        return Scores(dict.fromkeys(together[scores.best], scores.importance[scores.best]))
 
     def _runs(self, score: Round, ordered: Sequence[Candidate]) -> Iterable[list[Candidate]]:
         """From every start the shortest run that saves enough; blocks that may not go end a run."""
@@ -132,7 +132,7 @@ class Evolutionary(WholeSet):
         if len(survivors) != len(shares) - 1 or min(survivors, default=1) < 1:
             raise LitPruneError(f"survivors are numbers, one fewer than shares; found {list(survivors)}")
 
-    def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
+    def decide(self, score: Round, candidates: Sequence[Candidate]) -> Scores:
         """The fittest of the last generation."""
         draw = random.Random(self.seed)
         found = {self._filled(score, frozenset(), candidates, draw) for _ in range(self.initial)}
@@ -140,7 +140,7 @@ class Evolutionary(WholeSet):
         for _ in range(self.generations):
             mutants = {self._mutated(score, parent, candidates, draw) for _ in range(self.offspring)}
             parent, value = self._select(score, mutants - {parent}, parent)
-        return parent, value
+        return Scores(dict.fromkeys(parent, value))
 
     def _mutated(self, score: Round, parent: Members, candidates: Sequence[Candidate], draw: random.Random) -> Members:
         # The smaller of two numbers, so that few switches are more likely.
@@ -206,7 +206,7 @@ class Refine(WholeSet):
             raise LitPruneError(f"screen is a share above 0 and up to 1; found {self.screen}")
         object.__setattr__(self, "_inner", create(SEARCHES, self.start))
 
-    def decide(self, score: Round, candidates: Sequence[Candidate]) -> tuple[Members, float]:
+    def decide(self, score: Round, candidates: Sequence[Candidate]) -> Scores:
         """The first set, swapped until nothing is better."""
         members = grown(self._inner, score, candidates)
         settled: set[Members] = set()
@@ -220,7 +220,7 @@ class Refine(WholeSet):
             if set(members) == before:
                 break
         final = frozenset(members)
-        return final, scores_of(score, [final], 1.0)[final]
+        return Scores(dict.fromkeys(final, scores_of(score, [final], 1.0)[final]))
 
     def _in_place_of(
         self, member: Candidate, score: Round, candidates: Sequence[Candidate], others: Members
@@ -236,50 +236,6 @@ class Refine(WholeSet):
         best = sorted(fit, key=lambda candidate: (rough[candidate], candidate))[: self.confirm]
         values = score(sorted({member, *best}), 1.0, without=out).importance
         return min(values, key=lambda candidate: (values[candidate], candidate != member, candidate))
-
-
-def grown(inner: Callable[..., Scores], score: Round, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The set that another search ends with, in the order of its removals."""
-    steps: list[PruneStep] = []
-    gone: list[Candidate] = []
-    while not score.reaches(gone):
-        left = [candidate for candidate in candidates if candidate not in gone]
-        scores = inner(_Onward(score, tuple(gone)), left, steps)
-        steps.append(PruneStep.recorded(scores.best, scores))
-        gone.append(scores.best)
-    # The last may have made an earlier, smaller one superfluous.
-    for earlier in gone[:-1]:
-        if score.reaches(fewer := [candidate for candidate in gone if candidate != earlier]):
-            gone = fewer
-    return gone
-
-
-class _Onward:
-    """A round in which some candidates are gone already, for a search that another one starts with."""
-
-    def __init__(self, score: Round, gone: tuple[Candidate, ...]) -> None:
-        self._score, self._gone = score, gone
-        out = Candidate.together(gone).sublayers
-        self.wanted = score.wanted - (score.saved(Candidate.together(gone)) if gone else 0)
-        self.num_batches = score.num_batches
-        self.blocks = [block for block in score.blocks if sum(sublayer.block == block for sublayer in out) < len(KINDS)]
-
-    def __call__(
-        self, candidates: Sequence[Candidate], share: float = 1.0, *, without: Sequence[Candidate] = ()
-    ) -> Scores:
-        return self._score(candidates, share, without=(*self._gone, *without))
-
-    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
-        known = {Candidate.together([*self._gone, candidate]): candidate for candidate in candidates}
-        found = self._score.losses([*known, *([Candidate.together(self._gone)] if self._gone else [])], batches)
-        base = found.without[Candidate.together(self._gone)] if self._gone else found.base
-        return SequenceLosses(base, {known[one]: found.without[one] for one in known}, found.tokens)
-
-    def saved(self, candidate: Candidate) -> float:
-        return self._score.saved(candidate)
-
-    def reaches(self, candidates: Iterable[Candidate]) -> bool:
-        return self._score.reaches([*self._gone, *candidates])
 
 
 def scores_of(score: Round, sets: Sequence[Members], share: float) -> dict[Members, float]:

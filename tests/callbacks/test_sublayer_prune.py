@@ -1,5 +1,7 @@
 """The callback in real trainers: what is dropped when, what the optimizer holds, what a checkpoint gives back."""
 
+import shutil
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +11,7 @@ from lit_prune.callbacks import SublayerPruneCallback
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from lit_prune import LitCausalLM, LoraHealing, load
+from lit_prune import LitCausalLM, LoraHealing, load, prune
 from lit_prune.errors import BudgetError, DataError, LitPruneError, MeasureError, ModelError
 from lit_prune.pruning import compensate_plan
 from lit_prune.surgery import removed_sublayers
@@ -64,6 +66,57 @@ def test_amount_alone_spreads_evenly_and_every_removal_is_trained_on(tmp_path):
     assert gone[3] == len(callback.plan.removed) == len(removed_sublayers(model.model))
     left = sum(each.numel() for each in model.model.parameters())
     assert left == total - callback.plan.num_removed_parameters <= 0.8 * total
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_plan_is_dropped_in_its_order_epoch_by_epoch_and_nothing_is_scored(tmp_path):
+    options = {"progress": False, "amount": 0.4, "search": "portfolio"}
+    plan = prune(tiny_model("llama"), [{"input_ids": each["input_ids"][None]} for each in VAL], **options)
+    file = plan.save(tmp_path / "plan.json")
+
+    def run(*extra, ckpt_path=None):
+        L.seed_everything(1, verbose=False)
+        callback, losses, model = SublayerPruneCallback(plan=str(file), progress=False), Losses(), module()
+        checkpoints = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{epoch}")
+        with pytest.raises(SystemExit) if extra else _nothing():
+            trainer(tmp_path, callback, losses, checkpoints, *extra).fit(model, *loaders(), ckpt_path=ckpt_path)
+        return callback.plan, losses.seen
+
+    run(Halt(2))
+    resumed, ends = run(ckpt_path=tmp_path / "kept" / "epoch=1.ckpt")
+    shutil.rmtree(tmp_path / "kept")
+    found, losses = run()
+    assert found.removed == resumed.removed == plan.removed
+    assert ends == [each for each in losses if each[0] == 2]
+    assert found.cost == 0
+    assert len({step.epoch for step in found.steps}) == 3
+    assert found.compensation["name"] == "refit"
+    assert found.budget["reached"] == plan.num_removed_parameters
+
+
+def test_a_search_for_a_whole_set_serves_one_drop(tmp_path):
+    batches = [{"input_ids": torch.stack([each["input_ids"] for each in VAL[at : at + 2]])} for at in (0, 2, 4)]
+    plan = prune(tiny_model("llama"), batches, amount=0.3, search="portfolio", progress=False)
+    callback = pruning(amount=0.3, schedule=0.3, search="portfolio")
+    trainer(tmp_path, callback, max_epochs=2).fit(module(), loaders()[0], DataLoader(VAL, batch_size=2))
+    assert set(callback.plan.removed) == set(plan.removed)
+    assert {step.epoch for step in callback.plan.steps} == {0}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"search": "lazy", "granularity": "block"}, LitPruneError, "leave out search, granularity, or the plan"),
+        ({"amount": 0.9}, BudgetError, r"removes 2\d\.\d\d% of the parameters; amount=0.9 is more"),
+        ({"of": "flops"}, BudgetError, "say how much of flops is to go"),
+    ],
+)
+def test_what_a_plan_does_not_go_with_is_refused_at_once(tmp_path, options, error, message):
+    file = prune(tiny_model("llama"), [{"input_ids": VAL[0]["input_ids"][None]}], amount=0.2, progress=False).save(
+        tmp_path / "plan.json"
+    )
+    with pytest.raises(error, match=message):
+        SublayerPruneCallback(plan=str(file), **options)
 
 
 class Weights(L.Callback):

@@ -155,7 +155,7 @@ def test_a_run_does_not_cross_what_may_not_go():
     assert decided(SEARCHES.create("contiguous"), gone, pairs) == pairs
 
 
-@pytest.mark.parametrize("name", ["contiguous", "evolutionary", "portfolio", "refine"])
+@pytest.mark.parametrize("name", ["contiguous", "draws", "evolutionary", "portfolio", "refine"])
 def test_the_set_is_decided_once_and_then_followed(name):
     score = MadeUp(2, wanted=5)
     search = SEARCHES.create(name)
@@ -175,6 +175,8 @@ def test_the_set_is_decided_once_and_then_followed(name):
         ("evolutionary", {"offspring": 0}),
         ("evolutionary", {"shares": [0.5, 0.25], "survivors": [2]}),
         ("evolutionary", {"survivors": [4, 2]}),
+        ("draws", {"number": 1}),
+        ("draws", {"of": "greedy"}),
         ("portfolio", {"swaps": 0}),
         ("portfolio", {"held_out": 1.0}),
         ("portfolio", {"shares": [0.5, 0.25]}),
@@ -235,6 +237,28 @@ class TestOnAModel:
 
         assert measured(second) == measured(first)
 
+    @pytest.mark.parametrize("inner", ["progressive", {"name": "lazy", "screen": 1.0}])
+    def test_of_several_draws_that_is_taken_which_is_best_on_text_that_none_saw(self, inner):
+        draw = torch.Generator().manual_seed(6)
+        batches = [{"input_ids": torch.randint(3, 128, (2, 12), generator=draw)} for _ in range(7)]
+        options = {"amount": 0.08, "granularity": "attention", "progress": False}
+        found = []
+        for first in (0, 2, 4):  # a third of the six that search
+            model = tiny_model("llama", num_hidden_layers=6)
+            own = prune(model, batches[first : first + 2], search=inner, **options)
+            found.append((naive.mean_loss(model, batches[6:]), frozenset(own.removed)))
+        loss, best = min(found, key=lambda pair: pair[0])
+        search = {"name": "draws", "of": inner, "number": 3, "held_out": 1 / 7}
+        plan = prune(tiny_model("llama", num_hidden_layers=6), batches, search=search, **options)
+        assert frozenset(plan.removed) == best
+        assert plan.steps[0].score == pytest.approx(loss, rel=1e-5)
+        counts = {f"attention.{block}": 0 for block in range(6)}
+        counts.update(Counter(str(sublayer) for _, members in found for sublayer in members))
+        assert plan.steps[0].chosen == {name: count / 3 for name, count in counts.items()}
+        assert len(set(plan.steps[0].chosen.values())) > 2, "the draws disagree, or this test says little"
+
     def test_there_must_be_batches_to_hold_out(self):
         with pytest.raises(DataError, match="holds batches back to judge by, and there is one"):
             prune(tiny_model("llama"), BATCHES[:1], amount=0.2, search="portfolio", progress=False)
+        with pytest.raises(DataError, match="8 draws need a batch each, and 3 are left to search on"):
+            prune(tiny_model("llama"), BATCHES, amount=0.2, search="draws", progress=False)
