@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,13 +57,15 @@ class ModelRound:
 
     def _score(self, candidates: Sequence[Candidate], share: float | range, out: Candidate) -> Scores:
         model = self.what_if.model
-        muted = mute(model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
-        with muted, self.what_if.narrowed(share):
+        with self._without(out), self.what_if.narrowed(share):
             scores = require_scores(self.scorer(self.what_if, candidates, self.history), "scorer", candidates)
         if self._is_first_score and scores.base_nll is not None and not out.sublayers and not classifies(model):
             self._is_first_score = False
             hint_if_implausible(scores.base_nll, model)
         return scores
+
+    def _without(self, out: Candidate) -> AbstractContextManager[None]:
+        return mute(self.what_if.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()
 
     def with_margins(self, scores: Scores) -> Scores:
         """Add the margins of those that were measured on all tokens one after the other; nothing is measured again."""
@@ -72,16 +74,18 @@ class ModelRound:
             return scores
         return replace(scores, margins=self(measured).margins)
 
-    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
+    def losses(
+        self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
+    ) -> SequenceLosses:
         """See `searches.Round`."""
-        with self.what_if.narrowed(batches):
+        with self._without(Candidate.together(without)), self.what_if.narrowed(batches):
             found = self.what_if.losses(candidates)
         rows = torch.stack([found.tokens.to(found.base_sequences), found.base_sequences, *found.sequences.values()])
         sizes = [len(input_ids_of(self.what_if.batches[batch])) for batch in batches]
-        tokens, base, *without = zip(*(self._gathered(part) for part in torch.split(rows, sizes, dim=1)), strict=True)
+        tokens, base, *others = zip(*(self._gathered(part) for part in torch.split(rows, sizes, dim=1)), strict=True)
         return SequenceLosses(
             dict(zip(batches, base, strict=True)),
-            {gone: dict(zip(batches, each, strict=True)) for gone, each in zip(found.sequences, without, strict=True)},
+            {gone: dict(zip(batches, each, strict=True)) for gone, each in zip(found.sequences, others, strict=True)},
             dict(zip(batches, tokens, strict=True)),
         )
 

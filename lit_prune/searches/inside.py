@@ -40,11 +40,10 @@ class _Onward:
     ) -> Scores:
         return self._score(candidates, share, without=(*self._gone, *without))
 
-    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
-        known = {Candidate.together([*self._gone, candidate]): candidate for candidate in candidates}
-        found = self._score.losses([*known, *([Candidate.together(self._gone)] if self._gone else [])], batches)
-        base = found.without[Candidate.together(self._gone)] if self._gone else found.base
-        return SequenceLosses(base, {known[one]: found.without[one] for one in known}, found.tokens)
+    def losses(
+        self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
+    ) -> SequenceLosses:
+        return self._score.losses(candidates, batches, without=(*self._gone, *without))
 
     def saved(self, candidate: Candidate) -> float:
         return self._score.saved(candidate)
@@ -67,15 +66,17 @@ class Part:
         """See `Round`."""
         return self._score(candidates, self._moved(self._batches(share)), without=without)
 
-    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
+    def losses(
+        self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
+    ) -> SequenceLosses:
         """See `Round`."""
-        found = self._score.losses(candidates, self._moved(batches))
+        found = self._score.losses(candidates, self._moved(batches), without=without)
 
         def numbered(sums: Mapping[int, Floats]) -> dict[int, Floats]:
             return {number - self._first: own for number, own in sums.items()}
 
-        without = {candidate: numbered(sums) for candidate, sums in found.without.items()}
-        return SequenceLosses(numbered(found.base), without, numbered(found.tokens))
+        sums_without = {candidate: numbered(sums) for candidate, sums in found.without.items()}
+        return SequenceLosses(numbered(found.base), sums_without, numbered(found.tokens))
 
     def _batches(self, share: float | range) -> range:
         return share if isinstance(share, range) else range(max(1, math.ceil(share * self.num_batches)))

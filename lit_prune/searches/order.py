@@ -51,8 +51,10 @@ class Round(Protocol):
     ) -> Scores:
         """Score on the first `share` of the calibration batches, or on those numbered, perhaps without some already."""
 
-    def losses(self, candidates: Sequence[Candidate], batches: range) -> SequenceLosses:
-        """Measure the model's loss on some of the calibration batches, by number, whatever the scorer."""
+    def losses(
+        self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
+    ) -> SequenceLosses:
+        """Measure the model's loss on some of the calibration batches, by number, perhaps without some candidates."""
 
     def saved(self, candidate: Candidate) -> float:
         """What a candidate, perhaps a set, would save on its own, in the budget's unit."""

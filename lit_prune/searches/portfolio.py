@@ -219,7 +219,8 @@ class _Race:
         misses = 0
         for _ in range(self.search.rounds):
             self._learn()
-            best, left = finalists[0], self._neighbours(finalists[0])
+            best = finalists[0]
+            left = self._neighbours(best, *self._around(best))
             for share in self.search.shares:
                 batches = self._batches(share)
                 self.losses.measure(left, batches)
@@ -235,10 +236,25 @@ class _Race:
             finalists = [*better, *finalists][: self.search.survivors[-1]]
         return finalists
 
-    def _neighbours(self, best: Set) -> list[Set]:
+    def _around(self, best: Set) -> tuple[Floats, Floats]:
+        """What each candidate does to the best set by going, or by coming back: measured rises, and their errors."""
+        first = self._batches(self.search.shares[0])
+        changed = self.losses.measure_around(best, first)
+        found = np.array([self.losses.behind(each, best, first) for each in changed])
+        return found[:, 0], found[:, 1]
+
+    def _neighbours(self, best: Set, rises: Floats, errors: Floats) -> list[Set]:
         """Sets that differ from the best by a member or two: half of them as is expected best, half as may be best."""
         known, found = {each.tobytes() for each in self.sets}, {}
-        order = np.argsort(self.surrogate.drawn(None)[0], kind="stable")
+        signs = np.where(best, -1.0, 1.0)
+
+        def belief(draw: np.random.Generator | None) -> tuple[Floats, Floats]:
+            # Rises add up but for pairs of changes, of which the surrogate knows.
+            pairs = self.surrogate.drawn(draw)[1]
+            own = rises if draw is None else rises + errors * draw.standard_normal(len(rises))
+            return signs * own - pairs @ best, pairs
+
+        order = np.argsort(belief(None)[0] / self.sizes, kind="stable")
         for place in np.flatnonzero(best):
             fewer = best.copy()
             fewer[place] = False
@@ -248,7 +264,7 @@ class _Race:
                     found[proposal.tobytes()] = proposal
         chosen: dict[bytes, Set] = {}
         for number in range(self.search.swaps):
-            alone, pairs = self.surrogate.drawn(None if number < self.search.swaps / 2 else self.draw)
+            alone, pairs = belief(None if number < self.search.swaps / 2 else self.draw)
             left = [each for key, each in found.items() if key not in chosen]
             if left:
                 proposal = min(left, key=lambda each: (self._energy(each, alone, pairs), each.tobytes()))

@@ -45,6 +45,19 @@ class SetLosses:
             for candidate, each in named.items():
                 self._known.setdefault(each.tobytes(), {})[batch] = found.without[candidate][batch]
 
+    def measure_around(self, chosen: Set, batches: range) -> list[Set]:
+        """Measure the sets that differ from one by a candidate, which are returned by candidate."""
+        changed = [chosen ^ (np.arange(len(chosen)) == place) for place in range(len(chosen))]
+        self.measure([chosen, *(each for each, back in zip(changed, chosen, strict=True) if back)], batches)
+        more = {each: changed[place] for place, each in enumerate(self._candidates) if not chosen[place]}
+        for batch in batches:
+            missing = [each for each, own in more.items() if batch not in self._known.get(own.tobytes(), {})]
+            # As if the set were gone already, which spares the blocks in front of the candidate.
+            found = self._score.losses(missing, range(batch, batch + 1), without=self.members(chosen))
+            for each in missing:
+                self._known.setdefault(more[each].tobytes(), {})[batch] = found.without[each][batch]
+        return changed
+
     def batches_of(self, chosen: Set) -> list[int]:
         """The batches that a set was measured on."""
         return list(self._known[chosen.tobytes()])

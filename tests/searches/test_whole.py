@@ -51,7 +51,7 @@ class MadeUp:
             found[each] = self.value(members) + noise
         return Scores(found)
 
-    def losses(self, candidates, batches):
+    def losses(self, candidates, batches, *, without=()):
         """Sequences of 10 tokens, two a batch; what a set costs on one differs from its mean by a few hundredths."""
         tokens = {batch: np.full(2, 10.0) for batch in batches}
 
@@ -61,10 +61,15 @@ class MadeUp:
         def sums(name, value):
             return {batch: 10 * (5 + noise(batch, "text") + value + 0.03 * noise(batch, name)) for batch in batches}
 
-        self.asked.extend((each.name, batch) for each in candidates for batch in batches)
-        members = {each: [one for one in ALL if set(one.sublayers) <= set(each.sublayers)] for each in candidates}
-        without = {each: sums(each.name, self.value(members[each])) for each in candidates}
-        return SequenceLosses(sums("", 0.0), without, tokens)
+        whole = [Candidate.together([*without, each]).name for each in candidates]
+        self.asked.extend((name, batch) for name in whole for batch in batches)
+
+        def value(*gone):
+            whole = Candidate.together([*without, *gone])
+            return sums(whole.name, self.value([one for one in ALL if set(one.sublayers) <= set(whole.sublayers)]))
+
+        base = value() if without else sums("", 0.0)
+        return SequenceLosses(base, {each: value(each) for each in candidates}, tokens)
 
     def saved(self, candidate):
         return sum(SIZES[each] for each in ALL if set(each.sublayers) <= set(candidate.sublayers))
