@@ -151,7 +151,8 @@ class SublayerPruneCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
-        self._let_go()
+        self._following.end(keep=True)
+        self._saving.close()
         model = trainers.model_in(pl_module, self.model)
         if stage == "fit":
             self._prepare(trainer, pl_module, model)
@@ -238,7 +239,8 @@ class SublayerPruneCallback(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
-        self._let_go(keep=stage == "fit")
+        self._following.end(keep=stage == "fit")
+        self._saving.close()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -295,7 +297,3 @@ class SublayerPruneCallback(Callback):
         if self._pruner is None:
             raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
         return self._pruner
-
-    def _let_go(self, *, keep: bool = True) -> None:
-        self._following.end(keep=keep)
-        self._saving.close()
