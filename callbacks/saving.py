@@ -1,15 +1,12 @@
-"""What a fit leaves behind: the folder of the pruned model, and the random state that a checkpoint goes on from."""
+"""What a fit leaves behind: the folder of the pruned model."""
 
 from __future__ import annotations
 
-import random
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
-import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import LitPruneError
@@ -63,25 +60,3 @@ class Saving:
             ) from error
         except OSError as error:
             raise LitPruneError(f"cannot save a model as {target}: {error.strerror}") from error
-
-
-def random_state() -> dict[str, Any]:
-    """States of the generators of torch (CPU and CUDA), Python and numpy, as tensors, tuples and lists."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Go on where `random_state` was taken, so that a resumed run draws what the other would have drawn."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, values, gauss = state["python"]
-    random.setstate((version, tuple(values), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

@@ -17,6 +17,7 @@ from lit_prune.data import fingerprint
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
+from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.plan import PrunePlan, Recipe
 from lit_prune.pruning import Goal, Pruner, describe_run, progress_bar
 from lit_prune.searches import PerEpoch, Quota, Schedule
@@ -29,7 +30,7 @@ from .followers import Following, follow_removal
 from .mending import Mending
 from .module_loss import LOSSES, check_loss, measure, require_scorable
 from .planned import along
-from .saving import Saving, random_state, restore_random_state
+from .saving import Saving
 from .story import counted_costs, log_beginning, log_end, log_removal
 from .training_text import training_batches, unnumbered
 from .validation import validation_batches

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -13,12 +15,13 @@ from lit_prune.commands.options import SELF, Loading, self_written
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
-from lit_prune.files import say
+from lit_prune.files import beside, say
 from lit_prune.healing import (
     DenseTeacher,
     HealingReport,
     HealingSettings,
     LoraHealing,
+    Stay,
     heal,
     merge,
     save_adapter,
@@ -46,6 +49,9 @@ def heal_model(
 ) -> None:
     """Train low-rank updates of a pruned model, with the dense model as teacher, and save what came of it.
 
+    A training that was stopped, by Ctrl-C or by force, goes on from its last validation when the same command is given
+    again; its state is in the folder OUTPUT.healing until then. Ctrl-C leaves the best so far in OUTPUT.stopped.
+
     Validation comes from the same texts, in windows that are not trained on. The state with the best perplexity there
     is kept, the one before the first step included. Adapters are trained in float32 whatever the dtype.
 
@@ -67,6 +73,7 @@ def heal_model(
         loading: How the models are loaded.
     """
     target = require_empty(output)
+    stay_in = target.with_name(f"{target.name}.healing")
     require_positive(window=window, val_windows=val_windows, batch_size=batch_size)
     texts = data or (["builtin", SELF] if distill else ["builtin"])
     if keep_adapter and (training.also or training.last_blocks):
@@ -76,22 +83,27 @@ def heal_model(
     tokenizer = loading.tokenizer(model)
     share = -(-val_windows // len(texts))
     wanted = share + -(-training.tokens // (window * len(texts)))
+    drawn = {"model": str(model), "dense": dense or plan.model.name, "data": texts, "window": window, "seed": seed}
+    stay = Stay(stay_in, {**drawn, "val_windows": val_windows, "tokens": training.tokens})
     windows = {
         text: drawn_windows(text, tokenizer, window=window, wanted=share + 1, most=wanted, seed=seed)
-        for text in texts
+        for text in ([] if stay.is_begun else texts)
         if text != SELF
     }
     network = loading.model(model)
     teacher = None
     if distill or SELF in texts:
         origin = _dense_model(dense, plan.model.name, loading)
-        if SELF in texts:
+        if SELF in texts and not stay.is_begun:
             windows[SELF] = self_written(origin, tokenizer, wanted, window, seed)
         if distill:
             teacher = DenseTeacher.of_pruned(origin, network)
             network = teacher.student
-    train = torch.cat([drawn[share:] for drawn in windows.values()])
-    validation = torch.cat([drawn[:share] for drawn in windows.values()])
+    train, validation = stay.windows(
+        lambda: (torch.cat([w[share:] for w in windows.values()]), torch.cat([w[:share] for w in windows.values()]))
+    )
+    if stay.state.exists():
+        say(f"going on with the training in {stay.folder}")
     report = heal(
         network,
         train,
@@ -100,10 +112,11 @@ def heal_model(
         settings=replace(training, seed=seed),
         teacher=teacher,
         batch_size=batch_size,
+        state=stay.state,
         accelerator="gpu" if "cuda" in device else "cpu",
         devices=[int(device.partition(":")[2] or 0)] if "cuda" in device else 1,
     )
-    place = still_free(target)
+    place = beside(target.with_name(f"{target.name}.stopped")) if report.stopped else still_free(target)
     if keep_adapter:
         save_adapter(network, place, base=model)
     else:
@@ -114,6 +127,10 @@ def heal_model(
         healed["tokens"] = report.tokens
         save(network, place, tokenizer=tokenizer, plan=replace(plan, healing=healed))
     say(f"{outcome(report)}\nwritten: {place}")
+    if report.stopped:
+        say(f"stopped; the same command goes on from here, and writes {target}", file=sys.stderr)
+        sys.exit(130)
+    shutil.rmtree(stay.folder)
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
 

@@ -17,6 +17,7 @@ from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attac
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
 from lit_prune.healing.refit import Refit
 from lit_prune.healing.regression import HELD_BACK
+from lit_prune.healing.resuming import Stay
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.teacher import DenseTeacher
@@ -31,6 +32,7 @@ __all__ = [
     "LoraHealing",
     "Refit",
     "Solutions",
+    "Stay",
     "TokenMean",
     "adamw",
     "adapters_of",

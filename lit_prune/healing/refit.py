@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,13 +57,13 @@ class Refit(Compensation):
     Args:
         required: Whether a model that it is not possible for is refused; else such a model is left as it is.
         ridges: The strengths r to choose from, relative to the mean square of the inputs. The one with the least error
-            on about every fourth sequence is taken, which is held back for it; where none is better than nothing,
-            nothing is changed.
+            on about every fourth sequence, which is held back for it, is taken: from the middle on, neighbours are
+            tried as long as one is better. Where none is better than nothing, nothing is changed.
     """
 
     wants_dense = True
     required: bool = True
-    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
     def require_possible(self, model: nn.Module) -> None:
         """Refuse a model whose weights are not at hand, or whose stream does not add up.
@@ -166,9 +167,13 @@ class Refit(Compensation):
         """The ridge, and the share of what is missing that it gives; None and 0 where none helps."""
         if not float(fitted.count) >= fit.least * len(fitted.inputs):
             return None, 0.0
-        shares = {ridge: checked.explained(fitted.solved(ridge, fit.free)) for ridge in self.ridges}
-        ridge, explained = max(shares.items(), key=lambda pair: pair[1])
-        return (ridge, explained) if explained > 0 else (None, 0.0)
+        ridges = sorted(self.ridges)
+        share = cache(lambda place: checked.explained(fitted.solved(ridges[place], fit.free)))
+        best, place = -1, len(ridges) // 2
+        while best != place:
+            best = place
+            place = max(range(max(0, best - 1), min(len(ridges), best + 2)), key=share)
+        return (ridges[best], share(best)) if share(best) > 0 else (None, 0.0)
 
     def _sums(
         self, lockstep: Lockstep, site: Site, fit: Fit, processes: Processes, *, again: bool

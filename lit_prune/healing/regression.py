@@ -13,6 +13,8 @@ GOLDEN = 0.6180339887498949
 """Multiples of it, without their whole parts, are spread evenly over all that is from 0 to 1."""
 HELD_BACK = 4
 """One sequence of so many is held back from a fit, and chooses the ridge."""
+PANEL = 512
+"""Rows of a symmetric product that are computed at a time, each from its diagonal on: half the work."""
 NOTHING = torch.zeros(())
 """The sum over no tokens."""
 
@@ -31,15 +33,19 @@ def held_back(numbers: Tensor) -> Tensor:
 class Moments:
     """Second moments of inputs [in] and outputs [out], 0 before the first token."""
 
-    inputs: Tensor = NOTHING  # inputs with inputs, [in, in]
+    inputs: Tensor = NOTHING  # inputs with inputs, [in, in], of which what is on the diagonal and above it counts
     outputs: Tensor = NOTHING  # inputs with outputs, [in, out]
     total: Tensor = NOTHING  # the sum of the squares of the outputs
     count: Tensor = NOTHING  # the number of tokens
 
     def add(self, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         """Count in what tokens have as inputs [tokens, in] and outputs [tokens, out], by their weights [tokens]."""
-        weighted = inputs * weights[:, None]
-        self.inputs = self.inputs + weighted.T @ inputs
+        weighted, number = inputs * weights[:, None], inputs.shape[1]
+        if self.inputs is NOTHING:
+            self.inputs = inputs.new_zeros(number, number)
+        for first in range(0, number, PANEL):
+            own = slice(first, first + PANEL)
+            self.inputs[own, first:].addmm_(weighted[:, own].T, inputs[:, first:])
         self.outputs = self.outputs + weighted.T @ outputs
         self._count_in(outputs, weights)
 
@@ -63,7 +69,11 @@ class Moments:
         penalty = torch.zeros_like(self.inputs.diagonal())
         bound = len(penalty) - free
         penalty[:bound] = ridge * self.inputs.diagonal()[:bound].mean().clamp(min=torch.finfo(torch.float32).tiny)
-        return cast(Tensor, torch.linalg.solve(self.inputs + penalty.diag(), self.outputs))
+        matrix = self.inputs + penalty.diag()
+        root, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+        if int(failed):  # by rounding: inputs that are nearly the same
+            return cast(Tensor, torch.linalg.solve(matrix.triu() + matrix.triu(1).T, self.outputs))
+        return torch.cholesky_solve(self.outputs, root, upper=True)
 
     def explained(self, solution: Tensor) -> float:
         """The share of the outputs' squares that a map predicts; below 0 where it makes them larger.
@@ -74,7 +84,10 @@ class Moments:
             >>> moments.explained(3 * torch.eye(2))
             1.0
         """
-        gain = 2 * (solution * self.outputs).sum() - (solution * (self.inputs @ solution)).sum()
+        # What is above the diagonal stands for what is below it as well.
+        size = 2 * (solution * (self.inputs.triu() @ solution)).sum()
+        size -= (self.inputs.diagonal()[:, None] * solution.square()).sum()
+        gain = 2 * (solution * self.outputs).sum() - size
         return float(gain / self.total) if float(self.total) > 0 else 0.0
 
 

@@ -93,6 +93,7 @@ class HealingReport:
         tokens: The number of tokens that they saw.
         seconds: The time of training and validation, in seconds.
         num_trained: The number of parameters that were trained.
+        stopped: Whether Ctrl-C has ended it before the last step.
     """
 
     ppl_before: float
@@ -102,6 +103,7 @@ class HealingReport:
     tokens: int
     seconds: float
     num_trained: int
+    stopped: bool = False
 
     @property
     def helped(self) -> bool:

@@ -125,7 +125,8 @@ class _Race:
         first = self._batches(self.search.shares[0])
         weakest = self.surrogate.drawn(None)[0] / np.maximum(self.sizes, 1e-12)
         self._add(self._filled(np.zeros(len(self.sizes), bool), np.argsort(weakest)))
-        lazily = grown(Lazy(), Part(self.score, first), self.candidates)
+        more = self._batches(self.search.shares[min(1, len(self.search.shares) - 1)])
+        lazily = grown(Lazy(), Part(self.score, more), self.candidates)
         self._add(np.array([candidate in lazily for candidate in self.candidates]))
         for _ in range(self.search.generations):
             for number in range(self.search.proposals):

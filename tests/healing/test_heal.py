@@ -1,7 +1,9 @@
 """Healing: a teacher that is the dense model to the last bit, a state that never gets worse, adapters for peft."""
 
 import json
+from dataclasses import replace
 
+import lightning as L
 import pytest
 import torch
 from peft import PeftModel
@@ -180,6 +182,55 @@ def test_patience_stops_early():
     assert heal(tiny_model("llama"), noise, text, settings=settings, **QUIET).steps < 40
 
 
+class Dies(L.Callback):
+    """Ends the training before a step, as the end of the process or Ctrl-C would."""
+
+    def __init__(self, step, error):
+        self.step, self.error = step, error
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise self.error
+
+
+def healed_model(*callbacks, state=None, seed=0):
+    torch.manual_seed(seed)  # what a process finds is not what the training goes by
+    text = naive.own_text(tiny_model("llama"), 18, 24)
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())
+    settings = HealingSettings(tokens=13 * 96, learning_rate=1e-2, validations=4, also=("norms",), cross_entropy=0.2)
+    lora = LoraHealing(rank=2, dropout=0.2)
+    options = {"lora": lora, "settings": settings, "teacher": teacher, "state": state, "callbacks": callbacks}
+    report = heal(teacher.student, text[:14], text[14:], **options, **QUIET)
+    return report, {name: each.detach().clone() for name, each in teacher.student.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:.*mid-epoch.*")
+@pytest.mark.parametrize("steps", [(2,), (3,), (5, 11), (12,)], ids=str)
+def test_a_training_that_was_killed_goes_on_with_the_same_result_to_the_last_bit(tmp_path, steps):
+    (report, weights), state = healed_model(seed=1), tmp_path / "healing" / "state.ckpt"
+    for step in steps:
+        with pytest.raises(RuntimeError, match="killed"):
+            healed_model(Dies(step, RuntimeError("killed")), state=state, seed=step)
+        assert state.exists() == (step >= 3), "behind every validation, one in three steps"
+    again, found = healed_model(state=state, seed=9)
+    assert replace(again, seconds=0) == replace(report, seconds=0)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert again.step > 0
+    done, _ = healed_model(state=state)
+    assert replace(done, seconds=0) == replace(report, seconds=0), "what is done is not done again"
+
+
+def test_ctrl_c_leaves_the_best_state_and_other_windows_do_not_go_on_from_it(tmp_path):
+    state = tmp_path / "state.ckpt"
+    report, _ = healed_model(Dies(8, KeyboardInterrupt()), state=state)
+    assert (report.stopped, report.steps) == (True, 8)
+    assert 0 < report.step <= 6
+    assert report.ppl_after < report.ppl_before
+    text = naive.own_text(tiny_model("llama"), 18, 24)
+    with pytest.raises(LitPruneError, match="of a healing with other settings, lora, taught, windows: remove it"):
+        heal(pruned_model(), text[1:14], text[14:], state=state, **QUIET)
+
+
 def test_gradient_checkpointing_trains_the_same():
     text = naive.own_text(tiny_model("llama"), 24, 40)
     found = []
@@ -265,6 +316,31 @@ def test_heal_writes_a_model_of_the_same_structure(pruned_folder, text, tmp_path
     assert plan.steps == PrunePlan.load(pruned_folder).steps
     assert "perplexity on validation windows" in capsys.readouterr().out
     assert "healed on 640 tokens" in (tmp_path / "healed/README.md").read_text()
+
+
+def test_a_healing_that_was_stopped_goes_on_by_the_same_command(pruned_folder, text, tmp_path, capsys, monkeypatch):
+    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(f"{text}, self")]
+    fit = L.Trainer.fit
+
+    def stopped(self, *args, **named):
+        self.callbacks.append(Dies(13, KeyboardInterrupt()))
+        fit(self, *args, **named)
+
+    monkeypatch.setattr(L.Trainer, "fit", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 130
+    assert lit_prune.load(tmp_path / "healed.stopped.1") is not None
+    monkeypatch.setattr(L.Trainer, "fit", fit)
+    assert main([*command, "--training.tokens", "320"]) == 2
+    assert "of a healing with other tokens: remove it" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "going on with the training in" in capsys.readouterr().out
+    assert not (tmp_path / "healed.healing").exists()
+    alone = ["--output", str(tmp_path / "alone")]
+    assert main([*command[:2], *alone, *command[4:]]) == 0
+    ours, theirs = (lit_prune.load(tmp_path / name).state_dict() for name in ("healed", "alone"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks

@@ -1,0 +1,110 @@
+"""A healing that was stopped goes on: windows in an order that any epoch knows, and the training's state in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from lit_prune.errors import DataError
+from lit_prune.files import file_aside, to_json
+
+WINDOWS_FILE, STATE_FILE = "windows.safetensors", "state.ckpt"
+
+
+class Stretches(Sampler[int]):
+    """Numbers of windows in a random order, over and over, of which every epoch takes the next stretch.
+
+    Epochs are so long that a validation comes behind each: the state behind any is one to go on from, bit for bit.
+
+    Args:
+        number: Number of windows.
+        length: Number of windows in an epoch.
+        total: Number of windows in all epochs together.
+        seed: Decides the order, another one in every pass over the windows.
+    """
+
+    def __init__(self, number: int, length: int, total: int, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        orders: list[Tensor] = []
+        while number * len(orders) < total + length:
+            # The seed of its workers, which a DataLoader that shuffles draws first: the order is that of one.
+            torch.empty((), dtype=torch.int64).random_(generator=draw)
+            orders.append(torch.randperm(number, generator=draw))
+        self._order, self._length, self._first = torch.cat(orders), length, 0
+
+    def begin(self, number: int) -> None:
+        """Begin the next epoch behind so many windows."""
+        # Not by the epoch that Lightning tells samplers: that is another where a training goes on.
+        self._first = number
+
+    def __len__(self) -> int:
+        """Number of windows in an epoch."""
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of an epoch's windows."""
+        return iter(self._order[self._first : self._first + self._length].tolist())
+
+
+class KeepState(Callback):
+    """Writes the state of a training into a file behind every epoch; the file is whole, or that of the last epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it, behind the validation."""
+        with file_aside(self._path) as aside:
+            trainer.save_checkpoint(aside)
+
+
+class Stay:
+    """The folder in which a healing keeps what it goes on from: its windows, and the state of the training.
+
+    Args:
+        folder: The folder.
+        settings: What the windows are of, in plain types.
+
+    Raises:
+        DataError: What is there is of a healing with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self._settings = folder, to_json(dict(settings))
+        self.state = folder / STATE_FILE
+        windows = folder / WINDOWS_FILE
+        if windows.exists():
+            with safe_open(windows, "pt") as file:
+                there = json.loads(file.metadata()["settings"])
+            if other := sorted(
+                name for name in {*there, *self._settings} if there.get(name) != self._settings.get(name)
+            ):
+                raise DataError(
+                    f"{folder} is of a healing with other {', '.join(other)}: remove it, or name another output"
+                )
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether windows are kept."""
+        return (self.folder / WINDOWS_FILE).exists()
+
+    def windows(self, draw: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The windows for training and for validation, [windows, window]: those that are kept, or drawn now."""
+        path = self.folder / WINDOWS_FILE
+        if not path.exists():
+            train, validation = draw()
+            with file_aside(path) as aside:
+                kept = {"train": train.contiguous(), "validation": validation.contiguous()}
+                save_file(kept, aside, {"settings": json.dumps(self._settings)})
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("train"), file.get_tensor("validation")
