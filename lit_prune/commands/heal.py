@@ -130,7 +130,7 @@ def heal_model(
     if report.stopped:
         say(f"stopped; the same command goes on from here, and writes {target}", file=sys.stderr)
         sys.exit(130)
-    shutil.rmtree(stay.folder)
+    shutil.rmtree(stay.folder, ignore_errors=True)
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
 
