@@ -15,7 +15,7 @@ from lit_prune.commands.options import SELF, Loading, self_written
 from lit_prune.data import calibration_batches, drawn_windows, fingerprint, require_positive
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.export import require_empty, save
-from lit_prune.files import beside, say
+from lit_prune.files import say
 from lit_prune.healing import (
     DenseTeacher,
     HealingReport,
@@ -50,7 +50,8 @@ def heal_model(
     """Train low-rank updates of a pruned model, with the dense model as teacher, and save what came of it.
 
     A training that was stopped, by Ctrl-C or by force, goes on from its last validation when the same command is given
-    again; its state is in the folder OUTPUT.healing until then. Ctrl-C leaves the best so far in OUTPUT.stopped.
+    again; until then its state is in the folder OUTPUT.healing, and after Ctrl-C the best model so far in
+    OUTPUT.healing/best.
 
     Validation comes from the same texts, in windows that are not trained on. The state with the best perplexity there
     is kept, the one before the first step included. Adapters are trained in float32 whatever the dtype.
@@ -116,7 +117,10 @@ def heal_model(
         accelerator="gpu" if "cuda" in device else "cpu",
         devices=[int(device.partition(":")[2] or 0)] if "cuda" in device else 1,
     )
-    place = beside(target.with_name(f"{target.name}.stopped")) if report.stopped else still_free(target)
+    if report.stopped:
+        shutil.rmtree(place := stay.folder / "best", ignore_errors=True)
+    else:
+        place = still_free(target)
     if keep_adapter:
         save_adapter(network, place, base=model)
     else:

@@ -330,7 +330,7 @@ def test_a_healing_that_was_stopped_goes_on_by_the_same_command(pruned_folder, t
     with pytest.raises(SystemExit) as stop:
         main(command)
     assert stop.value.code == 130
-    assert lit_prune.load(tmp_path / "healed.stopped.1") is not None
+    assert lit_prune.load(tmp_path / "healed.healing/best") is not None
     monkeypatch.setattr(L.Trainer, "fit", fit)
     assert main([*command, "--training.tokens", "320"]) == 2
     assert "of a healing with other tokens: remove it" in capsys.readouterr().err
