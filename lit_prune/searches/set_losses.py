@@ -26,7 +26,6 @@ class SetLosses:
     def __init__(self, score: Round, candidates: Sequence[Candidate]) -> None:
         self._score, self._candidates = score, candidates
         self._known: dict[bytes, dict[int, Floats]] = {}  # loss sums of sequences, by set and batch
-        self._base: dict[int, Floats] = {}
         self._tokens: dict[int, Floats] = {}
 
     def members(self, chosen: Set) -> list[Candidate]:
@@ -41,7 +40,7 @@ class SetLosses:
                 continue
             named = {Candidate.together(self.members(each)): each for each in missing}
             found = self._score.losses(list(named), range(batch, batch + 1))
-            self._tokens[batch], self._base[batch] = found.tokens[batch], found.base[batch]
+            self._tokens[batch] = found.tokens[batch]
             for candidate, each in named.items():
                 self._known.setdefault(each.tobytes(), {})[batch] = found.without[candidate][batch]
 
@@ -58,17 +57,10 @@ class SetLosses:
                 self._known.setdefault(more[each].tobytes(), {})[batch] = found.without[each][batch]
         return changed
 
-    def batches_of(self, chosen: Set) -> list[int]:
-        """The batches that a set was measured on."""
-        return list(self._known[chosen.tobytes()])
-
     def mean(self, chosen: Set, batches: Iterable[int]) -> float:
         """The mean loss of a token without a set, in nats."""
-        return self._ratio(self._known[chosen.tobytes()], batches)
-
-    def base(self, batches: Iterable[int]) -> float:
-        """The mean loss of a token with all that is there, in nats."""
-        return self._ratio(self._base, batches)
+        batches, sums = list(batches), self._known[chosen.tobytes()]
+        return float(sum(sums[batch].sum() for batch in batches) / sum(self._tokens[batch].sum() for batch in batches))
 
     def behind(self, chosen: Set, best: Set, batches: Iterable[int]) -> tuple[float, float]:
         """How far the mean loss without a set is above that without another, and the standard error of that.
@@ -83,7 +75,3 @@ class SetLosses:
         squares = float(((difference - mean * tokens) ** 2).sum())
         error = math.sqrt(squares * number / (number - 1)) / float(tokens.sum()) if number > 1 else math.inf
         return mean, error
-
-    def _ratio(self, sums: dict[int, Floats], batches: Iterable[int]) -> float:
-        batches = list(batches)
-        return float(sum(sums[batch].sum() for batch in batches) / sum(self._tokens[batch].sum() for batch in batches))
