@@ -63,7 +63,7 @@ class Refit(Compensation):
 
     wants_dense = True
     required: bool = True
-    ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
     def require_possible(self, model: nn.Module) -> None:
         """Refuse a model whose weights are not at hand, or whose stream does not add up.
