@@ -40,8 +40,8 @@ class Choice:
             options below are what it is made of, and change it where they are given.
         scorer: nri, or another of the table in the README; options as YAML, such as '{name: nri, baseline: original}'.
         search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
-            contiguous, evolutionary, refine or portfolio (whole sets, judged on text that chose none of them); options
-            as YAML.
+            contiguous, evolutionary, refine, draws or portfolio (whole sets, judged on text that chose none of them);
+            options as YAML.
         granularity: What goes at a time.
         protect: What must stay, such as '[attention.0, mlp.3, block.2, first, last]'.
         compensate: What makes up for removals in weights that stay, at no cost at run time - none, refit (at the end,
