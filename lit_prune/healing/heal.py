@@ -30,7 +30,7 @@ from lit_prune.healing.resuming import KeepState, Stretches
 from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.teacher import DenseTeacher
 from lit_prune.loading.randomness import random_state, restore_random_state
-from lit_prune.measure import labels_of, logits_of, mean_loss, model_inputs, perplexity_of, predicts
+from lit_prune.measure import labels_of, logits_of, mean_loss, model_fingerprints, model_inputs, perplexity_of, predicts
 
 SO_FAR = ("loss_before", "best_loss", "best_step", "validated_step")
 """What a validation has found, which a training that goes on needs."""
@@ -76,17 +76,20 @@ def heal(
     settings, lora = settings or HealingSettings(), lora or LoraHealing(rank=64)
     if teacher is not None and teacher.student is not model:
         raise LitPruneError("the teacher is of another model: heal teacher.student")
+    known = {} if state is None else model_fingerprints(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for the adapters' first values
         attach_lora(model, lora)
     trained = _choose_trained(model, settings)
     if teacher is not None:
         teacher.keep(parameter for name, parameter in trained.items() if "lora_" not in name)
-    num_tokens = batch_size * train.shape[1]
+    per_step = batch_size * int(trainer_options.get("accumulate_grad_batches", 1))  # of each process
+    num_tokens = per_step * train.shape[1]
     stage = HealingStage(model, settings, steps=math.ceil(settings.tokens / num_tokens), teacher=teacher)
     stage.about = {
         "settings": asdict(settings), "lora": asdict(lora), "batch_size": batch_size, "taught": teacher is not None,
         "windows": [fingerprint(calibration_batches(rows, batch_size))["sha256"] for rows in (train, validation)],
+        **known,
     }  # fmt: skip
     state = None if state is None else Path(state)
     begun = state if state is not None and state.exists() else None
@@ -97,6 +100,7 @@ def heal(
         max_steps=stage.steps,
         max_epochs=-1,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the order shares windows out
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
@@ -106,9 +110,10 @@ def heal(
         callbacks=[*callbacks, *stops, *([] if state is None else [KeepState(state)])],
         **trainer_options,
     )
-    length = batch_size * max(1, stage.steps // settings.validations)
-    order = Stretches(len(train), length, batch_size * stage.steps, settings.seed)
-    stage.begin_epoch = lambda step: order.begin(step * batch_size)
+    order = Stretches(len(train), per_step * max(1, stage.steps // settings.validations), settings.seed)
+    stage.begin_epoch = lambda step: order.begin(
+        step * per_step * trainer.world_size, trainer.global_rank, trainer.world_size
+    )
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)
     checking = window_loader(validation, batch_size, seed=settings.seed)
     with isolate_rng():

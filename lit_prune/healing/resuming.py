@@ -26,34 +26,37 @@ class Stretches(Sampler[int]):
 
     Epochs are so long that a validation comes behind each: the state behind any is one to go on from, bit for bit.
 
+    Processes take turns with the windows of a stretch, so that a step of all takes what lies next in the order.
+
     Args:
         number: Number of windows.
-        length: Number of windows in an epoch.
-        total: Number of windows in all epochs together.
+        length: Number of windows that a process takes in an epoch.
         seed: Decides the order, another one in every pass over the windows.
     """
 
-    def __init__(self, number: int, length: int, total: int, seed: int) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        orders: list[Tensor] = []
-        while number * len(orders) < total + length:
-            # The seed of its workers, which a DataLoader that shuffles draws first: the order is that of one.
-            torch.empty((), dtype=torch.int64).random_(generator=draw)
-            orders.append(torch.randperm(number, generator=draw))
-        self._order, self._length, self._first = torch.cat(orders), length, 0
+    def __init__(self, number: int, length: int, seed: int) -> None:
+        self._number, self._length = number, length
+        self._draw = torch.Generator().manual_seed(seed)
+        self._order: list[int] = []
+        self._first, self._stride = 0, 1
 
-    def begin(self, number: int) -> None:
-        """Begin the next epoch behind so many windows."""
+    def begin(self, number: int, rank: int = 0, world_size: int = 1) -> None:
+        """Begin the next epoch behind so many windows, as one of several processes."""
         # Not by the epoch that Lightning tells samplers: that is another where a training goes on.
-        self._first = number
+        self._first, self._stride = number + rank, world_size
 
     def __len__(self) -> int:
-        """Number of windows in an epoch."""
+        """Number of windows that a process takes in an epoch."""
         return self._length
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of an epoch's windows."""
-        return iter(self._order[self._first : self._first + self._length].tolist())
+        end = self._first + self._length * self._stride
+        while len(self._order) < end:
+            # The seed of its workers, which a DataLoader that shuffles draws first: the order is that of one.
+            torch.empty((), dtype=torch.int64).random_(generator=self._draw)
+            self._order += torch.randperm(self._number, generator=self._draw).tolist()
+        return iter(self._order[self._first : end : self._stride])
 
 
 class KeepState(Callback):

@@ -1,4 +1,6 @@
 import json
+import math
+from statistics import fmean
 
 import pytest
 
@@ -27,6 +29,34 @@ def test_one_command_leaves_tables_pictures_and_plans(folder, tmp_path, capsys):
         "shortgpt-0.2": None,
         "nri-attention-0.2": "refit",
     }
+
+
+def test_several_draws_of_several_texts_are_one_line(folder, tmp_path, capsys):
+    texts = []
+    for kind in ("low", "high"):
+        texts.append(str(tmp_path / f"{kind}.txt"))
+        rows = (f"{kind} {number} of {number * number}. " for number in range(90))
+        (tmp_path / f"{kind}.txt").write_text("".join(rows))
+    more = [
+        f"--data={','.join(texts)}",
+        "--methods=[{method: nri, search: one_shot, compensate: none}]",
+        "--amounts=[0.1]",
+    ]
+    command = ["compare", folder, f"--output={tmp_path / 'out'}", *more, *SIZES]
+    assert main([*command, "--draws=2"]) == 0
+    assert main([*command, "--draws=3"]) == 0, "draws can be added later"
+    _, *lines = (tmp_path / "out/results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["label"], row["draw"]) for row in rows] == [("dense", 0), ("nri", 0), ("nri", 1), ("nri", 2)]
+    assert len({row["settings"]["calibration"]["sha256"] for row in rows[1:]}) == 3
+    table = [line for line in (tmp_path / "out/comparison.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 4, "heads, a line below them, dense, and one for all draws"
+    head, values = ([cell.strip(" *") for cell in line.split("|")[1:-1]] for line in (table[0], table[-1]))
+    cells = dict(zip(head, values, strict=True))
+    logs = [[math.log(row["perplexities"][kind]) for kind in ("low", "high")] for row in rows[1:]]
+    assert float(cells["ppl low"]) == pytest.approx(math.exp(fmean(low for low, _ in logs)), abs=0.01)
+    assert float(cells["ppl, all texts"]) == pytest.approx(math.exp(fmean(map(fmean, logs))), abs=0.01)
+    assert float(cells["worst draw"]) == pytest.approx(math.exp(max(map(fmean, logs))), abs=0.01)
 
 
 @pytest.mark.parametrize(

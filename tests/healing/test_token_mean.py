@@ -113,10 +113,10 @@ def test_batches_of_other_processes_count_by_their_tokens(tmp_path):
 
 
 def test_healing_counts_them_too():
-    windows = torch.randint(3, 128, (3, 16), generator=GENERATOR)
-    settings = HealingSettings(tokens=3 * 16, learning_rate=1e-9, warmup=0, validations=1)
+    windows = torch.randint(3, 128, (4, 16), generator=GENERATOR)
+    settings = HealingSettings(tokens=4 * 16, learning_rate=1e-9, warmup=0, validations=1)
     seen, model = Gradients(), tiny_model("llama")
-    # Two windows and then one, whose step is the last.
+    # Two batches of two windows, in one step.
     heal(model, windows, windows, lora=LoraHealing(rank=2), settings=settings, batch_size=2, progress=False,
          accelerator="cpu", accumulate_grad_batches=2, callbacks=[seen])  # fmt: skip
     expected = of_all_tokens([{"input_ids": windows, "labels": windows}], model)
