@@ -25,7 +25,6 @@ class Stretches(Sampler[int]):
     """Numbers of windows in a random order, over and over, of which every epoch takes the next stretch.
 
     Epochs are so long that a validation comes behind each: the state behind any is one to go on from, bit for bit.
-
     Processes take turns with the windows of a stretch, so that a step of all takes what lies next in the order.
 
     Args:
@@ -67,6 +66,9 @@ class KeepState(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write it, behind the validation."""
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self._path)  # all take part, and the first alone writes
+            return
         with file_aside(self._path) as aside:
             trainer.save_checkpoint(aside)
 
