@@ -52,7 +52,7 @@ class Stretches(Sampler[int]):
         """The numbers of an epoch's windows."""
         end = self._first + self._length * self._stride
         while len(self._order) < end:
-            # The seed of its workers, which a DataLoader that shuffles draws first: the order is that of one.
+            # The seed of its workers, which a DataLoader that shuffles draws first: the first pass is as one has it.
             torch.empty((), dtype=torch.int64).random_(generator=self._draw)
             self._order += torch.randperm(self._number, generator=self._draw).tolist()
         return iter(self._order[self._first : end : self._stride])
