@@ -146,15 +146,13 @@ def window_loader(
     batch_size: int,
     *,
     seed: int,
-    shuffle: bool = False,
     sampler: Sampler[int] | None = None,
     num_workers: int = 0,
 ) -> DataLoader[Any]:
-    """Batches with labels of windows [num_windows, window], in their order unless they are shuffled or sampled."""
+    """Batches with labels of windows [num_windows, window], in their order unless they are sampled."""
     return DataLoader(
         TensorDataset(windows),
         batch_size=batch_size,
-        shuffle=shuffle,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

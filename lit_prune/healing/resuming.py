@@ -87,9 +87,8 @@ class Stay:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder, self._settings = folder, to_json(dict(settings))
         self.state = folder / STATE_FILE
-        windows = folder / WINDOWS_FILE
-        if windows.exists():
-            with safe_open(windows, "pt") as file:
+        if self.is_begun:
+            with safe_open(folder / WINDOWS_FILE, "pt") as file:
                 there = json.loads(file.metadata()["settings"])
             if other := sorted(
                 name for name in {*there, *self._settings} if there.get(name) != self._settings.get(name)
@@ -106,7 +105,7 @@ class Stay:
     def windows(self, draw: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The windows for training and for validation, [windows, window]: those that are kept, or drawn now."""
         path = self.folder / WINDOWS_FILE
-        if not path.exists():
+        if not self.is_begun:
             train, validation = draw()
             with file_aside(path) as aside:
                 kept = {"train": train.contiguous(), "validation": validation.contiguous()}

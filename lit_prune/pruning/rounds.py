@@ -80,11 +80,10 @@ class ModelRound:
         """See `searches.Round`."""
         with self._without(Candidate.together(without)), self.what_if.narrowed(batches):
             found = self.what_if.losses(candidates)
-        rows = torch.stack([found.tokens.to(found.base_sequences), found.base_sequences, *found.sequences.values()])
+        rows = torch.stack([found.tokens.to(found.base_sequences), *found.sequences.values()])
         sizes = [len(input_ids_of(self.what_if.batches[batch])) for batch in batches]
-        tokens, base, *others = zip(*(self._gathered(part) for part in torch.split(rows, sizes, dim=1)), strict=True)
+        tokens, *others = zip(*(self._gathered(part) for part in torch.split(rows, sizes, dim=1)), strict=True)
         return SequenceLosses(
-            dict(zip(batches, base, strict=True)),
             {gone: dict(zip(batches, each, strict=True)) for gone, each in zip(found.sequences, others, strict=True)},
             dict(zip(batches, tokens, strict=True)),
         )

@@ -76,7 +76,7 @@ class Part:
             return {number - self._first: own for number, own in sums.items()}
 
         sums_without = {candidate: numbered(sums) for candidate, sums in found.without.items()}
-        return SequenceLosses(numbered(found.base), sums_without, numbered(found.tokens))
+        return SequenceLosses(sums_without, numbered(found.tokens))
 
     def _batches(self, share: float | range) -> range:
         return share if isinstance(share, range) else range(max(1, math.ceil(share * self.num_batches)))

@@ -23,12 +23,10 @@ class SequenceLosses:
     """The model's losses of every sequence of some batches, all processes' together.
 
     Attributes:
-        base: Loss sums (nats) of the model as it is, by number of the batch, float64 [sequences].
-        without: The same without each candidate.
+        without: Loss sums (nats) without each candidate, by number of the batch, float64 [sequences].
         tokens: How many tokens are predicted in each sequence, float64 [sequences]; sequences without any are left out.
     """
 
-    base: Mapping[int, Floats]
     without: Mapping[Candidate, Mapping[int, Floats]]
     tokens: Mapping[int, Floats]
 

@@ -15,7 +15,7 @@ from lit_prune.searches.inside import Part, grown
 from lit_prune.searches.lazy import Lazy
 from lit_prune.searches.order import SEARCHES, Round
 from lit_prune.searches.set_losses import Set, SetLosses
-from lit_prune.searches.whole import WholeSet
+from lit_prune.searches.whole import WholeSet, require_rising
 
 
 @SEARCHES.register("portfolio")
@@ -72,8 +72,7 @@ class Portfolio(WholeSet):
             if not 0 < getattr(self, name) < 1:
                 raise LitPruneError(f"{name} is a share above 0 and below 1; found {getattr(self, name)}")
         shares, survivors = tuple(self.shares), tuple(self.survivors)
-        if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
-            raise LitPruneError(f"shares must rise to 1, from above 0; found {list(shares)}")
+        require_rising(shares)
         if len(survivors) != len(shares) or min(survivors) < 1:
             raise LitPruneError(f"survivors are numbers, as many as shares; found {list(survivors)}")
 

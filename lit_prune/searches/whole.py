@@ -127,8 +127,7 @@ class Evolutionary(WholeSet):
             if getattr(self, name) < 1:
                 raise LitPruneError(f"{name} must be 1 or more; found {getattr(self, name)}")
         shares, survivors = tuple(self.shares), tuple(self.survivors)
-        if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
-            raise LitPruneError(f"shares must rise to 1, from above 0; found {list(shares)}")
+        require_rising(shares)
         if len(survivors) != len(shares) - 1 or min(survivors, default=1) < 1:
             raise LitPruneError(f"survivors are numbers, one fewer than shares; found {list(survivors)}")
 
@@ -236,6 +235,12 @@ class Refine(WholeSet):
         best = sorted(fit, key=lambda candidate: (rough[candidate], candidate))[: self.confirm]
         values = score(sorted({member, *best}), 1.0, without=out).importance
         return min(values, key=lambda candidate: (values[candidate], candidate != member, candidate))
+
+
+def require_rising(shares: Sequence[float]) -> None:
+    """Refuse, with a LitPruneError, shares of the batches for the stages of a race that do not rise to all of them."""
+    if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
+        raise LitPruneError(f"shares must rise to 1, from above 0; found {list(shares)}")
 
 
 def scores_of(score: Round, sets: Sequence[Members], share: float) -> dict[Members, float]:

@@ -68,8 +68,7 @@ class MadeUp:
             whole = Candidate.together([*without, *gone])
             return sums(whole.name, self.value([one for one in ALL if set(one.sublayers) <= set(whole.sublayers)]))
 
-        base = value() if without else sums("", 0.0)
-        return SequenceLosses(base, {each: value(each) for each in candidates}, tokens)
+        return SequenceLosses({each: value(each) for each in candidates}, tokens)
 
     def saved(self, candidate):
         return sum(SIZES[each] for each in ALL if set(each.sublayers) <= set(candidate.sublayers))
