@@ -45,9 +45,10 @@ def analyse(
     sample.require_possible()
     settings = {"data": sample.source, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"dtype": loading.dtype, "device": device, "seed": sample.seed}
+    settings |= {"answers_only": True} if sample.answers_only else {}
     found: list[Analysis] = []
     for name in names:
-        windows = sample.windows(loading.tokenizer(name))
+        windows = sample.checked(sample.windows(loading.tokenizer(name)))
         model = loading.model(name, layout)
         require_understood(model)
         with progress_bar(f"analysing {clean(name)}") as bar:

@@ -99,6 +99,7 @@ def compare(
     settings = {"data": sample.source, "unseen": texts, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"num_unseen": num_unseen, "batch_size": sample.batch_size, "seed": sample.seed, "tasks": tasks}
     settings |= {"limit": limit, "speed": speed, "dtype": loading.dtype, "device": loading.place}
+    settings |= {"answers_only": True} if sample.answers_only else {}
     folder = Path(output)
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
     # Of every text the first windows are for calibration, as many as any line asks for; then come those that none sees,
@@ -126,7 +127,7 @@ def compare(
             number = line.get("num_windows", sample.num_windows)
             first = draw * most + (num_unseen if draw else 0)
             own = [drawn(text)[first : first + kinds.share(number)] for text in kinds.texts]
-            return interleaved(own)[:number]
+            return sample.checked(interleaved(own)[:number])
 
         dense = {"method": DENSE, "label": DENSE}
         entries = [

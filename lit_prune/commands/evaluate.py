@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
 from lit_prune.commands.conversation import Conversation
 from lit_prune.commands.options import Loading
-from lit_prune.data import calibration_batches, drawn_windows, require_positive
+from lit_prune.data import calibration_batches, drawn_windows, require_answers, require_positive
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import (
     Measured,
@@ -43,6 +44,7 @@ class Texts:
             count. Windows do not overlap by default.
         num_windows: Windows of every text, drawn at random; all that it has where it has fewer.
         seed: Decides which windows are drawn, and how answers are sampled.
+        answers_only: Of dialogues only what the assistant says counts; all of a text does.
     """
 
     texts: list[str] | None = None
@@ -50,6 +52,7 @@ class Texts:
     stride: int | None = None
     num_windows: int = 24
     seed: int = 0
+    answers_only: bool = False
 
     @property
     def sources(self) -> list[str]:
@@ -58,16 +61,24 @@ class Texts:
 
     def batches(self, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
         """Batches of every text by its label; with a stride only so many at the end of a window are predicted."""
+        draw = partial(
+            drawn_windows,
+            window=self.window,
+            wanted=1,
+            most=self.num_windows,
+            seed=self.seed,
+            stride=self.stride,
+            answers_only=self.answers_only,
+        )
+        windows = [draw(source, tokenizer) for source in self.sources]
+        if self.answers_only:
+            require_answers(torch.cat(windows))
         found = {}
-        for label, source in zip(text_labels(self.sources), self.sources, strict=True):
-            most, stride = self.num_windows, self.stride
-            windows = drawn_windows(
-                source, tokenizer, window=self.window, wanted=1, most=most, seed=self.seed, stride=stride
-            )
-            found[label] = calibration_batches(windows, batch_size)
-            if stride is not None:
+        for label, rows in zip(text_labels(self.sources), windows, strict=True):
+            found[label] = calibration_batches(rows, batch_size)
+            if self.stride is not None:
                 for batch in found[label]:
-                    batch["labels"][:, : windows.shape[1] - stride] = IGNORED
+                    batch["labels"][:, : self.window - self.stride] = IGNORED
         return found
 
 
@@ -187,7 +198,13 @@ def evaluate(
         page += f"\n{signs_markdown(conversation.signs)}\n{conversation.protocol}\n"
     say(f"\n{page}")
     if output is not None:
-        settings = {"texts": on.sources, "window": on.window, "stride": on.stride, "num_windows": on.num_windows}
+        settings: dict[str, Any] = {
+            "texts": on.sources,
+            "window": on.window,
+            "stride": on.stride,
+            "num_windows": on.num_windows,
+        }
+        settings |= {"answers_only": True} if on.answers_only else {}
         settings |= {"dtype": loading.dtype, "seed": on.seed, "limit": accuracy.limit, "against": against}
         _write(Path(output), page, settings, rows, conversation)
 

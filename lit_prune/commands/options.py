@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from lit_prune.data import (
     drawn_windows,
     interleaved,
     read_texts,
+    require_answers,
     require_positive,
     require_source,
 )
-from lit_prune.files import say
+from lit_prune.files import Document, say
 from lit_prune.healing import written_windows
 from lit_prune.loading.models import load, load_tokenizer
 
@@ -68,8 +70,9 @@ class Mixture:
 
     Attributes:
         data: Texts: mixed (novels, essays, Python's help topics and source code, in every installation), builtin (the
-            help topics alone), files, folders, hub data sets, or self for what the dense model writes, half of it
-            dialogues where it has a chat template. By default mixed, and beside it the text that a search looks at.
+            help topics alone), files, folders, hub data sets, of texts or of dialogues, or self for what the dense
+            model writes, half of it dialogues where it has a chat template. By default mixed, and beside it the text
+            that a search looks at.
         window: Tokens in a window.
         num_windows: Windows in all; a text that has too few for its share gives what it has.
         batch_size: Windows in a batch.
@@ -113,8 +116,7 @@ class Mixture:
             if text == SELF:
                 drawn.append(self_written(dense(), tokenizer, share, window, self.seed))
             else:
-                wanted = {"window": window, "wanted": 1, "most": share, "seed": self.seed}
-                drawn.append(drawn_windows(text, tokenizer, **wanted))
+                drawn.append(drawn_windows(text, tokenizer, window=window, wanted=1, most=share, seed=self.seed))
         if len(drawn) == 1:
             return drawn[0]
         rows = torch.cat(drawn)
@@ -135,11 +137,13 @@ class Sample:
 
     Attributes:
         data: Texts: builtin (Python's help topics), mixed (these, novels, essays and source code), .txt, .jsonl, .json
-            or .parquet files, folders, or hub data sets; of more than one, one for each kind, every kind has its share.
+            or .parquet files, folders, or hub data sets, of texts or of dialogues (messages, or prompt and completion);
+            of more than one, one for each kind, every kind has its share.
         window: Tokens in a window.
         num_windows: Windows, drawn from the texts.
         batch_size: Windows in a batch, whose states are held at a time.
         seed: Decides which windows are drawn.
+        answers_only: Of dialogues only what the assistant says counts; all of a text does.
     """
 
     data: list[str] | str = BUILTIN
@@ -147,6 +151,7 @@ class Sample:
     num_windows: int = 8
     batch_size: int = 1
     seed: int = 0
+    answers_only: bool = False
 
     def require_possible(self, **numbers: int | None) -> None:
         """Refuse numbers below 1, of windows and of what else is named."""
@@ -162,6 +167,12 @@ class Sample:
         """The texts by their names, for a plan's readers."""
         return ", ".join(self.texts)
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a plan says of the texts."""
+        answers = {"answers_only": True} if self.answers_only else {}
+        return {"source": self.source, "window": self.window, **answers}
+
     def share(self, number: int) -> int:
         """How many of a number of windows a kind of text has, rounded up."""
         return -(-number // len(self.texts))
@@ -169,8 +180,14 @@ class Sample:
     def windows(self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None) -> Tensor:
         """Draw windows, [windows, window], `num_windows` by default; a DataError where a text has too few."""
         wanted = self.num_windows if wanted is None else wanted
-        draw = {"window": self.window, "wanted": self.share(wanted), "seed": self.seed}
-        return interleaved([drawn_windows(text, tokenizer, **draw) for text in self.texts])[:wanted]
+        draw = partial(
+            drawn_windows,
+            window=self.window,
+            wanted=self.share(wanted),
+            seed=self.seed,
+            answers_only=self.answers_only,
+        )
+        return interleaved([draw(text, tokenizer) for text in self.texts])[:wanted]
 
     def apart(
         self,
@@ -178,7 +195,7 @@ class Sample:
         *,
         num_judging: int,
         num_unseen: int,
-        read: Callable[[str], list[str]] = read_texts,
+        read: Callable[[str], list[Document]] = read_texts,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw windows for a search, [windows, window], and by the names of the texts those that nothing goes by.
 
@@ -196,13 +213,25 @@ class Sample:
                 random.Random(self.seed).shuffle(texts)
             most = sum(numbers)
             rows = draw_windows(
-                texts, tokenizer, window=self.window, most=most, seed=self.seed, in_order=most > numbers[0]
+                texts,
+                tokenizer,
+                window=self.window,
+                most=most,
+                seed=self.seed,
+                in_order=most > numbers[0],
+                answers_only=self.answers_only,
             )
             drawn.append(self._split(rows, numbers))
         searching, judging, unseen = zip(*drawn, strict=True)
         of_search = [interleaved(rows) for rows in (searching, judging) if sum(map(len, rows))]
         named = zip(text_labels(self.texts), unseen, strict=True)
-        return torch.cat(of_search), {name: rows for name, rows in named if len(rows)}
+        return self.checked(torch.cat(of_search)), {name: rows for name, rows in named if len(rows)}
+
+    def checked(self, windows: Tensor) -> Tensor:
+        """Windows of all texts, [windows, window]; a DataError where answers alone are to count and there are none."""
+        if self.answers_only:
+            require_answers(windows)
+        return windows
 
     def _split(self, rows: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         """Windows in the order of the text for searching, judging and neither, those of a search mixed."""

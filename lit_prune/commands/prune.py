@@ -189,7 +189,7 @@ def prune_model(
             compensate_on=text,
             unseen={name: calibration_batches(rows, sample.batch_size) for name, rows in unseen.items()},
             model_name=model,
-            calibration={"source": sample.source, "window": sample.window},
+            calibration=sample.recorded,
             journal=journal,
             on_step=lambda plan: plan.save(sketch),
             forks=machine.forks,

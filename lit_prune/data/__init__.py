@@ -1,5 +1,6 @@
 """Text to windows of tokens: sources, a user's own examples, calibration batches, and the LightningDataModule."""
 
+from lit_prune.data.chat import require_answers
 from lit_prune.data.examples import Example, example_batches, read_examples
 from lit_prune.data.text_data import TextDataModule, window_loader
 from lit_prune.data.texts import BUILTIN, MIXED, read_texts, require_source, share_out
@@ -26,6 +27,7 @@ __all__ = [
     "interleaved",
     "read_examples",
     "read_texts",
+    "require_answers",
     "require_positive",
     "require_source",
     "share_out",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from lit_prune.data.windows import leading_bos, tokens_of
+from lit_prune.data.tokens import leading_bos, tokens_of
 from lit_prune.errors import DataError
 from lit_prune.files import foreign_json, read_text
 from lit_prune.measure import IGNORED

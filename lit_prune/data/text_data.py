@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorData
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
+from lit_prune.data.chat import require_answers
 from lit_prune.data.texts import BUILTIN, read_parts
 from lit_prune.data.windows import batch_of, draw_windows, require_positive, token_windows
 from lit_prune.errors import DataError
+from lit_prune.files import Document
 from lit_prune.loading.sources import load_tokenizer
 
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
@@ -41,6 +43,8 @@ class TextDataModule(L.LightningDataModule):
         test_windows: Number of windows for the test; all when None.
         num_workers: Number of processes that load; 0 is best, as the windows are in memory.
         seed: Decides the share-out, the draw of windows and the order in training.
+        answers_only: Whether only what the assistant says in dialogues (rows of `messages`, or `prompt` and
+            `completion`) has labels.
 
     Raises:
         DataError: A number is too small or too large; in `setup`, the text cannot be read or is too short, or the
@@ -61,6 +65,7 @@ class TextDataModule(L.LightningDataModule):
         test_windows: int | None = 32,
         num_workers: int = 0,
         seed: int = 0,
+        answers_only: bool = False,
     ) -> None:
         super().__init__()
         counts = {"train_windows": train_windows, "val_windows": val_windows, "test_windows": test_windows}
@@ -72,6 +77,7 @@ class TextDataModule(L.LightningDataModule):
         self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
         self.source, self.name, self.field, self.seed = source, name, field, seed
         self.tokenizer, self.window, self.batch_size, self.num_workers = tokenizer, window, batch_size, num_workers
+        self.answers_only = answers_only
         self.limits = {name.removesuffix("_windows"): limit for name, limit in counts.items()}
         self._windows: dict[str, Tensor] = {}
 
@@ -118,12 +124,17 @@ class TextDataModule(L.LightningDataModule):
             self._windows[part], self.batch_size, seed=self.seed, sampler=sampler, num_workers=self.num_workers
         )
 
-    def _draw(self, part: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        limit, window = self.limits[part], self.window
+    def _draw(self, part: str, texts: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        limit, window, answers_only = self.limits[part], self.window, self.answers_only
         try:
             if limit is None:
-                return token_windows(texts, tokenizer, window)
-            return draw_windows(texts, tokenizer, window=window, most=limit, seed=self.seed, in_order=True)
+                windows = token_windows(texts, tokenizer, window, answers_only=answers_only)
+            else:
+                draw = {"window": window, "most": limit, "seed": self.seed}
+                windows = draw_windows(texts, tokenizer, **draw, in_order=True, answers_only=answers_only)
+            if answers_only:
+                require_answers(windows)
+            return windows
         except DataError as error:
             raise DataError(f"the {part} part of {self.source}: {error}") from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
-from lit_prune.files import EXPECTED, SUFFIXES, kind_of, read_documents, text_of
+from lit_prune.files import EXPECTED, SUFFIXES, Document, document_of, kind_of, read_documents
 from lit_prune.files.text_files import WHOLE
 from lit_prune.loading.sources import is_path
 
@@ -33,7 +33,7 @@ MIN_DOCUMENTS = 20
 
 def read_texts(
     source: str | Path, *, name: str | None = None, split: str | None = None, field: str = "text"
-) -> list[str]:
+) -> list[Document]:
     """Read the documents of a source.
 
     Args:
@@ -44,15 +44,17 @@ def read_texts(
             on the hub.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
         split: Name of a hub data set's split; `train` when None.
-        field: Key of the text in rows of files and hub data sets.
+        field: Key of the text in rows of files and hub data sets. Rows without it may be dialogues, in TRL's forms:
+            `messages`, or `prompt` and `completion`.
 
     Returns:
-        One string a document, in a fixed order, U+FFFD for what is half a character. Rows come as they are, empty ones
-        too.
+        One string a document, or one `Dialogue`, in a fixed order, U+FFFD for what is half a character. Rows come as
+        they are, empty ones too.
 
     Raises:
         DataError: The source is missing or damaged, lacks the field, or holds nothing but blanks; with file and line.
     """
+    texts: list[Document]
     if is_hub(source):
         texts = _read_hub(str(source), name, split or "train", field)
     elif name is not None or split is not None:
@@ -60,27 +62,27 @@ def read_texts(
             f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
         )
     elif source == BUILTIN:
-        texts = _help_topics()
+        texts = [*_help_topics()]
     elif source == MIXED:
-        texts = _mixed()
+        texts = [*_mixed()]
     else:
         texts = [text for file in _files_of(Path(source).expanduser()) for text in read_documents(file, field)]
-    if not any(text.strip() for text in texts):
+    if all(map(_is_blank, texts)):
         raise DataError(f"{source} holds no text")
     return texts
 
 
-def read_parts(source: str | Path, *, name: str | None, field: str, seed: int) -> dict[str, list[str]]:
+def read_parts(source: str | Path, *, name: str | None, field: str, seed: int) -> dict[str, list[Document]]:
     """Read documents for `train`, `val` and `test`: by the splits of a hub data set with all three, else shared out."""
     if is_hub(source) and set(HUB_SPLITS.values()) <= set(_hub_splits(str(source), name)):
         return {part: read_texts(source, name=name, split=split, field=field) for part, split in HUB_SPLITS.items()}
     return share_out(read_texts(source, name=name, field=field), seed=seed)
 
 
-def share_out(texts: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
+def share_out(texts: Sequence[Document], *, seed: int = 0) -> dict[str, list[Document]]:
     """Share documents out 80 : 10 : 10 by characters, in a random order that only the seed decides.
 
-    Fewer than 20 documents are cut at paragraphs into about equal pieces first.
+    Fewer than 20 texts are cut at paragraphs into about equal pieces first.
 
     Raises:
         DataError: There are fewer than three pieces.
@@ -89,15 +91,16 @@ def share_out(texts: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
         >>> {part: len(texts) for part, texts in share_out(["word " * 10] * 100).items()}
         {'train': 80, 'val': 10, 'test': 10}
     """
-    pieces = [text for text in texts if text.strip()]
-    pieces = pieces if len(pieces) >= MIN_DOCUMENTS else _cut_at_paragraphs(pieces)
+    pieces = [text for text in texts if not _is_blank(text)]
+    if len(pieces) < MIN_DOCUMENTS and (cut := [text for text in pieces if isinstance(text, str)]):
+        pieces = [*_cut_at_paragraphs(cut), *(text for text in pieces if not isinstance(text, str))]
     if len(pieces) < len(SHARES):
         raise DataError(
-            f"cannot share {len(pieces)} paragraphs of text out to train, val and test; "
-            "expected three at least, divided by blank lines"
+            f"cannot share {len(pieces)} dialogues, or paragraphs of text, out to train, val and test; "
+            "expected three at least, paragraphs divided by blank lines"
         )
     random.Random(seed).shuffle(pieces)
-    parts: dict[str, list[str]] = {part: [] for part in SHARES}
+    parts: dict[str, list[Document]] = {part: [] for part in SHARES}
     sizes = dict.fromkeys(SHARES, 0)
     for piece in pieces:
         hungriest = min(SHARES, key=lambda part: sizes[part] / SHARES[part])
@@ -121,6 +124,10 @@ def is_hub(source: str | Path) -> bool:
     """Whether the source is neither ours nor a path: then it names a data set on the hub."""
     text = str(source)
     return text not in INSTALLED and not text.endswith(SUFFIXES) and not is_path(text)
+
+
+def _is_blank(document: Document) -> bool:
+    return not (document.strip() if isinstance(document, str) else len(document))
 
 
 def _help_topics() -> list[str]:
@@ -187,13 +194,13 @@ def _files_of(path: Path) -> list[Path]:
     return [file for file in files if kind_of(file) != WHOLE] or files
 
 
-def _read_hub(source: str, name: str | None, split: str, field: str) -> list[str]:
+def _read_hub(source: str, name: str | None, split: str, field: str) -> list[Document]:
     datasets = _datasets(source)
     try:
         rows = datasets.load_dataset(source, name, split=split)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot load the data set {source!r} ({name or 'default'}, split {split}): {error}") from error
-    return [text_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
+    return [document_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
 
 
 def _hub_splits(source: str, name: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 Protocol: documents are joined by two newlines, tokenised once, and cut in windows that do not overlap; what is left
 over is dropped. A text of more than `LONG` characters is not tokenised as one, which takes some 250 bytes a character:
 where all of its windows are wanted, it is tokenised piece by piece, and where some are, each of these begins a stretch
-of its own, drawn from all of the text, and nothing else is tokenised.
+of its own, drawn from all of the text, and nothing else is tokenised. Dialogues: see `lit_prune.data.chat`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_prune.data.chat import dialogue_windows
 from lit_prune.data.texts import read_texts
+from lit_prune.data.tokens import leading_bos, tokens_of
 from lit_prune.errors import DataError
+from lit_prune.files import Dialogue, Document
+from lit_prune.measure import IGNORED
 
 JOINT = "\n\n"
 LONG = 4_000_000
@@ -32,19 +36,30 @@ ROOM = 12
 
 
 def token_windows(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, stride: int | None = None
+    texts: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    stride: int | None = None,
+    *,
+    answers_only: bool = False,
 ) -> Tensor:
     """Cut documents into windows of tokens, LongTensor [num_windows, window].
 
     Args:
-        texts: Documents; they are joined by two newlines and tokenised once, or in pieces where they are long.
+        texts: Documents; texts are joined by two newlines and tokenised once, or in pieces where they are long,
+            dialogues fill windows as `dialogue_windows` says.
         tokenizer: A tokenizer; where it begins a text with a BOS token, every window does so, as some models need.
         window: Number of tokens in a window, BOS included.
         stride: Number of tokens from the beginning of one window to that of the next; without overlap when None.
+        answers_only: Whether all but the answers in dialogues is marked as not to be learned; of texts nothing is.
 
     Raises:
-        DataError: The text is shorter than one window, a window cannot hold two tokens, or a stride skips some.
+        DataError: The text is shorter than one window, a window cannot hold two tokens, or a stride skips some or is
+            given for dialogues, or as for `dialogue_windows`.
     """
+    dialogues, texts = _apart(texts)
+    if dialogues:
+        return _of_dialogues(dialogues, tokenizer, window, stride, most=None, answers_only=answers_only)
     cut, joined = _Cut(tokenizer, window, stride), _Joined(texts)
     pieces = joined.pieces() if joined.length > LONG else [JOINT.join(texts)]
     tokens = torch.cat([torch.tensor(tokens_of(tokenizer, piece), dtype=torch.int32) for piece in pieces])
@@ -57,7 +72,7 @@ def token_windows(
 
 
 def draw_windows(
-    texts: Sequence[str],
+    texts: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     *,
     window: int,
@@ -65,6 +80,7 @@ def draw_windows(
     seed: int,
     stride: int | None = None,
     in_order: bool = False,
+    answers_only: bool = False,
 ) -> Tensor:
     """Draw windows of documents by a seed, LongTensor [num_windows, window].
 
@@ -75,35 +91,30 @@ def draw_windows(
         most: Number of windows that are wanted; there are fewer where the text has no more.
         seed: Decides which windows are drawn, and their order.
         stride: A stride as for `token_windows`. Windows drawn from a long text never overlap.
-        in_order: Whether windows come in the order of the text.
+        in_order: Whether windows come in the order of the text; of dialogues the first ones are taken then.
+        answers_only: As for `token_windows`.
 
     Raises:
         DataError: Nothing is wanted, or as for `token_windows`.
     """
     if most < 1:
         raise DataError(f"1 window or more is drawn; found {most}")
+    dialogues, texts = _apart(texts)
+    if dialogues:
+        order = torch.randperm(len(dialogues), generator=torch.Generator().manual_seed(seed)).tolist()
+        drawn = dialogues if in_order else [dialogues[place] for place in order]
+        return _of_dialogues(drawn, tokenizer, window, stride, most=most, answers_only=answers_only)
     joined, size = _Joined(texts), ROOM * window
     if joined.length > LONG and joined.length // size >= 2 * most:
         cut = _Cut(tokenizer, window)
-        drawn = _beginnings(joined, cut, size, most, seed)
-        if len(drawn) == most:
-            places = sorted(drawn) if in_order else drawn
-            return cut.windows(torch.tensor([drawn[place] for place in places], dtype=torch.int32))
+        found = _beginnings(joined, cut, size, most, seed)
+        if len(found) == most:
+            places = sorted(found) if in_order else found
+            return cut.windows(torch.tensor([found[place] for place in places], dtype=torch.int32))
     # Short, or of longer tokens than there is room for: all of it is looked at.
     windows = token_windows(texts, tokenizer, window, stride)
     chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:most]
     return windows[chosen.sort().values if in_order else chosen]
-
-
-def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS token that the tokenizer begins a text with; empty where it does not."""
-    ids = list(tokenizer("")["input_ids"])
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
-
-
-def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text, without any that a tokenizer adds."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def drawn_windows(
@@ -115,6 +126,7 @@ def drawn_windows(
     seed: int,
     most: int | None = None,
     stride: int | None = None,
+    answers_only: bool = False,
 ) -> Tensor:
     """Draw windows of a text by its source: up to `most` of them (`wanted` when None), and no fewer than `wanted`.
 
@@ -124,7 +136,9 @@ def drawn_windows(
         DataError: There are fewer windows than are wanted, or as for `read_texts` and `draw_windows`.
     """
     most = wanted if most is None else most
-    windows = draw_windows(read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride)
+    windows = draw_windows(
+        read_texts(source), tokenizer, window=window, most=most, seed=seed, stride=stride, answers_only=answers_only
+    )
     if len(windows) < wanted:
         raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
     return windows
@@ -175,9 +189,9 @@ def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
 
 
 def batch_of(rows: Tensor) -> dict[str, Tensor]:
-    """Windows [batch, window] as a batch: `input_ids`, and `labels` of their own."""
+    """Windows [batch, window] as a batch: `input_ids`, and `labels` of their own, -100 for a token kept as `~token`."""
     # Two tensors: whoever masks labels in place must not change the tokens.
-    return {"input_ids": rows, "labels": rows.clone()}
+    return {"input_ids": torch.where(rows < 0, ~rows, rows), "labels": torch.where(rows < 0, IGNORED, rows)}
 
 
 def require_positive(**numbers: int | None) -> None:
@@ -185,6 +199,39 @@ def require_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise DataError(f"{name} is 1 or more; found {value}")
+
+
+def _apart(documents: Sequence[Document]) -> tuple[list[Dialogue], list[str]]:
+    """Dialogues, or texts: one of the two is empty."""
+    dialogues = [document for document in documents if isinstance(document, Dialogue)]
+    texts = [document for document in documents if isinstance(document, str)]
+    if dialogues and texts:
+        raise DataError(
+            f"{len(dialogues)} dialogues and {len(texts)} texts stand in one source, which are cut in different ways; "
+            "put them into two files, and give both"
+        )
+    return dialogues, texts
+
+
+def _of_dialogues(
+    dialogues: Sequence[Dialogue],
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    stride: int | None,
+    *,
+    most: int | None,
+    answers_only: bool,
+) -> Tensor:
+    _Cut(tokenizer, window)
+    if stride is not None:
+        raise DataError("windows of dialogues begin where one begins; leave the stride out")
+    found = dialogue_windows(dialogues, tokenizer, window, most=most, answers_only=answers_only)
+    if not len(found):
+        answers = " with an answer in it" if answers_only else ""
+        raise DataError(
+            f"{len(dialogues)} dialogues fill no window of {window} tokens{answers}; give more, or cut shorter"
+        )
+    return found
 
 
 class _Cut:

@@ -13,6 +13,7 @@ from lit_prune.files.atomic import (
     reserved,
     write_text,
 )
+from lit_prune.files.dialogues import ASSISTANT, Dialogue, Document
 from lit_prune.files.markup import (
     Markdown,
     bold,
@@ -37,21 +38,25 @@ from lit_prune.files.schemas import (
 from lit_prune.files.text_files import (
     EXPECTED,
     SUFFIXES,
+    document_of,
     kind_of,
     read_documents,
     read_text,
-    text_of,
 )
 
 __all__ = [
+    "ASSISTANT",
     "EXPECTED",
     "SUFFIXES",
+    "Dialogue",
+    "Document",
     "Markdown",
     "NotPlacedError",
     "beside",
     "bold",
     "clean",
     "destination",
+    "document_of",
     "figure_text",
     "file_aside",
     "file_name",
@@ -73,7 +78,6 @@ __all__ = [
     "require_kinds",
     "reserved",
     "say",
-    "text_of",
     "to_json",
     "whole_characters",
     "write_json",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
+from lit_prune.files.dialogues import Document, dialogue_of
 from lit_prune.files.schemas import foreign_json, whole_characters
 
 PACKED = ".gz"
@@ -48,31 +49,36 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_documents(path: Path, field: str) -> list[str]:
-    """Read the documents of a file: a plain text is one, any other file has one a row, as `text_of` takes it out.
+def read_documents(path: Path, field: str) -> list[Document]:
+    """Read the documents of a file: a plain text is one, any other file has one a row, as `document_of` takes it out.
 
     Raises:
         DataError: The file is missing, damaged, or has a row without text; the message names the line.
     """
     if kind_of(path) == PLAIN:
         return [whole_characters(read_text(path))]
-    return [text_of(row, field, place) for place, row in _rows(path, field)]
+    return [document_of(row, field, place) for place, row in _rows(path, field)]
 
 
-def text_of(row: Any, field: str, place: str) -> str:
-    """Take the text out of a row, which is a text itself or has it under the key `field`.
+def document_of(row: Any, field: str, place: str) -> Document:
+    """Take the text out of a row, which is a text itself or has it under the key `field`; else a dialogue.
 
     Raises:
-        DataError: The row has no text; the message names its place.
+        DataError: The row has neither; the message names its place.
     """
     value = row.get(field) if isinstance(row, Mapping) else row
     if isinstance(value, str):
         return str(whole_characters(value))
+    if value is None and (dialogue := dialogue_of(row, place)) is not None:
+        return dialogue
     if isinstance(row, Mapping) and field in row:
         found = "null" if value is None else f"a {type(value).__name__}"
         raise DataError(f"{place}: the field {field!r} holds {found}, no text; take the row out, or put a text there")
     found = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
-    raise DataError(f"{place}: expected an object with text in the field {field!r}, found {found}")
+    raise DataError(
+        f"{place}: expected an object with text in the field {field!r}, or with messages, or a prompt and a "
+        f"completion; found {found}"
+    )
 
 
 def _rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from lit_prune.healing.regression import HELD_BACK
 from lit_prune.healing.resuming import Stay
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.solutions import Solutions
-from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.healing.teacher import DenseTeacher, OtherTeacher, Teacher
 
 __all__ = [
     "HELD_BACK",
@@ -30,9 +30,11 @@ __all__ = [
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
+    "OtherTeacher",
     "Refit",
     "Solutions",
     "Stay",
+    "Teacher",
     "TokenMean",
     "adamw",
     "adapters_of",

@@ -55,9 +55,10 @@ def taught_loss(
         loss = loss + share * text
     if share < 1:
         mask = predicts(labels)
-        loss = loss + (1 - share) * distillation_loss(
-            taught.logits[:, :-1][mask], out.logits[:, :-1][mask], settings.temperature
-        )
+        # Where one model has more rows of padding than the other, over the tokens that both have.
+        width = min(taught.logits.shape[-1], out.logits.shape[-1])
+        theirs, own = (logits[:, :-1, :width][mask] for logits in (taught.logits, out.logits))
+        loss = loss + (1 - share) * distillation_loss(theirs, own, settings.temperature)
     cuts = _cut_states(student) if settings.hidden > 0 else []
     if cuts:
         distances = [_relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]
@@ -90,13 +91,16 @@ def written_windows(
         model: The dense model.
         num_windows: The number of windows that are wanted.
         window: The tokens in a window; the first is the model's BOS, or drawn at random where it has none.
-        tokenizer: The model's tokenizer. Where it has a chat template, every second window begins as a dialogue, at
-            the point where the user speaks (Magpie, Xu et al. 2024, https://arxiv.org/abs/2406.08464).
+        tokenizer: The model's tokenizer, whose tokens alone are written. Where it has a chat template, every second
+            window begins as a dialogue, at the point where the user speaks (Magpie, Xu et al. 2024,
+            https://arxiv.org/abs/2406.08464).
         batch_size: The number of windows that are written at a time.
         seed: The seed of the draws.
     """
     config = model.config.get_text_config(decoder=True)
-    bos = config.bos_token_id
+    bos, num_tokens = config.bos_token_id, config.vocab_size
+    if tokenizer is not None:
+        num_tokens = min(num_tokens, len(tokenizer))  # what is padding has no text
     opening = dialogue_opening(tokenizer)[: window - 1]
     dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
@@ -106,13 +110,13 @@ def written_windows(
         for number, begin in ((num_windows - dialogues, [] if bos is None else [bos]), (dialogues, opening)):
             for first in range(0, number, batch_size):
                 rows = min(batch_size, number - first)
-                drawn = torch.randint(config.vocab_size, (rows, 1), generator=generator)
+                drawn = torch.randint(num_tokens, (rows, 1), generator=generator)
                 start = torch.tensor(begin).expand(rows, -1) if begin else drawn
-                parts.append(_continued(model, start, window))
+                parts.append(_continued(model, start, window, [*range(num_tokens, config.vocab_size)]))
     return torch.cat(parts)[torch.randperm(num_windows, generator=generator)]
 
 
-def _continued(model: Any, start: Tensor, window: int) -> Tensor:
+def _continued(model: Any, start: Tensor, window: int, padding: list[int]) -> Tensor:
     inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
     written: Tensor = model.generate(
         **inputs,
@@ -124,6 +128,7 @@ def _continued(model: Any, start: Tensor, window: int) -> Tensor:
         # No token ends it. Forbidding that token instead would teach that a text never ends.
         eos_token_id=NO_TOKEN,
         pad_token_id=0,
+        suppress_tokens=padding or None,
     )
     return written.cpu()
 

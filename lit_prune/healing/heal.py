@@ -28,7 +28,7 @@ from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
 from lit_prune.healing.resuming import KeepState, Stretches
 from lit_prune.healing.settings import HealingReport, HealingSettings
-from lit_prune.healing.teacher import DenseTeacher
+from lit_prune.healing.teacher import Teacher
 from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.measure import labels_of, logits_of, mean_loss, model_fingerprints, model_inputs, perplexity_of, predicts
 
@@ -43,7 +43,7 @@ def heal(
     *,
     lora: LoraHealing | None = None,
     settings: HealingSettings | None = None,
-    teacher: DenseTeacher | None = None,
+    teacher: Teacher | None = None,
     batch_size: int = 2,
     state: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -54,11 +54,13 @@ def heal(
 
     Args:
         model: The pruned model, without adapters. With a teacher it is the teacher's student.
-        train: The token windows to train on, LongTensor [num_windows, window].
+        train: The token windows to train on, LongTensor [num_windows, window]; a token that is not to be learned is
+            given as its complement, `~token`.
         validation: Such windows of other text, on which perplexity is measured.
         lora: The settings of the adapters, by default with a rank of 64. They stay attached: see `merge`.
         settings: The settings of the training, by default those of `HealingSettings`.
-        teacher: The dense model whose distribution is learned; None learns from the text itself.
+        teacher: The model whose distribution is learned, as a `DenseTeacher` or an `OtherTeacher`; None learns from the
+            text itself.
         batch_size: The number of windows in a batch.
         state: A file that keeps the state of the training, written anew behind every validation. Where it is there, of
             the same settings and windows, the training goes on from it, on a CPU with the same results to the last bit.
@@ -175,7 +177,7 @@ class HealingStage(TokenMean):
     """
 
     def __init__(
-        self, model: PreTrainedModel, settings: HealingSettings, *, steps: int, teacher: DenseTeacher | None = None
+        self, model: PreTrainedModel, settings: HealingSettings, *, steps: int, teacher: Teacher | None = None
     ) -> None:
         super().__init__()
         self.model = model.train()

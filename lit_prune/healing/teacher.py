@@ -1,7 +1,8 @@
-"""The dense model inside the pruned one: a teacher for its healing that takes no second copy of the weights."""
+"""What teaches a pruned model: the dense one inside it, which takes no second copy of the weights, or another model."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,14 +11,77 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.anatomy import Record, decoder_config, find_sublayers
-from lit_prune.errors import ModelError
+from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing.lora import adapters_off
 from lit_prune.measure import model_inputs
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, make_recorded_biases, record_bias, remove
 
 
-class DenseTeacher:
+class Teacher(ABC):
+    """What a healing learns from, beside the text.
+
+    Attributes:
+        student: The model that learns.
+    """
+
+    student: Any
+
+    @abstractmethod
+    def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
+        """What the teacher puts out for a batch, without gradients."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move what is kept beside the student to a device."""
+
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take note of weights of the student that will be trained, which a teacher may share; not of adapters."""
+        return
+
+
+class OtherTeacher(Teacher):
+    """Another model that teaches, as it is: one that was trained further, or a larger one, with the same tokens.
+
+    It may have more or fewer rows of padding behind the tokens. Its hidden states are not the student's to learn.
+
+    Args:
+        model: The model that teaches.
+        student: The model that learns.
+        tokens: What ids mean to the teacher and to the student, by token, as tokenizers' `get_vocab` has them.
+
+    Raises:
+        ModelError: An id means something else to one than to the other.
+    """
+
+    def __init__(self, model: Any, student: Any, tokens: tuple[Mapping[str, int], Mapping[str, int]]) -> None:
+        own, students = ({number: token for token, number in meant.items()} for meant in tokens)
+        if other := sorted(number for number, token in students.items() if own.get(number) != token):
+            first = other[0]
+            raise ModelError(
+                f"a teacher must have the student's tokens, and {len(other):,} of {len(students):,} are others: the id "
+                f"{first} is {own.get(first)!r} to the teacher and {students[first]!r} to the student"
+            )
+        self.student = student
+        self._model = model.eval().requires_grad_(False)
+
+    def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
+        """What the teacher puts out for a batch, without gradients.
+
+        Raises:
+            LitPruneError: Hidden states are wanted.
+        """
+        if hidden_states:
+            raise LitPruneError("another model's hidden states are not the student's to learn: leave `hidden` at 0")
+        with torch.no_grad():
+            return self._model(**model_inputs(self._model, batch), use_cache=False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher to a device."""
+        self._model.to(device)
+
+
+class DenseTeacher(Teacher):
     """A model as it is now, brought back for as long as a `with` block lasts from what pruning will have made of it.
 
     What is kept beside the student: the sublayers that it has lost since, and the dense values of weights that differ.

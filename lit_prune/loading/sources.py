@@ -148,7 +148,7 @@ def tokenizer_beside(module: Any, model: Any) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+def in_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
     """Messages, mappings of `role` and `content`, in the tokenizer's chat template.
 
     That is a program of the model's, which transformers runs in its sandbox. Options are those of

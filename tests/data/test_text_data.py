@@ -84,7 +84,7 @@ class TestReadTexts:
         ("file", "content", "message"),
         [
             ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl, line 2: this is not JSON"),
-            ("a.jsonl", '{"text": "x"}\n{"body": "y"}', "line 2: .*field 'text', found the fields body"),
+            ("a.jsonl", '{"text": "x"}\n{"body": "y"}', "line 2: .*field 'text', .*found the fields body"),
             ("a.jsonl", "[1]", "line 1: .*found a list"),
             ("a.txt", " \n ", "holds no text"),
             ("a.md", "x", "expected a .txt or .jsonl file"),
@@ -324,7 +324,7 @@ class TestShareOut:
         assert all(len(part) >= 2 for part in parts.values())
 
     def test_too_little_to_share(self) -> None:
-        with pytest.raises(DataError, match="cannot share 1 paragraphs"):
+        with pytest.raises(DataError, match="cannot share 1 dialogues, or paragraphs of text"):
             share_out(["all in one line"])
 
 

@@ -17,6 +17,7 @@ from lit_prune.healing import (
     Distillation,
     HealingSettings,
     LoraHealing,
+    OtherTeacher,
     attach_lora,
     distillation_loss,
     heal,
@@ -24,6 +25,7 @@ from lit_prune.healing import (
     save_adapter,
     written_windows,
 )
+from lit_prune.healing.distillation import taught_loss
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
@@ -90,6 +92,35 @@ def test_a_teacher_of_another_model_is_refused():
         DenseTeacher.of_pruned(tiny_model("gpt2"), pruned_model())
     with pytest.raises(ModelError, match="3 sublayers removed"):
         DenseTeacher.of_pruned(pruned_model(), pruned_model())
+
+
+def test_another_model_teaches_by_the_tokens_that_both_have():
+    pruned, larger = pruned_model(), tiny_model("llama", vocab_size=140, num_hidden_layers=6)
+    names = {f"t{number}": number for number in range(128)}
+    teacher = OtherTeacher(larger, pruned, ({**names, "spare": 139}, names))
+    taught, out = teacher.outputs(BATCH), pruned(input_ids=TOKENS, use_cache=False)
+    assert taught.logits.shape[-1] == 140
+    found = taught_loss(Distillation(), taught, out, TOKENS, text=None, student=pruned)
+    shared = taught.logits[:, :-1, :128].log_softmax(-1), out.logits[:, :-1].log_softmax(-1)
+    wanted = (shared[0].exp() * (shared[0] - shared[1])).sum(-1).mean()
+    assert torch.isclose(found, wanted, atol=1e-5)
+    with pytest.raises(LitPruneError, match="hidden states are not the student's"):
+        teacher.outputs(BATCH, hidden_states=True)
+    with pytest.raises(
+        ModelError, match="2 of 128 are others: the id 3 is 't4' to the teacher and 't3' to the student"
+    ):
+        OtherTeacher(larger, pruned, ({**names, "t3": 4, "t4": 3}, names))
+
+
+def test_healing_towards_another_model(pruned_folder, text, tmp_path, tokenizer, capsys):
+    other = tmp_path / "other"
+    tiny_model("llama", num_hidden_layers=6, vocab_size=150).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(f"{text}, self")]
+    assert main([*command, "--teacher", str(other), "--dense", "x"]) == 2
+    assert "takes the dense model's place" in capsys.readouterr().err
+    assert main([*command, "--teacher", str(other), "--training.patience", "9"]) == 0
+    assert PrunePlan.load(tmp_path / "healed").healing["teacher"] == str(other)
 
 
 def test_distillation_is_the_divergence_of_the_distributions():
@@ -279,10 +310,11 @@ def test_written_text_goes_on_behind_its_end():
     [("be kind.{{ messages[0].content }}!", "be kind."), ("{{ messages[0].content | upper }}", ""), (None, "")],
 )
 def test_every_second_window_of_a_model_that_chats_begins_as_a_dialogue(template, opening):
-    model, tokenizer = tiny_model("llama", vocab_size=len(character_tokenizer())), character_tokenizer()
+    model, tokenizer = tiny_model("llama", vocab_size=len(character_tokenizer()) + 300), character_tokenizer()
     tokenizer.chat_template = template
     written = written_windows(model, 6, 24, tokenizer=tokenizer)
     assert written.shape == (6, 24)
+    assert written.max() < len(tokenizer), "what is padding is never written"
     begin = tokenizer(opening, add_special_tokens=False)["input_ids"] or [-1]
     assert sum(row[: len(begin)] == begin for row in written.tolist()) == (3 if opening else 0)
 
