@@ -179,6 +179,7 @@ def heal_model(
     writer = cache(partial(teaching.model, plan.model.name, loading))
     train, validation = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer))
     network, teacher = loading.model(model), None
+    loading.hint_at_speed(network)
     if teaching.distill:
         teacher = teaching.teaches(writer(), network, loading, model)
         network = teacher.student

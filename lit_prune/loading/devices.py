@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +14,9 @@ from lit_prune.errors import ModelError
 
 DeviceMap = str | Mapping[str, int | str]
 """As transformers takes it: `auto`, or a device, `cpu` or `disk` by module."""
+
+TRIAL = (512, 512)
+WORTH_IT = 1.25
 
 
 def require_device(device: str | torch.device) -> None:
@@ -59,6 +63,28 @@ def exact_dtype(device: torch.device) -> torch.dtype:
         (torch.float64, torch.float32)
     """
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def faster_on_cpu(dtype: torch.dtype) -> tuple[torch.dtype, float] | None:
+    """In which of float32 and bfloat16 this CPU multiplies faster than in a data type, and how many times as fast.
+
+    By a trial of a tenth of a second: bfloat16 is several times as fast with AMX or AVX-512 for it, and many times
+    slower on other CPUs. None where the difference is less than a quarter.
+    """
+    seconds = {each: _seconds_of_a_product(each) for each in {dtype, torch.float32, torch.bfloat16}}
+    fastest = min(seconds, key=lambda each: seconds[each])
+    times = seconds[dtype] / seconds[fastest]
+    return (fastest, times) if times > WORTH_IT else None
+
+
+def _seconds_of_a_product(dtype: torch.dtype) -> float:
+    states, weights = (torch.ones(TRIAL).to(dtype) for _ in range(2))
+    found = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        states @ weights
+        found.append(time.perf_counter() - begin)
+    return min(found)
 
 
 def is_spread(model: nn.Module) -> bool:

@@ -108,8 +108,8 @@ class Scores:
         errors: Standard error of the importance by candidate, where the scorer draws samples.
         margins: Standard error of how far a candidate's importance is above the lowest, by candidate: paired over the
             sequences that both were measured on. Where the scorer knows it.
-        chosen: Share of several draws of the text in which a candidate is among those that go, where a search makes
-            several.
+        chosen: Share of the sets in which a candidate is among those that go, where a search makes several: of those of
+            several draws of the text, or of those that the text does not tell apart.
     """
 
     importance: Mapping[Candidate, float]

@@ -18,7 +18,7 @@ from lit_prune.plan import KINDS, PLAN_FILE, SETTINGS, PrunePlan, PruneStep, Sub
 from lit_prune.report.drawing import BLUE, name_axes, png_piece, svg
 from lit_prune.report.pieces import Piece, Table, number, ppl
 from lit_prune.report.score_map import plan_score_map
-from lit_prune.report.summary import shares_left
+from lit_prune.report.summary import chosen_among, shares_left
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:
 def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None, str, float | None]]]]:
     """Every block of the original model with its sublayers.
 
-    Of each the kind, the round in which it went, what is said of it, and the share of the draws that it was chosen in.
+    Of each the kind, the round in which it went, what is said of it, and the share of sets that it was chosen in.
     """
     draws = plan.steps[0].chosen if plan.steps else {}
     rounds = {sublayer: index for index, step in enumerate(plan.steps, 1) for sublayer in step.removed.sublayers}
@@ -68,7 +68,7 @@ def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None,
             index = rounds.get(sublayer)
             said = ", ".join(_removal(plan.steps[index - 1], index)) if index else f"stays{_last_score(sublayer, plan)}"
             chosen = draws.get(str(sublayer), draws.get(f"block.{sublayer.block}"))
-            said += "" if chosen is None else f", chosen in {chosen:.0%} of the draws of the text"
+            said += "" if chosen is None else f", chosen in {chosen:.0%} of {chosen_among(plan)}"
             places.append((sublayer.kind, index, f"{sublayer}: {said}", chosen))
         yield block, places
 

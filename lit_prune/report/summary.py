@@ -122,14 +122,19 @@ def ties(plan: PrunePlan) -> str:
     return f"Within one standard error of the lowest score were others too, so that chance chose, in {rounds}"
 
 
+def chosen_among(plan: PrunePlan) -> str:
+    """Say what the shares are of in which a search has chosen its candidates."""
+    return "the draws of the text" if plan.search.get("name") == "draws" else "the sets that text does not tell apart"
+
+
 def draws_in_words(plan: PrunePlan) -> str | None:
-    """Say which removals other draws of the text agree with, None where there was one draw."""
+    """Say which removals other draws of the text, or sets as good, agree with; None where there are none."""
     shares = plan.steps[0].chosen if plan.steps else {}
     named = [(step.removed.name, shares[step.removed.name]) for step in plan.steps if step.removed.name in shares]
     if not named:
         return None
     ordered = sorted(named, key=lambda pair: -pair[1])
-    return f"Chosen in so many of the draws of the text: {', '.join(f'{name} {share:.0%}' for name, share in ordered)}"
+    return f"Chosen in so many of {chosen_among(plan)}: {', '.join(f'{name} {share:.0%}' for name, share in ordered)}"
 
 
 def made_up_for(plan: PrunePlan) -> str:

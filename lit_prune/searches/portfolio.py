@@ -33,7 +33,8 @@ class Portfolio(WholeSet):
        which the sum promises most are children too.
     4. Children are measured on the first batches, the best of them on more, and the last few on all that search. The
        best of these and of their parents are the parents of the next round.
-    5. The last few are compared on the `held_out` batches.
+    5. The last few are compared on the `held_out` batches. Those within a standard error of the best are ties, and the
+       plan says in how many of them each candidate is; the one that is best on all batches is taken.
 
     By the model's loss, whatever the scorer: that one decides in the `lazy` searches. One-point crossover (Holland,
     Adaptation in Natural and Artificial Systems, 1975), since what two sublayers are worth together depends on their
@@ -187,4 +188,8 @@ class _Breeding:
             if each is best or mean <= error:
                 ties.append(each)
         chosen = min(ties, key=lambda each: (self._losses.mean(each, everything), each.tobytes()))
-        return Scores(dict.fromkeys(self._losses.members(chosen), self._losses.mean(chosen, held_out)))
+        shares = np.mean(ties, axis=0)
+        return Scores(
+            dict.fromkeys(self._losses.members(chosen), self._losses.mean(chosen, held_out)),
+            chosen={candidate: float(share) for candidate, share in zip(self._candidates, shares, strict=True)},
+        )

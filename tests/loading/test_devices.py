@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from lit_prune import load, prune
 from lit_prune.errors import ModelError
 from lit_prune.export import save
-from lit_prune.loading.devices import is_spread, require_device
+from lit_prune.loading import devices
+from lit_prune.loading.devices import faster_on_cpu, is_spread, require_device
 from lit_prune.measure import model_fingerprints
 from tests.tiny import tiny_model
 
@@ -103,3 +104,19 @@ def test_weights_go_straight_to_a_device(folder, monkeypatch):
 def test_a_device_and_a_map_are_refused(folder):
     with pytest.raises(ModelError, match="give one of them"):
         load(folder, device="cpu", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "seconds", "found"),
+    [
+        ("float32", {"float32": 6.0, "bfloat16": 2.0}, (torch.bfloat16, 3.0)),
+        ("bfloat16", {"float32": 2.0, "bfloat16": 80.0}, (torch.float32, 40.0)),
+        ("float16", {"float32": 2.0, "bfloat16": 1.0, "float16": 90.0}, (torch.bfloat16, 90.0)),
+        ("float32", {"float32": 1.2, "bfloat16": 1.0}, None),
+    ],
+)
+def test_the_data_type_that_a_cpu_is_fast_in(monkeypatch, dtype, seconds, found):
+    monkeypatch.setattr(devices, "_seconds_of_a_product", lambda each: seconds[str(each).removeprefix("torch.")])
+    assert faster_on_cpu(getattr(torch, dtype)) == found
+    monkeypatch.undo()
+    assert devices._seconds_of_a_product(torch.float32) > 0

@@ -230,6 +230,10 @@ class TestOnAModel:
         assert score == pytest.approx(naive.mean_loss(model, BATCHES[3:]), rel=1e-5)
         excess = plan.num_removed_parameters - 0.2 * plan.model.num_parameters
         assert 0 <= excess < min(step.num_parameters for step in plan.steps)
+        shares = plan.steps[0].chosen
+        assert len(shares) == 8
+        assert all(shares[step.removed.name] > 0 for step in plan.steps)
+        assert sum(shares.values()) >= len(plan.steps), "of one set or more that are as good"
         lines = first.read_text().splitlines(keepends=True)
         second.write_text("".join(lines[: len(lines) // 2]))
         again = prune(tiny_model("llama"), BATCHES, amount=0.2, search="portfolio", journal=second, progress=False)
