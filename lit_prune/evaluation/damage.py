@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_prune.evaluation.answers import Turn
+from lit_prune.healing import repetition
 from lit_prune.surgery import evaluating
 
-NGRAM = 4
 SHORT = 0.25
 """An answer of less than this share of the dense model's length is cut short."""
 NUM_LIKELY = 256
@@ -54,12 +54,6 @@ class Reference:
     turn: Turn
     likely: Tensor
     log_probs: Tensor
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """Share of the 4-grams that stand earlier in the same text already."""
-    grams = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def references(model: PreTrainedModel, answers: Sequence[Sequence[Turn]]) -> list[Reference]:

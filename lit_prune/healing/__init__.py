@@ -18,6 +18,7 @@ from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activati
 from lit_prune.healing.refit import Refit
 from lit_prune.healing.regression import HELD_BACK
 from lit_prune.healing.resuming import Stay
+from lit_prune.healing.rollouts import Manners, repetition
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.teacher import DenseTeacher, OtherTeacher, Teacher
@@ -30,6 +31,7 @@ __all__ = [
     "HealingReport",
     "HealingSettings",
     "LoraHealing",
+    "Manners",
     "OtherTeacher",
     "Refit",
     "Solutions",
@@ -50,6 +52,7 @@ __all__ = [
     "heal",
     "is_required",
     "merge",
+    "repetition",
     "require_possible",
     "restore_adapters",
     "restore_switches",

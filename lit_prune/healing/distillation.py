@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
+from lit_prune.healing.rollouts import continued
 from lit_prune.healing.settings import Distillation
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import on_device, predicts
+from lit_prune.measure import predicts
 
-NO_TOKEN = -1
 USERS_WORDS = "what-the-user-says"
 POSITIONS_AT_A_TIME = 64
 
@@ -104,6 +104,7 @@ def written_windows(
     opening = dialogue_opening(tokenizer)[: window - 1]
     dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
+    sampled = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     parts = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -112,25 +113,8 @@ def written_windows(
                 rows = min(batch_size, number - first)
                 drawn = torch.randint(num_tokens, (rows, 1), generator=generator)
                 start = torch.tensor(begin).expand(rows, -1) if begin else drawn
-                parts.append(_continued(model, start, window, [*range(num_tokens, config.vocab_size)]))
+                parts.append(continued(model, start, window, num_tokens=num_tokens, batch_size=batch_size, **sampled))
     return torch.cat(parts)[torch.randperm(num_windows, generator=generator)]
-
-
-def _continued(model: Any, start: Tensor, window: int, padding: list[int]) -> Tensor:
-    inputs = on_device({"input_ids": start, "attention_mask": torch.ones_like(start)}, model.device)
-    written: Tensor = model.generate(
-        **inputs,
-        max_new_tokens=window - start.shape[1],
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
-        temperature=1.0,
-        # No token ends it. Forbidding that token instead would teach that a text never ends.
-        eos_token_id=NO_TOKEN,
-        pad_token_id=0,
-        suppress_tokens=padding or None,
-    )
-    return written.cpu()
 
 
 def dialogue_opening(tokenizer: Any) -> list[int]:

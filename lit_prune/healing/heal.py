@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,21 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.data import calibration_batches, fingerprint, window_loader
 from lit_prune.errors import LitPruneError, MeasureError
-from lit_prune.healing.distillation import taught_loss
 from lit_prune.healing.lora import LoraHealing, attach_lora
-from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
+from lit_prune.healing.optimization import trained_parameters
 from lit_prune.healing.resuming import KeepState, Stretches
+from lit_prune.healing.rollouts import Examination, Rollouts
 from lit_prune.healing.settings import HealingReport, HealingSettings
+from lit_prune.healing.stage import HealingStage
 from lit_prune.healing.teacher import Teacher
-from lit_prune.loading.randomness import random_state, restore_random_state
-from lit_prune.measure import labels_of, logits_of, mean_loss, model_fingerprints, model_inputs, perplexity_of, predicts
-
-SO_FAR = ("loss_before", "best_loss", "best_step", "validated_step")
-"""What a validation has found, which a training that goes on needs."""
+from lit_prune.measure import model_fingerprints, perplexity_of
 
 
 def heal(
@@ -50,7 +44,10 @@ def heal(
     progress: bool = True,
     **trainer_options: Any,
 ) -> HealingReport:
-    """Attach adapters to a model and train them, in place; the state with the best validation perplexity is kept.
+    """Attach adapters to a model and train them, in place; the best state by validation is kept.
+
+    That is the one with the lowest sum of the loss in nats, and of the shares by which the model repeats itself more
+    and ends more texts than its teacher where both go on with the beginnings of validation windows.
 
     Args:
         model: The pruned model, without adapters. With a teacher it is the teacher's student.
@@ -116,6 +113,12 @@ def heal(
     stage.begin_epoch = lambda step: order.begin(
         step * per_step * trainer.world_size, trainer.global_rank, trainer.world_size
     )
+    if settings.rollouts:
+        rollouts = Rollouts(train, settings.rollouts)
+        train = rollouts.windows
+        stage.renew = lambda: rollouts.renew(model, list(order))
+    if settings.examined:
+        stage.examine = lambda: Examination(validation[: settings.examined], teacher)
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)
     checking = window_loader(validation, batch_size, seed=settings.seed)
     with isolate_rng():
@@ -131,6 +134,7 @@ def heal(
         seconds=stage.seconds,
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         stopped=stopped,
+        manners={when: seen for when, seen in stage.manners.items() if when != "now"},
     )
 
 
@@ -168,114 +172,3 @@ def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Param
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     return trained_parameters(model)
-
-
-class HealingStage(TokenMean):
-    """A pruned model whose parameters that require gradients are trained, beside its teacher or on the text alone.
-
-    The losses that validations find are mean token losses in nats; steps are those of the optimizer.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, settings: HealingSettings, *, steps: int, teacher: Teacher | None = None
-    ) -> None:
-        super().__init__()
-        self.model = model.train()
-        self.settings, self.steps, self.teacher = settings, steps, teacher
-        if settings.gradient_checkpointing:
-            checkpoint_activations(model)
-        self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
-        self.loss_before = math.nan
-        self.about: dict[str, Any] = {}
-        self._best: dict[str, Tensor] = {}
-        self._seconds_before, self._begin = 0.0, time.monotonic()
-        self._random_state: dict[str, Any] | None = None
-        self.begin_epoch: Callable[[int], None] = lambda step: None
-        self.strict_loading = False  # a state holds what is trained
-        self._metric = MeanMetric(nan_strategy=math.inf)  # by default, a batch with NaN is left out
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training and validation so far, those before it was stopped included."""
-        return self._seconds_before + time.monotonic() - self._begin
-
-    def on_fit_start(self) -> None:
-        """Bring what belongs to the teacher to the trainer's device."""
-        if self.teacher is not None:
-            self.teacher.to(self.device)
-
-    def on_train_start(self) -> None:
-        """Draw at random what would have been drawn, where the training goes on."""
-        if self._random_state is not None:
-            restore_random_state(self._random_state)
-
-    def on_train_epoch_start(self) -> None:
-        """Go on in the order of the windows."""
-        self.begin_epoch(self.trainer.global_step)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, the best of it so far, and what they are of; not the model, which is there again."""
-        trained = {f"model.{name}" for name in trained_parameters(self.model)}
-        weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
-        checkpoint["healing"] = {"about": self.about, "best": self._best, "random_state": random_state()}
-        checkpoint["healing"] |= {name: getattr(self, name) for name in (*SO_FAR, "seconds")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        found = checkpoint["healing"]
-        self._best, self._random_state, self._seconds_before = found["best"], found["random_state"], found["seconds"]
-        for name in SO_FAR:
-            setattr(self, name, found[name])
-
-    def require_same(self, state: Path) -> None:
-        """Refuse the state of a healing with other settings, or on other windows, with a LitPruneError."""
-        there = torch.load(state, map_location="cpu", weights_only=True)["healing"]["about"]
-        if other := [name for name, value in self.about.items() if there.get(name) != value]:
-            raise LitPruneError(f"{state} is of a healing with other {', '.join(other)}: remove it, or name another")
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """The loss of a batch: divergence from the teacher, mixed with that of the text."""
-        own, labels = self.settings, labels_of(batch)
-        wanted = own.hidden > 0 and self.teacher is not None
-        # First, since it changes weights for a moment that the student's backward pass needs as they are.
-        taught = None if self.teacher is None else self.teacher.outputs(batch, hidden_states=wanted)
-        out = self.model(**model_inputs(self.model, batch), use_cache=False, output_hidden_states=wanted)
-        if taught is None:
-            loss = mean_loss(out.logits, labels)[0]
-        else:
-            text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
-            loss = taught_loss(own, taught, out, labels, text=text, student=self.model)
-        self.saw(predicts(labels).sum(), batch_idx)
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Accumulate the token loss."""
-        self._metric.update(*mean_loss(logits_of(self.model, batch), labels_of(batch)))
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the trained weights where they are the best so far."""
-        loss = float(self._metric.compute())
-        self._metric.reset()
-        self.validated_step = self.trainer.global_step
-        if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, self.validated_step
-            self._best = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
-        self.log("val_loss", loss, sync_dist=False)
-        self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
-
-    def restore_best(self) -> None:
-        """Go back to the weights with the lowest validation loss, those before the first step included."""
-        with torch.no_grad():
-            for name, parameter in trained_parameters(self.model).items():
-                parameter.copy_(self._best[name])
-        self.model.eval()
-        if self.settings.gradient_checkpointing:
-            checkpoint_activations(self.model, on=False)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without weight decay, and the schedule, stepped with it."""
-        own, steps = self.settings, self.steps
-        warmup = round(own.warmup * steps)
-        return adamw(self.model, own.lr_schedule, learning_rate=own.learning_rate, warmup=warmup, steps=steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lit_prune.errors import LitPruneError
 
@@ -51,6 +52,10 @@ class HealingSettings(Distillation):
         patience: The number of validations without a better perplexity after which it stops; None never stops.
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
         last_blocks: The number of blocks at the end that are trained whole.
+        rollouts: The share of the windows that the model itself goes on with, behind their first 48 tokens, for its
+            teacher to correct it there; they are written anew behind every validation.
+        examined: The number of validation windows whose beginnings the model and its teacher go on with at every
+            validation; of two states of like perplexity that one is kept which repeats itself less. 0 leaves it out.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to spare memory.
         seed: The seed of the order of the windows, and of the adapters' first values.
 
@@ -66,6 +71,8 @@ class HealingSettings(Distillation):
     patience: int | None = None
     also: tuple[str, ...] = ()
     last_blocks: int = 0
+    rollouts: float = 0.0
+    examined: int = 32
     gradient_checkpointing: bool = False
     seed: int = 0
 
@@ -73,8 +80,10 @@ class HealingSettings(Distillation):
         super().__post_init__()
         if self.tokens < 1 or self.learning_rate <= 0 or self.validations < 1:
             raise LitPruneError("healing takes tokens, learning_rate and validations above 0")
-        if not 0 <= self.warmup <= 1 or self.last_blocks < 0:
-            raise LitPruneError("healing takes a warmup from 0 to 1, and last_blocks of 0 or more")
+        if not 0 <= self.warmup <= 1 or not 0 <= self.rollouts <= 1:
+            raise LitPruneError("healing takes a warmup and rollouts from 0 to 1")
+        if self.last_blocks < 0 or self.examined < 0:
+            raise LitPruneError("healing takes last_blocks and examined of 0 or more")
         if self.lr_schedule not in SCHEDULES:
             raise LitPruneError(f"healing takes an lr_schedule of {', '.join(SCHEDULES)}; found {self.lr_schedule!r}")
         if unknown := sorted({*self.also} - {*PARTS}):
@@ -94,6 +103,8 @@ class HealingReport:
         seconds: The time of training and validation, in seconds.
         num_trained: The number of parameters that were trained.
         stopped: Whether Ctrl-C has ended it before the last step.
+        manners: How the model went on with text `before` and `after`, and its `teacher`, in plain types as of
+            `Manners`; empty where that was not looked at.
     """
 
     ppl_before: float
@@ -104,6 +115,7 @@ class HealingReport:
     seconds: float
     num_trained: int
     stopped: bool = False
+    manners: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
     def helped(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing.lora import adapters_off
 from lit_prune.measure import model_inputs
 from lit_prune.plan import SublayerId
-from lit_prune.surgery import evaluating, make_recorded_biases, record_bias, remove
+from lit_prune.surgery import evaluating, make_recorded_biases, record_bias, remove, set_cache
 
 
 class Teacher(ABC):
@@ -26,6 +26,10 @@ class Teacher(ABC):
     """
 
     student: Any
+
+    @abstractmethod
+    def teaching(self) -> AbstractContextManager[Any]:
+        """The model that teaches, in evaluation mode, in a `with` block in which the student does not run."""
 
     @abstractmethod
     def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
@@ -65,6 +69,10 @@ class OtherTeacher(Teacher):
         self.student = student
         self._model = model.eval().requires_grad_(False)
 
+    def teaching(self) -> AbstractContextManager[Any]:
+        """The model, as it is."""
+        return nullcontext(self._model)
+
     def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
         """What the teacher puts out for a batch, without gradients.
 
@@ -94,7 +102,7 @@ class DenseTeacher(Teacher):
     def __init__(self, model: Any, *, adapted: bool = False) -> None:
         anatomy = find_sublayers(model)
         self.student = model
-        self._adapted = adapted
+        self._adapted, self._anatomy = adapted, anatomy
         parts = anatomy.parts(sublayer.id for sublayer in anatomy.sublayers)
         self._parts = [(part.path, model.get_submodule(part.path)) for part in parts]
         self._dense: dict[int, tuple[nn.Parameter, Tensor]] = {}
@@ -148,6 +156,7 @@ class DenseTeacher(Teacher):
         taken = self._taken
         stubs = [(path, self.student.get_submodule(path)) for path, _ in taken]
         learned = [(parameter, parameter.data) for parameter, _ in self._dense.values()]
+        put_back = set_cache(self.student, self._anatomy)
         try:
             self._place(taken)
             for parameter, value in self._dense.values():
@@ -156,9 +165,14 @@ class DenseTeacher(Teacher):
             with nullcontext() if self._adapted else adapters_off(self.student), evaluating(self.student):
                 yield self.student
         finally:
+            put_back()
             self._place(stubs)
             for parameter, value in learned:
                 parameter.data = value
+
+    def teaching(self) -> AbstractContextManager[Any]:
+        """The dense model, as `restored` brings it back."""
+        return self.restored()
 
     def outputs(self, batch: Mapping[str, Any], *, hidden_states: bool = False) -> Any:
         """What the dense model puts out for a batch; call it before the student runs, not between that and backward."""

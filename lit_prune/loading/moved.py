@@ -25,7 +25,6 @@ MOVED = {
     "commands.processes": "commands.launching",
     "examples": "data.examples",
     "guards": "loading.untrusted",
-    "healing.stage": "healing.heal",
     "healing.token_mean": "healing.optimization",
     "markup": "files.markup",
     "measure.costs": "costs.counts",

@@ -8,6 +8,7 @@ from lit_prune.surgery.config import (
     record_removal,
     recorded_biases,
     remember,
+    set_cache,
     stock_config,
 )
 from lit_prune.surgery.mute import evaluating, mute
@@ -53,6 +54,7 @@ __all__ = [
     "require_understood",
     "reshard",
     "run_few_tokens",
+    "set_cache",
     "set_tombstones_aside",
     "stock_config",
     "tombstones",
