@@ -1,6 +1,7 @@
 """Healing: a teacher that is the dense model to the last bit, a state that never gets worse, adapters for peft."""
 
 import json
+import re
 from dataclasses import replace
 
 import lightning as L
@@ -17,15 +18,18 @@ from lit_prune.healing import (
     Distillation,
     HealingSettings,
     LoraHealing,
+    Manners,
     OtherTeacher,
     attach_lora,
     distillation_loss,
     heal,
     merge,
+    repetition,
     save_adapter,
     written_windows,
 )
 from lit_prune.healing.distillation import taught_loss
+from lit_prune.healing.rollouts import LOOP, PROMPT, Examination, Rollouts, continued, loop_begins
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
@@ -41,6 +45,15 @@ GONE = [SublayerId(1, "attention"), SublayerId(2, "attention"), SublayerId(2, "m
 @torch.no_grad()
 def logits(model):
     return model(input_ids=TOKENS, use_cache=False).logits
+
+
+@torch.no_grad()
+def greedy(model, start, length):
+    """The naive way, without a cache."""
+    rows = start
+    while rows.shape[1] < length:
+        rows = torch.cat([rows, model(input_ids=rows, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return rows
 
 
 def pruned_model(architecture="llama", *, closed=False):
@@ -69,7 +82,10 @@ def test_the_teacher_is_the_dense_model_and_the_student_the_pruned_one(architect
     adapted = logits(student)
     assert not torch.allclose(adapted, logits(pruned))
     assert torch.equal(teacher.outputs(BATCH).logits, dense)
+    with teacher.teaching() as teaching:
+        assert torch.equal(continued(teaching, TOKENS[:, :6], 16), greedy(tiny_model(architecture), TOKENS[:, :6], 16))
     assert torch.equal(logits(student), adapted), "and the student is as it was"
+    assert torch.equal(continued(student, TOKENS[:, :6], 16), greedy(student, TOKENS[:, :6], 16))
 
 
 def test_blocks_that_left_the_list_are_taught_too():
@@ -228,7 +244,8 @@ def healed_model(*callbacks, state=None, seed=0):
     torch.manual_seed(seed)  # what a process finds is not what the training goes by
     text = naive.own_text(tiny_model("llama"), 18, 24)
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())
-    settings = HealingSettings(tokens=13 * 96, learning_rate=1e-2, validations=4, also=("norms",), cross_entropy=0.2)
+    learned = {"also": ("norms",), "cross_entropy": 0.2, "rollouts": 0.5, "examined": 3}
+    settings = HealingSettings(tokens=13 * 96, learning_rate=1e-2, validations=4, **learned)
     lora = LoraHealing(rank=2, dropout=0.2)
     options = {"lora": lora, "settings": settings, "teacher": teacher, "state": state, "callbacks": callbacks}
     report = heal(teacher.student, text[:14], text[14:], **options, **QUIET)
@@ -247,8 +264,73 @@ def test_a_training_that_was_killed_goes_on_with_the_same_result_to_the_last_bit
     assert replace(again, seconds=0) == replace(report, seconds=0)
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert again.step > 0
+    assert {*again.manners} == {"before", "after", "teacher"}
     done, _ = healed_model(state=state)
     assert replace(done, seconds=0) == replace(report, seconds=0), "what is done is not done again"
+
+
+def test_a_share_of_the_windows_is_what_the_model_writes_up_to_its_loops():
+    model, text = tiny_model("llama"), torch.randint(3, 128, (6, 120), generator=torch.Generator().manual_seed(5))
+    for layer in model.model.layers:  # the next token follows from the last one alone, so it soon goes in circles
+        layer.self_attn.o_proj.weight.data.zero_()
+    text[3, :50] = ~text[3, :50]  # not to be learned, and read
+    rollouts = Rollouts(text, share=0.5)
+    rollouts.renew(model, [5, 0, 1, 3])
+    assert torch.equal(rollouts.windows[[1, 2, 4, 5]], text[[1, 2, 4, 5]])
+    start = torch.where(text < 0, ~text, text)[:, :PROMPT]
+    for number in (0, 3):
+        read = greedy(model, start[number : number + 1], 120)[0]
+        learned = torch.arange(120) < PROMPT + loop_begins(read[PROMPT:]) + LOOP
+        assert torch.equal(rollouts.windows[number], torch.where(learned, read, ~read))
+    assert (rollouts.windows[[0, 3]] < 0).any(dim=1).all()
+    rollouts.renew(model, [0, 3])
+    assert torch.equal(rollouts.windows[0], text[0]), "what is no rollout now is what it was"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "begin"),
+    [
+        ([*range(30)], 30),
+        ([5] * 30, 1),
+        ([*range(20), *range(20)], 20),
+        ([*range(11), 50, *range(11), 51, *range(11)], 35),
+        ([*range(97), *range(97)], 194),
+    ],
+)
+def test_loops_begin_where_the_repetition_does(tokens, begin):
+    assert loop_begins(torch.tensor(tokens)) == begin
+
+
+def test_manners_are_those_of_what_is_written(tokenizer):
+    dense, pruned = tiny_model("llama"), pruned_model()
+    text = torch.randint(3, 128, (5, 100), generator=torch.Generator().manual_seed(6))
+    teacher = DenseTeacher.of_pruned(dense, pruned)
+    wanted = {}
+    for name, model in (("dense", tiny_model("llama")), ("pruned", pruned)):
+        end = model.generation_config.eos_token_id
+        rows = [row[PROMPT:].tolist() for row in greedy(model, text[:, :PROMPT], 100)]
+        kept = [row[: row.index(end)] if end in row else row for row in rows]
+        wanted[name] = sum(map(repetition, kept)) / 5, sum(end in row for row in rows) / 5
+    examination = Examination(text, teacher)
+    found = examination.of(teacher.student)
+    assert (examination.teachers.repetition, examination.teachers.ended) == pytest.approx(wanted["dense"])
+    assert (found.repetition, found.ended) == pytest.approx(wanted["pruned"])
+    written = greedy(tiny_model("llama"), text[:, :PROMPT], 100)
+    with torch.no_grad():
+        likeliest = pruned(input_ids=written, use_cache=False).logits[:, PROMPT - 1 : -1].argmax(-1)
+    assert found.agreement == pytest.approx(float((likeliest == written[:, PROMPT:]).float().mean()))
+    assert Examination(text).of(pruned).agreement is None
+
+
+def test_of_two_states_that_one_is_kept_which_repeats_itself_less(monkeypatch):
+    plain, _ = healed_model()
+    assert plain.step > 6
+    seen = iter([0.2, 0.2, 0.2, 0.9, 0.9, 0.9])
+    monkeypatch.setattr(Examination, "of", lambda self, model: Manners(next(seen), 0.0, 0.5))
+    report, _ = healed_model()
+    assert report.step == 6
+    assert report.ppl_after > plain.ppl_after, "perplexity went on falling"
+    assert (report.manners["before"]["repetition"], report.manners["after"]["repetition"]) == (0.2, 0.2)
 
 
 def test_ctrl_c_leaves_the_best_state_and_other_windows_do_not_go_on_from_it(tmp_path):
@@ -346,7 +428,11 @@ def test_heal_writes_a_model_of_the_same_structure(pruned_folder, text, tmp_path
     assert plan.healing["tokens"] == 640
     assert plan.healing["ppl_after"] < plan.healing["ppl_before"]
     assert plan.steps == PrunePlan.load(pruned_folder).steps
-    assert "perplexity on validation windows" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "perplexity on validation windows" in told
+    assert re.search(
+        r"repeated 4-grams: \d+% -> \d+% \(teacher \d+%\)\n.*\nsame next token as the teacher: \d+% ->", told
+    )
     assert "healed on 640 tokens" in (tmp_path / "healed/README.md").read_text()
 
 
