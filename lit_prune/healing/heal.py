@@ -22,7 +22,7 @@ from lit_prune.data import calibration_batches, fingerprint, window_loader
 from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.optimization import trained_parameters
-from lit_prune.healing.resuming import KeepState, Stretches
+from lit_prune.healing.resuming import KeepState, Pause, Stretches
 from lit_prune.healing.rollouts import Examination, Rollouts
 from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.stage import HealingStage
@@ -40,6 +40,7 @@ def heal(
     teacher: Teacher | None = None,
     batch_size: int = 2,
     state: str | Path | None = None,
+    pause: int | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     **trainer_options: Any,
@@ -61,6 +62,8 @@ def heal(
         batch_size: The number of windows in a batch.
         state: A file that keeps the state of the training, written anew behind every validation. Where it is there, of
             the same settings and windows, the training goes on from it, on a CPU with the same results to the last bit.
+        pause: The number of validations behind which the training pauses, to go on from its `state` by another call;
+            None trains to the end.
         callbacks: Callbacks for Lightning's Trainer.
         progress: Whether to show the Trainer's progress bar.
         trainer_options: Further arguments of the Trainer, such as accelerator, devices or precision.
@@ -94,7 +97,9 @@ def heal(
     begun = state if state is not None and state.exists() else None
     if begun is not None:
         stage.require_same(begun)
-    stops = [] if settings.patience is None else [EarlyStopping("val_loss", patience=settings.patience)]
+    stops: list[Callback] = [] if settings.patience is None else [EarlyStopping("val_loss", patience=settings.patience)]
+    stops += [] if pause is None else [Pause(pause)]
+    stops += [] if state is None else [KeepState(state)]
     trainer = L.Trainer(
         max_steps=stage.steps,
         max_epochs=-1,
@@ -106,7 +111,7 @@ def heal(
         enable_model_summary=False,
         inference_mode=False,  # the metric goes on from validation to validation
         enable_progress_bar=progress,
-        callbacks=[*callbacks, *stops, *([] if state is None else [KeepState(state)])],
+        callbacks=[*callbacks, *stops],
         **trainer_options,
     )
     order = Stretches(len(train), per_step * max(1, stage.steps // settings.validations), settings.seed)
@@ -134,6 +139,7 @@ def heal(
         seconds=stage.seconds,
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         stopped=stopped,
+        merit=stage.merits[-1],
         manners={when: seen for when, seen in stage.manners.items() if when != "now"},
     )
 

@@ -73,6 +73,17 @@ class KeepState(Callback):
             trainer.save_checkpoint(aside)
 
 
+class Pause(Callback):
+    """Ends a training behind so many epochs, of all that it has had."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End it, behind the validation."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self._epochs
+
+
 class Stay:
     """The folder in which a healing keeps what it goes on from: its windows, and the state of the training.
 
@@ -86,7 +97,6 @@ class Stay:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder, self._settings = folder, to_json(dict(settings))
-        self.state = folder / STATE_FILE
         if self.is_begun:
             with safe_open(folder / WINDOWS_FILE, "pt") as file:
                 there = json.loads(file.metadata()["settings"])
@@ -96,6 +106,10 @@ class Stay:
                 raise DataError(
                     f"{folder} is of a healing with other {', '.join(other)}: remove it, or name another output"
                 )
+
+    def state(self, number: int = 0) -> Path:
+        """The file with the state of a training; of several by its number."""
+        return self.folder / (f"{number}-{STATE_FILE}" if number else STATE_FILE)
 
     @property
     def is_begun(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -103,6 +104,8 @@ class HealingReport:
         seconds: The time of training and validation, in seconds.
         num_trained: The number of parameters that were trained.
         stopped: Whether Ctrl-C has ended it before the last step.
+        merit: What decided for that state, the lower the better: its loss in nats, and the shares by which it repeats
+            itself more, and ends more texts, than its teacher.
         manners: How the model went on with text `before` and `after`, and its `teacher`, in plain types as of
             `Manners`; empty where that was not looked at.
     """
@@ -115,6 +118,7 @@ class HealingReport:
     seconds: float
     num_trained: int
     stopped: bool = False
+    merit: float = math.inf
     manners: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property

@@ -24,8 +24,16 @@ from lit_prune.healing.teacher import Teacher
 from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.measure import labels_of, logits_of, mean_loss, model_inputs, perplexity_of, predicts
 
-SO_FAR = ("loss_before", "best_loss", "best_merit", "best_step", "validated_step", "manners")
+SO_FAR = ("loss_before", "best_loss", "merits", "best_step", "validated_step", "manners")
 """What a validation has found, which a training that goes on needs."""
+
+
+def merits_in(state: Path) -> list[float]:
+    """What the best state so far was worth behind every validation of a training, from the file of its state."""
+    if not state.exists():
+        return []
+    found: list[float] = torch.load(state, map_location="cpu", weights_only=True)["healing"]["merits"]
+    return found
 
 
 class HealingStage(TokenMean):
@@ -42,7 +50,8 @@ class HealingStage(TokenMean):
         self.settings, self.steps, self.teacher = settings, steps, teacher
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
-        self.best_loss, self.best_merit, self.best_step, self.validated_step = math.inf, math.inf, 0, -1
+        self.best_loss, self.best_step, self.validated_step = math.inf, 0, -1
+        self.merits: list[float] = []
         self.loss_before = math.nan
         self.manners: dict[str, dict[str, float | None]] = {}
         self.about: dict[str, Any] = {}
@@ -125,8 +134,10 @@ class HealingStage(TokenMean):
         self._metric.reset()
         self.validated_step = self.trainer.global_step
         merit = loss + self._examined()
-        if merit < self.best_merit:
-            self.best_loss, self.best_merit, self.best_step = loss, merit, self.validated_step
+        best = min(self.merits, default=math.inf)
+        self.merits.append(min(merit, best))
+        if merit < best:
+            self.best_loss, self.best_step = loss, self.validated_step
             self.manners |= {"after": self.manners["now"]} if self.manners else {}
             self._best = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
         self.log("val_loss", loss, sync_dist=False)

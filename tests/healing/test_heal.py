@@ -24,6 +24,7 @@ from lit_prune.healing import (
     distillation_loss,
     heal,
     merge,
+    race,
     repetition,
     save_adapter,
     written_windows,
@@ -459,6 +460,45 @@ def test_a_healing_that_was_stopped_goes_on_by_the_same_command(pruned_folder, t
     assert main([*command[:2], *alone, *command[4:]]) == 0
     ours, theirs = (lit_prune.load(tmp_path / name).state_dict() for name in ("healed", "alone"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_race_halves_the_field():
+    worth = {"a": [9, 4, 4, 1], "b": [9, 2, 2, 0], "c": [9, 3, 1, 5], "d": [9, 5, 5, 5], "e": [9, 2.5, 6, 6]}
+    asked = []
+    best, merits = race([*worth], lambda name, pause: asked.append((name, pause)) or worth[name][min(pause, 3)])
+    assert best == "b"
+    assert asked == [*((name, 1) for name in "abcde"), ("b", 2), ("e", 2), ("c", 2), ("c", 4), ("b", 4)]
+    assert merits == {"a": [4], "b": [2, 2, 0], "c": [3, 1, 5], "d": [5], "e": [2.5, 6]}
+    assert race(["a"], lambda *_: pytest.fail("one is no race")) == ("a", {})
+
+
+def test_of_several_prunings_the_best_is_healed_as_if_alone(pruned_folder, text, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    few = ["--data", str(text), "--window", "16", "--num_windows", "4", "--compensate", "none", "--num_unseen", "0"]
+    assert main(["prune", str(tmp_path / "tiny"), "--output", str(other), "--amount", "0.3", *few]) == 0
+    healing = [*options(text), "--training.validations", "4", "--training.cross_entropy", "0.9"]
+    both = ["heal", f"{other},{pruned_folder}", "--output", str(tmp_path / "best"), *healing]
+    trained = []
+
+    def seen(*rows, **named):
+        trained.append(named["pause"])
+        return heal(*rows, **named)
+
+    monkeypatch.setattr("lit_prune.commands.heal.heal", seen)
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_prune.commands.heal.save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            main(both)
+    assert trained == [1, 1, None]
+    assert main(both) == 0
+    assert trained == [1, 1, None, None], "what the race has found is kept"
+    found = PrunePlan.load(tmp_path / "best").healing
+    assert {name: len(each) for name, each in found["race"].items()} == {str(other): 1, str(pruned_folder): 1}
+    best = min(found["race"], key=lambda name: found["race"][name])
+    assert f"{best}: loss and repetition behind the first validations" in capsys.readouterr().out
+    assert main(["heal", best, "--output", str(tmp_path / "alone"), *healing]) == 0
+    alone, raced = lit_prune.load(tmp_path / "alone"), lit_prune.load(tmp_path / "best")
+    assert torch.equal(logits(alone), logits(raced))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks

@@ -1,0 +1,132 @@
+"""Options of `lit-prune heal`: what is trained on, and who teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_prune.commands.options import SELF, Loading, self_written
+from lit_prune.data import drawn_windows, require_answers
+from lit_prune.errors import DataError, LitPruneError, ModelError
+from lit_prune.healing import DenseTeacher, HealingSettings, OtherTeacher, Teacher
+from lit_prune.plan import PrunePlan
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is trained on.
+
+    Attributes:
+        data: Texts to train on, in equal shares - builtin, files as for prune, folders, hub data sets, of texts or of
+            dialogues, or self for text that the teacher writes, half of it dialogues where it has a chat template; by
+            default builtin, and self where a model teaches.
+        window: Tokens in a window.
+        val_windows: Windows for validation.
+        batch_size: Windows in a batch.
+        answers_only: Of dialogues learn only what the assistant says; of a text all is learned.
+        seed: Decides which windows are drawn, and their order.
+    """
+
+    data: list[str] | None = None
+    window: int = 256
+    val_windows: int = 32
+    batch_size: int = 2
+    answers_only: bool = False
+    seed: int = 0
+
+    def texts(self, *, taught: bool) -> list[str]:
+        """The texts by name."""
+        return self.data or (["builtin", SELF] if taught else ["builtin"])
+
+    def windows(
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: int,
+        writer: Callable[[], PreTrainedModel],
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the windows for so many training tokens, and those for validation; `self` is what a model writes."""
+        share = -(-self.val_windows // len(texts))
+        wanted = share + -(-tokens // (self.window * len(texts)))
+        draw = partial(
+            drawn_windows,
+            window=self.window,
+            wanted=share + 1,
+            most=wanted,
+            seed=self.seed,
+            answers_only=self.answers_only,
+        )
+        drawn = {text: draw(text, tokenizer) for text in texts if text != SELF}
+        if self.answers_only:
+            require_answers(torch.cat([*drawn.values(), torch.zeros(0, self.window)]))
+        if SELF in texts:
+            drawn[SELF] = self_written(writer(), tokenizer, wanted, self.window, self.seed)
+        windows = [drawn[text] for text in drawn]
+        return torch.cat([rows[share:] for rows in windows]), torch.cat([rows[:share] for rows in windows])
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Who teaches.
+
+    Attributes:
+        distill: Learn the teacher's distribution; without, the text itself.
+        dense: The dense model, which teaches; by default the one that the plan names, whose code is not run.
+        teacher: Another model that teaches instead, with the same tokens: one that was trained further, or a larger
+            one. It takes its own memory, where the dense model is held inside the pruned one.
+    """
+
+    distill: bool = True
+    dense: str | None = None
+    teacher: str | None = None
+
+    def require_possible(self, training: HealingSettings) -> None:
+        """Refuse two teachers, and what another teacher cannot teach."""
+        if self.teacher is not None and (self.dense is not None or training.hidden):
+            raise LitPruneError(
+                "another teacher takes the dense model's place, and its hidden states are its own; leave dense and "
+                "training.hidden out"
+            )
+
+    def of(self, plans: Mapping[str, PrunePlan]) -> str:
+        """The name of the dense model, which all plans must agree on where one of them is to name it."""
+        planned = {plan.model.name for plan in plans.values()}
+        if self.dense is None and self.teacher is None and len(planned) > 1:
+            raise DataError(
+                f"the models were pruned from {' and '.join(sorted(planned))}: heal prunings of one model together, or "
+                "give it as --dense"
+            )
+        return self.dense or min(planned)
+
+    def model(self, name: str, loading: Loading) -> PreTrainedModel:
+        """Load the model that teaches, and writes where text is wanted; `name` is the dense one's."""
+        if self.teacher is not None:
+            return loading.model(self.teacher)
+        if not name:
+            raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
+        # Code that came with a model is trusted by its name from the user, not from a plan.
+        trusted = loading.trust_remote_code and self.dense is not None
+        try:
+            return replace(loading, trust_remote_code=trusted).model(name)
+        except ModelError as error:
+            raise ModelError(
+                f"the dense model that teaches: {error}; give it as --dense, or --distill false"
+            ) from error
+
+    def student(
+        self, model: Callable[[], PreTrainedModel], name: str, loading: Loading
+    ) -> tuple[PreTrainedModel, Teacher | None]:
+        """Load a pruned model that learns, and who teaches it: the model, which is loaded by need, or nobody."""
+        student = loading.model(name)
+        if not self.distill:
+            return student, None
+        if self.teacher is not None:
+            tokens = loading.tokenizer(self.teacher).get_vocab(), loading.tokenizer(name).get_vocab()
+            return student, OtherTeacher(model(), student, tokens)
+        teacher = DenseTeacher.of_pruned(model(), student)
+        return teacher.student, teacher
