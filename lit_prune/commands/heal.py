@@ -30,7 +30,7 @@ from lit_prune.healing import (
     race,
     save_adapter,
 )
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import PrunePlan, manners_in_words
 
 LESSONS, TEACHING, LORA, TRAINING, LOADING = Lessons(), Teaching(), LoraHealing(rank=64), HealingSettings(), Loading()
 
@@ -156,14 +156,4 @@ def outcome(report: HealingReport) -> str:
         return f"{trained}\nit did not help: perplexity {report.ppl_before:.2f}; the model is as it was"
     best = f"after step {report.step} of {report.steps}"
     words = [trained, f"perplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"]
-    return "\n".join([*words, *manners_in_words(report)])
-
-
-def manners_in_words(report: HealingReport) -> Iterator[str]:
-    """How the model goes on with text, before and after, beside its teacher."""
-    names = {"repetition": "repeated 4-grams", "ended": "texts ended", "agreement": "same next token as the teacher"}
-    for figure, name in names.items():
-        found = {when: seen[figure] for when, seen in report.manners.items() if seen[figure] is not None}
-        if "before" in found and "after" in found:
-            teachers = f" (teacher {found['teacher']:.0%})" if "teacher" in found and figure != "agreement" else ""
-            yield f"{name}: {found['before']:.0%} -> {found['after']:.0%}{teachers}"
+    return "\n".join([*words, *(f"{name}: {shares}" for name, shares in manners_in_words(report.manners))])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
 from lit_prune.files import markdown_inline, markdown_table
 from lit_prune.loading.sources import is_path
-from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep, unseen_in_words
+from lit_prune.plan import KINDS, PLAN_FILE, PrunePlan, PruneStep, manners_in_words, unseen_in_words
 from lit_prune.searches import outcome_in_words
 
 CARD_FILE = "README.md"
@@ -109,6 +109,7 @@ def _figures(plan: PrunePlan) -> str:
             f"- healed on {plan.healing['tokens']:,} tokens: perplexity {plan.healing['ppl_before']:.2f} -> "
             f"{plan.healing['ppl_after']:.2f} on validation windows"
         )
+        listed += [f"- {name}: {shares}" for name, shares in manners_in_words(plan.healing.get("manners", {}))]
     heads = ("step", "removed", "parameters", "score", "loss before", "loss after")
     table = markdown_table(heads, (_row(number, step) for number, step in enumerate(plan.steps, start=1)), {"removed"})
     note = "Mean token losses in nats on the calibration tokens, just before and just after the removal."

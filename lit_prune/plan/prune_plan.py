@@ -29,6 +29,7 @@ SETTINGS = ("calibration", "scorer", "search", "compensation", "budget", "unseen
 SHOWN: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], Mapping[str, Any]], ...] = (
     ("compensation", bool, {"name": str}),
     ("healing", bool, {"tokens": int, "ppl_before": float, "ppl_after": float}),
+    ("healing", lambda found: "manners" in found, {"manners": Mapping[str, Mapping[str, float | None]]}),
     ("budget", lambda found: found.get("rise") is not None, {"rise": float, "max_rise": float}),
     (
         "budget",

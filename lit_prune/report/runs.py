@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_prune.measure import perplexity_of
-from lit_prune.plan import PLAN_FILE, PrunePlan, unseen_in_words
+from lit_prune.plan import PLAN_FILE, PrunePlan, manners_in_words, unseen_in_words
 from lit_prune.report.drawing import BLUE, RED, name_axes, points_drawing, svg
 from lit_prune.report.evaluations import Dialogue, Match, match_pieces, perplexities
 from lit_prune.report.pieces import Piece, Table, count, ppl, titled
@@ -159,6 +159,8 @@ def _cards(run: ModelRun, found: Sequence[Match]) -> Iterator[Card]:
         tokens = f"{plan.healing['tokens']:,} tokens"
         if plan.healing.get("step"):
             yield "healing", _healed(plan.healing), f"perplexity on validation windows, {tokens}"
+            for name, shares in manners_in_words(plan.healing.get("manners", {})):
+                yield name, shares.replace("->", "→"), "going on with beginnings of validation windows, by healing"
         else:
             yield "healing", "did not help", f"perplexity {ppl(plan.healing['ppl_before'])}, {tokens}"
 
