@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import BudgetError, DataError, LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.pruning import Pruner, prune
 from lit_prune.searches import SEARCHES, Budget, SequenceLosses
+from lit_prune.surgery import mute
 from tests import naive
 from tests.tiny import tiny_model
 
@@ -244,6 +246,28 @@ class TestOnAModel:
             return sorted((each["without"], str(each["batch"]), each["nll"]) for each in found)
 
         assert measured(second) == measured(first)
+
+    def test_a_portfolio_finds_the_best_set_of_a_model_by_brute_force(self):
+        model = tiny_model("llama", num_hidden_layers=5)
+        text = naive.own_text(model, 32, 40)[torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]]
+        batches = [{"input_ids": rows} for rows in text.split(2)]
+        places = {each.id: model.get_submodule(each.path) for each in find_sublayers(model).sublayers}
+        sizes = {name: sum(weight.numel() for weight in place.parameters()) for name, place in places.items()}
+        wanted = 0.25 * sum(weight.numel() for weight in model.parameters())
+
+        def saves(members):
+            return sum(sizes[each] for each in members) >= wanted
+
+        def loss(members):
+            with mute(model, members):
+                return naive.mean_loss(model, batches)
+
+        every = [members for number in range(1, 8) for members in itertools.combinations(sizes, number)]
+        least = [each for each in every if saves(each) and not any(saves({*each} - {one}) for one in each)]
+        assert len(least) > 100
+        best = min(least, key=loss)
+        plan = prune(model, batches, amount=0.25, search="portfolio", compensate="none", progress=False)
+        assert frozenset(plan.removed) == frozenset(best)
 
     @pytest.mark.parametrize("inner", ["progressive", {"name": "lazy", "screen": 1.0}])
     def test_of_several_draws_that_is_taken_which_is_best_on_text_that_none_saw(self, inner):
