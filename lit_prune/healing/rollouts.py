@@ -20,6 +20,8 @@ PROMPT = 48
 LENGTH = 64
 """Tokens that it writes, where it is compared with the dense model."""
 NGRAM = 4
+PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
+"""Greedily, whatever the model's own generation config says."""
 LOOP = 12
 """Tokens in a row that repeat what stands before them, all at one distance, are a loop."""
 FARTHEST = 96
@@ -40,7 +42,7 @@ def continued(
         for part in torch.split(start, batch_size):
             inputs = on_device({"input_ids": part, "attention_mask": torch.ones_like(part)}, model.device)
             # No token ends it. Forbidding that token instead would teach that a text never ends.
-            options = {"eos_token_id": NO_TOKEN, "pad_token_id": 0, "suppress_tokens": padding, "do_sample": False}
+            options = {"eos_token_id": NO_TOKEN, "pad_token_id": 0, "suppress_tokens": padding, **PLAIN}
             rows.append(model.generate(**inputs, max_new_tokens=length - part.shape[1], **{**options, **how}).cpu())
     return torch.cat(rows)
 
