@@ -42,8 +42,8 @@ def apply_to_model(
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         uncompensated: Remove alone, where the plan was made with a compensation.
-        compensate: What makes up for removals in weights that stay - refit, scale, linear or bias; options as YAML. By
-            default refit where the plan was made with it, and the factors of the plan where it has some.
+        compensate: What makes up for removals in weights that stay - refit, scale, linear or bias, or none; options as
+            YAML. By default refit where the plan was made with it, and the factors of the plan where it has some.
         text: The text that a compensation is measured on.
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
@@ -51,6 +51,8 @@ def apply_to_model(
     require_empty(output)
     text.require_possible()
     steps = PrunePlan.load(plan)
+    if compensate in ("none", {"name": "none"}):  # as prune takes it
+        compensate, uncompensated = None, True
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
     if compensate is None and not uncompensated and steps.compensation.get("name") == REFIT:

@@ -160,7 +160,11 @@ class PrunePlan:
             PlanError: There is no such file, or it is no readable plan.
         """
         path = Path(path)
-        path = path / PLAN_FILE if path.is_dir() else path
+        if path.is_dir() and not (path := path / PLAN_FILE).exists():
+            raise PlanError(
+                f"there is no {PLAN_FILE} in {path.parent}: lit-prune has not written this folder. Where another tool "
+                "has trained a pruned model, copy the file from the folder that was trained"
+            )
         try:
             data = read_json(path.read_text(encoding="utf-8"))
         except OSError as error:

@@ -69,6 +69,11 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
     tokens = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(first(tokens).logits, second(tokens).logits)
+    alone = ["apply", str(out), str(model_folder), "--output", str(tmp_path / "alone"), "--compensate", "none"]
+    assert main(alone) == 0
+    assert PrunePlan.load(tmp_path / "alone").compensation == {}
+    kept, dense = load(tmp_path / "alone").state_dict(), load(model_folder).state_dict()
+    assert all(torch.equal(each, dense[name]) for name, each in kept.items() if each.numel())
 
 
 @pytest.mark.parametrize(
@@ -175,6 +180,7 @@ def test_plans_that_do_not_fit_are_refused(tmp_path, model_folder, text, tokeniz
     )
     broken = shutil.copy(out / "prune_plan.json", tmp_path / "broken.json")
     (tmp_path / "broken.json").write_text("{")
+    assert "has not written this folder" in failing(capsys, "heal", other, "--output", tmp_path / "x")
     assert "damaged" in failing(capsys, "apply", broken, model_folder, "--output", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
