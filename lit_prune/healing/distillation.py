@@ -104,7 +104,7 @@ def written_windows(
     opening = dialogue_opening(tokenizer)[: window - 1]
     dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
-    sampled = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    sampled: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     parts = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

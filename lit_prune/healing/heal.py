@@ -23,7 +23,7 @@ from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.healing.lora import LoraHealing, attach_lora
 from lit_prune.healing.optimization import trained_parameters
 from lit_prune.healing.resuming import KeepState, Pause, Stretches
-from lit_prune.healing.rollouts import Examination, Rollouts
+from lit_prune.healing.rollouts import Examination, Repairs
 from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.stage import HealingStage
 from lit_prune.healing.teacher import Teacher
@@ -78,6 +78,8 @@ def heal(
     settings, lora = settings or HealingSettings(), lora or LoraHealing(rank=64)
     if teacher is not None and teacher.student is not model:
         raise LitPruneError("the teacher is of another model: heal teacher.student")
+    if settings.repair and teacher is None:
+        raise LitPruneError("repair learns what a teacher would write; give one, or leave repair at 0")
     known = {} if state is None else model_fingerprints(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for the adapters' first values
@@ -118,10 +120,9 @@ def heal(
     stage.begin_epoch = lambda step: order.begin(
         step * per_step * trainer.world_size, trainer.global_rank, trainer.world_size
     )
-    if settings.rollouts:
-        rollouts = Rollouts(train, settings.rollouts)
-        train = rollouts.windows
-        stage.renew = lambda: rollouts.renew(model, list(order))
+    if teacher is not None and settings.repair:
+        stage.repairs = Repairs(train, teacher)
+        stage.coming = lambda: list(order)[::batch_size]
     if settings.examined:
         stage.examine = lambda: Examination(validation[: settings.examined], teacher)
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.healing.teacher import Teacher
@@ -22,6 +23,12 @@ LENGTH = 64
 NGRAM = 4
 PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 """Greedily, whatever the model's own generation config says."""
+ROLLOUT = 100
+"""Tokens that it writes, where loops are looked for."""
+TURN = 24
+"""Tokens of a pair's continuations."""
+MARGIN = 1.0
+"""Nats of a token by which the teacher's continuation is to be likelier than the model's loop."""
 LOOP = 12
 """Tokens in a row that repeat what stands before them, all at one distance, are a loop."""
 FARTHEST = 96
@@ -29,22 +36,42 @@ FARTHEST = 96
 
 
 def continued(
-    model: Any, start: Tensor, length: int, *, num_tokens: int | None = None, batch_size: int = 32, **how: Any
+    model: Any,
+    start: Tensor,
+    length: int,
+    *,
+    mask: Tensor | None = None,
+    num_tokens: int | None = None,
+    batch_size: int = 32,
+    **how: Any,
 ) -> Tensor:
     """Let a model go on with beginnings [rows, tokens] up to a length, LongTensor [rows, length] on the CPU.
 
-    It goes on behind what ends a text, too, and writes the first `num_tokens` of its tokens alone. `how` are further
-    options of transformers' `generate`; greedily by default.
+    It goes on behind what ends a text, too, and writes the first `num_tokens` of its tokens alone. The mask [rows,
+    tokens] is 0 at padding in front. `how` are further options of transformers' `generate`; greedily by default.
     """
     rows, own = [], model.get_output_embeddings().weight.shape[0]
+    mask = torch.ones_like(start) if mask is None else mask
     padding = [*range(num_tokens or own, own)] or None
     with evaluating(model):
-        for part in torch.split(start, batch_size):
-            inputs = on_device({"input_ids": part, "attention_mask": torch.ones_like(part)}, model.device)
+        for part, seen in zip(torch.split(start, batch_size), torch.split(mask, batch_size), strict=True):
+            inputs = on_device({"input_ids": part, "attention_mask": seen}, model.device)
             # No token ends it. Forbidding that token instead would teach that a text never ends.
             options = {"eos_token_id": NO_TOKEN, "pad_token_id": 0, "suppress_tokens": padding, **PLAIN}
             rows.append(model.generate(**inputs, max_new_tokens=length - part.shape[1], **{**options, **how}).cpu())
     return torch.cat(rows)
+
+
+def continued_apart(model: Any, starts: Sequence[Tensor], length: int, **how: Any) -> list[Tensor]:
+    """What a model writes behind beginnings of several lengths, greedily, [length] each; as `continued`."""
+    found = []
+    for first in range(0, len(starts), 32):
+        rows = starts[first : first + 32]
+        longest = max(map(len, rows))
+        padded = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
+        mask = torch.stack([F.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
+        found += [row[longest:] for row in continued(model, padded, longest + length, mask=mask, **how)]
+    return found
 
 
 def loop_begins(tokens: Tensor) -> int:
@@ -132,32 +159,50 @@ def ends_of(model: Any) -> set[int]:
     return {*found} if isinstance(found, list) else {found} - {None}
 
 
-class Rollouts:
-    """Windows of training text, a share of which the model itself goes on with from their beginnings on.
+class Repairs:
+    """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself.
 
-    A teacher then says at each of its own words what it should have said there: distillation on what the student writes
-    (GKD, arXiv 2306.13649), as short as it makes sense (ShortOPD, arXiv 2607.13124): what is behind the beginning of a
-    loop is not learned, since there the teacher goes on with it too.
+    One is the teacher's, the other the model's own, and the loss of a pair is 0 once the teacher's is likelier by a
+    margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself there is
+    nothing to learn, so the pairs grow fewer as it heals.
 
     Args:
-        windows: The windows, LongTensor [num_windows, window].
-        share: The share of them that the model goes on with.
+        windows: Windows of training text, LongTensor [num_windows, window], whose beginnings are prompts.
+        teacher: The teacher.
     """
 
-    def __init__(self, windows: Tensor, share: float) -> None:
-        self.windows = windows.clone()
-        self._original, self._share, self._prompt = windows, share, min(PROMPT, windows.shape[1] // 2)
+    def __init__(self, windows: Tensor, teacher: Teacher) -> None:
+        prompt = min(PROMPT, windows.shape[1] // 2)
+        self._prompts = torch.where(windows < 0, ~windows, windows)[:, :prompt]
+        self._length, self._teacher = min(prompt + ROLLOUT, windows.shape[1]), teacher
+        self._pairs: list[tuple[int, Tensor] | None] = []
 
     def renew(self, model: Any, numbers: Sequence[int]) -> None:
-        """Let a model go on with its share of some windows, and make the others what they were."""
-        rows = torch.tensor(numbers)
-        self.windows[rows] = self._original[rows]
-        own = torch.tensor([int((place + 1) * self._share) > int(place * self._share) for place in range(len(rows))])
-        if not own.any():
-            return
-        start = self._original[rows[own], : self._prompt]
-        written = continued(model, torch.where(start < 0, ~start, start), self._original.shape[1])
-        for number, row in zip(rows[own].tolist(), written, strict=True):
-            end = self._prompt + loop_begins(row[self._prompt :]) + LOOP
-            row[end:] = ~row[end:]
-            self.windows[number] = row
+        """Let a model go on with the beginnings of some windows, and its teacher where it would repeat itself."""
+        prompt = self._prompts.shape[1]
+        own = continued(model, self._prompts[torch.tensor(numbers)], self._length)
+        begins = [prompt + loop_begins(row[prompt:]) for row in own]
+        looping = [place for place, begin in enumerate(begins) if begin < self._length]
+        self._pairs = [None] * len(numbers)
+        with self._teacher.teaching() as teaching:
+            width = model.get_output_embeddings().weight.shape[0]
+            kept = [own[place, : begins[place]] for place in looping]
+            better = continued_apart(teaching, kept, TURN, num_tokens=width)
+        for place, start, behind in zip(looping, kept, better, strict=True):
+            worse = own[place, len(start) : len(start) + TURN]
+            pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
+            self._pairs[place] = None if torch.equal(*pair) else (len(start), pair)
+
+    def loss(self, model: Any, place: int) -> Tensor | None:
+        """The loss of the pair of a window by its place among those that were renewed last; None where there is none.
+
+        It is max(0, margin + l(teacher's) - l(own)) with the mean token losses l of both, in nats.
+        """
+        found = self._pairs[place] if place < len(self._pairs) else None
+        if found is None:
+            return None
+        start, pair = found
+        pair = pair.to(model.device)
+        logits = model(input_ids=pair, use_cache=False).logits[:, start - 1 : -1].float()
+        better, worse = F.cross_entropy(logits.transpose(1, 2), pair[:, start:], reduction="none").mean(dim=1)
+        return F.relu(MARGIN + better - worse)

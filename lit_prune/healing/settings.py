@@ -53,8 +53,8 @@ class HealingSettings(Distillation):
         patience: The number of validations without a better perplexity after which it stops; None never stops.
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
         last_blocks: The number of blocks at the end that are trained whole.
-        rollouts: The share of the windows that the model itself goes on with, behind their first 48 tokens, for its
-            teacher to correct it there; they are written anew behind every validation.
+        repair: The weight of the loss of pairs of continuations, the teacher's and the model's own, from where the
+            model begins to repeat itself: one for each step, written anew behind every validation. 0 leaves it out.
         examined: The number of validation windows whose beginnings the model and its teacher go on with at every
             validation; of two states of like perplexity that one is kept which repeats itself less. 0 leaves it out.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to spare memory.
@@ -72,7 +72,7 @@ class HealingSettings(Distillation):
     patience: int | None = None
     also: tuple[str, ...] = ()
     last_blocks: int = 0
-    rollouts: float = 0.0
+    repair: float = 0.0
     examined: int = 32
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -81,10 +81,8 @@ class HealingSettings(Distillation):
         super().__post_init__()
         if self.tokens < 1 or self.learning_rate <= 0 or self.validations < 1:
             raise LitPruneError("healing takes tokens, learning_rate and validations above 0")
-        if not 0 <= self.warmup <= 1 or not 0 <= self.rollouts <= 1:
-            raise LitPruneError("healing takes a warmup and rollouts from 0 to 1")
-        if self.last_blocks < 0 or self.examined < 0:
-            raise LitPruneError("healing takes last_blocks and examined of 0 or more")
+        if not 0 <= self.warmup <= 1 or self.last_blocks < 0 or self.repair < 0 or self.examined < 0:
+            raise LitPruneError("healing takes a warmup from 0 to 1, and last_blocks, repair and examined of 0 or more")
         if self.lr_schedule not in SCHEDULES:
             raise LitPruneError(f"healing takes an lr_schedule of {', '.join(SCHEDULES)}; found {self.lr_schedule!r}")
         if unknown := sorted({*self.also} - {*PARTS}):

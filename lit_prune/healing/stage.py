@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lit_prune.errors import LitPruneError
 from lit_prune.healing.distillation import taught_loss
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
-from lit_prune.healing.rollouts import Examination
+from lit_prune.healing.rollouts import Examination, Repairs
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import Teacher
 from lit_prune.loading.randomness import random_state, restore_random_state
@@ -59,7 +59,8 @@ class HealingStage(TokenMean):
         self._seconds_before, self._begin = 0.0, time.monotonic()
         self._random_state: dict[str, Any] | None = None
         self.begin_epoch: Callable[[int], None] = lambda step: None
-        self.renew: Callable[[], None] = lambda: None
+        self.coming: Callable[[], list[int]] = list
+        self.repairs: Repairs | None = None
         self.examine: Callable[[], Examination] | None = None
         self._examination: Examination | None = None
         self.strict_loading = False  # a state holds what is trained
@@ -85,7 +86,8 @@ class HealingStage(TokenMean):
     def on_train_epoch_start(self) -> None:
         """Go on in the order of the windows."""
         self.begin_epoch(self.trainer.global_step)
-        self.renew()
+        if self.repairs is not None:
+            self.repairs.renew(self.model, self.coming())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, the best of it so far, and what they are of; not the model, which is there again."""
@@ -120,6 +122,10 @@ class HealingStage(TokenMean):
         else:
             text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
             loss = taught_loss(own, taught, out, labels, text=text, student=self.model)
+        repaired = None if self.repairs is None else self.repairs.loss(self.model, batch_idx)
+        if repaired is not None:
+            loss = loss + own.repair * repaired
+            self.log("repair_loss", repaired)
         self.saw(predicts(labels).sum(), batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss

@@ -7,6 +7,7 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 
 import lit_prune
@@ -30,7 +31,7 @@ from lit_prune.healing import (
     written_windows,
 )
 from lit_prune.healing.distillation import taught_loss
-from lit_prune.healing.rollouts import LOOP, PROMPT, Examination, Rollouts, continued, loop_begins
+from lit_prune.healing.rollouts import PROMPT, Examination, Repairs, continued, continued_apart, loop_begins
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
@@ -245,7 +246,7 @@ def healed_model(*callbacks, state=None, seed=0):
     torch.manual_seed(seed)  # what a process finds is not what the training goes by
     text = naive.own_text(tiny_model("llama"), 18, 24)
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())
-    learned = {"also": ("norms",), "cross_entropy": 0.2, "rollouts": 0.5, "examined": 3}
+    learned = {"also": ("norms",), "cross_entropy": 0.2, "repair": 0.5, "examined": 3}
     settings = HealingSettings(tokens=13 * 96, learning_rate=1e-2, validations=4, **learned)
     lora = LoraHealing(rank=2, dropout=0.2)
     options = {"lora": lora, "settings": settings, "teacher": teacher, "state": state, "callbacks": callbacks}
@@ -270,22 +271,40 @@ def test_a_training_that_was_killed_goes_on_with_the_same_result_to_the_last_bit
     assert replace(done, seconds=0) == replace(report, seconds=0), "what is done is not done again"
 
 
-def test_a_share_of_the_windows_is_what_the_model_writes_up_to_its_loops():
-    model, text = tiny_model("llama"), torch.randint(3, 128, (6, 120), generator=torch.Generator().manual_seed(5))
-    for layer in model.model.layers:  # the next token follows from the last one alone, so it soon goes in circles
-        layer.self_attn.o_proj.weight.data.zero_()
-    text[3, :50] = ~text[3, :50]  # not to be learned, and read
-    rollouts = Rollouts(text, share=0.5)
-    rollouts.renew(model, [5, 0, 1, 3])
-    assert torch.equal(rollouts.windows[[1, 2, 4, 5]], text[[1, 2, 4, 5]])
-    start = torch.where(text < 0, ~text, text)[:, :PROMPT]
-    for number in (0, 3):
-        read = greedy(model, start[number : number + 1], 120)[0]
-        learned = torch.arange(120) < PROMPT + loop_begins(read[PROMPT:]) + LOOP
-        assert torch.equal(rollouts.windows[number], torch.where(learned, read, ~read))
-    assert (rollouts.windows[[0, 3]] < 0).any(dim=1).all()
-    rollouts.renew(model, [0, 3])
-    assert torch.equal(rollouts.windows[0], text[0]), "what is no rollout now is what it was"
+def test_a_pair_is_what_teacher_and_model_write_where_the_model_begins_to_repeat_itself():
+    text = torch.randint(3, 128, (6, 160), generator=torch.Generator().manual_seed(5))
+    pruned = pruned_model()
+    for layer in pruned.model.layers:  # the next token follows from the last one alone, so it soon goes in circles
+        for weight in layer.self_attn.parameters():
+            weight.data.zero_()
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
+    repairs = Repairs(text, teacher)
+    repairs.renew(teacher.student, [4, 2])
+    for place, number in enumerate([4, 2]):
+        own = greedy(pruned, text[number : number + 1, :PROMPT], 148)[0]
+        begin = PROMPT + loop_begins(own[PROMPT:])
+        assert begin < 120
+        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0]
+        worse = own[: begin + 24]
+        with torch.no_grad():
+            better, worse = (
+                float(F.cross_entropy(pruned(input_ids=row[None]).logits[0, begin - 1 : -1], row[begin:]))
+                for row in (better, worse)
+            )
+        found = repairs.loss(teacher.student, place).detach()
+        assert float(found) == pytest.approx(max(0.0, 1 + better - worse), abs=1e-4)
+    assert repairs.loss(teacher.student, 2) is None
+    calm = Repairs(torch.arange(3, 99)[None], DenseTeacher.of_pruned(tiny_model("llama"), pruned_model()))
+    calm.renew(tiny_model("llama"), [0])
+    assert calm.loss(tiny_model("llama"), 0) is None, "what does not repeat itself has nothing to repair"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_beginnings_of_several_lengths_go_on_as_if_alone(architecture):
+    model = tiny_model(architecture)
+    starts = [TOKENS[0, :9], TOKENS[1, :5], TOKENS[0, :12]]
+    for start, found in zip(starts, continued_apart(model, starts, 7), strict=True):
+        assert torch.equal(found, greedy(model, start[None], len(start) + 7)[0, len(start) :])
 
 
 @pytest.mark.parametrize(
@@ -325,11 +344,11 @@ def test_manners_are_those_of_what_is_written(tokenizer):
 
 def test_of_two_states_that_one_is_kept_which_repeats_itself_less(monkeypatch):
     plain, _ = healed_model()
-    assert plain.step > 6
-    seen = iter([0.2, 0.2, 0.2, 0.9, 0.9, 0.9])
+    assert plain.step > 3
+    seen = iter([0.2, 0.2, 0.9, 0.9, 0.9, 0.9])
     monkeypatch.setattr(Examination, "of", lambda self, model: Manners(next(seen), 0.0, 0.5))
     report, _ = healed_model()
-    assert report.step == 6
+    assert report.step == 3
     assert report.ppl_after > plain.ppl_after, "perplexity went on falling"
     assert (report.manners["before"]["repetition"], report.manners["after"]["repetition"]) == (0.2, 0.2)
 
