@@ -56,10 +56,10 @@ class Portfolio(WholeSet):
     """
 
     held_out: float = 0.25
-    parents: int = 3
+    parents: int = 2
     parent_share: float = 0.25
     rounds: int = 2
-    children: int = 40
+    children: int = 28
     swaps: int = 12
     shares: tuple[float, ...] = (1 / 6, 1 / 3, 1.0)
     survivors: tuple[int, ...] = (12, 4, 4)
