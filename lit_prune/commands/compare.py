@@ -100,13 +100,14 @@ def compare(
     settings |= {"num_unseen": num_unseen, "batch_size": sample.batch_size, "seed": sample.seed, "tasks": tasks}
     settings |= {"limit": limit, "speed": speed, "dtype": loading.dtype, "device": loading.place}
     settings |= {"answers_only": True} if sample.answers_only else {}
-    folder = Path(output)
-    kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
     # Of every text the first windows are for calibration, as many as any line asks for; then come those that none sees,
     # and those of further draws.
     kinds = [replace(sample, data=line.get("data", sample.data)) for line in lines]
     asked = [line.get("num_windows", sample.num_windows) for line in lines]
     most = max(sample.share(sample.num_windows), *map(Sample.share, kinds, asked))
+    settings |= {"calibration_windows": most}  # of a text: behind them come those that none sees
+    folder = Path(output)
+    kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
     calibrating = {text for own in (sample, *kinds) for text in own.texts}
     notes: list[str] = []
     for name in names:

@@ -82,3 +82,7 @@ def test_another_comparison_in_the_same_folder_is_refused(folder, tmp_path, caps
     assert main(arguments) == 0
     assert main([*arguments, "--seed=1"]) == 2
     assert "with other seed" in capsys.readouterr().err
+    # A line that calibrates on more would push the windows that none sees farther back.
+    more = "--methods=[random, {method: random, label: more, num_windows: 3}]"
+    assert main([*arguments[:4], more, *SIZES]) == 2
+    assert "with other calibration_windows" in capsys.readouterr().err
