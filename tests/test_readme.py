@@ -59,7 +59,7 @@ def test_shell_examples_run(place):
     ran = [shlex.split(line)[1:] for line in SHELL if line.startswith(tuple(f"lit-prune {verb}" for verb in small))]
     # The tokenizer of these tests has no merges, which GGUF wants.
     ran = [each for each in ran if "gguf" not in each]
-    verbs = ["prune", "apply", "prune", "apply", "heal", "export", "export", "evaluate", "report", "analyse"]
+    verbs = ["prune", "apply", "prune", "apply", "heal", "heal", "export", "export", "evaluate", "report", "analyse"]
     assert [each[0] for each in ran] == verbs
     for arguments in ran:
         assert main([*arguments, *small[arguments[0]]]) == 0
