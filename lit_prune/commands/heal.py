@@ -81,6 +81,7 @@ def heal_model(
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
+    teaching.require_tokens(tokenizer, loading)
     train, validation = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer))
     options: dict[str, Any] = {
         "lora": lora,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.commands.options import SELF, Loading, self_written
 from lit_prune.data import drawn_windows, require_answers
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.healing import DenseTeacher, HealingSettings, OtherTeacher, Teacher
+from lit_prune.healing import DenseTeacher, HealingSettings, OtherTeacher, Teacher, require_same_tokens
 from lit_prune.plan import PrunePlan
 
 
@@ -63,7 +63,7 @@ class Lessons:
         )
         drawn = {text: draw(text, tokenizer) for text in texts if text != SELF}
         if self.answers_only:
-            require_answers(torch.cat([*drawn.values(), torch.zeros(0, self.window)]))
+            require_answers(torch.cat([*drawn.values(), torch.zeros(0, self.window, dtype=torch.long)]))
         if SELF in texts:
             drawn[SELF] = self_written(writer(), tokenizer, wanted, self.window, self.seed)
         windows = [drawn[text] for text in drawn]
@@ -92,6 +92,11 @@ class Teaching:
                 "another teacher takes the dense model's place, and its hidden states are its own; leave dense and "
                 "training.hidden out"
             )
+
+    def require_tokens(self, tokenizer: PreTrainedTokenizerBase, loading: Loading) -> None:
+        """Refuse another teacher whose tokens are not the student's, before it writes or teaches."""
+        if self.teacher is not None:
+            require_same_tokens(loading.tokenizer(self.teacher).get_vocab(), tokenizer.get_vocab())
 
     def of(self, plans: Mapping[str, PrunePlan]) -> str:
         """The name of the dense model, which all plans must agree on where one of them is to name it."""
@@ -126,7 +131,6 @@ class Teaching:
         if not self.distill:
             return student, None
         if self.teacher is not None:
-            tokens = loading.tokenizer(self.teacher).get_vocab(), loading.tokenizer(name).get_vocab()
-            return student, OtherTeacher(model(), student, tokens)
+            return student, OtherTeacher(model(), student)
         teacher = DenseTeacher.of_pruned(model(), student)
         return teacher.student, teacher

@@ -23,7 +23,7 @@ from lit_prune.healing.rollouts import Manners, repetition
 from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.stage import merits_in
-from lit_prune.healing.teacher import DenseTeacher, OtherTeacher, Teacher
+from lit_prune.healing.teacher import DenseTeacher, OtherTeacher, Teacher, require_same_tokens
 
 __all__ = [
     "HELD_BACK",
@@ -58,6 +58,7 @@ __all__ = [
     "race",
     "repetition",
     "require_possible",
+    "require_same_tokens",
     "restore_adapters",
     "restore_switches",
     "save_adapter",

@@ -47,25 +47,15 @@ class Teacher(ABC):
 class OtherTeacher(Teacher):
     """Another model that teaches, as it is: one that was trained further, or a larger one, with the same tokens.
 
-    It may have more or fewer rows of padding behind the tokens. Its hidden states are not the student's to learn.
+    It may have more or fewer rows of padding behind the tokens: see `require_same_tokens`. Its hidden states are not
+    the student's to learn.
 
     Args:
         model: The model that teaches.
         student: The model that learns.
-        tokens: What ids mean to the teacher and to the student, by token, as tokenizers' `get_vocab` has them.
-
-    Raises:
-        ModelError: An id means something else to one than to the other.
     """
 
-    def __init__(self, model: Any, student: Any, tokens: tuple[Mapping[str, int], Mapping[str, int]]) -> None:
-        own, students = ({number: token for token, number in meant.items()} for meant in tokens)
-        if other := sorted(number for number, token in students.items() if own.get(number) != token):
-            first = other[0]
-            raise ModelError(
-                f"a teacher must have the student's tokens, and {len(other):,} of {len(students):,} are others: the id "
-                f"{first} is {own.get(first)!r} to the teacher and {students[first]!r} to the student"
-            )
+    def __init__(self, model: Any, student: Any) -> None:
         self.student = student
         self._model = model.eval().requires_grad_(False)
 
@@ -87,6 +77,20 @@ class OtherTeacher(Teacher):
     def to(self, device: torch.device) -> None:
         """Move the teacher to a device."""
         self._model.to(device)
+
+
+def require_same_tokens(teachers: Mapping[str, int], students: Mapping[str, int]) -> None:
+    """Refuse with a ModelError a teacher to whom the student's ids mean something else.
+
+    Both are ids by token, as tokenizers' `get_vocab` has them; the teacher may have more.
+    """
+    theirs, own = ({number: token for token, number in meant.items()} for meant in (teachers, students))
+    if other := sorted(number for number, token in own.items() if theirs.get(number) != token):
+        first = other[0]
+        raise ModelError(
+            f"a teacher must have the student's tokens, and {len(other):,} of {len(own):,} are others: the id {first} "
+            f"is {theirs.get(first)!r} to the teacher and {own[first]!r} to the student"
+        )
 
 
 class DenseTeacher(Teacher):

@@ -27,6 +27,7 @@ from lit_prune.healing import (
     merge,
     race,
     repetition,
+    require_same_tokens,
     save_adapter,
     written_windows,
 )
@@ -115,7 +116,8 @@ def test_a_teacher_of_another_model_is_refused():
 def test_another_model_teaches_by_the_tokens_that_both_have():
     pruned, larger = pruned_model(), tiny_model("llama", vocab_size=140, num_hidden_layers=6)
     names = {f"t{number}": number for number in range(128)}
-    teacher = OtherTeacher(larger, pruned, ({**names, "spare": 139}, names))
+    require_same_tokens({**names, "spare": 139}, names)
+    teacher = OtherTeacher(larger, pruned)
     taught, out = teacher.outputs(BATCH), pruned(input_ids=TOKENS, use_cache=False)
     assert taught.logits.shape[-1] == 140
     found = taught_loss(Distillation(), taught, out, TOKENS, text=None, student=pruned)
@@ -127,7 +129,7 @@ def test_another_model_teaches_by_the_tokens_that_both_have():
     with pytest.raises(
         ModelError, match="2 of 128 are others: the id 3 is 't4' to the teacher and 't3' to the student"
     ):
-        OtherTeacher(larger, pruned, ({**names, "t3": 4, "t4": 3}, names))
+        require_same_tokens({**names, "t3": 4, "t4": 3}, names)
 
 
 def test_healing_towards_another_model(pruned_folder, text, tmp_path, tokenizer, capsys):
