@@ -124,7 +124,8 @@ def heal(
         stage.repairs = Repairs(train, teacher)
         stage.coming = lambda: list(order)[::batch_size]
     if settings.examined:
-        stage.examine = lambda: Examination(validation[: settings.examined], teacher)
+        spread = max(1, len(validation) // settings.examined)  # over the texts, which come one after the other
+        stage.examine = lambda: Examination(validation[::spread][: settings.examined], teacher)
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)
     checking = window_loader(validation, batch_size, seed=settings.seed)
     with isolate_rng():
