@@ -56,7 +56,8 @@ class HealingSettings(Distillation):
         repair: The weight of the loss of pairs of continuations, the teacher's and the model's own, from where the
             model begins to repeat itself: one for each step, written anew behind every validation. 0 leaves it out.
         examined: The number of validation windows whose beginnings the model and its teacher go on with at every
-            validation; of two states of like perplexity that one is kept which repeats itself less. 0 leaves it out.
+            validation; of two states of like perplexity that one is kept which repeats itself less, where that is more
+            than the teacher does or `repair` is wanted. 0 leaves it out.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to spare memory.
         seed: The seed of the order of the windows, and of the adapters' first values.
 

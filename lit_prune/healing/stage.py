@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ class HealingStage(TokenMean):
         if teachers is None:
             return 0.0
         self.manners["teacher"] = asdict(teachers)
-        return now.worse(teachers)
+        # Who has repetition repaired wants less of it, and be it less than the teacher has.
+        return now.worse(replace(teachers, repetition=0.0) if self.settings.repair else teachers)
 
     def restore_best(self) -> None:
         """Go back to the weights with the lowest validation loss, those before the first step included."""
