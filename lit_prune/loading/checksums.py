@@ -46,7 +46,7 @@ def require_intact(folder: Path) -> None:
 
 _ADVICE = (
     "It is damaged: take it from a backup, or make it again. If it was changed on purpose, or another tool has trained "
-    f"the model and copied {SUMS_FILE} beside what came of it, delete that file, and the model is loaded as it is"
+    f"the model and copied this file beside what came of it, delete {SUMS_FILE} and it is loaded as it is"
 )
 
 
