@@ -5,6 +5,7 @@ from lit_prune.data.examples import Example, example_batches, read_examples
 from lit_prune.data.text_data import TextDataModule, window_loader
 from lit_prune.data.texts import BUILTIN, MIXED, read_texts, require_source, share_out
 from lit_prune.data.windows import (
+    batch_of,
     calibration_batches,
     draw_windows,
     drawn_windows,
@@ -19,6 +20,7 @@ __all__ = [
     "MIXED",
     "Example",
     "TextDataModule",
+    "batch_of",
     "calibration_batches",
     "draw_windows",
     "drawn_windows",

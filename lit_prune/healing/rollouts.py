@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_prune.data import batch_of
 from lit_prune.healing.teacher import Teacher
 from lit_prune.measure import on_device
 from lit_prune.surgery import evaluating
@@ -124,7 +125,7 @@ class Examination:
     """
 
     def __init__(self, windows: Tensor, teacher: Teacher | None = None) -> None:
-        self._start = torch.where(windows < 0, ~windows, windows)[:, : min(PROMPT, windows.shape[1] // 2)]
+        self._start = batch_of(windows)["input_ids"][:, : min(PROMPT, windows.shape[1] // 2)]
         self._length = min(self._start.shape[1] + LENGTH, windows.shape[1])
         self._taught: Tensor | None = None
         self.teachers: Manners | None = None
@@ -173,7 +174,7 @@ class Repairs:
 
     def __init__(self, windows: Tensor, teacher: Teacher) -> None:
         prompt = min(PROMPT, windows.shape[1] // 2)
-        self._prompts = torch.where(windows < 0, ~windows, windows)[:, :prompt]
+        self._prompts = batch_of(windows)["input_ids"][:, :prompt]
         self._length, self._teacher = min(prompt + ROLLOUT, windows.shape[1]), teacher
         self._pairs: list[tuple[int, Tensor] | None] = []
 
