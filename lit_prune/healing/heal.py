@@ -143,7 +143,7 @@ def heal(
         num_trained=sum(parameter.numel() for parameter in trained.values()),
         stopped=stopped,
         merit=stage.merits[-1],
-        manners={when: seen for when, seen in stage.manners.items() if when != "now"},
+        manners=stage.manners,
     )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lit_prune.errors import LitPruneError
 from lit_prune.healing.distillation import taught_loss
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
-from lit_prune.healing.rollouts import Examination, Repairs
+from lit_prune.healing.rollouts import Examination, Manners, Repairs
 from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import Teacher
 from lit_prune.loading.randomness import random_state, restore_random_state
@@ -139,31 +139,31 @@ class HealingStage(TokenMean):
         loss = float(self._metric.compute())
         self._metric.reset()
         self.validated_step = self.trainer.global_step
-        merit = loss + self._examined()
+        now, excess = self._examined()
+        merit = loss + excess
         best = min(self.merits, default=math.inf)
         self.merits.append(min(merit, best))
         if merit < best:
             self.best_loss, self.best_step = loss, self.validated_step
-            self.manners |= {"after": self.manners["now"]} if self.manners else {}
+            self.manners |= {} if now is None else {"after": asdict(now)}
             self._best = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
         self.log("val_loss", loss, sync_dist=False)
         self.log("val_ppl", perplexity_of(loss), prog_bar=True, sync_dist=False)
 
-    def _examined(self) -> float:
-        """See how the model goes on with text now, and by how much worse that is than the teacher's way."""
+    def _examined(self) -> tuple[Manners | None, float]:
+        """How the model goes on with text now, where that is looked at, and how much worse than its teacher."""
         if self.examine is None:
-            return 0.0
+            return None, 0.0
         if self._examination is None:
             self._examination = self.examine()
         teachers, now = self._examination.teachers, self._examination.of(self.model)
-        self.manners["now"] = asdict(now)
         self.manners.setdefault("before", asdict(now))
         self.log("val_repetition", now.repetition, sync_dist=False)
         if teachers is None:
-            return 0.0
+            return now, 0.0
         self.manners["teacher"] = asdict(teachers)
         # Who has repetition repaired wants less of it, and be it less than the teacher has.
-        return now.worse(replace(teachers, repetition=0.0) if self.settings.repair else teachers)
+        return now, now.worse(replace(teachers, repetition=0.0) if self.settings.repair else teachers)
 
     def restore_best(self) -> None:
         """Go back to the weights with the lowest validation loss, those before the first step included."""
