@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
 from lit_prune.files import write_text
 from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.loading.trees import EitherCallback, either
 from lit_prune.report import (
     Answer,
     Row,
@@ -50,7 +50,7 @@ class HeldOut:
     batches: Iterable[Any]
 
 
-class BeforeAfterCallback(Callback):
+class BeforeAfterCallback(EitherCallback):
     """Measures parameters, held-out perplexity, speed and one answer before and after pruning.
 
     Leaves `summary.md`, `summary.json` and `score_map.png` in the run's folder, shows the summary on the screen, and
@@ -170,7 +170,11 @@ class BeforeAfterCallback(Callback):
     def _held_out(self, trainer: L.Trainer) -> HeldOut:
         """The text of every process: fetching validation batches is a collective."""
         data = getattr(trainer, "datamodule", None)
-        if data is None or not is_overridden("test_dataloader", data, L.LightningDataModule):
+        if data is None or not any(
+            is_overridden("test_dataloader", data, each)
+            for each in either(L.LightningDataModule)
+            if isinstance(data, each)
+        ):
             batches = [batch.scored for batch in validation_batches(trainer, None)]
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from lit_prune.healing import merge
+from lit_prune.loading.trees import is_a
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import cut_groups, remove
 from lit_prune.training import follow_checkpoints, restore_structure, structure_of
@@ -58,7 +59,7 @@ def follow_removal(trainer: L.Trainer, sublayers: Iterable[SublayerId], name: st
         remove(average, gone, trainer.optimizers)
     left = {name for name, _ in trainer.lightning_module.named_parameters()}
     for callback in callbacks_of(trainer):
-        if isinstance(callback, BaseFinetuning):  # a resumed run would look for them
+        if is_a(callback, BaseFinetuning):  # a resumed run would look for them
             for groups in callback._internal_optimizer_metadata.values():
                 cut_groups(groups, left.__contains__)
 
@@ -69,11 +70,11 @@ def averages(trainer: L.Trainer, name: str | None) -> Iterator[PreTrainedModel]:
     yield from averages_in(trainer.lightning_module, own).values()
     for callback in averaging_callbacks(trainer):
         if (average := callback._average_model) is not None:  # none in a run that does not fit
-            module = average.module if isinstance(callback, WeightAveraging) else average
+            module = average.module if is_a(callback, WeightAveraging) else average
             yield model_in(module, name)
             yield from averages_in(module, own).values()
     for callback in callbacks_of(trainer):
-        if not isinstance(callback, AVERAGING):
+        if not is_a(callback, *AVERAGING):
             for value in vars(callback).values():
                 yield from averages_in(value, own).values() if isinstance(value, AveragedModel) else ()
 
@@ -96,7 +97,7 @@ def copies_in(module: nn.Module, model: nn.Module) -> list[str]:
 
 def averaging_callbacks(trainer: L.Trainer) -> list[Any]:
     """The trainer's callbacks that average the module's weights."""
-    return [callback for callback in callbacks_of(trainer) if isinstance(callback, AVERAGING)]
+    return [callback for callback in callbacks_of(trainer) if is_a(callback, *AVERAGING)]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from torch import nn
 from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.fsdp import TENSOR
+from lit_prune.loading.trees import is_a
 from lit_prune.pruning import Pruner, require_shardable
 
 from .followers import averages_in, averaging_callbacks, copies_in
@@ -25,17 +26,17 @@ SAME_AT_ANY_SIZE = ("epoch", "step")
 def require_supported(trainer: L.Trainer, *, folds: bool = False) -> None:
     """Refuse strategies and callbacks under which removal is not known to be right, or what is folded into weights."""
     strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+    if not is_a(strategy, SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy):
         raise LitPruneError(
             f"{type(strategy).__name__} is not supported; use a single device, strategy='ddp', or "
             "ModelParallelStrategy, which shards the model (FSDP2)"
         )
-    if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh[TENSOR].size() > 1:
+    if is_a(strategy, ModelParallelStrategy) and strategy.device_mesh[TENSOR].size() > 1:
         raise LitPruneError(
             "tensor parallelism splits single layers, which cannot be scored yet; give ModelParallelStrategy "
             "tensor_parallel_size=1 and a data_parallel_size of all processes"
         )
-    if folds and any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer)):
+    if folds and any(is_a(callback, ModelPruning) for callback in callbacks_of(trainer)):
         raise LitPruneError(
             "ModelPruning computes every weight anew from its masks, which undoes what healing and compensate fold in; "
             "leave one out"
@@ -50,7 +51,7 @@ def against_refit(trainer: L.Trainer, module: nn.Module, model: nn.Module, mendi
         return "distill learns from the weights as they were"
     if averaging_callbacks(trainer) or averages_in(module, model):
         return "weights are averaged over the training"
-    if any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer)):
+    if any(is_a(callback, ModelPruning) for callback in callbacks_of(trainer)):
         return "ModelPruning computes every weight anew from its masks"
     return "the strategy shards the model" if shards(trainer) else None
 
@@ -60,7 +61,7 @@ def require_own_process(trainer: L.Trainer) -> None:
 
     Lightning gives the process that called `fit` the weights alone, for the layers that its dense model still has.
     """
-    if isinstance(launcher := trainer.strategy.launcher, _MultiProcessingLauncher):
+    if is_a(launcher := trainer.strategy.launcher, _MultiProcessingLauncher):
         start = launcher._start_method
         raise LitPruneError(
             f"the trainer starts its processes by {start} (strategy ddp_{start}, or ddp_notebook), so your own model "
@@ -127,7 +128,7 @@ def warn_of_monitors(trainer: L.Trainer, last_drop: int | None) -> None:
     names = [
         f"{type(callback).__name__}(monitor={callback.monitor!r})"
         for callback in callbacks_of(trainer)
-        if isinstance(callback, ModelCheckpoint | EarlyStopping)
+        if (is_a(callback, ModelCheckpoint) or is_a(callback, EarlyStopping))
         and callback.monitor not in (None, *SAME_AT_ANY_SIZE)
         and getattr(callback, "save_top_k", 1) > 0  # who keeps all compares nothing
     ]

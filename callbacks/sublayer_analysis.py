@@ -8,12 +8,12 @@ from statistics import mean
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import EMBEDDING, Analysis, analyse
 from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.loading.trees import EitherCallback
 from lit_prune.plan import KINDS, SublayerId
 from lit_prune.pruning import progress_bar
 from lit_prune.report import log_figure, log_scalars, write_analysis
@@ -24,7 +24,7 @@ from .module_loss import measure
 from .validation import validation_batches
 
 
-class SublayerAnalysisCallback(Callback):
+class SublayerAnalysisCallback(EitherCallback):
     """Draws the figures of `lit-prune analyse` on the validation batches, beside those from before training.
 
     At the start of the fit, after every epoch at whose end other sublayers are gone than at the last analysis, and

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -18,6 +17,7 @@ from lit_prune.errors import DataError, LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.randomness import random_state, restore_random_state
+from lit_prune.loading.trees import EitherCallback
 from lit_prune.plan import PrunePlan, Recipe
 from lit_prune.pruning import Goal, Pruner, describe_run, progress_bar
 from lit_prune.searches import PerEpoch, Quota, Schedule
@@ -38,7 +38,7 @@ from .validation import validation_batches
 BY_DEFAULT = {"name": "refit", "required": False}
 
 
-class SublayerPruneCallback(Callback):
+class SublayerPruneCallback(EitherCallback):
     """Drops the least important sublayers at the start of epochs, so that every removal is trained on.
 
     `SublayerPruneCallback(amount=0.2)` spreads the removal evenly over the run: the first drop comes before the first

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import classifies, require_no_prompt
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.loading.trees import is_a
 
 
 def model_in(module: L.LightningModule, name: str | None) -> PreTrainedModel:
@@ -73,7 +74,7 @@ def leaves_nothing(trainer: L.Trainer) -> bool:
 
 def shards(trainer: L.Trainer) -> bool:
     """Whether the trainer's strategy lets a module shard its model over processes (FSDP2)."""
-    return isinstance(trainer.strategy, ModelParallelStrategy)
+    return is_a(trainer.strategy, ModelParallelStrategy)
 
 
 def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
@@ -87,7 +88,7 @@ def on_holders(trainer: L.Trainer, work: Callable[[], object]) -> None:
 def renew_ddp(trainer: L.Trainer) -> None:
     """Wrap the module in DDP again after parameters are gone: its reducer would wait for their gradients for ever."""
     strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
+    if not is_a(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
         return
     setup_model = getattr(strategy, "_setup_model", None)
     register_hooks = getattr(strategy, "_register_ddp_hooks", None)

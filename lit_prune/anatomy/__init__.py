@@ -1,6 +1,7 @@
 """Where the sublayers of a decoder-only Hugging Face model are. Knows structure only: changes and measures nothing."""
 
 from lit_prune.anatomy.blocks import experts_per_token, is_norm, routed_parameters
+from lit_prune.anatomy.caches import cache_of, cache_option
 from lit_prune.anatomy.layouts import (
     AFTER_BRANCH,
     BLOCK_LISTS,
@@ -45,6 +46,8 @@ __all__ = [
     "Record",
     "Sublayer",
     "SublayerStub",
+    "cache_of",
+    "cache_option",
     "classifies",
     "context_length",
     "count_parameters",

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DummyLayer
+from transformers import cache_utils
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,20 @@ class SublayerStub(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         """Zeros of the input's shape [..., hidden], or the residual."""
-        self._keep_nothing((*args, *kwargs.values()))
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, cache_utils.Cache) and self.layer_idx is not None:
+                self._keep_nothing(argument, self.layer_idx, hidden_states)
         # The zeros are a fresh tensor, since some blocks add in place.
         output = torch.zeros_like(hidden_states) if self.residual is None else self.residual.pick(args, kwargs)
         return (output, None) if self.as_tuple else output
 
-    def _keep_nothing(self, arguments: Sequence[Any]) -> None:
-        # `DynamicCache()`, made without config, learns of its layers as they write. One that never does would be empty,
-        # and the length of the text is read from the first.
-        for argument in arguments:
-            if isinstance(argument, Cache) and len(argument.layers) == self.layer_idx:
-                argument.layers.append(DummyLayer())  # type: ignore[no-untyped-call]
+    @staticmethod
+    def _keep_nothing(cache: Any, layer_idx: int, hidden_states: Tensor) -> None:
+        # The length of the text is read from the first layer that is no dummy. `DynamicCache()`, made without config,
+        # learns of its layers as they write; one that never does would be empty.
+        dummy = getattr(cache_utils, "DummyLayer", None)
+        if dummy is None:  # Before transformers 5.23 no layer is: keys that are 0 wide have a length.
+            nothing = hidden_states.new_empty(hidden_states.shape[0], 1, hidden_states.shape[1], 0)
+            cache.update(nothing, nothing, layer_idx)
+        elif len(cache.layers) == layer_idx:
+            cache.layers.append(dummy())

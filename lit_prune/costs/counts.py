@@ -15,6 +15,8 @@ from transformers import DynamicCache
 from lit_prune.anatomy import (
     Anatomy,
     Sublayer,
+    cache_of,
+    cache_option,
     decoder_config,
     experts_per_token,
     find_sublayers,
@@ -71,9 +73,9 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
         with torch.no_grad():
             context = DynamicCache()
             if cached:
-                context = twin(input_ids=_tokens(num_positions), use_cache=True).past_key_values
+                context = cache_of(twin(input_ids=_tokens(num_positions), use_cache=True))
             with FlopCounterMode(display=False) as counter:
-                after = twin(input_ids=_tokens(1), past_key_values=context, use_cache=cached)
+                after = twin(input_ids=_tokens(1), **cache_option(twin, context), use_cache=cached)
     except (RuntimeError, NotImplementedError) as error:
         raise MeasureError(f"the arithmetic of this {anatomy.model_type} model cannot be counted: {error}") from error
     counts = {name: sum(amounts.values()) for name, amounts in counter.get_flop_counts().items()}
@@ -81,7 +83,7 @@ def count_costs(model: nn.Module, num_positions: int) -> Costs:
     experts = {sublayer.id: _experts(twin, sublayer, counted) for sublayer in anatomy.sublayers}
     seen = {sublayer.id: sum(counted.get(part.path, 0) for part in sublayer.parts) for sublayer in anatomy.sublayers}
     flops = {sublayer: experts[sublayer] + count for sublayer, count in seen.items()}
-    kv_elements = {sublayer: _kv_elements(sublayer, anatomy, after.past_key_values) for sublayer in seen}
+    kv_elements = {sublayer: _kv_elements(sublayer, anatomy, cache_of(after)) for sublayer in seen}
     return Costs(flops, kv_elements, counts["Global"] + sum(experts.values()), num_positions)
 
 

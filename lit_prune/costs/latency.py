@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, Sublayer, context_length, decoder_config, find_sublayers, language_model
+from lit_prune.anatomy import (
+    Anatomy,
+    Sublayer,
+    cache_of,
+    cache_option,
+    context_length,
+    decoder_config,
+    find_sublayers,
+    language_model,
+)
 from lit_prune.errors import MeasureError
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, mute
@@ -120,14 +129,14 @@ def _timer(
     options, tokens, kept = inference_options(model), prompt, None
     if phase == "decode" and options["use_cache"]:
         with mute(model, muted, anatomy=anatomy):
-            kept = model(input_ids=prompt[:, :-1], **options).past_key_values
+            kept = cache_of(model(input_ids=prompt[:, :-1], **options))
         tokens = prompt[:, -1:]
 
     def seconds(clock: Clock) -> float:
         cache = copy.deepcopy(kept)  # the pass writes into it
         with mute(model, muted, anatomy=anatomy):
             started = clock(model)
-            model(input_ids=tokens, past_key_values=cache, **options)
+            model(input_ids=tokens, **cache_option(model, cache), **options)
             return clock(model) - started
 
     return seconds

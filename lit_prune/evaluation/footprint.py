@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
 
+from lit_prune.anatomy import cache_of
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -35,7 +37,7 @@ def measure_footprint(model: PreTrainedModel, run: Callable[[], Any]) -> Footpri
     weights = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
     with _Allocations() as seen:
         output = run()
-        layers = getattr(getattr(output, "past_key_values", None), "layers", ())
+        layers = getattr(cache_of(output), "layers", ())
         cached = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         cache = sum(tensor.nbytes for tensor in cached if isinstance(tensor, Tensor))
     return Footprint(weights, cache, weights + seen.peak)

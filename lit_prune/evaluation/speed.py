@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_prune.anatomy import Record, context_length, decoder_config, language_model
+from lit_prune.anatomy import Record, cache_of, cache_option, context_length, decoder_config, language_model
 from lit_prune.costs import inference_options, now
 from lit_prune.errors import DataError, ModelError
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
@@ -252,7 +252,7 @@ def _once(
     for _ in range(new_tokens):
         token = output.logits[:, -1:].argmax(dim=-1)
         if options["use_cache"]:
-            output = model(input_ids=token, past_key_values=output.past_key_values, **options)
+            output = model(input_ids=token, **cache_option(model, cache_of(output)), **options)
         else:
             text = torch.cat([text, token], dim=1)
             output = model(input_ids=text, **options)

@@ -32,12 +32,7 @@ NOTE = (
     "is all the code there is, and short enough to be read first; with lit_prune imported it is not needed."
 )
 
-CACHE = "from transformers.cache_utils import Cache, DummyLayer\n"
-GUARDED_CACHE = f"""
-try:
-    {CACHE}except ImportError as error:
-    raise ImportError("this model needs transformers 5.23 or newer: blocks without attention have no cache") from error
-"""
+CACHE = "from transformers import cache_utils\n"
 CLASS = '''
 
 GONE: dict[str, dict[str, Any] | None] = {gone}
@@ -132,7 +127,7 @@ def modelling_code(model: PreTrainedModel) -> str:
     future, _, classes = source.partition(CACHE)
     parts = pformat(_gone(model), sort_dicts=False, width=116)
     biases = dumps(recorded_biases(model))
-    own = f"{GUARDED_CACHE}from {module} import {name} as Dense\n"
+    own = f"{CACHE}from {module} import {name} as Dense\n"
     return f"{head}\n\n{future}{own}{classes}{CLASS.format(gone=parts, biases=biases, name=name)}"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.errors import LitPruneError, MeasureError
+from lit_prune.loading.trees import is_a
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -96,7 +97,7 @@ def processes_of_fabric(fabric: Fabric | None) -> Processes:
     from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
     from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 
-    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+    if not is_a(fabric.strategy, SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy):
         raise LitPruneError(
             f"{type(fabric.strategy).__name__} is not supported; use a single device or strategy='ddp', and for a "
             "model that no device holds lit_prune.shard(model, mesh) beside it (FSDP2)"

@@ -12,6 +12,8 @@ import numpy as np
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from lit_prune.loading.trees import is_a
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,7 +31,7 @@ def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str
     TensorBoard's table of runs shows no figure that was not named with the settings; until it is logged it is NaN.
     """
     named = dict.fromkeys(figures, math.nan)
-    if isinstance(logger, TensorBoardLogger) and named:
+    if is_a(logger, TensorBoardLogger) and named:
         logger.log_hyperparams(dict(settings), named)
     else:
         logger.log_hyperparams(dict(settings))
@@ -38,7 +40,7 @@ def log_settings(logger: Any, settings: Mapping[str, Any], figures: Iterable[str
 @rank_zero_only
 def log_figure(logger: Any, tag: str, figure: Figure | Path, step: int) -> None:
     """Log a figure, or the PNG that it was saved to, as an image to TensorBoard, or by wandb's `log_image`."""
-    if isinstance(logger, TensorBoardLogger):
+    if is_a(logger, TensorBoardLogger):
         logger.experiment.add_image(tag, _pixels(figure), global_step=step, dataformats="HWC")
     elif _takes(logger, "log_image", "key", "images", "step"):
         logger.log_image(key=tag, images=[_pixels(figure)], step=step)
@@ -47,7 +49,7 @@ def log_figure(logger: Any, tag: str, figure: Figure | Path, step: int) -> None:
 @rank_zero_only
 def log_text(logger: Any, tag: str, text: str, step: int) -> None:
     """Log Markdown to TensorBoard, or as a table of one cell by wandb's `log_text`."""
-    if isinstance(logger, TensorBoardLogger):
+    if is_a(logger, TensorBoardLogger):
         logger.experiment.add_text(tag, text, global_step=step)
     elif _takes(logger, "log_text", "key", "columns", "data", "step"):
         logger.log_text(key=tag, columns=["text"], data=[[text]], step=step)

@@ -34,6 +34,7 @@ from lit_prune.healing import (
 )
 from lit_prune.loading.checksums import LAST_FILE, require_intact_checkpoint
 from lit_prune.loading.models import load
+from lit_prune.loading.trees import is_a
 from lit_prune.loading.untrusted import require_plain_metadata
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import is_sharded, put_back, remove, removed_sublayers
@@ -111,7 +112,7 @@ def follow_checkpoints(
     That comes before any `on_load_checkpoint` of the module's own.
     """
     # This strategy fills the model that is there and asks the module afterwards.
-    loads = isinstance(strategy, ModelParallelStrategy)
+    loads = is_a(strategy, ModelParallelStrategy)
     hooked, name = (strategy, "load_checkpoint") if loads else (module, "on_load_checkpoint")
     own = getattr(hooked, name)
 

@@ -102,6 +102,9 @@ LAYOUT = {
 }
 
 
+CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
+
+
 class TestModel(PreTrainedModel, GenerationMixin):
     __test__ = False
     config_class = UsualConfig
@@ -118,12 +121,12 @@ class TestModel(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.embed
 
-    def forward(self, input_ids, past_key_values=None, use_cache=True, attention_mask=None, **_):
-        cache = (past_key_values or DynamicCache(config=self.config)) if use_cache else None
+    def forward(self, input_ids, cache=None, past_key_values=None, use_cache=True, attention_mask=None, **_):
+        cache = (cache or past_key_values or DynamicCache(config=self.config)) if use_cache else None
         hidden = self.embed(input_ids)
         for block in self.trunk["stack"]:
             hidden = block(hidden, cache=cache)
-        return CausalLMOutputWithPast(logits=self.head(hidden), past_key_values=cache)
+        return CausalLMOutputWithPast(logits=self.head(hidden), **{CACHE: cache})
 
 
 class UnusualModel(TestModel):

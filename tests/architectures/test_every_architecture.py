@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lit_prune.anatomy import CORRECTIONS, find_sublayers
+from lit_prune.anatomy import CORRECTIONS, cache_of, find_sublayers
 from lit_prune.costs import count_costs
 from lit_prune.errors import PlanError
 from lit_prune.export import save
@@ -229,7 +229,7 @@ def test_costs_are_counted_without_weights(architecture, finds):
     costs = count_costs(model, 12)
     model.generation_config.eos_token_id = None
     output = model(input_ids=TOKENS[:, :12], use_cache=True)
-    for block, layer in enumerate(output.past_key_values.layers):
+    for block, layer in enumerate(cache_of(output).layers):
         numbers = (layer.keys.numel() + layer.values.numel()) / layer.keys.shape[0] / layer.keys.shape[-2]
         assert costs.kv_elements[SublayerId(block, "attention")] == numbers
     anatomy = find_sublayers(model)

@@ -79,7 +79,7 @@ def test_decoding_goes_on_from_the_cache_in_every_turn(architecture):
     lengths = []
 
     def note(module, args, kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         lengths.append((kwargs["input_ids"].shape[1], cache.get_seq_length() if cache is not None else 0))
 
     model.register_forward_pre_hook(note, with_kwargs=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import cache_of, find_sublayers
 from lit_prune.errors import DataError
 from lit_prune.evaluation import Ideal, compare_speed, dense_twin, measure_footprint, speed, speedup
 from lit_prune.plan import SublayerId
@@ -105,7 +105,7 @@ class TestDenseTwin:
         assert not model.config.use_cache
         twin = dense_twin(model)
         assert twin.config.use_cache
-        assert twin(input_ids=torch.ones(1, 3, dtype=torch.long)).past_key_values.get_seq_length() == 3
+        assert cache_of(twin(input_ids=torch.ones(1, 3, dtype=torch.long))).get_seq_length() == 3
 
     def test_dtype_attention_and_the_model_itself(self) -> None:
         model = pruned("llama", "mlp.0").to(torch.bfloat16)

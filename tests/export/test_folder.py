@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from lit_prune.anatomy import find_sublayers
+from lit_prune.anatomy import cache_of, cache_option, find_sublayers
 from lit_prune.errors import ModelError, PlanError
 from lit_prune.export import folder, require_empty, save
 from lit_prune.loading.models import load, load_tokenizer
@@ -45,9 +45,9 @@ def logits(model: Any) -> torch.Tensor:
 def logits_with_cache(model: Any) -> torch.Tensor:
     """The same logits, the last tokens one by one through the cache."""
     first = model(input_ids=TOKENS[:, :15], use_cache=True)
-    found, cache = [first.logits], first.past_key_values
+    found, cache = [first.logits], cache_of(first)
     for position in range(15, TOKENS.shape[1]):
-        output = model(input_ids=TOKENS[:, position : position + 1], past_key_values=cache, use_cache=True)
+        output = model(input_ids=TOKENS[:, position : position + 1], **cache_option(model, cache), use_cache=True)
         found.append(output.logits)
     return torch.cat(found, dim=1)
 
