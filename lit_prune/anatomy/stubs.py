@@ -76,8 +76,8 @@ class SublayerStub(nn.Module):
         # The length of the text is read from the first layer that is no dummy. `DynamicCache()`, made without config,
         # learns of its layers as they write; one that never does would be empty.
         dummy = getattr(cache_utils, "DummyLayer", None)
-        if dummy is None:  # Before transformers 5.23 no layer is: keys that are 0 wide have a length.
-            nothing = hidden_states.new_empty(hidden_states.shape[0], 1, hidden_states.shape[1], 0)
-            cache.update(nothing, nothing, layer_idx)
+        if dummy is None:  # Before transformers 5.23 no layer is, and one number a token keeps the length.
+            length = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(length, length, layer_idx)
         elif len(cache.layers) == layer_idx:
             cache.layers.append(dummy())

@@ -91,7 +91,6 @@ def heal_model(
 
     def healed(name: str, pause: int | None = None) -> tuple[PreTrainedModel, HealingReport]:
         network, teacher = teaching.student(writer, name, loading)
-        loading.hint_at_speed(network)
         state, device = stay.state(names.index(name)), _on(loading.place, network.dtype)
         report = heal(network, train, validation, teacher=teacher, state=state, pause=pause, **options, **device)
         if report.stopped and pause is not None:

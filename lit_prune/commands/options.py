@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class Loading:
         trust_remote_code: Run code that comes with the model.
     """
 
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
 
@@ -54,17 +55,22 @@ class Loading:
     def model(self, name: str, layout: str | None = None) -> PreTrainedModel:
         """Load a model, straight onto its device; `layout` is a file that describes blocks."""
         code = self.trust_remote_code
-        return load(name, dtype=self.dtype, device=self.place, layout=layout, trust_remote_code=code)
-
-    def hint_at_speed(self, model: PreTrainedModel) -> None:
-        """Say so where this CPU would train the model faster in another data type."""
-        if self.place == "cpu" and (found := faster_on_cpu(model.dtype)) is not None:
-            dtype = str(found[0]).removeprefix("torch.")
-            say(f"this CPU multiplies {found[1]:.1f} times as fast in {dtype}, by a short trial: --dtype {dtype}")
+        model = load(name, dtype=self.dtype, device=self.place, layout=layout, trust_remote_code=code)
+        if self.place == "cpu":
+            hint_at_speed(model.dtype)
+        return model
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         """Load a model's tokenizer."""
         return load_tokenizer(name, trust_remote_code=self.trust_remote_code)
+
+
+@functools.cache
+def hint_at_speed(dtype: torch.dtype) -> None:
+    """Say so, once, where this CPU would run models faster in another data type."""
+    if (found := faster_on_cpu(dtype)) is not None:
+        name = str(found[0]).removeprefix("torch.")
+        say(f"this CPU multiplies {found[1]:.1f} times as fast in {name}, by a short trial: --dtype {name}")
 
 
 SELF = "self"

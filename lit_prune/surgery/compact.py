@@ -24,7 +24,7 @@ from lit_prune.anatomy import (
     find_sublayers,
     language_model,
 )
-from lit_prune.surgery.config import record_removal, stock_config
+from lit_prune.surgery.config import record_removal, set_skips, stock_config
 from lit_prune.surgery.mute import evaluating, mute
 from lit_prune.surgery.outputs import first_tensor, hidden_states, run_few_tokens
 
@@ -140,7 +140,7 @@ def _place(model: nn.Module, path: str, blocks: nn.ModuleList) -> None:
 
 def _shorten_config(config: Any, anatomy: Anatomy, positions: list[int]) -> dict[str, list[Any]]:
     """Make a config that of the blocks at these positions; returns the entries with a list for the blocks."""
-    config.per_layer_config = None
+    set_skips(config, {})
     config.num_hidden_layers = len(positions)
     lists: dict[str, list[Any]] = {}
     for name, value in vars(config).items():

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from lit_prune.anatomy import RECORD_KEY, Anatomy, Record, decoder_config, find_sublayers, language_model
 from lit_prune.errors import AnatomyError
@@ -44,8 +45,7 @@ def describe(model: Any, layout: Mapping[str, Any]) -> None:
 def record_removal(model: Any, anatomy: Anatomy) -> None:
     """Write what is gone into the live config, so that whatever saves the model saves the record too.
 
-    `per_layer_config` is transformers' coming standard for skipped sublayers; 5.x builds the layers all the same,
-    so lit-prune reads only its own `lit_prune` entry. Neither entry is written where nothing of the list is gone.
+    Neither the `lit_prune` entry nor `per_layer_config` is written where nothing of the list is gone.
     """
     config = decoder_config(model)
     closed_up = anatomy.blocks != tuple(range(anatomy.num_blocks))
@@ -55,15 +55,26 @@ def record_removal(model: Any, anatomy: Anatomy) -> None:
     for sublayer in anatomy.removed:
         if sublayer in anatomy.paths:
             skips[anatomy.position(sublayer.block)]["skip"].append(sublayer.kind)
-    config.per_layer_config = dict(skips) or None
+    set_skips(config, dict(skips))
     set_cache(model, anatomy)
+
+
+def set_skips(config: Any, skips: Mapping[int | str, Mapping[str, Sequence[str]]]) -> None:
+    """Write which sublayers are skipped, by block, as `per_layer_config`, or that none is.
+
+    It is transformers' coming standard; 5.x builds the layers all the same, so lit-prune reads only its own entry.
+    """
+    if skips or hasattr(PreTrainedConfig(), "per_layer_config"):
+        config.per_layer_config = skips or None
+    else:  # this version has no such entry
+        vars(config).pop("per_layer_config", None)
 
 
 def stock_config(model: Any) -> Any:
     """A copy of a model's config as it would be, had nothing been removed from the blocks that are in the list."""
     config = copy.deepcopy(language_model(model).config)
     decoder = config.get_text_config(decoder=True)
-    decoder.per_layer_config = None
+    set_skips(decoder, {})
     for name in (RECORD_KEY, CACHE_KEY):
         vars(decoder).pop(name, None)
     decoder.use_cache = True

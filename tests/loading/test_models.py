@@ -78,7 +78,7 @@ class TestOptions:
         assert load(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
         assert load(tmp_path, dtype=torch.float16).dtype == torch.float16
         load(tmp_path, dtype="bfloat16").save_pretrained(tmp_path / "half")
-        assert load(tmp_path / "half").dtype == torch.float32
+        assert load(tmp_path / "half").dtype == torch.bfloat16, "that of the file"
         assert load(tmp_path / "half", dtype="auto").dtype == torch.bfloat16
         with pytest.raises(ModelError, match="'int8' is not a dtype of weights"):
             load(tmp_path, dtype="int8")
