@@ -158,7 +158,7 @@ def evaluate(
     Args:
         models: One or more, separated by commas: hub names, folders (pruned too), GGUF files, or package:NAME.
         against: The reference, such as the dense model; differences from it are shown, bold where they are more than
-            1.96 standard errors.
+            1.96 standard errors of the difference over the same windows and items.
         on: The texts.
         accuracy: The tasks.
         dialogue: The questions.

@@ -33,7 +33,7 @@ class Measured:
 
 
 def exceeds_error(difference: float, *errors: float) -> bool:
-    """Whether a difference is more than chance gives in 95 of 100 cases, as if the two were measured apart.
+    """Whether a difference is more than chance gives in 95 of 100 cases, by its error or those of two measured apart.
 
     Example:
         >>> exceeds_error(0.05, 0.02, 0.01), exceeds_error(-0.03, 0.02, 0.01)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -34,11 +35,30 @@ LOCAL = ("{}_local", "{}")
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model reached on a task: the value of a measure, from 0 to 1, and its standard error."""
+    """What a model reached on a task: the value of a measure, from 0 to 1, its standard error, and every item's value.
+
+    Items are in the order of the harness; there are none where their mean is not the task's value.
+    """
 
     metric: str
     value: float
     error: float
+    items: tuple[float, ...] = ()
+
+    def error_of_rise(self, before: TaskScore) -> float | None:
+        """Standard error of how far the value is above another's on the same items; None where they are not known.
+
+        That of the mean of paired differences, which McNemar's test is of when items are right or wrong.
+
+        Example:
+            >>> one, two = TaskScore("acc", 0.5, 0.25, (1, 1, 0, 0)), TaskScore("acc", 0.75, 0.22, (1, 1, 1, 0))
+            >>> one.error_of_rise(two)
+            0.25
+        """
+        if len(self.items) < 2 or len(self.items) != len(before.items):
+            return None
+        differences = [after - other for after, other in zip(self.items, before.items, strict=True)]
+        return statistics.stdev(differences) / math.sqrt(len(differences))
 
 
 def task_scores(
@@ -80,12 +100,11 @@ def task_scores(
             tasks=list(tasks),
             limit=limit,
             task_manager=_task_manager(include_path),
-            log_samples=False,
+            log_samples=True,
             bootstrap_iters=BOOTSTRAPS,
             confirm_run_unsafe_code=run_code,
         )
-    items = found.get("n-samples", {})
-    return {name: _score(name, found["results"][name], items.get(name, {}).get("effective", 0)) for name in tasks}
+    return {name: _score(name, found) for name in tasks}
 
 
 @contextmanager
@@ -167,13 +186,24 @@ def _indexed(manager: Any, include_path: str | None, defaults: bool) -> Any:
     return manager(include_path=include_path, include_defaults=defaults)
 
 
-def _score(task: str, found: Mapping[str, Any], num_items: int) -> TaskScore:
+def _score(task: str, found: Mapping[str, Any]) -> TaskScore:
+    results = found["results"][task]
     for metric in METRICS:
-        for name, value in found.items():
+        for name, value in results.items():
             if name.partition(",")[0] == metric:
-                error = found.get(name.replace(metric, f"{metric}_stderr", 1))
+                error = results.get(name.replace(metric, f"{metric}_stderr", 1))
+                num_items = found.get("n-samples", {}).get(task, {}).get("effective", 0)
                 if not isinstance(error, int | float):
                     # The harness knows none for this task's mean; that of a share of items is this at most.
                     error = math.sqrt(value * (1 - value) / (num_items - 1)) if num_items > 1 else math.inf
-                return TaskScore(metric, float(value), float(error))
-    raise LitPruneError(f"task {task} gives none of {', '.join(METRICS)}; it gives {', '.join(found)}")
+                items = _items(found.get("samples", {}).get(task, ()), *name.split(",")[:2])
+                agree = items and math.isclose(statistics.fmean(items), value, abs_tol=1e-9)
+                return TaskScore(metric, float(value), float(error), items if agree else ())
+    raise LitPruneError(f"task {task} gives none of {', '.join(METRICS)}; it gives {', '.join(results)}")
+
+
+def _items(samples: Iterable[Mapping[str, Any]], metric: str, form: str = "none") -> tuple[float, ...]:
+    """Values of a measure by item, of the answers in one form (the harness's filter); none where one is no number."""
+    own = sorted((each for each in samples if each.get("filter", "none") == form), key=lambda each: each["doc_id"])
+    values = [float(each[metric]) for each in own if isinstance(each.get(metric), int | float)]
+    return tuple(values) if len(values) == len(own) else ()

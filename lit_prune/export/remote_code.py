@@ -55,8 +55,9 @@ class {name}(Dense):
             parent, _, child = path.rpartition(".")
             setattr(self.get_submodule(parent), child, nn.Identity() if options is None else stub(**options))
         # The folder has an empty tensor for each that is gone, at which the stock class would stop.
-        gone = {{f"{{path}}." for path in GONE}}
-        self._keys_to_ignore_on_load_unexpected = {{*(self._keys_to_ignore_on_load_unexpected or ()), *gone}}
+        ignored: Any = self._keys_to_ignore_on_load_unexpected  # a set since transformers 5.23, a list before
+        kind = list if ignored is None else type(ignored)
+        self._keys_to_ignore_on_load_unexpected = kind([*(ignored or ()), *(f"{{path}}." for path in GONE)])
         for path in BIASES:
             projection: Any = self.get_submodule(path)
             projection.bias = nn.Parameter(projection.weight.new_zeros(projection.weight.shape[0]))

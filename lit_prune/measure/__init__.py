@@ -18,7 +18,13 @@ from lit_prune.measure.divergence import Divergence, kl_divergence
 from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.journal import Journal
-from lit_prune.measure.losses import Losses, hint_if_implausible, mean_loss, perplexity_of, sequence_losses
+from lit_prune.measure.losses import (
+    Losses,
+    hint_if_implausible,
+    mean_loss,
+    perplexity_of,
+    sequence_losses,
+)
 from lit_prune.measure.objective import logits_of, objective_of
 from lit_prune.measure.one_pass import counted_positions, is_run_of_blocks, stream_means
 from lit_prune.measure.portion import Portion

@@ -16,7 +16,7 @@ from lit_prune.errors import DataError, MeasureError
 from lit_prune.loading.devices import exact_dtype
 from lit_prune.loading.processes import Processes
 from lit_prune.measure.batches import IGNORED, predicts
-from lit_prune.plan import Candidate
+from lit_prune.plan import Candidate, error_of_ratio
 
 TOKENS_AT_A_TIME = 64
 
@@ -77,8 +77,7 @@ class Losses:
         squares = torch.stack([(scaled(candidate) - lowest).square().sum() for candidate in importance])
         found = processes.sum(torch.cat([squares, counted.sum()[None].to(squares)])).tolist()
         number = found.pop()
-        scale = number / (number - 1) if number > 1 else math.inf
-        errors = [math.sqrt(total * scale) / self.num_tokens for total in found]
+        errors = [error_of_ratio(total, number, self.num_tokens) for total in found]
         return {gone: error for gone, error in zip(importance, errors, strict=True) if math.isfinite(error)}
 
 

@@ -12,6 +12,20 @@ UNSEEN_KINDS = {"num_windows": int, "num_tokens": int, "nll_before": float, "nll
 """What a plan holds of every text: see `PrunePlan.unseen`."""
 
 
+def error_of_ratio(squares: float, number: float, total: float) -> float:
+    """Standard error of a ratio of sums over units, such as a mean token loss over sequences; infinite of one unit.
+
+    By linearisation: Cochran, Sampling Techniques, 1977, 6.3. What is compared on the same units has the difference's
+    residuals, so that only how the two differ counts.
+
+    Args:
+        squares: Sum of the squared residuals: a unit's loss less the mean times its tokens.
+        number: Number of units.
+        total: Sum of what the ratio divides by, such as all tokens.
+    """
+    return math.sqrt(squares * number / (number - 1)) / total if number > 1 else math.inf
+
+
 def interval_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """The 95 % interval of a text's rise of the mean token loss (nats), by Student's t; None of fewer than 4 windows.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_prune.loading.processes import Processes
 from lit_prune.measure import Losses, WhatIf, shares_of
+from lit_prune.plan import error_of_ratio
 
 Batches = Sequence[Mapping[str, Any]]
 
@@ -39,12 +40,11 @@ class Unseen:
         rise, counted = after.base - before.base, after.tokens > 0
         rest = (after.base_sequences - before.base_sequences - rise * after.tokens.to(after.base_sequences))[counted]
         squares, number = self._processes.sum(rest.new_tensor([float(rest.square().sum()), len(rest)])).tolist()
-        # A ratio of sums over windows: the same windows before and after, so that only how they differ counts.
-        error = math.sqrt(squares * number / (number - 1)) / after.num_tokens if number > 1 else None
+        error = error_of_ratio(squares, number, after.num_tokens)
         return {
             "num_windows": int(number),
             "num_tokens": after.num_tokens,
             "nll_before": before.base,
             "nll_after": after.base,
-            "error": error,
+            "error": error if math.isfinite(error) else None,
         }

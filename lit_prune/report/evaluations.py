@@ -19,7 +19,7 @@ from lit_prune.report.pieces import EMPTY, Cell, Piece, Table, ppl, titled
 Found = TypeVar("Found", TokenLoss, TaskScore)
 EVALUATION_FILE = "evaluation.json"
 BEFORE_AFTER = ("", "before", "after", "change", "more than chance")
-CHANCE = "more than chance: the difference is above 1.96 standard errors, as if the two had been measured apart"
+CHANCE = "more than chance: the difference is above 1.96 of its standard errors, over the same windows and items"
 SIGNS = ("model", "tokens", "ended", "repeated 4-grams", "cut short", "same next token", "KL, nats")
 SHOWN_POSITIONS = 16
 """The divergence in the table is of so many positions at the beginning of the answers: they are the most alike."""
@@ -165,7 +165,7 @@ def evaluation_pieces(evaluation: Evaluation, base: str, *, with_answers: bool) 
     """All models of an evaluation, beside `base` where it names no reference; answers where no run shows them."""
     rows = evaluation.rows
     reference = next((row for row in rows if row.model == (evaluation.against or base)), None)
-    note = f"In brackets the difference from {reference.model}; bold: above 1.96 standard errors" if reference else ""
+    note = f"In brackets the difference from {reference.model}; bold: {CHANCE}" if reference else ""
     yield Piece("table", _models_table(rows, reference, _ppl, " points", note))
     yield Piece("figures", [_drawing(rows, text) for text in rows[0].perplexities])
     yield Piece("note", settings_line(evaluation.settings))
@@ -267,4 +267,6 @@ def _difference(
 ) -> Difference:
     if before is None:
         return Difference(name, "", shown(after), "", None)
-    return Difference(name, shown(before), shown(after), change, exceeds_error(rise, after.error, before.error))
+    paired = after.error_of_rise(before)
+    errors = (after.error, before.error) if paired is None else (paired,)
+    return Difference(name, shown(before), shown(after), change, exceeds_error(rise, *errors))

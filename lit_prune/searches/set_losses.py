@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prune.plan import Candidate
+from lit_prune.plan import Candidate, error_of_ratio
 from lit_prune.searches.order import Floats, Round
 
 Set = NDArray[np.bool_]
@@ -73,5 +72,4 @@ class SetLosses:
         tokens = np.concatenate([self._tokens[batch] for batch in batches])
         mean, number = float(difference.sum() / tokens.sum()), len(tokens)
         squares = float(((difference - mean * tokens) ** 2).sum())
-        error = math.sqrt(squares * number / (number - 1)) / float(tokens.sum()) if number > 1 else math.inf
-        return mean, error
+        return mean, error_of_ratio(squares, number, float(tokens.sum()))

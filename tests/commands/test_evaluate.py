@@ -74,6 +74,23 @@ def test_only_differences_beyond_their_error_are_bold():
     assert "(" not in "".join(evaluation_markdown(rows, compared=False).splitlines()[2:])
 
 
+def test_models_that_saw_the_same_windows_are_compared_window_by_window():
+    def measured(name, sums, items, windows="b1"):
+        ppl = TokenLoss(sum(sums) / 40, 40, 4, 11, 0.3, sums, (10, 10, 10, 10), windows)
+        return Measured(name, 1, {"text": ppl}, {"piqa": TaskScore("acc", sum(items) / 10, 0.2, items)})
+
+    sums, worse = (20.0, 40.0, 15.0, 35.0), (21.0, 42.0, 16.1, 36.3)
+    items, fewer = (1, 1, 1, 1, 1, 1, 1, 1, 0, 0), (1, 1, 1, 0, 0, 0, 0, 0, 0, 0)
+    rows = [measured("dense", sums, items), measured("pruned", worse, fewer), measured("other", worse, fewer[:9], "c2")]
+    apart = [after - before for before, after in zip(sums, worse, strict=True)]
+    assert rows[1].perplexities["text"].error_of_rise(rows[0].perplexities["text"]) == pytest.approx(
+        statistics.stdev(apart) / 10 / math.sqrt(4)
+    )
+    pruned, other = evaluation_markdown(rows, compared=True).splitlines()[3:]
+    assert pruned == "| pruned | 1 | **17.90 (+14.4%)** | **30.0% ± 20.0% (-50.0)** |"
+    assert other == "| other | 1 | 17.90 (+14.4%) | 30.0% ± 20.0% (-50.0) |", "on other windows and items: apart"
+
+
 def test_what_cannot_be_measured_is_one_line(model_folder, tmp_path, capsys):
     assert main(["evaluate", " , "]) == 2
     assert main(["evaluate", str(model_folder), "--texts", "[a/x.txt, b/x.txt]"]) == 2
