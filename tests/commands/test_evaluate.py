@@ -87,8 +87,8 @@ def test_models_that_saw_the_same_windows_are_compared_window_by_window():
         statistics.stdev(apart) / 10 / math.sqrt(4)
     )
     pruned, other = evaluation_markdown(rows, compared=True).splitlines()[3:]
-    assert pruned == "| pruned | 1 | **17.90 (+14.4%)** | **30.0% ± 20.0% (-50.0)** |"
-    assert other == "| other | 1 | 17.90 (+14.4%) | 30.0% ± 20.0% (-50.0) |", "on other windows and items: apart"
+    assert pruned == "| pruned | 1 | **17.90 (+14.5%)** | **30.0% ± 20.0% (-50.0)** |"
+    assert other == "| other | 1 | 17.90 (+14.5%) | 30.0% ± 20.0% (-50.0) |", "on other windows and items: apart"
 
 
 def test_what_cannot_be_measured_is_one_line(model_folder, tmp_path, capsys):
