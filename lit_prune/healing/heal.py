@@ -117,6 +117,9 @@ def heal(
         callbacks=[*callbacks, *stops],
         **trainer_options,
     )
+    # A pruning that the environment asks for is of the training that this one follows.
+    own = [each for each in trainer.callbacks if not getattr(each, "from_environment", False)]  # type: ignore[attr-defined]
+    trainer.callbacks = own  # type: ignore[attr-defined]
     order = Stretches(len(train), per_step * max(1, stage.steps // settings.validations), settings.seed)
     stage.begin_epoch = lambda step: order.begin(
         step * per_step * trainer.world_size, trainer.global_rank, trainer.world_size
