@@ -24,6 +24,7 @@ from lit_prune.export.llama_cpp import require_same_in_llama_cpp
 from lit_prune.export.served import head_size, require_served
 from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
 from lit_prune.files import destination, file_aside, obstacle
+from lit_prune.loading.sources import require_gguf
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.surgery import compacted
 
@@ -55,6 +56,7 @@ def save_gguf(
         raise ModelError(f"cannot write {file}: {reason}")
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
+    require_gguf()
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
     import gguf

@@ -87,14 +87,19 @@ def locate(name: str | Path, *, revision: str | None = None, trusted: bool = Fal
         if not os.path.isfile(path):
             raise ModelError(f"there is no GGUF file {text}")
         file, label = path, path.name
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
+    require_gguf()
     return Source(str(file.parent), file.name, label, revision, trusted)
 
 
 def is_path(name: str) -> bool:
     """Whether a name means a place on this machine, even where nothing is there; any other may be on the hub."""
     return os.path.isabs(name) or name.startswith((".", "~", "/")) or name.count("/") > 1 or os.path.exists(name)
+
+
+def require_gguf() -> None:
+    """Say with a ModelError what to install where GGUF files can be neither read nor written."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("GGUF files need gguf: pip install 'lit-prune[gguf]'")
 
 
 def load_tokenizer(
