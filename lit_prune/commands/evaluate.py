@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -91,22 +91,45 @@ class Tasks:
             ARC, hard for MMLU, GSM8K, HumanEval, AGIEval, LAMBADA and SQuAD completion.
         include_path: Folder with further task files; paper and hard then mean those that are there.
         limit: Items of every task; all by default.
+        num_fewshot: Examples with answers before every item; by default what the task says.
+        apply_chat_template: Whether items are asked by the model's chat template.
+        system_instruction: What stands before every item, in a dialogue as the system's turn.
+        task_batch_size: Requests of tasks at a time, or auto for the most that fits; batch_size by default.
         run_code: Whether tasks such as humaneval may run what the models write.
     """
 
     tasks: list[str] | None = None
     include_path: str | None = None
     limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    task_batch_size: int | Literal["auto"] | None = None
     run_code: bool = False
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], batch_size: int
     ) -> dict[str, TaskScore]:
         """Measure a model's accuracy on tasks, with presets spelled out, by their names."""
-        where, code = self.include_path, self.run_code
         return task_scores(
-            model, tokenizer, tasks, include_path=where, limit=self.limit, batch_size=batch_size, run_code=code
+            model,
+            tokenizer,
+            tasks,
+            include_path=self.include_path,
+            limit=self.limit,
+            batch_size=self.task_batch_size or batch_size,
+            num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
+            system_instruction=self.system_instruction,
+            run_code=self.run_code,
         )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What distinguishes how items are asked from what the tasks say."""
+        asked = {"num_fewshot": self.num_fewshot, "system_instruction": self.system_instruction}
+        asked |= {"apply_chat_template": True} if self.apply_chat_template else {}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -189,9 +212,10 @@ def evaluate(
         told = ", ".join(f"{label} {measured.ppl:.2f}" for label, measured in found.items())
         say(f"{name}: perplexity {told}", flush=True)
     steps = "" if on.stride is None else f" of which the last {on.stride} count"
+    asked = ", ".join(f"{name} {value}" for name, value in accuracy.asked.items())
     protocol = (
         f"Perplexity: windows of {on.window} tokens{steps}, at most {on.num_windows} of a text, {loading.dtype}, "
-        f"{loading.place}."
+        f"{loading.place}.{f' Tasks: {asked}.' if asked else ''}"
     )
     page = f"{evaluation_markdown(rows, compared=against is not None)}\n{' '.join([protocol, *left_out])}\n"
     if questions:
@@ -206,6 +230,7 @@ def evaluate(
         }
         settings |= {"answers_only": True} if on.answers_only else {}
         settings |= {"dtype": loading.dtype, "seed": on.seed, "limit": accuracy.limit, "against": against}
+        settings |= accuracy.asked
         _write(Path(output), page, settings, rows, conversation)
 
 

@@ -35,6 +35,7 @@ from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, 
 from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
+from lit_prune.evaluation.ties import apart_by_perplexity, apart_by_speed, apart_by_task
 from lit_prune.evaluation.unraveled import BIASES, EMBEDDING
 
 __all__ = [
@@ -67,6 +68,9 @@ __all__ = [
     "analyse",
     "answer",
     "answers",
+    "apart_by_perplexity",
+    "apart_by_speed",
+    "apart_by_task",
     "averaged",
     "chosen_tasks",
     "compare_speed",

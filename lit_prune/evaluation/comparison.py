@@ -14,7 +14,7 @@ from lit_prune.errors import BudgetError
 from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.results import WANDA, Batches, Entry, Result, Results
 from lit_prune.evaluation.semi_structured import wanda_2_4
-from lit_prune.evaluation.speed import compare_speed, dense_twin, require_room
+from lit_prune.evaluation.speed import Speedup, compare_speed, dense_twin, require_room, speedup
 from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import file_name
 from lit_prune.measure import Journal, WhatIf, model_fingerprints
@@ -86,7 +86,8 @@ class Comparison:
         elif entry.label == WANDA:
             zeros = wanda_2_4(model, entry.calibration)
         gone = plan.num_removed_parameters if plan else 0
-        prefill, decode = self._speedup(model) if plan else (1.0, 1.0)
+        speedups = self._speedups(model) if plan else {}
+        losses = {text: perplexity(model, batches) for text, batches in self.unseen.items()}
         return Result(
             model=name,
             label=entry.label,
@@ -95,14 +96,16 @@ class Comparison:
             num_parameters=total - gone,
             share_removed=gone / total,
             zeros=zeros,
-            perplexities={text: perplexity(model, batches).ppl for text, batches in self.unseen.items()},
+            perplexities={text: loss.ppl for text, loss in losses.items()},
             tasks=self.tasks(model),
-            prefill=prefill,
-            decode=decode,
+            prefill=speedups["prefill"].ratio if speedups else 1.0,
+            decode=speedups["decode"].ratio if speedups else 1.0,
             num_blocks=num_blocks,
             passes=plan.cost if plan else 0.0,
             removed=tuple(step.removed.name for step in plan.steps) if plan else (),
             draw=entry.draw,
+            losses=losses,
+            speed_intervals={phase: (each.low, each.high) for phase, each in speedups.items()},
         )
 
     def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:
@@ -126,9 +129,13 @@ class Comparison:
         pruner.plan.save(self.folder / f"plans/{stem}-{amount:g}.json")
         return pruner.plan
 
-    def _speedup(self, model: PreTrainedModel) -> tuple[float, float]:
+    def _speedups(self, model: PreTrainedModel) -> dict[str, Speedup]:
         # The twin comes first: where the stack is closed, the config tells of fewer blocks.
         dense_model = dense_twin(model)
         with compacted(model):
             speeds = compare_speed({"dense": dense_model, "pruned": model}, **self.speed)
-        return speeds["pruned"].times_as_fast(speeds["dense"])
+        before, after = speeds["dense"], speeds["pruned"]
+        return {
+            "prefill": speedup(before.prefill_readings, after.prefill_readings),
+            "decode": speedup(before.decode_readings, after.decode_readings),
+        }

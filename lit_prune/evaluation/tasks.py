@@ -68,7 +68,10 @@ def task_scores(
     *,
     include_path: str | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = 8,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool | str = False,
+    system_instruction: str | None = None,
     run_code: bool = False,
 ) -> dict[str, TaskScore]:
     """Evaluate a model, perhaps pruned, as it is in memory; its mode is restored afterwards.
@@ -79,7 +82,11 @@ def task_scores(
         tasks: Names of tasks that the harness knows, or of files under `include_path`.
         include_path: Folder with further task files.
         limit: Items of every task; all when None.
-        batch_size: Requests at a time.
+        batch_size: Requests at a time; "auto" is the most that fits, by the harness's own trial.
+        num_fewshot: Examples with answers before every item; None takes what the task says.
+        apply_chat_template: Whether items are asked as a user would in a dialogue, by the tokenizer's chat template, or
+            the name of one of its templates.
+        system_instruction: What stands before every item, in a dialogue as the system's turn.
         run_code: Whether tasks may run what the model wrote.
 
     Raises:
@@ -88,6 +95,8 @@ def task_scores(
     require_tasks(tasks, include_path)
     if not tasks:
         return {}
+    if apply_chat_template and not tokenizer.chat_template:
+        raise LitPruneError("apply_chat_template wants a chat template, and this tokenizer has none; leave it out")
     harness = importlib.import_module("lm_eval")
     language_model = importlib.import_module("lm_eval.models.huggingface").HFLM
     settings = {"DISABLE_MULTIPROC": "1"}  # the harness would fork a process with a model in it
@@ -99,6 +108,9 @@ def task_scores(
             model=language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
             limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            system_instruction=system_instruction,
             task_manager=_task_manager(include_path),
             log_samples=True,
             bootstrap_iters=BOOTSTRAPS,

@@ -98,7 +98,16 @@ def record_of(kind: type[T], data: Any) -> T:
     for name, value in data.items():
         if name in hints and not _fits(value, hints[name]):
             raise TypeError(f"{name} of {kind.__name__} has a value of a wrong kind: {repr(value)[:80]}")
-    return kind(**data)
+    return kind(**{name: _tupled(value, hints.get(name)) for name, value in data.items()})
+
+
+def _tupled(value: Any, hint: Any) -> Any:
+    """Lists of JSON as the tuples that they were."""
+    if isinstance(value, list) and get_origin(hint) is tuple:
+        return tuple(value)
+    if isinstance(value, dict) and len(get_args(hint)) == 2:
+        return {name: _tupled(inner, get_args(hint)[1]) for name, inner in value.items()}
+    return value
 
 
 def require_kinds(where: str, data: Any, kinds: Mapping[str, Any]) -> None:

@@ -29,23 +29,35 @@ def error_of_ratio(squares: float, number: float, total: float) -> float:
 def interval_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """The 95 % interval of a text's rise of the mean token loss (nats), by Student's t; None of fewer than 4 windows.
 
-    The quantile of t is that of the normal distribution and its corrections by the degrees of freedom (Abramowitz and
-    Stegun, Handbook of Mathematical Functions, 26.7.5).
-
     Example:
         >>> row = {"num_windows": 11, "nll_before": 3.0, "nll_after": 3.5, "error": 0.1}
         >>> [round(end, 4) for end in interval_of(row)]
         [0.2772, 0.7228]
     """
-    degrees, error = row["num_windows"] - 1, row["error"]
-    if degrees < 3 or error is None:
+    quantile, error = quantile_of_t(row["num_windows"] - 1), row["error"]
+    if quantile is None or error is None:
+        return None
+    width = error * quantile
+    rise = row["nll_after"] - row["nll_before"]
+    return rise - width, rise + width
+
+
+def quantile_of_t(degrees: int) -> float | None:
+    """Standard errors that 95 % of Student's t distribution is within, by its degrees of freedom; None of fewer than 3.
+
+    That of the normal distribution and its corrections (Abramowitz and Stegun, Handbook of Mathematical Functions,
+    26.7.5).
+
+    Example:
+        >>> round(quantile_of_t(10), 3)
+        2.228
+    """
+    if degrees < 3:
         return None
     z = NORMAL
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    width = error * (z + first / degrees + second / degrees**2 + third / degrees**3)
-    rise = row["nll_after"] - row["nll_before"]
-    return rise - width, rise + width
+    return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
 def unseen_in_words(unseen: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:

@@ -8,10 +8,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_prune.evaluation import DENSE, Result, averaged, rank_correlation, read_results
+from lit_prune.evaluation import (
+    DENSE,
+    Result,
+    apart_by_perplexity,
+    apart_by_speed,
+    apart_by_task,
+    averaged,
+    rank_correlation,
+    read_results,
+)
 from lit_prune.files import figure_text, markdown_inline, markdown_line
 from lit_prune.plan import KINDS, Candidate
 from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS_FILE = "results.jsonl"
+PHASES = ("prefill", "decode")
+ENDS = [f"{phase}, {end}" for phase in PHASES for end in ("low", "high")]
 NUM_COMMON = 8
 SIZE, SPEED = ACROSS = ("parameters left (%)", "prefill, times as fast")
 CEILING = 16
@@ -30,18 +42,23 @@ CEILING = 16
 
 
 class Column(NamedTuple):
-    """A column of the table: how a row's value is written, and which of the values is the best, if any."""
+    """A column of the table: how a row's value is written, and which of the values is the best, if any.
+
+    `apart` says which rows differ by more than chance, `interval` from what to what the value may be.
+    """
 
     head: str
     value: Callable[[Result], float]
     form: str
     better: Callable[[Sequence[float]], float] | None = None
+    apart: Callable[[Result, Result], bool] = lambda one, other: True
+    interval: Callable[[Result], tuple[float, float] | None] = lambda row: None
 
 
 def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
-    """Write one table for each model and amount, the best pruned value of each column in bold, and notes at the end.
+    """Write one table for each model and amount, and notes at the end; draws of one method are one line.
 
-    Draws of one method are one line.
+    In bold is the best pruned value of each column, and what differs from it by no more than chance would.
     """
     columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
     models = (line for own in _by_model(rows) for line in _model_markdown(own, columns))
@@ -53,9 +70,10 @@ def comparison_csv(rows: Sequence[Result]) -> str:
     text = io.StringIO()
     columns = comparison_columns(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "method", "amount", "draw", *(column.head for column in columns), "removed"])
+    writer.writerow(["model", "method", "amount", "draw", *(column.head for column in columns), *ENDS, "removed"])
     for row in rows:
-        values = [column.value(row) for column in columns]
+        values: list[float | str] = [column.value(row) for column in columns]
+        values += [end for phase in PHASES for end in row.speed_intervals.get(phase, ("", ""))]
         writer.writerow([row.model, row.label, row.amount, row.draw, *values, " ".join(row.removed)])
     return text.getvalue()
 
@@ -223,8 +241,13 @@ def _table(rows: Sequence[Result], pruned: Sequence[Result], columns: Sequence[C
 def _cell(row: Result, pruned: Sequence[Result], column: Column) -> Cell:
     value = column.value(row)
     text = f"{value:{column.form}}" if math.isfinite(value) else ""
-    best = column.better and row in pruned and value == column.better([column.value(other) for other in pruned])
-    return Cell(text, strong=bool(best and text))
+    if text and (interval := column.interval(row)) is not None:
+        text += f" ({interval[0]:{column.form}} to {interval[1]:{column.form}})"
+    if column.better is None or row not in pruned or not text:
+        return Cell(text)
+    first = column.better([column.value(other) for other in pruned])
+    best = next((other for other in pruned if column.value(other) == first), row)
+    return Cell(text, strong=value == first or not column.apart(row, best))
 
 
 def comparison_columns(rows: Sequence[Result]) -> list[Column]:
@@ -234,12 +257,11 @@ def comparison_columns(rows: Sequence[Result]) -> list[Column]:
     found += [Column("removed", lambda row: row.share_removed, ".1%")]
     if any(row.zeros for row in rows):
         found += [Column("zeros", lambda row: row.zeros or math.nan, ".1%")]
-    found += [_perplexity(text) for text in first.perplexities]
+    found += [_perplexity(text, rows) for text in first.perplexities]
     found += [_task(name, f"{name} {score.metric}") for name, score in first.tasks.items()]
     if first.tasks:
         found += [Column("mean of tasks", lambda row: row.mean_accuracy, ".3f", max)]
-    found += [Column("prefill", lambda row: row.prefill, ".2f", max)]
-    found += [Column("decode", lambda row: row.decode, ".2f", max)]
+    found += [_speed(phase) for phase in PHASES]
     found += [Column("search, passes", lambda row: row.passes if row.amount else math.nan, ",.1f", min)]
     return found
 
@@ -263,9 +285,16 @@ def _name(row: Result) -> str:
     return f"{row.label}, draw {row.draw + 1}" if row.draw else row.label
 
 
-def _perplexity(text: str) -> Column:
-    return Column(f"ppl {text}", lambda row: row.perplexities.get(text, math.nan), ".2f", min)
+def _perplexity(text: str, rows: Sequence[Result]) -> Column:
+    apart = partial(apart_by_perplexity, rows, text)
+    return Column(f"ppl {text}", lambda row: row.perplexities.get(text, math.nan), ".2f", min, apart)
+
+
+def _speed(phase: str) -> Column:
+    apart = partial(apart_by_speed, phase)
+    return Column(phase, attrgetter(phase), ".2f", max, apart, lambda row: row.speed_intervals.get(phase))
 
 
 def _task(name: str, head: str) -> Column:
-    return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max)
+    apart = partial(apart_by_task, name)
+    return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max, apart)

@@ -85,6 +85,13 @@ def test_accuracy_is_the_share_of_choices_with_the_lower_loss(tmp_path):
         min((0, 1), key=lambda choice, each=each: loss(each["question"], each["choices"][choice])) == each["answer"]
         for each in items
     ]
+    assert score.items == tuple(map(float, right))
+    shots = task_scores(model, tokenizer, ["quiz"], include_path=str(tmp_path), num_fewshot=1, batch_size="auto")[
+        "quiz"
+    ]
+    assert shots.items != score.items, "another prompt"
+    with pytest.raises(LitPruneError, match="has none; leave it out"):
+        task_scores(model, tokenizer, ["quiz"], include_path=str(tmp_path), apply_chat_template=True)
     assert score.metric == "acc"
     assert score.value == pytest.approx(sum(right) / len(right))
     assert score.error == pytest.approx(statistics.stdev(map(float, right)) / math.sqrt(len(right)))

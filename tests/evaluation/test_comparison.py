@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from lit_prune.evaluation import (
     Results,
     Speed,
     TaskScore,
+    TokenLoss,
+    apart_by_perplexity,
+    averaged,
     dense_twin,
     rank_correlation,
 )
@@ -94,7 +98,7 @@ def test_speed_is_beside_the_dense_model_though_whole_blocks_are_gone(tmp_path, 
 
     def timed(models, **_):
         seen.update({name: len(model.model.layers) for name, model in models.items()})
-        return {name: Speed(1.0, 1.0, 1, 8, 2, "cpu", "float32", 1) for name in models}
+        return {name: Speed(1.0, 1.0, 1, 8, 2, "cpu", "float32", 1, (1.0,), (1.0,)) for name in models}
 
     monkeypatch.setattr("lit_prune.evaluation.comparison.compare_speed", timed)
     (_, row) = rows_of(tmp_path, "shortgpt", amounts=(0.2,))
@@ -156,6 +160,37 @@ def test_the_best_of_each_column_is_bold_and_the_dense_model_does_not_compete():
     assert (table["one"]["ppl text"], table["other"]["ppl text"]) == ("12.00", "**11.00**")
     assert (table["one"]["quiz acc"], table["other"]["quiz acc"]) == ("**0.800**", "0.700")
     assert (table["one"]["search, passes"], table["other"]["search, passes"]) == ("120.0", "**110.0**")
+
+
+def test_what_chance_may_have_ordered_is_bold_as_well():
+    def measured(label, sums, seconds, **options):
+        loss = TokenLoss(sum(sums) / 40, 40, 4, 11, 0.2, sums, (10, 10, 10, 10), "b1")
+        speeds = {"prefill": (seconds - 0.1, seconds + 0.1)}
+        found = row(label, 0.1, loss.ppl, 0.5, **options)
+        return replace(found, losses={"text": loss}, prefill=seconds, speed_intervals=speeds)
+
+    # The last is worse by as much as the second, and so in every window.
+    sums, noisy, worse = (20.0, 40.0, 15.0, 35.0), (24.0, 37.0, 19.0, 33.0), (20.8, 40.7, 15.7, 35.8)
+    found = [measured("best", sums, 1.3), measured("tied", noisy, 1.15), measured("worse", worse, 1.0)]
+    lines = [line[2:-2].split(" | ") for line in comparison_markdown(found).splitlines() if line.startswith("|")]
+    table = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+    assert table["best"]["prefill"] == "**1.30 (1.20 to 1.40)**"
+    for column in ("ppl text", "prefill"):
+        assert [table[name][column].startswith("**") for name in ("best", "tied", "worse")] == [True, True, False]
+
+
+def test_over_draws_differences_are_those_of_the_same_draws():
+    logs = [3.0, 3.4, 2.8, 3.2, 3.1]
+    near = [each + shift for each, shift in zip(logs, (0.3, -0.2, 0.2, -0.3, 0.1), strict=True)]
+    far = [each + 0.1 + shift for each, shift in zip(logs, (0.01, -0.01, 0.02, 0.0, -0.02), strict=True)]
+    rows = [
+        replace(row(label, 0.1, math.exp(log), 0.5), draw=draw)
+        for label, own in (("best", logs), ("near", near), ("far", far))
+        for draw, log in enumerate(own)
+    ]
+    best, near, far = averaged(rows)
+    assert not apart_by_perplexity(rows, "text", near, best)
+    assert apart_by_perplexity(rows, "text", far, best)
 
 
 def test_what_methods_agree_on_is_counted():
