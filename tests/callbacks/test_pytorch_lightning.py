@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-SCRIPT = '''
+SCRIPT = """
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningCLI
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     assert removed_sublayers(load(f"{cli.trainer.log_dir}/pruned")) == gone
     checkpoint = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
     assert checkpoint["lit_prune"]["removed"] == [str(each) for each in gone]
-'''
+"""
 
 
 def test_its_trainer_command_line_logger_and_checkpoints(tmp_path):
