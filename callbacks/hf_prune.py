@@ -135,8 +135,8 @@ class HfPruneCallback(TrainerCallback):
         hf_trainers.require_latest_kept(args, course.allowance.last_drop(epochs))
         require_forgetful(trainer.optimizer)
         self._loader = hf_trainers.numbered_loader(trainer, kwargs["train_dataloader"])
-        self._settle_compensation(model)
         with isolate_rng():
+            self._settle_compensation(model)
             require_understood(model)
             batches = hf_trainers.scored_batches(trainer, self.batches, self.num_batches)
             what_if = self._measure(batches)
@@ -201,10 +201,19 @@ class HfPruneCallback(TrainerCallback):
         pruner, by_default = self.course.pruner, self.course.mends_by_default
         if by_default and is_adapted(model):
             pruner.leave_uncompensated("the model has adapters of yours, which are for the weights as they are")
-        if pruner.mends and (why := unnumbered([self._loader])) is not None:
+        if pruner.mends and (why := self._unfit()) is not None:
             if not by_default:
                 raise DataError(f"{why}, or another compensate")
             pruner.leave_uncompensated(why)
+
+    def _unfit(self) -> str | None:
+        """Why nothing can be fitted on training examples, and what to give; None where it can."""
+        if (why := unnumbered([self._loader])) is None:
+            try:
+                hf_trainers.require_tokens([self._loader.collate_fn([self._loader.dataset[0]])])
+            except DataError as error:
+                return f"refit reads training examples, where {error}: give such"
+        return why
 
     def _measure(self, batches: Sequence[Any], bar: SearchBar | None = None) -> WhatIf:
         trainer = self._met()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from itertools import islice
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lit_prune.anatomy import RECORD_KEY, language_model
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.files import read_json, require_kinds, write_json
+from lit_prune.measure import input_ids_of
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.training import structure_of
 
@@ -84,24 +85,35 @@ def num_epochs(state: Any) -> int | None:
 def scored_batches(trainer: Any, given: list[Any] | None, limit: int | None) -> list[ValidationBatch]:
     """The batches to score on, on the CPU: those given, else of each of the trainer's evaluation sets `limit` at most.
 
-    A DataError says that there are none.
+    A DataError says that there are none, or that they hold no tokens.
     """
     if given is None and trainer.eval_dataset is None:
         raise DataError(
             "sublayers are scored on the Trainer's evaluation set, and it has none: give it an eval_dataset, or "
             "HfPruneCallback(batches=...) dicts with `input_ids`"
         )
-    if given is not None:
-        return [ValidationBatch(batch, 0, 0) for batch in given]
+    batches = list(_evaluation_batches(trainer, limit)) if given is None else given
+    try:
+        require_tokens(batches)
+    except DataError as error:
+        raise DataError(f"{error}; HfPruneCallback(batches=...) takes other ones to score on") from error
+    return [ValidationBatch(batch, 0, 0) for batch in batches]
+
+
+def require_tokens(batches: Sequence[Any]) -> None:
+    """Refuse batches without `input_ids` with a DataError, and to be without batches."""
+    if not batches:
+        raise DataError("there are no batches")
+    for batch in batches:
+        input_ids_of(batch)
+
+
+def _evaluation_batches(trainer: Any, limit: int | None) -> Iterator[Any]:
     names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, Mapping) else [None]
-    batches: list[Any] = []
     for name in names:
         loader = trainer.get_eval_dataloader(name)
         # One of accelerate's that is not read to its end leaves marks in the state of gradient accumulation.
-        batches += islice(getattr(loader, "base_dataloader", loader), limit)
-    if not batches:
-        raise DataError("sublayers are scored on the Trainer's evaluation set, and it is empty")
-    return [ValidationBatch(batch, 0, 0) for batch in batches]
+        yield from islice(getattr(loader, "base_dataloader", loader), limit)
 
 
 def numbered_loader(trainer: Any, loader: Any) -> Any:
