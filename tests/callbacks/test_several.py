@@ -16,7 +16,6 @@ from lit_prune.training import load_checkpoint
 from tests.callbacks.test_sublayer_prune import VAL, Halt, Losses, loaders, module, pruning, trainer
 from tests.tiny import tiny_model
 
-
 BATCH = {"input_ids": torch.stack([each["input_ids"] for each in VAL])}
 
 
@@ -50,7 +49,7 @@ def test_each_takes_its_share_of_the_first_model(tmp_path):
         assert set(plan.removed) == set(removed_sublayers(load(saved))) == {*one.plan.removed, *other.plan.removed}
         assert [step.epoch for step in plan.steps] == sorted(step.epoch for step in plan.steps)
         assert apply_plan(tiny_model("llama"), plan, uncompensated=True).num_removed_parameters == total - left
-    rows = list(csv.DictReader((tmp_path / "log/version_0/metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "log/version_0/metrics.csv").read_text().splitlines()))
     told = {
         name: [float(row[name]) for row in rows if row[name]] for name in ("prune/parameters_left", "final/ppl_rise")
     }
