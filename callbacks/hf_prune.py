@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from lit_prune.anatomy import is_adapted
 from lit_prune.data import fingerprint
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.loading.processes import Processes
-from lit_prune.measure import WhatIf
+from lit_prune.loading.processes import Processes, processes_of_accelerator
+from lit_prune.measure import WhatIf, read_batches, shares_of
 from lit_prune.plan import PLAN_FILE, PrunePlan, PruneStep, Recipe
 from lit_prune.pruning import Goal, SearchBar
 from lit_prune.searches import PerEpoch, Schedule
@@ -27,6 +27,7 @@ from . import hf_trainers
 from .course import BY_DEFAULT, Course
 from .story import final_figures, removal_figures
 from .training_text import training_batches, unnumbered
+from .validation import ValidationBatch
 
 
 class HfPruneCallback(TrainerCallback):
@@ -36,7 +37,7 @@ class HfPruneCallback(TrainerCallback):
     evaluation set. Every `checkpoint-N` is a model that transformers reads behind `import lit_prune`, with the plan in
     it; `trainer.train(resume_from_checkpoint=...)` goes on with the same drops. A model that peft has wrapped loses the
     adapters of what goes. The log has a row for every removal, and at the end the plan is in the Trainer's output
-    folder. One process trains on one device.
+    folder. Processes of DDP share the scoring, and drop the same sublayers.
 
     Args:
         amount: The share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its
@@ -134,13 +135,13 @@ class HfPruneCallback(TrainerCallback):
         course.allowance.require_possible(epochs, course.pruner)
         hf_trainers.require_latest_kept(args, course.allowance.last_drop(epochs))
         require_forgetful(trainer.optimizer)
-        self._loader = hf_trainers.numbered_loader(trainer, kwargs["train_dataloader"])
+        self._loader = hf_trainers.whole_loader(trainer, kwargs["train_dataloader"], trainer.args.train_batch_size)
         with isolate_rng():
             self._settle_compensation(model)
             require_understood(model)
-            batches = hf_trainers.scored_batches(trainer, self.batches, self.num_batches)
-            what_if = self._measure(batches)
-            course.allowance.price(course.pruner, what_if.num_positions, Processes(), trainer.accelerator.autocast)
+            what_if = self._scored_on()
+            autocast = trainer.accelerator.autocast
+            course.allowance.price(course.pruner, what_if.num_positions, self._processes, autocast)
         source = "the Trainer's evaluation set" if self.batches is None else "batches that were given"
         course.describe({"source": source, **fingerprint(what_if.batches)})
 
@@ -149,11 +150,12 @@ class HfPruneCallback(TrainerCallback):
         epoch, self._epoch = self._epoch, self._epoch + 1
         quota = self.course.due(epoch, hf_trainers.num_epochs(state))
         if quota is not None and epoch > self.course.last_epoch:
-            optimizers, shown = [self._met().optimizer], self.progress
+            optimizers, shown = [self._met().optimizer], self.progress and state.is_world_process_zero
             on_epoch = partial(self._fitted_on, epoch)
             self.course.drop(
                 epoch, quota, self._scored_on, on_epoch, optimizers=optimizers, on_removal=self._tell, shown=shown
             )
+            hf_trainers.renew_ddp(self._met())
         self.course.last_epoch = epoch
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -216,15 +218,23 @@ class HfPruneCallback(TrainerCallback):
         return why
 
     def _measure(self, batches: Sequence[Any], bar: SearchBar | None = None) -> WhatIf:
+        """The measure over this process's batches."""
         trainer = self._met()
         scored, autocast = [batch.scored for batch in batches], trainer.accelerator.autocast
-        return WhatIf(hf_trainers.model_of(trainer), scored, autocast=autocast, progress=bar)
+        model, processes = hf_trainers.model_of(trainer), self._processes
+        return WhatIf(model, scored, processes=processes, autocast=autocast, progress=bar)
 
-    def _scored_on(self, bar: SearchBar) -> WhatIf:
-        return self._measure(hf_trainers.scored_batches(self._met(), self.batches, self.num_batches), bar)
+    def _scored_on(self, bar: SearchBar | None = None) -> WhatIf:
+        whole = hf_trainers.scored_batches(self._met(), self.batches, self.num_batches)
+        read = read_batches(hf_trainers.model_of(self._met()), [batch.scored for batch in whole])
+        return self._measure([ValidationBatch(own, 0, 0) for own in shares_of(read, self._processes)], bar)
 
     def _fitted_on(self, epoch: int, bar: SearchBar) -> WhatIf:
-        return self._measure(training_batches([self._loader], epoch, Processes()), bar)
+        return self._measure(training_batches([self._loader], epoch, self._processes), bar)
+
+    @property
+    def _processes(self) -> Processes:
+        return processes_of_accelerator(self._met().accelerator)
 
     def _tell(self, step: PruneStep) -> None:
         self._met().log({**removal_figures(self.course.pruner.plan), "prune/removed": step.removed.name})

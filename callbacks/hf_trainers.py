@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_prune.anatomy import RECORD_KEY, language_model
 from lit_prune.errors import DataError, LitPruneError, ModelError
@@ -55,12 +56,11 @@ def require_supported(trainer: Any) -> None:
         "FSDP": trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled,
         "a model that transformers has sharded": trainer.is_distributed_loading_by_transformers,
         f"DataParallel on {trainer.args.n_gpu} GPUs": trainer.args.n_gpu > 1,
-        f"{trainer.args.world_size} processes": trainer.args.world_size > 1,
     }
     if found := [name for name, holds in ways.items() if holds]:
         raise LitPruneError(
-            f"HfPruneCallback trains on one device (found: {', '.join(found)}); start one process that sees one GPU "
-            "(CUDA_VISIBLE_DEVICES=0), or take SublayerPruneCallback and Lightning's Trainer for several"
+            f"HfPruneCallback wants the whole model in every process (found: {', '.join(found)}); use one GPU "
+            "(CUDA_VISIBLE_DEVICES=0), or DDP with a process for each (torchrun)"
         )
 
 
@@ -77,6 +77,21 @@ def require_latest_kept(args: Any, last_drop: int | None) -> None:
         )
 
 
+def renew_ddp(trainer: Any) -> None:
+    """Build DDP anew after parameters are gone: its reducer would wait for their gradients for ever."""
+    wrapped = trainer.model_wrapped
+    if isinstance(wrapped, DistributedDataParallel):
+        handler = trainer.accelerator.ddp_handler
+        options: dict[str, Any] = {} if handler is None else handler.to_kwargs()
+        options |= {"device_ids": wrapped.device_ids, "output_device": wrapped.output_device}
+        # The loop that trains holds this object: it gets the inside of a new one.
+        fresh = type(wrapped)(wrapped.module, **options)
+        if handler is not None:
+            handler.register_comm_hook(fresh)
+        vars(wrapped).clear()
+        vars(wrapped).update(vars(fresh))
+
+
 def num_epochs(state: Any) -> int | None:
     """Epochs of a training, None where its data is a stream."""
     return state.num_train_epochs if 0 < state.num_train_epochs < sys.maxsize else None
@@ -85,7 +100,7 @@ def num_epochs(state: Any) -> int | None:
 def scored_batches(trainer: Any, given: list[Any] | None, limit: int | None) -> list[ValidationBatch]:
     """The batches to score on, on the CPU: those given, else of each of the trainer's evaluation sets `limit` at most.
 
-    A DataError says that there are none, or that they hold no tokens.
+    Every process has all of them. A DataError says that there are none, or that they hold no tokens.
     """
     if given is None and trainer.eval_dataset is None:
         raise DataError(
@@ -112,13 +127,17 @@ def _evaluation_batches(trainer: Any, limit: int | None) -> Iterator[Any]:
     names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, Mapping) else [None]
     for name in names:
         loader = trainer.get_eval_dataloader(name)
+        if trainer.args.world_size > 1:
+            loader = whole_loader(trainer, loader, trainer.args.eval_batch_size)
         # One of accelerate's that is not read to its end leaves marks in the state of gradient accumulation.
         yield from islice(getattr(loader, "base_dataloader", loader), limit)
 
 
-def numbered_loader(trainer: Any, loader: Any) -> Any:
-    """A plain loader over the training examples that accelerate's loader shuffles and hands out."""
-    return DataLoader(loader.dataset, trainer.args.train_batch_size, collate_fn=loader.collate_fn)
+def whole_loader(trainer: Any, loader: Any, batch_size: int) -> Any:
+    """A plain loader over all examples that accelerate's loader shuffles, or shares among processes."""
+    if trainer.args.world_size > 1 and isinstance(loader.dataset, IterableDataset):
+        raise DataError("several processes share numbered examples, and the Trainer has a stream; use one process")
+    return DataLoader(loader.dataset, batch_size, collate_fn=loader.collate_fn)
 
 
 @contextmanager

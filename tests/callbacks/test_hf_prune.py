@@ -14,6 +14,7 @@ from lit_prune.errors import BudgetError, LitPruneError, ModelError
 from lit_prune.pruning import compensate_plan
 from lit_prune.surgery import remove, removed_sublayers
 from tests import naive
+from tests.processes import in_torchrun
 from tests.tiny import tiny_model
 
 # peft asks transformers by an old name.
@@ -40,7 +41,7 @@ def hf(folder, *callbacks, model=None, train=TRAIN, val=VAL, **options):
 
 
 def pruning(amount=0.2, **options):
-    return HfPruneCallback(amount, **{"progress": False, **options})
+    return HfPruneCallback(amount, **{"progress": False, "compensate": "none", **options})
 
 
 def adapted():
@@ -62,7 +63,7 @@ class Zeroing(TrainerCallback):
 
 
 def test_training_goes_on_as_if_what_went_put_out_zeros(tmp_path):
-    callback = pruning(0.35, schedule=1, compensate="none")
+    callback = pruning(0.35, schedule=1)
     options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "lr_scheduler_type": "cosine"}
     pruned = hf(tmp_path, callback, **options)
     pruned.train()
@@ -97,7 +98,7 @@ def test_amount_is_spread_and_the_optimizer_holds_what_is_left(tmp_path):
 
 
 def test_candidates_are_scored_on_the_evaluation_set(tmp_path):
-    callback = pruning(None, schedule=1, compensate="none")
+    callback = pruning(None, schedule=1)
     trainer = hf(tmp_path, callback, num_train_epochs=1, per_device_eval_batch_size=4)
     expected = naive.scores(trainer.model, "llama", VAL_BATCHES, [], by_share=True)
     trainer.train()
@@ -120,7 +121,7 @@ def test_candidates_are_scored_on_the_evaluation_set(tmp_path):
 )
 def test_what_scores_can_be_chosen(tmp_path, options, num_sequences):
     val = options.pop("val")
-    callback = pruning(None, schedule=1, compensate="none", **options)
+    callback = pruning(None, schedule=1, **options)
     hf(tmp_path, callback, val=val, num_train_epochs=1, per_device_eval_batch_size=4).train()
     assert callback.plan.calibration["num_sequences"] == num_sequences
 
@@ -138,7 +139,7 @@ def test_the_log_tells_what_went_and_the_plan_is_saved(tmp_path):
     assert PrunePlan.load(tmp_path) == callback.plan
 
 
-STOPS = (5, 12)
+STOPS = (5, 7)
 """Between two epochs, and within the last one."""
 
 
@@ -153,8 +154,8 @@ class SaveAt(TrainerCallback):
 @pytest.mark.parametrize("make", [lambda: tiny_model("llama", attention_dropout=0.1), adapted], ids=["all", "peft"])
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_last_bit(tmp_path, make):
     def run(folder, *saving, **options):
-        callback = pruning(0.35)
-        trainer = hf(tmp_path / folder, callback, *saving, model=make())
+        callback = pruning(0.3, compensate=None)
+        trainer = hf(tmp_path / folder, callback, *saving, model=make(), num_train_epochs=2)
         trainer.train(**options)
         return callback.plan, trainer
 
@@ -179,7 +180,7 @@ def test_a_checkpoint_is_a_pruned_model_with_its_plan(tmp_path):
 
 def test_adapters_of_what_goes_are_gone_and_the_rest_merge(tmp_path):
     model = adapted()
-    callback = pruning(0.35)
+    callback = pruning(0.35, compensate=None)
     trainer = hf(tmp_path, callback, model=model, save_strategy="epoch")
     trainer.train()
     gone = {
@@ -200,7 +201,7 @@ def test_adapters_of_what_goes_are_gone_and_the_rest_merge(tmp_path):
 
 
 def test_weights_that_stay_are_refitted_on_training_examples(tmp_path):
-    callback, again = pruning(None, schedule=2), tiny_model("llama")
+    callback, again = pruning(None, schedule=2, compensate=None), tiny_model("llama")
     hf(tmp_path, callback, num_train_epochs=1, max_steps=1).train()
     order = torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0)).tolist()
     tokens = torch.stack([TRAIN[index]["input_ids"] for index in order])
@@ -216,7 +217,7 @@ class Stream(torch.utils.data.IterableDataset):
 def test_a_stream_is_pruned_where_the_number_of_epochs_is_given(tmp_path):
     with pytest.raises(BudgetError, match="does not know its number of epochs"):
         hf(tmp_path, pruning(), train=Stream(), max_steps=10).train()
-    callback = pruning(num_epochs=2)
+    callback = pruning(num_epochs=2, compensate=None)
     hf(tmp_path, callback, train=Stream(), max_steps=10).train()
     assert {step.epoch for step in callback.plan.steps} == {0, 1}
     assert callback.plan.compensation["impossible"].startswith("refit draws training examples by their numbers")
@@ -293,3 +294,20 @@ def test_a_plain_training_goes_on_with_pruning(tmp_path):
 def test_without_its_trainer_the_callback_says_so():
     with pytest.raises(LitPruneError, match="is for the `train` of transformers' Trainer"):
         pruning().on_train_begin(None, None, None)
+
+
+@pytest.mark.slow
+def test_processes_of_ddp_share_the_scoring_and_end_with_the_model_of_one(tmp_path):
+    def work(number=2):
+        callback = pruning(0.35)
+        ddp = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
+        settings = {"per_device_train_batch_size": 4 // number, "optim": "sgd", "learning_rate": 0.05}
+        trainer = hf(tmp_path / str(number), callback, **settings, **(ddp if number > 1 else {}))
+        trainer.train()
+        sums = {name: each.detach().double().abs().sum().item() for name, each in trainer.model.named_parameters()}
+        return [step.removed.name for step in callback.plan.steps], sums
+
+    both, alone = in_torchrun(tmp_path, 2, work), work(1)
+    assert both[0] == both[1]
+    assert both[0][0] == alone[0]
+    assert both[0][1] == pytest.approx(alone[1], rel=1e-4)

@@ -20,11 +20,11 @@ BATCH = {"input_ids": torch.stack([each["input_ids"] for each in VAL])}
 
 
 def attention(amount=0.1, **options):
-    return pruning(amount=amount, granularity="attention", **options)
+    return pruning(**{"amount": amount, "granularity": "attention", "compensate": "none", **options})
 
 
 def mlp(amount=0.2, **options):
-    return pruning(amount=amount, granularity="mlp", **options)
+    return pruning(**{"amount": amount, "granularity": "mlp", "compensate": "none", **options})
 
 
 def kinds(plan):
@@ -65,28 +65,30 @@ def test_each_takes_its_share_of_the_first_model(tmp_path):
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_last_bit(tmp_path, healing):
     def run(*extra, ckpt_path=None):
         L.seed_everything(1, verbose=False)
-        callbacks, losses, model = (attention(healing=healing), mlp()), Losses(), module()
+        mended = "none" if healing else None
+        callbacks = attention(0.2, healing=healing, compensate=mended), mlp(compensate=mended)
+        losses, model = Losses(), module()
         keeps = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{epoch}", enable_version_counter=False)
-        fitted = trainer(tmp_path, *callbacks, losses, keeps, *extra)
+        fitted = trainer(tmp_path, *callbacks, losses, keeps, *extra, max_epochs=2)
         try:
             fitted.fit(model, *loaders(), ckpt_path=ckpt_path)
         except SystemExit:
             assert extra
         return callbacks, losses.seen, model
 
-    run(Halt(2))
-    path = tmp_path / "kept/epoch=1.ckpt"
+    run(Halt(1))
+    path = tmp_path / "kept/epoch=0.ckpt"
     found, ends, resumed = run(ckpt_path=path)
     kept = torch.load(path, weights_only=True)["callbacks"]
     assert sum("SublayerPruneCallback" in name for name in kept) == 2
     expected, losses, whole = run()
-    assert ends == [each for each in losses if each[0] == 2]
+    assert ends == [each for each in losses if each[0] == 1]
     assert [callback.plan.steps for callback in found] == [callback.plan.steps for callback in expected]
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     tiny_model("llama").save_pretrained(tmp_path / "dense")
-    exported, plan = load_checkpoint(tmp_path / "kept/epoch=2.ckpt", tmp_path / "dense")
+    exported, plan = load_checkpoint(tmp_path / "kept/epoch=1.ckpt", tmp_path / "dense")
     assert set(plan.removed) == set(removed_sublayers(exported))
 
 
@@ -94,7 +96,7 @@ def test_the_first_heals_and_both_save_what_it_merged(tmp_path):
     one, other = attention(healing=True, distill=True, save_to="one"), mlp(save_to="other")
     model = module()
     report = BeforeAfterCallback(repeats=0)
-    trainer(tmp_path, one, other, report).fit(model, *loaders())
+    trainer(tmp_path, one, other, report, max_epochs=2).fit(model, *loaders())
     expected = model.model.eval()(**BATCH).logits
     for folder in ("one", "other"):
         torch.testing.assert_close(load(tmp_path / folder)(**BATCH).logits, expected)
@@ -124,7 +126,7 @@ class Two(L.LightningModule):
         ({"model": "large"}, {"model": "small"}, "prune different models"),
         ({"model": "large", "max_rise": 0.1}, {"model": "large"}, "give amounts, no max_rise"),
         ({"model": "large"}, {"model": "large", "healing": True}, "only the first can heal"),
-        ({"model": "large"}, {"model": "large", "compensate": "none"}, "need the same compensate"),
+        ({"model": "large"}, {"model": "large", "compensate": "scale"}, "need the same compensate"),
         ({"model": "large", "save_to": "same"}, {"model": "large", "save_to": "same"}, "is about to save its model as"),
     ],
 )
