@@ -150,10 +150,14 @@ class HfPruneCallback(TrainerCallback):
         epoch, self._epoch = self._epoch, self._epoch + 1
         quota = self.course.due(epoch, hf_trainers.num_epochs(state))
         if quota is not None and epoch > self.course.last_epoch:
-            optimizers, shown = [self._met().optimizer], self.progress and state.is_world_process_zero
-            on_epoch = partial(self._fitted_on, epoch)
             self.course.drop(
-                epoch, quota, self._scored_on, on_epoch, optimizers=optimizers, on_removal=self._tell, shown=shown
+                epoch,
+                quota,
+                self._scored_on,
+                partial(self._fitted_on, epoch),
+                optimizers=[self._met().optimizer],
+                on_removal=self._tell,
+                shown=self.progress and state.is_world_process_zero,
             )
             hf_trainers.renew_ddp(self._met())
         self.course.last_epoch = epoch
@@ -161,9 +165,8 @@ class HfPruneCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the plan into the checkpoint."""
         trainer = self._met()
-        folder = (
-            Path(trainer._get_output_dir(trial=getattr(trainer, "_trial", None))) / f"checkpoint-{state.global_step}"
-        )
+        run = Path(trainer._get_output_dir(trial=getattr(trainer, "_trial", None)))
+        folder = run / f"checkpoint-{state.global_step}"
         if args.should_save and folder.is_dir():
             hf_trainers.write_checkpoint(folder, hf_trainers.model_of(trainer), self.course.state())
 
