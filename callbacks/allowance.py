@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-
-import lightning as L
 
 from lit_prune.costs import Prices, price, unit_options
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
-from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.loading.processes import Processes
 from lit_prune.pruning import Goal, Pruner
 from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What `SublayerPruneCallback` was asked for; without a number of epochs to spread over, the trainer's is taken."""
+    """What a callback was asked for; without a number of epochs to spread over, the trainer's is taken (`known`).
+
+    That is None where the trainer does not know it.
+    """
 
     goal: Goal
     schedule: Schedule
@@ -34,37 +37,37 @@ class Allowance:
         everything = min((pruner.available + pruner.reached) / prices.total, 1 - ROUNDING)
         return Budget(everything, prices.total, last="lowest_score", of=prices.of)
 
-    def quota(self, trainer: L.Trainer, pruner: Pruner, num_earlier: int) -> Quota:
-        """What may go in the trainer's epoch, within which a run may have been resumed.
+    def quota(self, epoch: int, known: int | None, pruner: Pruner, num_earlier: int) -> Quota:
+        """What may go in an epoch, within which a run may have been resumed.
 
         The first `num_earlier` removals are those of earlier fits, whose epochs have the same numbers.
         """
-        done = [step for step in pruner.plan.steps[num_earlier:] if step.epoch == trainer.current_epoch]
+        done = [step for step in pruner.plan.steps[num_earlier:] if step.epoch == epoch]
         quota = self.schedule.quota(
-            trainer.current_epoch,
-            num_epochs=self._epochs(trainer),
+            epoch,
+            num_epochs=self.num_epochs or known,
             target=self.budget(pruner).target,
             total=pruner.prices.total,
             reached=pruner.reached - pruner.saved(done),
         )
         return replace(quota, num_before=len(pruner.plan.steps) - len(done))
 
-    def require_possible(self, trainer: L.Trainer, pruner: Pruner) -> None:
+    def require_possible(self, known: int | None, pruner: Pruner) -> None:
         """Refuse, before any work, what the candidates or the epochs cannot give."""
         if self.goal.unit == "params":  # others are priced when the model is where it will be trained
             pruner.require_reachable(self.budget(pruner))
-        epochs = self._epochs(trainer)
+        epochs = self.num_epochs or known
         if epochs is None and self.goal.amount is not None and self.schedule.per_epoch is None:
             raise BudgetError(
-                "the trainer does not know its number of epochs (max_steps, or max_epochs=-1), so the amount cannot be "
-                "spread over them; pass num_epochs=N or a schedule"
+                "the trainer does not know its number of epochs (max_steps, max_epochs=-1, a stream), so the amount "
+                "cannot be spread over them; pass num_epochs=N or a schedule"
             )
         if epochs is not None and not self.schedule.num_drops(epochs):
             raise BudgetError(f"start_epoch={self.schedule.start_epoch} is behind the last of {epochs} epochs")
 
-    def last_drop(self, trainer: L.Trainer) -> int | None:
+    def last_drop(self, known: int | None) -> int | None:
         """The last epoch that may drop, 0-based; None where nobody knows the number of epochs."""
-        if (epochs := self._epochs(trainer)) is None:
+        if (epochs := self.num_epochs or known) is None:
             return None
         last, gone, most = 0, 0.0, 1.0 if self.goal.amount is None else self.goal.amount
         for epoch in filter(self.schedule.is_due, range(epochs)):
@@ -73,10 +76,17 @@ class Allowance:
                 last, gone = epoch, gone + (value if isinstance(value, float) else 0)
         return last
 
-    def price(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> None:
+    def price(
+        self,
+        pruner: Pruner,
+        num_positions: int,
+        processes: Processes,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
         """Give the pruner its prices, those of process 0 on all, unless an earlier fit or a checkpoint has given them.
 
-        They are of calibration sequences of `num_positions` tokens. Those that cannot give the amount are refused.
+        They are of calibration sequences of `num_positions` tokens, in the precision of the training. Those that cannot
+        give the amount are refused.
         """
         given = {"name": pruner.prices.of, **pruner.prices.conditions}
         # Options that are left out are as they were.
@@ -87,16 +97,13 @@ class Allowance:
                     f"and nobody knows what they would have been of {self.goal.of}; go on with the same `of`, or start "
                     "from a fresh model"
                 )
-            pruner.prices = processes_of_trainer(trainer).first(lambda: self._measured(trainer, pruner, num_positions))
+
+            def measured() -> Prices:
+                with adapters_off(pruner.model), autocast():
+                    return price(pruner.model, self.goal.of, num_positions=num_positions)
+
+            pruner.prices = processes.first(measured)
         pruner.require_reachable(self.budget(pruner))
-
-    def _measured(self, trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Prices:
-        with adapters_off(pruner.model), trainer.precision_plugin.forward_context():
-            return price(pruner.model, self.goal.of, num_positions=num_positions)
-
-    def _epochs(self, trainer: L.Trainer) -> int | None:
-        """Epochs of the run, None where nobody knows: the trainer then has None, or -1."""
-        return self.num_epochs or max(0, trainer.max_epochs or 0) or None
 
     def shortfall(self, pruner: Pruner, *, is_full: bool) -> str | None:
         """What to tell the user at the end, None where all went well; `is_full` if no more fits under the ceiling."""

@@ -136,8 +136,7 @@ class BeforeAfterCallback(EitherCallback):
     def _report(
         self, trainer: L.Trainer, module: L.LightningModule, folder: Path, held_out: HeldOut, after: dict[str, Any]
     ) -> None:
-        plan, before = self._pruning(trainer).plan, self._before
-        assert plan is not None
+        plan, before = self._pruning(trainer).whole_plan(trainer), self._before
         speeds = self._speeds(trainers.model_in(module, self.model))
         rows = [
             Row("parameters", before["parameters"], after["parameters"]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import is_adapted
@@ -40,9 +40,13 @@ class Mending:
                 f"{type(module).__name__} optimizes by hand, where no other loss can be given to it; leave distill out"
             )
 
+    def finds_others(self, model: nn.Module) -> bool:
+        """Whether the model has adapters that somebody else attached."""
+        return is_adapted(model) and self._adapted is not model
+
     def require_none_of_others(self, model: PreTrainedModel) -> None:
         """Refuse adapters that somebody else attached, where the model is to be saved."""
-        if is_adapted(model) and self._adapted is not model:
+        if self.finds_others(model):
             raise LitPruneError("the model has adapters of yours, which save_to cannot save; merge them first")
 
     def attach(self, module: L.LightningModule, model: PreTrainedModel) -> None:

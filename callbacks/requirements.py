@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -9,7 +12,6 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lit_prune.anatomy import is_adapted
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.fsdp import TENSOR
 from lit_prune.loading.trees import is_a
@@ -17,7 +19,7 @@ from lit_prune.pruning import Pruner, require_shardable
 
 from .followers import averages_in, averaging_callbacks, copies_in
 from .mending import Mending
-from .trainers import callbacks_of, leaves_nothing, shards
+from .trainers import callbacks_of, leaves_nothing, model_in, shards
 
 SAME_AT_ANY_SIZE = ("epoch", "step")
 """What can be monitored to keep the latest."""
@@ -45,7 +47,7 @@ def require_supported(trainer: L.Trainer, *, folds: bool = False) -> None:
 
 def against_refit(trainer: L.Trainer, module: nn.Module, model: nn.Module, mending: Mending) -> str | None:
     """Why weights that stay are better left as they are in a training, where nobody asked for their change."""
-    if is_adapted(model):
+    if mending.finds_others(model):
         return "the model has adapters of yours, which are for the weights as they are"
     if mending.distillation is not None:
         return "distill learns from the weights as they were"
@@ -138,6 +140,23 @@ def warn_of_monitors(trainer: L.Trainer, last_drop: int | None) -> None:
             "least was removed: let ModelCheckpoint keep the latest (no monitor) and leave EarlyStopping out, or drop "
             "everything before the first validation (schedule=0.2 beside amount=0.2)"
         )
+
+
+def require_together(callbacks: Sequence[Any], module: L.LightningModule) -> None:
+    """Refuse several callbacks that prune in one training what they cannot prune together: `SublayerPruneCallback`s."""
+    if len(callbacks) == 1:
+        return
+    several = f"{len(callbacks)} {type(callbacks[0]).__name__}s"
+    if len({id(model_in(module, callback.model)) for callback in callbacks}) > 1:
+        raise LitPruneError(f"{several} prune different models, and a checkpoint holds the structure of one; keep one")
+    if len({callback.course.recipe.granularity for callback in callbacks}) < len(callbacks):
+        raise LitPruneError(f"{several} need a granularity each (attention and mlp); with the same, let one do it all")
+    if any(callback.course.allowance.goal.max_rise is not None for callback in callbacks):
+        raise LitPruneError(f"{several} would each measure the rise from a model of its own; give amounts, no max_rise")
+    if any(callback.mending.lora is not None for callback in callbacks[1:]):
+        raise LitPruneError(f"of {several} only the first can heal, which merges the adapters before the others save")
+    if len({repr(callback.course.recipe.compensate) for callback in callbacks}) > 1:
+        raise LitPruneError(f"{several} need the same compensate, which their one plan tells")
 
 
 def _require_same_weights(average: str, pruner: Pruner, mending: Mending) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,8 +14,6 @@ from lit_prune.plan import PrunePlan
 from lit_prune.pruning import Pruner
 from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, plan_score_map
 
-from .allowance import Allowance
-from .mending import Mending
 from .trainers import callbacks_of
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
@@ -23,26 +21,33 @@ FINAL_FIGURES = (PARAMETERS, RISE)
 """Logged at the end of every run; the rise is that of validation perplexity, first before to last after a removal."""
 
 
-def log_beginning(
-    trainer: L.Trainer, settings: Mapping[str, Any], pruner: Pruner, allowance: Allowance, mending: Mending
-) -> None:
-    """Log the module's settings and the pruning's, with the names of the figures that the run will end with.
+def log_beginning(trainer: L.Trainer, settings: Mapping[str, Any], pruning: Sequence[Any]) -> None:
+    """Log the module's settings and those of every `SublayerPruneCallback`, with the names of the final figures.
 
-    Sweeps are sorted by them; callbacks may name figures of their own as `final_figures`.
+    Sweeps are sorted by them; callbacks may name figures of their own as `final_figures`. Of several callbacks that
+    prune, each has its granularity in the names.
     """
-    asked = {
-        "prune/amount": allowance.goal.amount,
-        "prune/of": allowance.goal.unit,
-        "prune/max_rise": allowance.goal.max_rise,
-        "prune/granularity": pruner.granularity,
-        "prune/scorer": pruner.plan.scorer["name"],
-        "prune/search": pruner.plan.search["name"],
-        "prune/lora_rank": mending.lora.rank if mending.lora else 0,
-        "prune/distill": mending.distillation is not None,
-    }
+    asked: dict[str, Any] = {}
+    for callback in pruning:
+        name = "prune" if len(pruning) == 1 else f"prune/{callback.course.pruner.granularity}"
+        asked |= {f"{name}/{setting}": value for setting, value in _asked(callback).items()}
     others = [name for callback in callbacks_of(trainer) for name in getattr(callback, "final_figures", ())]
     for logger in trainer.loggers:
         log_settings(logger, {**settings, **asked}, [*FINAL_FIGURES, *others])
+
+
+def _asked(callback: Any) -> dict[str, Any]:
+    goal, pruner, mending = callback.course.allowance.goal, callback.course.pruner, callback.mending
+    return {
+        "amount": goal.amount,
+        "of": goal.unit,
+        "max_rise": goal.max_rise,
+        "granularity": pruner.granularity,
+        "scorer": pruner.plan.scorer["name"],
+        "search": pruner.plan.search["name"],
+        "lora_rank": mending.lora.rank if mending.lora else 0,
+        "distill": mending.distillation is not None,
+    }
 
 
 def counted_costs(trainer: L.Trainer, pruner: Pruner, num_positions: int) -> Costs | None:
@@ -63,11 +68,8 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
     if not (trainer.is_global_zero and trainer.loggers):
         return
     step, left = plan.steps[-1], _parameters_left(plan)
-    metrics = {"prune/removals": len(plan.steps), "prune/parameters_left": left}
-    metrics |= _costs_left(plan, costs) if costs else {}
+    metrics = {**removal_figures(plan), **(_costs_left(plan, costs) if costs else {})}
     metrics |= {f"score/{name}": score for name, score in step.scores.items()}
-    for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
-        metrics |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
     figure = plan_score_map(plan, f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left")
     for logger in trainer.loggers:
         log_scalars(logger, metrics, trainer.global_step)
@@ -78,12 +80,24 @@ def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
     """Log the plan as a table, and what the run came to."""
     if not trainer.is_global_zero or not plan.steps:
         return
-    first, last = plan.steps[0].nll_before, plan.steps[-1].nll_after
-    figures = {PARAMETERS: _parameters_left(plan)}
-    figures |= {} if first is None or last is None else {RISE: math.expm1(min(last - first, 700.0))}
     for logger in trainer.loggers:
         log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
-        log_scalars(logger, figures, trainer.global_step)
+        log_scalars(logger, final_figures(plan), trainer.global_step)
+
+
+def removal_figures(plan: PrunePlan) -> dict[str, float]:
+    """What the last removal of a plan came to: removals so far, the share of parameters left, and perplexities."""
+    step = plan.steps[-1]
+    figures = {"prune/removals": len(plan.steps), "prune/parameters_left": _parameters_left(plan)}
+    for name, nll in (("prune/ppl_before", step.nll_before), ("prune/ppl_after", step.nll_after)):
+        figures |= {} if nll is None else {name: math.exp(min(nll, 700.0))}
+    return figures
+
+
+def final_figures(plan: PrunePlan) -> dict[str, float]:
+    """`FINAL_FIGURES` of a plan: the share of parameters left, and the rise where losses are known."""
+    rise = plan.nll_rise
+    return {PARAMETERS: _parameters_left(plan), **({} if rise is None else {RISE: math.expm1(min(rise, 700.0))})}
 
 
 def _parameters_left(plan: PrunePlan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,33 +10,33 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from lit_prune.costs import Costs, Prices
+from lit_prune.costs import Costs
 from lit_prune.data import fingerprint
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.healing import Distillation, LoraHealing
 from lit_prune.loading.checksums import require_intact_checkpoint
+from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.loading.trees import EitherCallback
-from lit_prune.plan import PrunePlan, Recipe
-from lit_prune.pruning import Goal, Pruner, describe_run, progress_bar
+from lit_prune.measure import WhatIf
+from lit_prune.plan import PrunePlan, PruneStep, Recipe, joined
+from lit_prune.pruning import Goal, SearchBar
 from lit_prune.searches import PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
 from . import requirements, trainers
-from .allowance import Allowance
+from .course import BY_DEFAULT, Course
 from .followers import Following, follow_removal
 from .mending import Mending
 from .module_loss import LOSSES, check_loss, measure, require_scorable
-from .planned import along
 from .saving import Saving
 from .story import counted_costs, log_beginning, log_end, log_removal
 from .training_text import training_batches, unnumbered
-from .validation import validation_batches
-
-BY_DEFAULT = {"name": "refit", "required": False}
+from .validation import transferred, validation_batches
 
 
 class SublayerPruneCallback(EitherCallback):
@@ -120,13 +121,10 @@ class SublayerPruneCallback(EitherCallback):
         save_to: str | None = None,
         progress: bool = True,
     ) -> None:
-        rhythm, goal = Schedule(schedule, start_epoch, every_n_epochs), Goal(amount, of, max_rise)
         mended = BY_DEFAULT if compensate is None else compensate
         recipe = Recipe(scorer, search, granularity, protect or (), mended)
-        self._planned, self.recipe, goal = along(plan, recipe, goal)
-        self.allowance = Allowance(goal, rhythm, num_epochs)
-        if compensate == "bias" or (isinstance(compensate, dict) and compensate.get("name") == "bias"):
-            raise LitPruneError("compensate='bias' makes parameters that no checkpoint restores; use scale or linear")
+        rhythm = Schedule(schedule, start_epoch, every_n_epochs)
+        self.course = Course(Goal(amount, of, max_rise), rhythm, num_epochs, recipe, plan)
         if distill and compensate not in (None, "none"):
             raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
         self.mending = Mending(healing, distill)
@@ -135,19 +133,32 @@ class SublayerPruneCallback(EitherCallback):
         self.model, self.loss, self.num_batches = model, loss, num_batches
         self.save_to, self.progress = save_to, progress
         self._saving = Saving()
-        self._pruner: Pruner | None = None
-        self._stage, self._last_epoch = "", -1  # the epoch whose drop is done
-        self._num_earlier = 0  # removals of earlier fits of the same model
-        # Whether the model at hand is that of the plan, and whether nothing more fits under the ceiling.
-        self._is_of_plan = self._is_full = False
+        self._stage = ""
+        self._is_of_plan = False  # the model at hand is that of the plan
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
         self._random_state: dict[str, Any] | None = None
         self._following = Following()
 
     @property
     def plan(self) -> PrunePlan | None:
-        """What was removed so far and why; None before set-up."""
-        return self._pruner.plan if self._pruner else None
+        """What this callback removed so far and why; None before set-up."""
+        return self.course.found.plan if self.course.found else None
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in checkpoints, another for each granularity: several go in one trainer."""
+        granularity = self.course.recipe.granularity
+        named = self._generate_state_key(granularity=granularity)
+        return type(self).__qualname__ if granularity == "sublayer" else named
+
+    def whole_plan(self, trainer: L.Trainer) -> PrunePlan:
+        """What all callbacks of this kind in the trainer removed so far, as one plan."""
+        courses = [callback.course for callback in self._together(trainer)]
+        return joined([(course.found.plan, course.num_earlier) for course in courses if course.found])
+
+    @staticmethod
+    def _together(trainer: L.Trainer) -> list[SublayerPruneCallback]:
+        return [each for each in trainers.callbacks_of(trainer) if isinstance(each, SublayerPruneCallback)]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
@@ -157,33 +168,33 @@ class SublayerPruneCallback(EitherCallback):
         model = trainers.model_in(pl_module, self.model)
         if stage == "fit":
             self._prepare(trainer, pl_module, model)
-        self._is_of_plan = self._pruner is not None and self._pruner.model is model
+        self._is_of_plan = self.course.found is not None and self.course.found.model is model
         self._following.begin(trainer, pl_module, model, self.model)
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, model: PreTrainedModel) -> None:
         requirements.require_own_process(trainer)
-        by_default = self.recipe.compensate == BY_DEFAULT
-        folds = self.mending.lora is not None or (not by_default and self.recipe.compensate != "none")
-        requirements.require_supported(trainer, folds=folds)
+        course, together = self.course, self._together(trainer)
+        compensates = not course.mends_by_default and course.recipe.compensate != "none"
+        requirements.require_supported(trainer, folds=self.mending.lora is not None or compensates)
+        requirements.require_together(together, pl_module)
         self.mending.require_possible(pl_module)
-        if self._pruner is None or self._pruner.model is not model:
-            self._pruner = Pruner(model, self.recipe, model_name=str(getattr(pl_module, "model_name", "")))
-        if self._planned:
-            self._planned.model.require_same(self._pruner.plan.model)
-        if by_default and (why := requirements.against_refit(trainer, pl_module, model, self.mending)) is not None:
-            self._pruner.leave_uncompensated(why)
-        requirements.require_scored_in_shards(trainer, self._pruner, self.allowance.goal.unit, self.mending)
-        requirements.require_averages_follow(trainer, pl_module, self, self._pruner, self.mending)
-        require_scorable(self.loss, self._pruner.scorer)
-        self._num_earlier, self._last_epoch = len(self._pruner.plan.steps), -1
-        self.allowance.require_possible(trainer, self._pruner)
-        requirements.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
+        course.begin(model, str(getattr(pl_module, "model_name", "")))
+        pruner, healing = course.pruner, together[0].mending
+        if course.mends_by_default and (why := requirements.against_refit(trainer, pl_module, model, healing)):
+            pruner.leave_uncompensated(why)
+        requirements.require_scored_in_shards(trainer, pruner, course.allowance.goal.unit, self.mending)
+        requirements.require_averages_follow(trainer, pl_module, self, pruner, self.mending)
+        require_scorable(self.loss, pruner.scorer)
+        epochs = trainers.epochs_of(trainer)
+        course.allowance.require_possible(epochs, pruner)
+        requirements.warn_of_monitors(trainer, course.allowance.last_drop(epochs))
         if self.save_to:
-            self.mending.require_none_of_others(model)
+            healing.require_none_of_others(model)
         self._saving.prepare(trainer, pl_module, model, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
-        log_beginning(trainer, pl_module.hparams_initial, self._pruner, self.allowance, self.mending)
+        if self is together[-1]:
+            log_beginning(trainer, pl_module.hparams_initial, together)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the random state of the checkpoint, ahead of the first draw of a shuffled loader."""
@@ -193,12 +204,12 @@ class SublayerPruneCallback(EitherCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse unusable validation batches before any work is done."""
-        pruner = self._require_pruner()
+        pruner = self.course.pruner
         self.mending.to(pl_module.device)
         for optimizer in trainer.optimizers:
             require_forgetful(optimizer)
-        if pruner.mends and (why := unnumbered(trainer)) is not None:
-            if self.recipe.compensate != BY_DEFAULT:
+        if pruner.mends and (why := unnumbered(tree_leaves(trainer.train_dataloader))) is not None:
+            if not self.course.mends_by_default:
                 raise DataError(f"{why}, or another compensate")
             pruner.leave_uncompensated(why)
         with isolate_rng():
@@ -206,37 +217,35 @@ class SublayerPruneCallback(EitherCallback):
             batches = validation_batches(trainer, self.num_batches)
             what_if = measure(trainer, pruner.model, batches, self.loss)
             check_loss(trainer, pruner.model, batches, self.loss)
-            self.allowance.price(trainer, pruner, what_if.num_positions)
-            self._costs = counted_costs(trainer, pruner, what_if.num_positions)
-        source = {"source": trainers.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
-        schedule = self.allowance.schedule.per_epoch
-        pruner.plan = describe_run(pruner.plan, self.allowance.budget(pruner), source, schedule=schedule)
+            positions, autocast = what_if.num_positions, trainer.precision_plugin.forward_context
+            self.course.allowance.price(pruner, positions, processes_of_trainer(trainer), autocast)
+            self._costs = counted_costs(trainer, pruner, positions)
+        self.course.describe(
+            {"source": trainers.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
+        )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
-        pruner, epoch = self._require_pruner(), trainer.current_epoch
-        if self.allowance.schedule.is_due(epoch):
-            quota = self.allowance.quota(trainer, pruner, self._num_earlier)
-            if quota.allows(*pruner.so_far):
-                self._drop(trainer, quota)
-        self._last_epoch = epoch
+        epoch = trainer.current_epoch
+        if (quota := self.course.due(epoch, trainers.epochs_of(trainer))) is not None:
+            self._drop(trainer, epoch, quota)
+        self.course.last_epoch = epoch
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Score and drop, where Lightning has gone on at an epoch's start and told nobody that it begins."""
-        if self._last_epoch < trainer.current_epoch:
+        if self.course.last_epoch < trainer.current_epoch:
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merge the adapters, save the pruned model, say what was reached."""
-        pruner = self._require_pruner()
-        pruner.record_outcome(self.allowance.budget(pruner), left="max_rise" if self._is_full else "end of training")
-        if (trouble := self.allowance.shortfall(pruner, is_full=self._is_full)) is not None:
+        if (trouble := self.course.end()) is not None:
             rank_zero_warn(trouble)
-        log_end(trainer, pruner.plan)
+        if self is self._together(trainer)[-1]:
+            log_end(trainer, self.whole_plan(trainer))
         self.mending.merge()
-        self._saving.save(trainer, pruner.model, pruner.plan)
+        self._saving.save(trainer, self.course.pruner.model, self.whole_plan(trainer))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
@@ -260,41 +269,30 @@ class SublayerPruneCallback(EitherCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The plan so far, the prices that it was made by and the process's random state, in plain types."""
-        plan = self.plan.to_dict() if self.plan else None
-        prices = self._pruner.prices.to_dict() if self._pruner else None
-        done = {"num_earlier": self._num_earlier, "last_epoch": self._last_epoch}
-        return {"plan": plan, "prices": prices, **done, "random_state": random_state()}
+        return {**self.course.state(), "random_state": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the plan of a checkpoint; its model's structure comes ahead of its weights."""
-        if self._pruner is None or not self._is_of_plan or state_dict["plan"] is None:
+        if not self._is_of_plan or state_dict["plan"] is None:
             return
-        plan = PrunePlan.from_dict(state_dict["plan"])
-        self._pruner.plan.model.require_same(plan.model)
-        self._pruner.plan = plan
-        if state_dict.get("prices") is not None:
-            self._pruner.prices = Prices.from_dict(state_dict["prices"])
-        self._num_earlier = state_dict["num_earlier"]
-        self._last_epoch = state_dict.get("last_epoch", -1)  # older ones lack it
+        self.course.go_on(state_dict)
         self._random_state = state_dict["random_state"]
 
-    def _drop(self, trainer: L.Trainer, quota: Quota) -> None:
-        pruner, epoch = self._require_pruner(), trainer.current_epoch
-        budget = self.allowance.budget(pruner)
-        goal, reached = quota.goal(*pruner.so_far)
-        shown = self.progress and trainer.is_global_zero
-        with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", goal=goal, reached=reached, shown=shown) as bar:
-            batches = validation_batches(trainer, self.num_batches)
-            what_if = measure(trainer, pruner.model, batches, self.loss, progress=bar)
-            for step in pruner.steps(what_if, budget, quota, optimizers=trainer.optimizers, epoch=epoch):
-                follow_removal(trainer, step.removed.sublayers, self.model)
-                bar.removed(quota.goal(*pruner.so_far)[1])
-                log_removal(trainer, pruner.plan, self._costs)
-            pruner.mend(lambda: measure(trainer, pruner.model, training_batches(trainer), "tokens", progress=bar))
-            self._is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
-        trainers.renew_ddp(trainer)
+    def _drop(self, trainer: L.Trainer, epoch: int, quota: Quota) -> None:
+        model, processes = self.course.pruner.model, processes_of_trainer(trainer)
 
-    def _require_pruner(self) -> Pruner:
-        if self._pruner is None:
-            raise LitPruneError("SublayerPruneCallback was not set up; pass it to a Trainer and call fit")
-        return self._pruner
+        def scored_on(bar: SearchBar) -> WhatIf:
+            return measure(trainer, model, validation_batches(trainer, self.num_batches), self.loss, progress=bar)
+
+        def fitted_on(bar: SearchBar) -> WhatIf:
+            loaders = tree_leaves(trainer.train_dataloader)
+            batches = training_batches(loaders, epoch, processes, partial(transferred, trainer))
+            return measure(trainer, model, batches, "tokens", progress=bar)
+
+        def removed(step: PruneStep) -> None:
+            follow_removal(trainer, step.removed.sublayers, self.model)
+            log_removal(trainer, self.whole_plan(trainer), self._costs)
+
+        shown, optimizers = self.progress and trainer.is_global_zero, trainer.optimizers
+        self.course.drop(epoch, quota, scored_on, fitted_on, optimizers=optimizers, on_removal=removed, shown=shown)
+        trainers.renew_ddp(trainer)

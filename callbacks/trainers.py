@@ -72,6 +72,11 @@ def leaves_nothing(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def epochs_of(trainer: L.Trainer) -> int | None:
+    """Epochs of the run, None where nobody knows: the trainer then has None, or -1."""
+    return max(0, trainer.max_epochs or 0) or None
+
+
 def shards(trainer: L.Trainer) -> bool:
     """Whether the trainer's strategy lets a module shard its model over processes (FSDP2)."""
     return is_a(trainer.strategy, ModelParallelStrategy)

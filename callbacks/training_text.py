@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
+from collections.abc import Callable, Sequence, Sized
+from typing import Any
 
-import lightning as L
 import torch
-from torch.utils._pytree import tree_leaves
 
 from lit_prune.healing import HELD_BACK
-from lit_prune.loading.processes import processes_of_trainer
+from lit_prune.loading.processes import Processes
 from lit_prune.measure import counted_positions, share_of_rows
 
-from .validation import ValidationBatch, transferred
+from .validation import ValidationBatch
 
 MOST_TOKENS = 49_152
 """Tokens that are enough to fit projections on, of all processes together."""
 
 
-def unnumbered(trainer: L.Trainer) -> str | None:
+def unnumbered(loaders: Sequence[Any]) -> str | None:
     """Why examples of the training data cannot be drawn to fit on, and what to do; None where they can."""
     total = 0
-    for loader in tree_leaves(trainer.train_dataloader):
+    for loader in loaders:
         dataset = getattr(loader, "dataset", None)
         if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or not hasattr(loader, "collate_fn"):
             return (
@@ -35,15 +34,18 @@ def unnumbered(trainer: L.Trainer) -> str | None:
     return None
 
 
-def training_batches(trainer: L.Trainer) -> list[ValidationBatch]:
-    """This process's training batches, of examples drawn from the training data, as many as have enough tokens."""
-    processes, batches = processes_of_trainer(trainer), []
-    loaders = tree_leaves(trainer.train_dataloader)
+def training_batches(
+    loaders: Sequence[Any], epoch: int, processes: Processes, transferred: Callable[[Any], Any] = lambda batch: batch
+) -> list[ValidationBatch]:
+    """This process's training batches, of examples drawn from the training data, as many as have enough tokens.
+
+    The draw is another in every epoch. A batch is as the loader collates it, and as `transferred` gives it on, on the
+    CPU.
+    """
+    batches: list[ValidationBatch] = []
     wanted = MOST_TOKENS / processes.size / len(loaders)
     for loader in loaders:
-        order = torch.randperm(
-            len(loader.dataset), generator=torch.Generator().manual_seed(trainer.current_epoch)
-        ).tolist()
+        order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(epoch)).tolist()
         size = (loader.batch_size or 1) * processes.size
         number = 0
         for first in range(0, len(order), size):
@@ -51,7 +53,7 @@ def training_batches(trainer: L.Trainer) -> list[ValidationBatch]:
             if len(rows) < processes.size:
                 break  # every process gets as many batches, which all of them sum over
             own = rows[share_of_rows(len(rows), processes)]
-            batch = transferred(trainer, loader.collate_fn([loader.dataset[index] for index in own]))
+            batch = transferred(loader.collate_fn([loader.dataset[index] for index in own]))
             batches.append(ValidationBatch(batch, 0, 0))
             tokens = int(counted_positions(batches[-1].scored).sum())
             number = number or processes.agree(math.ceil(wanted / max(1, tokens)))

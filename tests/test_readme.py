@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import lit_prune
 from lit_prune import PrunePlan
 from lit_prune.__main__ import VERBS, main
 from tests.tiny import tiny_model
@@ -39,8 +41,12 @@ def test_python_examples_run(place):
         )
         code = code.replace('dtype="bfloat16", device="cuda"', 'dtype="float32"')
         code = code.replace("L.Trainer(", 'L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, ')
+        code = code.replace("TrainingArguments(", "TrainingArguments(use_cpu=True, report_to=[], disable_tqdm=True, ")
         exec(compile(code, "README.md", "exec"), names)
         names["batches"] = [names["data"].val_dataloader().collate_fn([(row,) for row in names["data"].windows("val")])]
+        names["train"] = names["val"] = [{"input_ids": row, "labels": row} for row in names["data"].windows("val")]
+        if "lm" in names and "plan" not in names:
+            names |= {"optimizer": torch.optim.SGD(names["lm"].parameters()), "plan": None, "lit_prune": lit_prune}
     assert names["plan"].num_removed_parameters >= 0.2 * names["plan"].model.num_parameters
     assert type(names["again"]).__name__ == "LlamaForCausalLM"
 

@@ -105,6 +105,19 @@ def processes_of_fabric(fabric: Fabric | None) -> Processes:
     return Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.all_reduce, fabric.broadcast)
 
 
+def processes_of_accelerator(accelerator: Any) -> Processes:
+    """The processes of Hugging Face's Accelerator, which replicates the model on each."""
+    from accelerate.utils import broadcast_object_list, reduce
+
+    return Processes(
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device,
+        lambda tensor, reduce_op: reduce(tensor, reduction=reduce_op),
+        lambda value: broadcast_object_list([value])[0],
+    )
+
+
 def processes_of_trainer(trainer: Trainer) -> Processes:
     """The processes of a Trainer, whatever its strategy; call it once they have met."""
     strategy = trainer.strategy

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lit_prune.costs import price, unit_options
 from lit_prune.data import fingerprint
@@ -28,6 +29,7 @@ from lit_prune.measure import (
     shares_of,
 )
 from lit_prune.plan import Named, PrunePlan, Recipe, Scores
+from lit_prune.pruning.chained import go_on, prices_after
 from lit_prune.pruning.goal import Goal, describe_run
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner
@@ -62,8 +64,10 @@ def prune(
     forks: int = 1,
     offload: bool = False,
     fabric: Fabric | None = None,
+    after: PrunePlan | None = None,
+    optimizers: Iterable[Optimizer] = (),
 ) -> PrunePlan:
-    """Prune a model in place, without training.
+    """Prune a model in place, without training or between the steps of a training loop of one's own.
 
     Args:
         model: A causal language model of transformers, perhaps wrapped by peft; or a sequence classifier, as reward
@@ -96,10 +100,16 @@ def prune(
             model, or its shard of it (see `shard`), and all batches, measures some sequences of every batch, and ends
             with the same model and plan. Process 0 reads and writes the journal, whatever the number of processes was
             before.
+        after: The plan of what the model has lost already, which this one goes on from: amounts are shares of the first
+            model, and a ceiling is above its loss.
+        optimizers: Optimizers of the model's parameters, which forget what is removed and keep the rest; schedulers go
+            on. Blocks that have lost both sublayers stay in the list then, as they are named in checkpoints of a loop;
+            DDP waits for what went, and has to be put around the model anew.
 
     Returns:
-        The plan: what was removed, in which order, and why. `plan.budget` holds what was asked for, and as `total`,
-        `target` and `reached` in its own `unit`, `rise` of perplexity where it was limited, and what `stopped_by`.
+        The plan: what was removed, in which order, and why, beginning with the removals of `after`. `plan.budget` holds
+        what was asked for, and as `total`, `target` and `reached` in its own `unit`, `rise` of perplexity where it was
+        limited, and what `stopped_by`.
 
     Raises:
         LitPruneError: One of its subclasses says what was wrong; checked before the first measurement where possible.
@@ -107,6 +117,8 @@ def prune(
     require_limits(amount, max_rise)
     goal, recipe = Goal(amount, of, max_rise), Recipe(scorer, search, granularity, protect, compensate)
     pruner = Pruner(model, recipe, model_name=model_name)
+    optimizers = list(optimizers)
+    go_on(pruner, after, optimizers)
     if is_sharded(pruner.model):
         pruner.leave_uncompensated("the model is sharded over processes")
         require_shardable(pruner, goal.unit)
@@ -118,9 +130,10 @@ def prune(
     text = batches if compensate_on is None else list(compensate_on)
     fitted_on = shares if compensate_on is None else shares_of(measure(text).batches, processes)
     # A search that goes on decides by the seconds that it began with.
-    pruner.prices = processes.first(
+    prices = processes.first(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
     )
+    pruner.prices = prices_after(after, of, prices)
     budget = goal.budget(pruner.prices)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
@@ -134,7 +147,7 @@ def prune(
         progress_bar("scoring", goal=budget.target, shown=progress and processes.is_first) as bar,
     ):
         what_if = measure(shares, processes=processes, progress=bar, journal=kept)
-        for _ in pruner.steps(what_if, budget):
+        for _ in pruner.steps(what_if, budget, optimizers=optimizers):
             bar.removed(pruner.reached)
             if processes.is_first:
                 on_step(pruner.plan)
@@ -145,7 +158,8 @@ def prune(
         solutions = Solutions(Path(journal).with_suffix(".refit"), about, processes)
     with progress_bar("compensating", shown=progress and processes.is_first, in_one=True) as bar:
         pruner.mend(lambda: measure(fitted_on, processes=processes, progress=bar), solutions)
-    compact(pruner.model)
+    if not optimizers:
+        compact(pruner.model)
     if solutions is not None:
         solutions.clear()
     pruner.record_outcome(budget, left="max_rise")

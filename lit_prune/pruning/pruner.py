@@ -57,6 +57,7 @@ class Pruner:
         prices: What the model and its sublayers cost, in the budget's unit: parameters unless set before the first
             removal.
         protected: What must stay, by `protect` or because the scorer's method never removes it.
+        num_earlier: Removals of the plan that an earlier search made, whose scores tell this one nothing.
 
     Raises:
         AnatomyError: The model is not understood.
@@ -75,6 +76,7 @@ class Pruner:
         self.prices = Prices.in_parameters(anatomy)
         self._compensation = create_compensation(recipe.compensate)
         self._teacher: DenseTeacher | None = None
+        self.num_earlier = 0
         config = self.model.config
         name = model_name or getattr(config, "_name_or_path", "")
         self.plan = PrunePlan(
@@ -245,7 +247,8 @@ class Pruner:
         self, what_if: WhatIf, budget: Budget, sizes: Mapping[Candidate, float], epoch: int | None
     ) -> tuple[Scores, Candidate]:
         # Training moves all scores: bounds on those of another epoch would say nothing.
-        history = [step for step in self.plan.steps if step.epoch == epoch or not self._search.within_epoch]
+        own = self.plan.steps[self.num_earlier :]
+        history = [step for step in own if step.epoch == epoch or not self._search.within_epoch]
         remaining = budget.remaining(self.reached)
         score = ModelRound(self.scorer, what_if, self.prices, list(sizes), self.plan.steps, remaining)
 

@@ -36,7 +36,7 @@ from lit_prune.loading.checksums import LAST_FILE, require_intact_checkpoint
 from lit_prune.loading.models import load
 from lit_prune.loading.trees import is_a
 from lit_prune.loading.untrusted import require_plain_metadata
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.plan import PrunePlan, SublayerId, joined
 from lit_prune.surgery import is_sharded, put_back, remove, removed_sublayers
 
 STRUCTURE_KEY = "lit_prune"
@@ -233,5 +233,6 @@ def _prefix(model: nn.Module, state: Mapping[str, Tensor], part: str | None, pat
 
 def _plan_in(checkpoint: Mapping[str, Any]) -> PrunePlan | None:
     states = [state for state in (checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]
-    plans = [state["plan"] for state in states if state.get("plan") and "num_earlier" in state]
-    return PrunePlan.from_dict(plans[0]) if plans else None
+    found = [state for state in states if state.get("plan") and "num_earlier" in state]
+    plans = [(PrunePlan.from_dict(state["plan"]), state["num_earlier"]) for state in found]
+    return joined(plans) if plans else None
