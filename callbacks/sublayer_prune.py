@@ -220,9 +220,8 @@ class SublayerPruneCallback(EitherCallback):
             positions, autocast = what_if.num_positions, trainer.precision_plugin.forward_context
             self.course.allowance.price(pruner, positions, processes_of_trainer(trainer), autocast)
             self._costs = counted_costs(trainer, pruner, positions)
-        self.course.describe(
-            {"source": trainers.calibration_source(trainer, self.loss), **fingerprint(what_if.batches)}
-        )
+        source = trainers.calibration_source(trainer, self.loss)
+        self.course.describe({"source": source, **fingerprint(what_if.batches)})
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score and drop what this epoch is due."""
@@ -262,6 +261,9 @@ class SublayerPruneCallback(EitherCallback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose file has changed since it was written: torch does not look."""
         require_intact_checkpoint(trainer.ckpt_path)
+        states, plain = checkpoint.get("callbacks", {}), type(self).__qualname__
+        if plain in states and len(self._together(trainer)) == 1:  # it had that name whatever the granularity
+            states.setdefault(self.state_key, states[plain])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record the model's structure, whatever module holds it."""

@@ -146,3 +146,18 @@ def test_shares_of_another_unit_are_those_of_the_first_model_too(tmp_path):
     assert len(one.plan.removed) == 1  # a quarter of the cache
     assert one.plan.budget["reached"] / one.plan.budget["total"] == 0.25
     assert other.plan.budget["reached"] >= 0.15 * other.plan.budget["total"]
+
+
+def test_a_single_one_goes_on_with_a_state_of_the_earlier_name(tmp_path):
+    keeps = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    trainer(tmp_path, attention(0.2), keeps, max_epochs=2).fit(module(), *loaders())
+    checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    (name,) = [name for name in checkpoint["callbacks"] if name.startswith("SublayerPruneCallback")]
+    checkpoint["callbacks"]["SublayerPruneCallback"] = checkpoint["callbacks"].pop(name)
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    expected = PrunePlan.from_dict(checkpoint["callbacks"]["SublayerPruneCallback"]["plan"]).steps
+    one = attention(0.2)
+    trainer(tmp_path, one, max_epochs=2).fit(module(), *loaders(), ckpt_path=tmp_path / "earlier.ckpt")
+    assert expected
+    assert one.plan.steps[: len(expected)] == expected
+    assert one.plan.num_removed_parameters < 0.3 * one.plan.model.num_parameters, "no more than was asked for"
