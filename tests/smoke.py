@@ -16,19 +16,25 @@ LIBRARIES = ("torch", "transformers", "lightning", "peft", "accelerate", "torchm
 DEVICE = ["--device", "cpu"]
 DATA = ["--data", "builtin", "--window", "32", "--num_windows", "8", *DEVICE]
 TRAINER = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
-FIT = ["--model.model=dense", "--data.source=builtin", "--data.window=32", "--data.num_train=8", "--data.num_val=4"]
+FIT = [
+    "--model.model=dense",
+    "--data.source=builtin",
+    "--data.window=32",
+    "--data.train_windows=8",
+    "--data.val_windows=4",
+]
 CALLBACK = """
 import lightning as L
 from lit_prune import LitCausalLM, TextDataModule, load
 from lit_prune.callbacks import SublayerPruneCallback
 
-data = TextDataModule("builtin", window=32, num_train=8, num_val=4)
+data = TextDataModule("builtin", window=32, train_windows=8, val_windows=4)
 pruning = SublayerPruneCallback(amount=0.2, save_to="pruned")
 options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
 trainer = L.Trainer(max_epochs=2, callbacks=[pruning], default_root_dir="callback", **options)
 trainer.fit(LitCausalLM("dense"), data)
 model = load("callback/pruned")
-tokens = model.generate(data.train_dataloader().dataset[0]["input_ids"][None], max_new_tokens=4, do_sample=False)
+tokens = model.generate(next(iter(data.val_dataloader()))["input_ids"][:1], max_new_tokens=4, do_sample=False)
 assert tokens.shape[1] > 32, tokens.shape
 """
 STEPS = {
