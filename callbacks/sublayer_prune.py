@@ -19,8 +19,8 @@ from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.loading.trees import EitherCallback
 from lit_prune.plan import PrunePlan, Recipe
-from lit_prune.pruning import Goal, Pruner, describe_run, progress_bar
-from lit_prune.searches import PerEpoch, Quota, Schedule
+from lit_prune.pruning import Pruner, describe_run, progress_bar
+from lit_prune.searches import Goal, PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
 

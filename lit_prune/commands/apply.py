@@ -9,12 +9,8 @@ from typing import Any
 from lit_prune.commands.arguments import call
 from lit_prune.commands.options import Loading, Mixture
 from lit_prune.errors import LitPruneError
-from lit_prune.export import require_empty, save
 from lit_prune.files import say
-from lit_prune.healing import create_compensation
 from lit_prune.plan import PrunePlan
-from lit_prune.pruning import apply_plan, compensate_plan
-from lit_prune.report import made_up_for
 
 REFIT = "refit"
 MIXTURE, LOADING = Mixture(), Loading()
@@ -48,6 +44,11 @@ def apply_to_model(
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
+    from lit_prune.export import require_empty, save
+    from lit_prune.healing import create_compensation
+    from lit_prune.pruning import apply_plan, compensate_plan
+    from lit_prune.report import made_up_for
+
     require_empty(output)
     text.require_possible()
     steps = PrunePlan.load(plan)

@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
-import torch
 from jsonargparse import ArgumentParser
 
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.export import require_empty
 from lit_prune.files import beside, destination, obstacle
-from lit_prune.loading.devices import require_device
-from lit_prune.loading.sources import locate
 
 
 def call(
@@ -146,6 +142,8 @@ def model_names(models: str) -> list[str]:
         >>> model_names("pruned, healed")
         ['pruned', 'healed']
     """
+    from lit_prune.loading.sources import locate
+
     names = [name.strip() for name in models.split(",") if name.strip()]
     if not names:
         raise LitPruneError("name at least one model")
@@ -175,6 +173,8 @@ def require_writable(output: str | None, *, inside: bool = False) -> None:
 
 def still_free(target: Path) -> Path:
     """The folder that was asked for, or one beside it where something came there during long work."""
+    from lit_prune.export import require_empty
+
     try:
         return require_empty(target)
     except ModelError:
@@ -183,6 +183,10 @@ def still_free(target: Path) -> Path:
 
 def default_device(device: str | None) -> str:
     """The device that was named, which PyTorch has to find, else a GPU where there is one."""
+    import torch
+
+    from lit_prune.loading.devices import require_device
+
     if device is not None:
         require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

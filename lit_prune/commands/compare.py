@@ -8,33 +8,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, fingerprint, interleaved
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import (
-    DENSE,
-    WANDA,
-    Batches,
-    Comparison,
-    Entry,
-    Result,
-    Results,
-    require_sizes,
-    require_tasks,
-    task_scores,
-    wanda_sparsifier,
-)
 from lit_prune.files import file_name, say, write_text
-from lit_prune.healing import create_compensation, wants_dense
-from lit_prune.loading.models import skeleton
 from lit_prune.plan import Method, method_names, read_method
-from lit_prune.pruning import Pruner
-from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.searches import require_share
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from lit_prune.evaluation import Batches, Entry, Result
 
 SAMPLE, LOADING, REFIT = Sample(window=256, num_windows=8, batch_size=1), Loading(), Mixture()
 OWN = ("method", "label", "data", "num_windows")
@@ -83,6 +69,11 @@ def compare(
         speed: Options of the measurement of speed - prompt_tokens, new_tokens, batch, repeats, warmup.
         loading: How the models are loaded.
     """
+    from lit_prune.data import calibration_batches, interleaved
+    from lit_prune.evaluation import DENSE, Comparison, Results, require_sizes, require_tasks, task_scores
+    from lit_prune.loading.models import skeleton
+    from lit_prune.report import comparison_markdown
+
     require_writable(output, inside=True)
     names = model_names(models)
     lines = read_lines(method_names() if methods is None else methods)
@@ -164,6 +155,9 @@ def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Turn names and mappings into mappings with a label, checked before anything is loaded."""
+    from lit_prune.evaluation import WANDA, wanda_sparsifier
+    from lit_prune.pruning import Pruner
+
     lines = [_line(spec) for spec in specs]
     labels = [line["label"] for line in lines]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -183,6 +177,10 @@ def _method(line: Mapping[str, Any]) -> Method:
 def _entry(
     line: Mapping[str, Any], windows: Tensor, draw: int, sample: Sample, fitted_on: Callable[[], Batches]
 ) -> Entry:
+    from lit_prune.data import calibration_batches, fingerprint
+    from lit_prune.evaluation import DENSE, WANDA, Entry
+    from lit_prune.healing import create_compensation, wants_dense
+
     batches = calibration_batches(windows, sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
     own = Entry(line["label"], method, batches, fingerprint(batches), draw=draw)
@@ -199,6 +197,8 @@ def _said(row: Result) -> str:
 
 
 def _write(folder: Path, rows: Sequence[Result], notes: Sequence[str]) -> None:
+    from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
+
     write_text(folder / "comparison.md", comparison_markdown(rows, notes))
     write_text(folder / "comparison.csv", comparison_csv(rows))
     if any(row.amount for row in rows):

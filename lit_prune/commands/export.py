@@ -7,13 +7,8 @@ from pathlib import Path
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
-from lit_prune.export import FORMATS, export
-from lit_prune.export.llama_cpp import is_installed
 from lit_prune.files import say
-from lit_prune.loading.models import load, load_tokenizer
-from lit_prune.loading.untrusted import read_settings
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.training import load_checkpoint
 
 
 def export_model(
@@ -42,6 +37,11 @@ def export_model(
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
         trust_remote_code: Run code that comes with the model.
     """
+    from lit_prune.export import FORMATS, export
+    from lit_prune.export.llama_cpp import is_installed
+    from lit_prune.loading.models import load, load_tokenizer
+    from lit_prune.training import load_checkpoint
+
     if format not in FORMATS:
         raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
     chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
@@ -69,6 +69,8 @@ run = partial(call, export_model)
 
 def _named_model(checkpoint: str) -> str:
     """The model that the hyperparameters of a checkpoint name, as those of LitCausalLM do."""
+    from lit_prune.loading.untrusted import read_settings
+
     name = read_settings(checkpoint).get("model")
     if not isinstance(name, str):
         raise LitPruneError(f"{checkpoint} does not name its model; say which the training began with (--model DENSE)")

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from lit_prune.commands.options import SELF, Loading, self_written
-from lit_prune.data import drawn_windows, require_answers
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.healing import DenseTeacher, HealingSettings, OtherTeacher, Teacher, require_same_tokens
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import HealingSettings, PrunePlan
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lit_prune.healing import Teacher
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Lessons:
         writer: Callable[[], PreTrainedModel],
     ) -> tuple[Tensor, Tensor]:
         """Draw the windows for so many training tokens, and those for validation; `self` is what a model writes."""
+        import torch
+
+        from lit_prune.data import drawn_windows, require_answers
+
         share = -(-self.val_windows // len(texts))
         wanted = share + -(-tokens // (self.window * len(texts)))
         draw = partial(
@@ -95,6 +100,8 @@ class Teaching:
 
     def require_tokens(self, tokenizer: PreTrainedTokenizerBase, loading: Loading) -> None:
         """Refuse another teacher whose tokens are not the student's, before it writes or teaches."""
+        from lit_prune.healing import require_same_tokens
+
         if self.teacher is not None:
             require_same_tokens(loading.tokenizer(self.teacher).get_vocab(), tokenizer.get_vocab())
 
@@ -127,6 +134,8 @@ class Teaching:
         self, model: Callable[[], PreTrainedModel], name: str, loading: Loading
     ) -> tuple[PreTrainedModel, Teacher | None]:
         """Load a pruned model that learns, and who teaches it: the model, which is loaded by need, or nobody."""
+        from lit_prune.healing import DenseTeacher, OtherTeacher
+
         student = loading.model(name)
         if not self.distill:
             return student, None

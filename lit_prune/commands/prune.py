@@ -9,23 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch.distributed.device_mesh import init_device_mesh
-from transformers import PreTrainedModel
-
 from lit_prune.commands.arguments import call
-from lit_prune.commands.launching import part, require_shared, start
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, read_texts
-from lit_prune.export import require_empty, save
 from lit_prune.files import say
-from lit_prune.healing import create_compensation, wants_dense
-from lit_prune.loading.fsdp import shard, whole_copy
-from lit_prune.loading.models import load
-from lit_prune.loading.processes import processes_of_fabric
 from lit_prune.plan import PLAN_FILE, Method, PrunePlan, create, read_method, unseen_in_words, with_defaults
-from lit_prune.pruning import Goal, Pruner, prune
-from lit_prune.report import draws_in_words, made_up_for, ties
-from lit_prune.searches import SEARCHES, Search, outcome_in_words
+from lit_prune.searches import SEARCHES, Goal, Search, outcome_in_words
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
@@ -62,6 +50,8 @@ class Choice:
     @property
     def recipe(self) -> Method:
         """The method with what is changed of it."""
+        from lit_prune.pruning import Pruner
+
         own = ("method", "draws")
         changes = {name: value for name, value in vars(self).items() if name not in own and value is not None}
         recipe = read_method(self.method).with_settings(changes)
@@ -135,6 +125,18 @@ def prune_model(
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers import PreTrainedModel
+
+    from lit_prune.commands.launching import part, require_shared, start
+    from lit_prune.data import calibration_batches, read_texts
+    from lit_prune.export import require_empty, save
+    from lit_prune.healing import create_compensation, wants_dense
+    from lit_prune.loading.fsdp import shard, whole_copy
+    from lit_prune.loading.models import load
+    from lit_prune.loading.processes import processes_of_fabric
+    from lit_prune.pruning import prune
+
     recipe = choice.recipe
     target = require_empty(output)
     if data_name is None and data_split is None and data_field == "text":  # the search's text, read as by default
@@ -217,6 +219,8 @@ def _finish(folder: Path, journal: Path, sketch: Path) -> None:
 
 
 def _outcome(plan: PrunePlan) -> str:
+    from lit_prune.report import draws_in_words, made_up_for, ties
+
     before, gone = plan.model.num_parameters, plan.num_removed_parameters
     names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
     parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"

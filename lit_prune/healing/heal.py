@@ -20,14 +20,14 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.data import calibration_batches, fingerprint, window_loader
 from lit_prune.errors import LitPruneError, MeasureError
-from lit_prune.healing.lora import LoraHealing, attach_lora
+from lit_prune.healing.lora import attach_lora
 from lit_prune.healing.optimization import trained_parameters
 from lit_prune.healing.resuming import KeepState, Pause, Stretches
 from lit_prune.healing.rollouts import Examination, Repairs
-from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.stage import HealingStage
 from lit_prune.healing.teacher import Teacher
 from lit_prune.measure import model_fingerprints, perplexity_of
+from lit_prune.plan import HealingReport, HealingSettings, LoraHealing
 
 
 def heal(
