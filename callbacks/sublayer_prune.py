@@ -134,7 +134,7 @@ class SublayerPruneCallback(EitherCallback):
             raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {loss!r}")
         self.model, self.loss, self.num_batches = model, loss, num_batches
         self.save_to, self.progress = save_to, progress
-        self._saving = Saving()
+        self.saving = Saving()
         self._pruner: Pruner | None = None
         self._stage, self._last_epoch = "", -1  # the epoch whose drop is done
         self._num_earlier = 0  # removals of earlier fits of the same model
@@ -153,7 +153,7 @@ class SublayerPruneCallback(EitherCallback):
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
         self._following.end(keep=True)
-        self._saving.close()
+        self.saving.close()
         model = trainers.model_in(pl_module, self.model)
         if stage == "fit":
             self._prepare(trainer, pl_module, model)
@@ -180,7 +180,7 @@ class SublayerPruneCallback(EitherCallback):
         requirements.warn_of_monitors(trainer, self.allowance.last_drop(trainer))
         if self.save_to:
             self.mending.require_none_of_others(model)
-        self._saving.prepare(trainer, pl_module, model, self.save_to)
+        self.saving.prepare(trainer, pl_module, model, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         log_beginning(trainer, pl_module.hparams_initial, self._pruner, self.allowance, self.mending)
@@ -236,12 +236,12 @@ class SublayerPruneCallback(EitherCallback):
             rank_zero_warn(trouble)
         log_end(trainer, pruner.plan)
         self.mending.merge()
-        self._saving.save(trainer, pruner.model, pruner.plan)
+        self.saving.save(trainer, pruner.model, pruner.plan)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
         self._following.end(keep=stage == "fit")
-        self._saving.close()
+        self.saving.close()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.options import Loading, Mixture
+from lit_prune.commands.outcomes import removed_in_words, say_next, what_next
 from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.plan import PrunePlan
@@ -73,7 +74,8 @@ def apply_to_model(
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
     mended = [made_up_for(steps)] if steps.compensation and not uncompensated else []
-    say("\n".join([f"removed {len(steps.removed)} sublayers", *mended, f"written: {folder}"]))
+    say("\n".join([*removed_in_words(steps), *mended, f"written: {folder}"]))
+    say_next(what_next(output, model))
 
 
 run = partial(call, apply_to_model)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from lit_prune.commands.arguments import call, model_names, still_free
 from lit_prune.commands.lessons import Lessons, Teaching
 from lit_prune.commands.options import Loading
+from lit_prune.commands.outcomes import say_next
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.files import say
 from lit_prune.plan import HealingReport, HealingSettings, LoraHealing, PrunePlan, manners_in_words
@@ -115,6 +116,15 @@ def heal_model(
     say("\n".join([*_raced(merits), outcome(report), f"written: {place}"]))
     if report.stopped:
         _stop(target)
+    if not keep_adapter:
+        against = ["--against", dense] if dense else []
+        say_next(
+            {
+                "talk to it": ["chat", str(place), *against],
+                "measure it": ["evaluate", str(place), *against],
+                "write it for another runtime": ["export", str(place), "--format", "vllm", "--output", f"{place}-vllm"],
+            }
+        )
     shutil.rmtree(stay.folder, ignore_errors=True)
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
