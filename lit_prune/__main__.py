@@ -16,6 +16,7 @@ VERBS = {
     "test": "test a model or checkpoint with the same YAML",
     "prune": "prune a model without training",
     "heal": "train a pruned model to get back what was lost",
+    "chat": "talk to a model, or to two",
     "evaluate": "perplexity and tasks of models, beside a reference",
     "bench": "compare how fast models are, and estimate what a search will take",
     "compare": "compare the field's methods in one table",

@@ -51,8 +51,8 @@ def analyse(
     settings |= {"dtype": loading.dtype, "device": device, "seed": sample.seed}
     settings |= {"answers_only": True} if sample.answers_only else {}
     found: list[Analysis] = []
-    for name in names:
-        windows = sample.checked(sample.windows(loading.tokenizer(name)))
+    drawn = {name: sample.checked(sample.windows(loading.tokenizer(name))) for name in names}
+    for name, windows in drawn.items():
         model = loading.model(name, layout)
         require_understood(model)
         with progress_bar(f"analysing {clean(name)}") as bar:

@@ -14,6 +14,7 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentParser
 
+from lit_prune.commands.checks import require_there
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.files import beside, destination, obstacle
 
@@ -25,12 +26,14 @@ def call(
     *,
     flags: Sequence[str] = (),
     nested: Sequence[str] = (),
+    looks: bool = True,
 ) -> None:
     """Read a command line by a function's signature and docstring, and call the function.
 
     Parameters that can be given by position are given so on the command line, a list as one value or more; all others
     are options, those in `flags` without a value. Where a default is a dataclass its fields are the options, with the
-    parameter's name before them for those in `nested`, as in `--lora.rank`. `program` is the name that is shown.
+    parameter's name before them for those in `nested`, as in `--lora.rank`. `program` is the name that is shown. What
+    the options name is looked for first, unless the function `looks` at nothing but a config.
     """
     groups = option_groups(function, nested)
     parser = _parser(function, program, flags, groups)
@@ -39,6 +42,8 @@ def call(
     require_numbers(settings)
     for name, default in groups.items():
         settings[name] = type(default)(**{field.name: settings.pop(field.name) for field in fields(default)})
+    if looks:
+        require_there(settings)
     function(**settings)
 
 

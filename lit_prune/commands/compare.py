@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
+from lit_prune.commands.checks import require_texts
 from lit_prune.commands.options import Loading, Mixture, Sample
 from lit_prune.errors import LitPruneError
 from lit_prune.files import file_name, say, write_text
@@ -101,8 +102,8 @@ def compare(
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
     calibrating = {text for own in (sample, *kinds) for text in own.texts}
     notes: list[str] = []
-    for name in names:
-        tokenizer = loading.tokenizer(name)
+    tokenizers = {name: loading.tokenizer(name) for name in names}
+    for name, tokenizer in tokenizers.items():
 
         @cache
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
@@ -163,6 +164,7 @@ def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise LitPruneError(f"two lines are called {twice[0]!r}; give one of them another label")
     for line in lines:
+        require_texts(line.get("data", ()))
         if line["method"] == WANDA:
             wanda_sparsifier()
         else:

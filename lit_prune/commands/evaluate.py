@@ -179,12 +179,13 @@ def evaluate(
     text_labels(on.sources)  # two texts of one name are told before long work
     conversation = Conversation(questions, dialogue.max_new_tokens, dialogue.temperature, batch_size, on.seed)
     rows: list[Measured] = []
-    for name in names:
-        tokenizer = loading.tokenizer(name)
+    tokenizers = {name: loading.tokenizer(name) for name in names}
+    for tokenizer in tokenizers.values():
         conversation.require_askable(tokenizer)
-        batches = on.batches(tokenizer, batch_size)
+    batches = {name: on.batches(tokenizer, batch_size) for name, tokenizer in tokenizers.items()}
+    for name, tokenizer in tokenizers.items():
         model = loading.model(name)
-        found = _perplexities(model, batches)
+        found = _perplexities(model, batches[name])
         scores = accuracy.scores(model, tokenizer, tasks, batch_size)
         conversation.ask(name, model, tokenizer, is_reference=name == against)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
@@ -19,7 +20,7 @@ def export_model(
     model: str | None = None,
     part: str | None = None,
     dtype: str = "auto",
-    weights: str | None = None,
+    weights: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
     tokenizer_from: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -37,7 +38,7 @@ def export_model(
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
         trust_remote_code: Run code that comes with the model.
     """
-    from lit_prune.export import FORMATS, export
+    from lit_prune.export import FORMATS, export, require_free
     from lit_prune.export.llama_cpp import is_installed
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.training import load_checkpoint
@@ -51,6 +52,7 @@ def export_model(
     is_checkpoint = Path(source).suffix == ".ckpt"
     if (model or part) and not is_checkpoint:
         raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
+    require_free(output, format)
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if is_checkpoint:

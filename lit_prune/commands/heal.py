@@ -72,6 +72,7 @@ def heal_model(
     names = model_names(models)
     plans = {name: PrunePlan.load(name) for name in names}
     texts, dense = lessons.texts(taught=teaching.distill), teaching.of(plans)
+    teaching.require_there(dense, texts, loading)
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
@@ -116,18 +117,10 @@ def heal_model(
     say("\n".join([*_raced(merits), outcome(report), f"written: {place}"]))
     if report.stopped:
         _stop(target)
-    if not keep_adapter:
-        against = ["--against", dense] if dense else []
-        say_next(
-            {
-                "talk to it": ["chat", str(place), *against],
-                "measure it": ["evaluate", str(place), *against],
-                "write it for another runtime": ["export", str(place), "--format", "vllm", "--output", f"{place}-vllm"],
-            }
-        )
     shutil.rmtree(stay.folder, ignore_errors=True)
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
+    _say_next(str(place), dense, is_adapter=keep_adapter)
 
 
 run = partial(call, heal_model, nested=["lora", "training"])
@@ -165,3 +158,15 @@ def outcome(report: HealingReport) -> str:
     best = f"after step {report.step} of {report.steps}"
     words = [trained, f"perplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"]
     return "\n".join([*words, *(f"{name}: {shares}" for name, shares in manners_in_words(report.manners))])
+
+
+def _say_next(place: str, dense: str, *, is_adapter: bool) -> None:
+    against = ["--against", dense] if dense else []
+    if not is_adapter:
+        say_next(
+            {
+                "talk to it": ["chat", place, *against],
+                "measure it": ["evaluate", place, *against],
+                "write it for another runtime": ["export", place, "--format", "vllm", "--output", f"{place}-vllm"],
+            }
+        )

@@ -50,7 +50,7 @@ def inspect_model(
         print_inventory(inventory, every_block=all)
 
 
-run = partial(call, inspect_model, flags=["json", "all"])
+run = partial(call, inspect_model, flags=["json", "all"], looks=False)
 
 
 def _dtype(model: PreTrainedModel, name: str | None) -> torch.dtype:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lit_prune.commands.options import SELF, Loading, self_written
+from lit_prune.commands.checks import SELF
+from lit_prune.commands.options import Loading, self_written
 from lit_prune.errors import DataError, LitPruneError, ModelError
 from lit_prune.plan import HealingSettings, PrunePlan
 
@@ -98,6 +100,18 @@ class Teaching:
                 "training.hidden out"
             )
 
+    def require_there(self, name: str, texts: Sequence[str], loading: Loading) -> None:
+        """Refuse a dense model, by its name, that is to teach or write and is not there."""
+        from lit_prune.loading.models import require_model
+
+        if self.teacher is None and name and (self.distill or SELF in texts):
+            with _as_teacher():
+                require_model(name, trust_remote_code=self._trusted(loading))
+
+    def _trusted(self, loading: Loading) -> bool:
+        # Code that came with a model is trusted by its name from the user, not from a plan.
+        return loading.trust_remote_code and self.dense is not None
+
     def require_tokens(self, tokenizer: PreTrainedTokenizerBase, loading: Loading) -> None:
         """Refuse another teacher whose tokens are not the student's, before it writes or teaches."""
         from lit_prune.healing import require_same_tokens
@@ -121,14 +135,8 @@ class Teaching:
             return loading.model(self.teacher)
         if not name:
             raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
-        # Code that came with a model is trusted by its name from the user, not from a plan.
-        trusted = loading.trust_remote_code and self.dense is not None
-        try:
-            return replace(loading, trust_remote_code=trusted).model(name)
-        except ModelError as error:
-            raise ModelError(
-                f"the dense model that teaches: {error}; give it as --dense, or --distill false"
-            ) from error
+        with _as_teacher():
+            return replace(loading, trust_remote_code=self._trusted(loading)).model(name)
 
     def student(
         self, model: Callable[[], PreTrainedModel], name: str, loading: Loading
@@ -143,3 +151,12 @@ class Teaching:
             return student, OtherTeacher(model(), student)
         teacher = DenseTeacher.of_pruned(model(), student)
         return teacher.student, teacher
+
+
+@contextmanager
+def _as_teacher() -> Iterator[None]:
+    """Say of a model that cannot be had what it was wanted for."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"the dense model that teaches: {error}; give it as --dense, or --distill false") from error

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from lit_prune.commands.arguments import default_device, text_labels
+from lit_prune.commands.checks import SELF
 from lit_prune.files import Document, say
 
 TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
@@ -65,10 +66,6 @@ def hint_at_speed(dtype: torch.dtype) -> None:
         say(f"this CPU multiplies {found[1]:.1f} times as fast in {name}, by a short trial: --dtype {name}")
 
 
-SELF = "self"
-"""The name of the text that the dense model writes."""
-
-
 @dataclass(frozen=True)
 class Mixture:
     """Windows of tokens that are drawn from several texts in equal shares, in a mixed order.
@@ -91,13 +88,10 @@ class Mixture:
     seed: int = 0
 
     def require_possible(self) -> None:
-        """Refuse texts that are not there, and numbers below 1."""
-        from lit_prune.data import require_positive, require_source
+        """Refuse numbers below 1."""
+        from lit_prune.data import require_positive
 
         require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
-        for text in self.texts:
-            if text != SELF:
-                require_source(text)
 
     @property
     def texts(self) -> list[str]:

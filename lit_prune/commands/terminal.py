@@ -28,6 +28,7 @@ def quieten(*, training: bool) -> None:
     Of Lightning's lines a `training` shows all but adverts; other verbs show none.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # about which tokenizers warns in forks
     warnings.showwarning = _show
     for logger in (logging.getLogger(f"{package}.{talker}") for package in LIGHTNING for talker in TALKERS):
