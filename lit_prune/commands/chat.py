@@ -89,8 +89,14 @@ class Speaker:
         from lit_prune.evaluation import spoken
 
         context = self._context(prompt)
-        how = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
-        answer = spoken(self.model, self.tokenizer, context, _print, **how)
+        answer = spoken(
+            self.model,
+            self.tokenizer,
+            context,
+            _print,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
         say("\n")
         self.turns.append(prompt)
         self.said.append(answer)

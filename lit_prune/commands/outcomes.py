@@ -33,7 +33,8 @@ def perplexity_in_words(plan: PrunePlan) -> Iterator[str]:
     losses = [loss for step in plan.steps for loss in (step.nll_before, step.nll_after)]
     if not plan.unseen and losses and losses[0] is not None and losses[-1] is not None:
         before, after = (math.exp(min(loss, 700.0)) for loss in (losses[0], losses[-1]))
-        yield f"perplexity on the calibration text: {before:,.2f} -> {after:,.2f} ({after / before:.2f} times)"
+        ahead = ", before that was made up for" if plan.compensation else ""
+        yield f"perplexity on the calibration text: {before:,.2f} -> {after:,.2f} ({after / before:.2f} times{ahead})"
 
 
 def _asked(budget: Mapping[str, Any]) -> tuple[str, list[str]]:

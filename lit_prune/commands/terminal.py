@@ -9,7 +9,7 @@ import sysconfig
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TextIO
 
 from lit_prune.files import clean
 
@@ -37,7 +37,14 @@ def quieten(*, training: bool) -> None:
             logger.setLevel(logging.WARNING)
 
 
-def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Show a warning as one line where it comes from lit-prune, or from code that is no installed library's."""
     if _is_to_be_told(sys._getframe(1)):
         print(f"lit-prune: warning: {clean(str(message))}", file=sys.stderr)

@@ -206,7 +206,8 @@ def explained(source: Source, what: str) -> Iterator[None]:
 def without_bars() -> Iterator[None]:
     """Leave out transformers' own progress bars, which look like no others here, in a `with` block."""
     bars = cast(Any, logging)  # transformers has not typed its functions
-    shown, gguf = bars.is_progress_bar_enabled(), modeling_gguf_pytorch_utils
+    gguf = cast(Any, modeling_gguf_pytorch_utils)
+    shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     # The conversion of GGUF tensors shows one whatever was said.
     bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items
