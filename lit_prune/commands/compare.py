@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def compare(
         loading: How the models are loaded.
     """
     from lit_prune.data import calibration_batches, interleaved
-    from lit_prune.evaluation import DENSE, Comparison, Results, require_sizes, require_tasks, task_scores
+    from lit_prune.evaluation import DENSE, Comparison, Results, averaged, require_sizes, require_tasks, task_scores
     from lit_prune.loading.models import skeleton
     from lit_prune.report import comparison_markdown
 
@@ -140,7 +140,8 @@ def compare(
             _write(folder, kept.found, notes)
         notes += comparison.impossible
         _write(folder, kept.found, notes)
-    say(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
+    best = "\n".join(best_in_words(averaged(kept.found)))
+    say(f"\n{comparison_markdown(kept.found, notes)}\n{best}\nwritten: {folder / 'comparison.md'}")
 
 
 run = partial(call, compare, nested=["refit"])
@@ -189,6 +190,18 @@ def _entry(
     if method is None or not wants_dense(create_compensation(method.compensate)):
         return own
     return replace(own, text=fitted_on(), text_source=fingerprint(fitted_on()))
+
+
+def best_in_words(rows: Sequence[Result]) -> Iterator[str]:
+    """Which method leaves the least perplexity of each model at each amount, on each text."""
+    groups: dict[tuple[str, float, str], list[Result]] = {}
+    for row in rows:
+        for text in row.perplexities:
+            if row.amount:
+                groups.setdefault((row.model, row.amount, text), []).append(row)
+    for (model, amount, text), own in groups.items():
+        best = min(own, key=lambda row: row.perplexities[text])
+        yield f"least perplexity of {model} less {amount:.0%}: {best.perplexities[text]:.2f} on {text}, by {best.label}"
 
 
 def _said(row: Result) -> str:

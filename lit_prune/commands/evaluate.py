@@ -10,8 +10,10 @@ from typing import Any
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
 from lit_prune.commands.options import Loading
+from lit_prune.commands.outcomes import say_next
 from lit_prune.errors import LitPruneError
 from lit_prune.files import say, write_json, write_text
+from lit_prune.plan import PLAN_FILE
 
 TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
 if TYPE_CHECKING:
@@ -211,6 +213,8 @@ def evaluate(
         settings |= {"answers_only": True} if on.answers_only else {}
         settings |= {"dtype": loading.dtype, "seed": on.seed, "limit": accuracy.limit, "against": against}
         _write(Path(output), page, settings, rows, conversation)
+        pruned = [name for name in names if (Path(name) / PLAN_FILE).is_file()]
+        say_next({"see it on one page, with what went": ["report", *pruned, output]})
 
 
 def _perplexities(

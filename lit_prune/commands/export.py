@@ -11,6 +11,16 @@ from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.plan import PLAN_FILE, PrunePlan
 
+USES = {
+    "hf": "lit_prune.load('{0}'), or any loader of transformers after `import lit_prune`",
+    "hf-remote-code": "AutoModelForCausalLM.from_pretrained('{0}', trust_remote_code=True)",
+    "hf-stock": "AutoModelForCausalLM.from_pretrained('{0}')",
+    "hf-zeroed": "AutoModelForCausalLM.from_pretrained('{0}')",
+    "vllm": "vllm serve {0} --trust-remote-code",
+    "gguf": "llama-server --model {0}",
+}
+"""How what was written is used, by the format."""
+
 
 def export_model(
     source: str,
@@ -63,7 +73,7 @@ def export_model(
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
-    say(f"written: {written}")
+    say(f"written: {written}\nuse it: {USES[format].format(written)}")
 
 
 run = partial(call, export_model)

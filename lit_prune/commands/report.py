@@ -22,7 +22,7 @@ def report(runs: list[str], *, output: str = "report.html", trust_remote_code: b
 
     require_writable(output)
     page = report_page(runs, trust_remote_code=trust_remote_code)
-    say(f"written: {write_text(Path(output).expanduser(), page)}")
+    say(f"written: {write_text(Path(output).expanduser(), page)}, for any browser")
 
 
 run = partial(call, report)

@@ -50,7 +50,11 @@ def test_the_main_job_leaves_its_run_folder(config):
         assert needed in summary
     assert "perplexity" in result.stdout, "the summary is on the screen too"
     share = plan.num_removed_parameters / plan.model.num_parameters
-    for last in (f"{share:.1%} less, 10.0% asked for", "precision 32-true, weights in float32", f"heal {folder}/pruned"):
+    for last in (
+        f"{share:.1%} less, 10.0% asked for",
+        "precision 32-true, weights in float32",
+        f"heal {folder}/pruned",
+    ):
         assert last in result.stdout, last
     assert f"written: {folder / 'pruned'}\n" in result.stdout
     assert not re.search(r"Tip:|deprecated|Warning", result.stdout + result.stderr)
