@@ -98,9 +98,10 @@ def compare(
     asked = [line.get("num_windows", sample.num_windows) for line in lines]
     most = max(sample.share(sample.num_windows), *map(Sample.share, kinds, asked))
     settings |= {"calibration_windows": most}  # of a text: behind them come those that none sees
+    calibrating = {text for own in (sample, *kinds) for text in own.texts}
+    require_texts(sorted(calibrating))
     folder = Path(output)
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
-    calibrating = {text for own in (sample, *kinds) for text in own.texts}
     notes: list[str] = []
     tokenizers = {name: loading.tokenizer(name) for name in names}
     for name, tokenizer in tokenizers.items():
@@ -165,7 +166,6 @@ def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise LitPruneError(f"two lines are called {twice[0]!r}; give one of them another label")
     for line in lines:
-        require_texts(line.get("data", ()))
         if line["method"] == WANDA:
             wanda_sparsifier()
         else:

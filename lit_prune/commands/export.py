@@ -17,7 +17,7 @@ USES = {
     "hf-stock": "AutoModelForCausalLM.from_pretrained('{0}')",
     "hf-zeroed": "AutoModelForCausalLM.from_pretrained('{0}')",
     "vllm": "vllm serve {0} --trust-remote-code",
-    "gguf": "llama-server --model {0}",
+    "gguf": "any program of llama.cpp, with --model {0}",
 }
 """How what was written is used, by the format."""
 

@@ -12,11 +12,15 @@ import pytest
 
 from lit_prune import PrunePlan, load, load_tokenizer
 from lit_prune.__main__ import VERBS, main
+from lit_prune.commands.compare import best_in_words
+from lit_prune.commands.export import USES
 from lit_prune.commands.outcomes import removed_in_words
 from lit_prune.commands.recipes import with_recipes
 from lit_prune.commands.terminal import quieten
 from lit_prune.data import calibration_batches, drawn_windows
 from lit_prune.errors import LitPruneError
+from lit_prune.evaluation.results import Result
+from lit_prune.export import FORMATS
 from lit_prune.plan import ModelFacts
 from lit_prune.surgery import remove
 from tests import naive
@@ -123,6 +127,25 @@ def test_a_run_is_found_by_its_name_and_a_file_of_that_name_first(tmp_path, monk
         with_recipes(["--config", "quickstrat"])
     (tmp_path / "quickstart").write_text("trainer:\n")
     assert with_recipes(["--config", "quickstart"]) == ["--config", "quickstart"]
+
+
+def test_the_best_of_each_amount_and_text_is_named():
+    facts = {"settings": {}, "num_parameters": 9, "share_removed": 0.1, "zeros": 0.0, "tasks": {}, "prefill": 1.0,
+             "decode": 1.0, "num_blocks": 2, "passes": 1.0, "removed": []}  # fmt: skip
+    figures = [("dense", 0, 1, 1), ("x", 0.1, 20, 31), ("y", 0.1, 21, 30), ("x", 0.2, 40, 50)]
+    rows = [
+        Result("m", label, amount=amount, perplexities={"a": first, "b": second}, **facts)
+        for label, amount, first, second in figures
+    ]
+    assert list(best_in_words(rows)) == [
+        "least perplexity of m less 10%: 20.00 on a, by x", "least perplexity of m less 10%: 30.00 on b, by y",
+        "least perplexity of m less 20%: 40.00 on a, by x", "least perplexity of m less 20%: 50.00 on b, by x",
+    ]  # fmt: skip
+
+
+def test_every_format_says_how_it_is_used():
+    assert set(USES) == set(FORMATS)
+    assert all("place" in use.format("place") for use in USES.values())
 
 
 def test_measurements_have_a_sentence_each(capsys):
