@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from lit_prune.costs import Prices, price, unit_options
+from lit_prune.costs import Prices, price
 from lit_prune.errors import BudgetError
 from lit_prune.healing import adapters_off
 from lit_prune.loading.processes import Processes
-from lit_prune.pruning import Goal, Pruner
-from lit_prune.searches import NOUNS, ROUNDING, Budget, Quota, Schedule
+from lit_prune.pruning import Pruner
+from lit_prune.searches import NOUNS, ROUNDING, Budget, Goal, Quota, Schedule, unit_options
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Allowance:
         """The budget of the whole run; with a schedule alone, that of all that may go."""
         prices = pruner.prices
         if self.goal.is_stated:
-            return self.goal.budget(prices)
+            return self.goal.budget(prices.total, prices.of)
         everything = min((pruner.available + pruner.reached) / prices.total, 1 - ROUNDING)
         return Budget(everything, prices.total, last="lowest_score", of=prices.of)
 

@@ -13,8 +13,8 @@ from lit_prune.costs import Prices
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan, PruneStep, Recipe
-from lit_prune.pruning import Goal, Pruner, SearchBar, describe_run, progress_bar
-from lit_prune.searches import Budget, Quota, Schedule
+from lit_prune.pruning import Pruner, SearchBar, describe_run, progress_bar
+from lit_prune.searches import Budget, Goal, Quota, Schedule
 
 from .allowance import Allowance
 from .planned import along

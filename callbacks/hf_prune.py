@@ -18,8 +18,8 @@ from lit_prune.errors import DataError, LitPruneError
 from lit_prune.loading.processes import Processes, processes_of_accelerator
 from lit_prune.measure import WhatIf, read_batches, shares_of
 from lit_prune.plan import PLAN_FILE, PrunePlan, PruneStep, Recipe
-from lit_prune.pruning import Goal, SearchBar
-from lit_prune.searches import PerEpoch, Schedule
+from lit_prune.pruning import SearchBar
+from lit_prune.searches import Goal, PerEpoch, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, restore_structure
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lit_prune.errors import BudgetError, LitPruneError, PlanError
 from lit_prune.plan import PrunePlan, Recipe
-from lit_prune.pruning import Goal
+from lit_prune.searches import Goal
 
 
 def along(path: str | None, recipe: Recipe, goal: Goal) -> tuple[PrunePlan | None, Recipe, Goal]:

@@ -24,6 +24,7 @@ class Saving:
     """The folder that a fit saves its pruned model into: reserved at set-up, written at the end."""
 
     def __init__(self) -> None:
+        self.written: Path | None = None  # what the last fit has left
         self._target: Path | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._held = ExitStack()
@@ -44,6 +45,7 @@ class Saving:
         """Write the model from process 0, where a folder was prepared; call it on every process."""
         if (target := self._target) is not None:
             whole = cast(PreTrainedModel, whole_copy(model))  # None on processes that do not save
+            self.written = target
             processes_of_trainer(trainer).first(lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
 
     def close(self) -> None:

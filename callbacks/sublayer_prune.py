@@ -23,8 +23,8 @@ from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.loading.trees import EitherCallback
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan, PruneStep, Recipe, joined
-from lit_prune.pruning import Goal, SearchBar
-from lit_prune.searches import PerEpoch, Quota, Schedule
+from lit_prune.pruning import SearchBar
+from lit_prune.searches import Goal, PerEpoch, Quota, Schedule
 from lit_prune.surgery import require_forgetful, require_understood
 from lit_prune.training import STRUCTURE_KEY, structure_of
 
@@ -132,7 +132,7 @@ class SublayerPruneCallback(EitherCallback):
             raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {loss!r}")
         self.model, self.loss, self.num_batches = model, loss, num_batches
         self.save_to, self.progress = save_to, progress
-        self._saving = Saving()
+        self.saving = Saving()
         self._stage = ""
         self._is_of_plan = False  # the model at hand is that of the plan
         self._costs: Costs | None = None  # of the model when the fit began, for the loggers
@@ -164,7 +164,7 @@ class SublayerPruneCallback(EitherCallback):
         """Find the model, refuse what cannot work, attach adapters before optimizers exist."""
         self._stage = stage
         self._following.end(keep=True)
-        self._saving.close()
+        self.saving.close()
         model = trainers.model_in(pl_module, self.model)
         if stage == "fit":
             self._prepare(trainer, pl_module, model)
@@ -190,7 +190,7 @@ class SublayerPruneCallback(EitherCallback):
         requirements.warn_of_monitors(trainer, course.allowance.last_drop(epochs))
         if self.save_to:
             healing.require_none_of_others(model)
-        self._saving.prepare(trainer, pl_module, model, self.save_to)
+        self.saving.prepare(trainer, pl_module, model, self.save_to)
         self.mending.attach(pl_module, model)
         # TensorBoard shows the first set that a run logs, and Lightning's own, of the module alone, comes after this.
         if self is together[-1]:
@@ -244,12 +244,12 @@ class SublayerPruneCallback(EitherCallback):
         if self is self._together(trainer)[-1]:
             log_end(trainer, self.whole_plan(trainer))
         self.mending.merge()
-        self._saving.save(trainer, self.course.pruner.model, self.whole_plan(trainer))
+        self.saving.save(trainer, self.course.pruner.model, self.whole_plan(trainer))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""
         self._following.end(keep=stage == "fit")
-        self._saving.close()
+        self.saving.close()
         self.mending.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

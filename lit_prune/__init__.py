@@ -10,11 +10,11 @@ from lit_prune.loading import autoload, moved
 if TYPE_CHECKING:
     from lit_prune.data import TextDataModule
     from lit_prune.errors import LitPruneError
-    from lit_prune.healing import Distillation, LoraHealing, merge
+    from lit_prune.healing import merge
     from lit_prune.loading.autoload import teach_loaders
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
-    from lit_prune.plan import PrunePlan
+    from lit_prune.plan import Distillation, LoraHealing, PrunePlan
     from lit_prune.pruning import apply_plan, compensate_plan, prune
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
@@ -41,8 +41,8 @@ __all__ = [
 _MODULES = {
     "LitCausalLM": "training",
     "LitPruneError": "errors",
-    "Distillation": "healing",
-    "LoraHealing": "healing",
+    "Distillation": "plan",
+    "LoraHealing": "plan",
     "PrunePlan": "plan",
     "TextDataModule": "data",
     "apply_plan": "pruning",

@@ -16,6 +16,7 @@ VERBS = {
     "test": "test a model or checkpoint with the same YAML",
     "prune": "prune a model without training",
     "heal": "train a pruned model to get back what was lost",
+    "chat": "talk to a model, or to two",
     "evaluate": "perplexity and tasks of models, beside a reference",
     "bench": "compare how fast models are, and estimate what a search will take",
     "compare": "compare the field's methods in one table",
@@ -26,6 +27,8 @@ VERBS = {
 """What every verb does; `lit_prune.commands` has a module of its name, with a function `run`."""
 MODULES = {"validate": "fit", "test": "fit"}
 """Verbs that another verb's module runs."""
+TRAINING = ("fit", *MODULES)
+"""Verbs of LightningCLI."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}; see lit-prune --help")
+    if arguments is None:  # as a program of its own
+        from lit_prune.commands.terminal import quieten
+
+        quieten(training=verb in TRAINING)
     module = f"lit_prune.commands.{MODULES.get(verb, verb)}"
     return exit_code(lambda: importlib.import_module(module).run(f"lit-prune {verb}", rest))
 

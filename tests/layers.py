@@ -22,17 +22,23 @@ LAYERS = [
     {"pruning", "training"},
     {"evaluation"},
     {"report"},
-    {"callbacks", "commands"},
+    {"callbacks"},
+    {"commands"},
     {"__main__"},
 ]
 # Folders that lie elsewhere and are shipped as parts of the package.
-ELSEWHERE = {"callbacks": "lit_prune.callbacks", "configs/methods": "lit_prune.plan.presets"}
+ELSEWHERE = {
+    "callbacks": "lit_prune.callbacks",
+    "configs": "lit_prune.commands.configs",
+    "configs/methods": "lit_prune.plan.presets",
+}
 PAGE = ROOT / "CONTRIBUTING.md"
 START, END = "<!-- map: written by `make map` -->\n", "<!-- end of map -->\n"
 
 
 def files():
-    return [path for folder in ("lit_prune", *ELSEWHERE) for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [path for folder in ("lit_prune", *ELSEWHERE) for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [*dict.fromkeys(found)]
 
 
 def shipped_as(folder):

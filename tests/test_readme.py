@@ -1,5 +1,6 @@
 """The README's own commands and code, word for word but for the model, the text and the device."""
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -51,13 +52,14 @@ def test_python_examples_run(place):
     assert type(names["again"]).__name__ == "LlamaForCausalLM"
 
 
-def test_shell_examples_run(place):
+def test_shell_examples_run(place, monkeypatch):
     Path("text.jsonl").write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 60)
     small = {
         "prune": ["--window", "64", "--num_windows", "2", "--refit.window", "32", "--refit.num_windows", "8"],
         "apply": ["--window", "32", "--num_windows", "8"],
         "heal": ["--window", "32", "--val_windows", "4", "--training.tokens", "512", "--device", "cpu"],
         "evaluate": ["--window", "32", "--num_windows", "4", "--tasks", "null"],
+        "chat": ["--max_new_tokens", "4", "--device", "cpu"],
         "report": [],
         "export": [],
         "analyse": ["--window", "32", "--num_windows", "2", "--impact", "false", "--device", "cpu"],
@@ -65,8 +67,10 @@ def test_shell_examples_run(place):
     ran = [shlex.split(line)[1:] for line in SHELL if line.startswith(tuple(f"lit-prune {verb}" for verb in small))]
     # The tokenizer of these tests has no merges, which GGUF wants.
     ran = [each for each in ran if "gguf" not in each]
-    verbs = ["prune", "apply", "prune", "apply", "heal", "heal", "export", "export", "evaluate", "report", "analyse"]
+    verbs = ["prune", "apply", "prune", "apply", "heal", "heal", "export", "export"]
+    verbs += ["chat", "evaluate", "report", "analyse"]
     assert [each[0] for each in ran] == verbs
+    monkeypatch.setattr("sys.stdin", io.StringIO("how are you?\n"))
     for arguments in ran:
         assert main([*arguments, *small[arguments[0]]]) == 0
     assert PrunePlan.load("again").steps == PrunePlan.load("pruned").steps

@@ -6,14 +6,11 @@ from functools import partial
 
 from lit_prune.commands.arguments import call, model_names, require_writable
 from lit_prune.commands.options import Loading, Sample
-from lit_prune.data import calibration_batches
-from lit_prune.evaluation import Analysis
-from lit_prune.evaluation import analyse as measure
 from lit_prune.files import clean, say
-from lit_prune.measure import WhatIf
-from lit_prune.pruning import progress_bar
-from lit_prune.report import write_analysis
-from lit_prune.surgery import require_understood
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from lit_prune.evaluation import Analysis
 
 SAMPLE, LOADING = Sample(window=256, num_windows=8, batch_size=1), Loading()
 
@@ -40,6 +37,13 @@ def analyse(
         loading: How the models are loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
+    from lit_prune.data import calibration_batches
+    from lit_prune.evaluation import analyse as measure
+    from lit_prune.measure import WhatIf
+    from lit_prune.pruning import progress_bar
+    from lit_prune.report import write_analysis
+    from lit_prune.surgery import require_understood
+
     require_writable(output, inside=True)
     names, device = model_names(models), loading.place
     sample.require_possible()
@@ -47,8 +51,8 @@ def analyse(
     settings |= {"dtype": loading.dtype, "device": device, "seed": sample.seed}
     settings |= {"answers_only": True} if sample.answers_only else {}
     found: list[Analysis] = []
-    for name in names:
-        windows = sample.checked(sample.windows(loading.tokenizer(name)))
+    drawn = {name: sample.checked(sample.windows(loading.tokenizer(name))) for name in names}
+    for name, windows in drawn.items():
         model = loading.model(name, layout)
         require_understood(model)
         with progress_bar(f"analysing {clean(name)}") as bar:

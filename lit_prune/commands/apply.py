@@ -8,13 +8,10 @@ from typing import Any
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.options import Loading, Mixture
+from lit_prune.commands.outcomes import removed_in_words, say_next, what_next
 from lit_prune.errors import LitPruneError
-from lit_prune.export import require_empty, save
 from lit_prune.files import say
-from lit_prune.healing import create_compensation
 from lit_prune.plan import PrunePlan
-from lit_prune.pruning import apply_plan, compensate_plan
-from lit_prune.report import made_up_for
 
 REFIT = "refit"
 MIXTURE, LOADING = Mixture(), Loading()
@@ -48,6 +45,11 @@ def apply_to_model(
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
+    from lit_prune.export import require_empty, save
+    from lit_prune.healing import create_compensation
+    from lit_prune.pruning import apply_plan, compensate_plan
+    from lit_prune.report import made_up_for
+
     require_empty(output)
     text.require_possible()
     steps = PrunePlan.load(plan)
@@ -72,7 +74,8 @@ def apply_to_model(
         steps = replace(steps, model=replace(steps.model, name=model, revision=None))
     folder = save(network, output, tokenizer=tokenizer, plan=steps)
     mended = [made_up_for(steps)] if steps.compensation and not uncompensated else []
-    say("\n".join([f"removed {len(steps.removed)} sublayers", *mended, f"written: {folder}"]))
+    say("\n".join([*removed_in_words(steps), *mended, f"written: {folder}"]))
+    say_next(what_next(output, model))
 
 
 run = partial(call, apply_to_model)

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
-import torch
 from jsonargparse import ArgumentParser
 
+from lit_prune.commands.checks import require_there
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.export import require_empty
 from lit_prune.files import beside, destination, obstacle
-from lit_prune.loading.devices import require_device
-from lit_prune.loading.sources import locate
 
 
 def call(
@@ -29,12 +26,14 @@ def call(
     *,
     flags: Sequence[str] = (),
     nested: Sequence[str] = (),
+    looks: bool = True,
 ) -> None:
     """Read a command line by a function's signature and docstring, and call the function.
 
     Parameters that can be given by position are given so on the command line, a list as one value or more; all others
     are options, those in `flags` without a value. Where a default is a dataclass its fields are the options, with the
-    parameter's name before them for those in `nested`, as in `--lora.rank`. `program` is the name that is shown.
+    parameter's name before them for those in `nested`, as in `--lora.rank`. `program` is the name that is shown. What
+    the options name is looked for first, unless the function `looks` at nothing but a config.
     """
     groups = option_groups(function, nested)
     parser = _parser(function, program, flags, groups)
@@ -43,6 +42,8 @@ def call(
     require_numbers(settings)
     for name, default in groups.items():
         settings[name] = type(default)(**{field.name: settings.pop(field.name) for field in fields(default)})
+    if looks:
+        require_there(settings)
     function(**settings)
 
 
@@ -146,6 +147,8 @@ def model_names(models: str) -> list[str]:
         >>> model_names("pruned, healed")
         ['pruned', 'healed']
     """
+    from lit_prune.loading.sources import locate
+
     names = [name.strip() for name in models.split(",") if name.strip()]
     if not names:
         raise LitPruneError("name at least one model")
@@ -175,6 +178,8 @@ def require_writable(output: str | None, *, inside: bool = False) -> None:
 
 def still_free(target: Path) -> Path:
     """The folder that was asked for, or one beside it where something came there during long work."""
+    from lit_prune.export import require_empty
+
     try:
         return require_empty(target)
     except ModelError:
@@ -183,6 +188,10 @@ def still_free(target: Path) -> Path:
 
 def default_device(device: str | None) -> str:
     """The device that was named, which PyTorch has to find, else a GPU where there is one."""
+    import torch
+
+    from lit_prune.loading.devices import require_device
+
     if device is not None:
         require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import getdoc
 
 from lit_prune.commands.arguments import call
 from lit_prune.commands.bench_scale import bench_scale
 from lit_prune.commands.bench_speed import bench_speed
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, did_you_mean
+from lit_prune.files import say
 
 KINDS: dict[str, Callable[..., None]] = {"speed": bench_speed, "scale": bench_scale}
 FROM_A_CHECKOUT = ("search", "memory")
@@ -19,18 +21,14 @@ def run(program: str, arguments: Sequence[str]) -> None:
     kind = arguments[0] if arguments else "--help"
     if kind in KINDS:
         call(KINDS[kind], f"{program} {kind}", arguments[1:])
-    elif kind.startswith("-"):
-        call(bench, program, arguments)
+    elif kind in ("-h", "--help"):
+        say(_overview(program))
+    elif kind in FROM_A_CHECKOUT:
+        raise LitPruneError(f"bench {kind} is now python -m benchmarks.{kind}, run from a checkout of lit-prune")
     else:
-        bench(kind)
+        raise LitPruneError(f"bench knows {' and '.join(KINDS)}; found {kind!r}{did_you_mean(kind, KINDS)}")
 
 
-def bench(what: str) -> None:
-    """Compare models' speeds (lit-prune bench speed --help), or estimate searches (lit-prune bench scale --help).
-
-    Args:
-        what: speed or scale.
-    """
-    if what in FROM_A_CHECKOUT:
-        raise LitPruneError(f"bench {what} is now python -m benchmarks.{what}, run from a checkout of lit-prune")
-    raise LitPruneError(f"bench knows {' and '.join(KINDS)}; found {what!r}")
+def _overview(program: str) -> str:
+    lines = [f"  {kind:<7}{(getdoc(measure) or '').partition(chr(10) * 2)[0]}" for kind, measure in KINDS.items()]
+    return "\n".join([f"usage: {program} KIND ...", "", *lines, "", f"{program} KIND --help tells what each takes."])

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from transformers import PreTrainedModel
-
 from lit_prune.commands.arguments import model_names, require_writable
-from lit_prune.data import require_positive
-from lit_prune.evaluation import MODES, SearchWork, Sizes, estimated_work, load_of, memory_of, require_mode, shaped
 from lit_prune.files import markdown_table, say, write_text
 from lit_prune.searches import require_share
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lit_prune.evaluation import SearchWork, Sizes
 
 DEVICES = (1, 8, 64)
 GB = 1e9
@@ -41,6 +43,9 @@ class Setting:
 
     def require_possible(self) -> None:
         """Refuse numbers out of their range, and modes that are unknown."""
+        from lit_prune.data import require_positive
+        from lit_prune.evaluation import require_mode
+
         require_share(self.amount)
         require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
         for mode in self.modes or ():
@@ -88,6 +93,8 @@ def bench_scale(shapes: str, *, setting: Setting = SETTING, rates: Rates = RATES
         rates: How fast devices are.
         output: Markdown file for the tables.
     """
+    from lit_prune.evaluation import MODES, estimated_work, shaped
+
     require_writable(output)
     setting.require_possible()
     models = {name: shaped(name) for name in model_names(shapes)}
@@ -111,6 +118,8 @@ def estimate_tables(
 
     `works` has the work of every search by the names of a model and of a mode, and `source` tells how counts were had.
     """
+    from lit_prune.evaluation import Sizes
+
     sizes = {name: Sizes.of(model) for name, model in models.items()}
     counts = [
         (
@@ -140,12 +149,16 @@ def estimate_tables(
 
 
 def _hours(sizes: Sizes, work: SearchWork, setting: Setting, rates: Rates) -> Iterator[str]:
+    from lit_prune.evaluation import load_of
+
     load = load_of(sizes, work, setting.batch_tokens)
     yield from (f"{load.flops:.2e}", f"{load.bytes_read:.2e}")
     yield from (f"{load.seconds(*column) / 3600:,.2f}" for column in rates.columns)
 
 
 def _memories(name: str, sizes: Sizes, setting: Setting) -> Iterator[tuple[str, ...]]:
+    from lit_prune.evaluation import memory_of
+
     text = {"batch_size": setting.batch_size, "window": setting.window, "num_batches": setting.num_batches}
     for devices in DEVICES:
         found = memory_of(sizes, **text, devices=devices)

@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
-from lit_prune.anatomy import find_sublayers
 from lit_prune.commands.arguments import model_names, require_writable
 from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Ideal, Speed, compare_speed, speedup
 from lit_prune.files import markdown_table, say, write_text
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lit_prune.evaluation import Ideal, Speed
 
 LOADING = Loading()
 RATIO, SIZES = "times as fast", ("files, MB", "weights, MB", "cache, MB", "peak, MB")
@@ -51,6 +52,8 @@ def bench_speed(
         loading: How the models are loaded.
         output: Markdown file for the tables.
     """
+    from lit_prune.evaluation import compare_speed
+
     require_writable(output)
     names = model_names(models)
     if len(names) < 2:
@@ -88,6 +91,9 @@ def _listed(numbers: int | list[int]) -> list[int]:
 
 
 def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
+    from lit_prune.anatomy import find_sublayers
+    from lit_prune.evaluation import Ideal
+
     first, *others = models
     whole = find_sublayers(models[first])
     ideals = {}
@@ -102,6 +108,8 @@ def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
 
 def speed_table(speeds: Mapping[str, Speed]) -> str:
     """Seconds, ratios to the first model and bytes as a Markdown table, one model a row."""
+    import torch
+
     own = {name: speed for name, speed in speeds.items() if not name.startswith(IDEAL)}
     first = next(iter(own.values()))
     lines = []
@@ -144,6 +152,8 @@ def _milliseconds(speed: Speed) -> tuple[str, str]:
 
 
 def _ratios(before: Speed, after: Speed) -> tuple[str, str]:
+    from lit_prune.evaluation import speedup
+
     prefill = speedup(before.prefill_readings, after.prefill_readings)
     decode = speedup(before.decode_readings, after.decode_readings)
     return str(prefill), str(decode)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
+from lit_prune.commands.checks import require_texts
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, fingerprint, interleaved
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import (
-    DENSE,
-    WANDA,
-    Batches,
-    Comparison,
-    Entry,
-    Result,
-    Results,
-    require_sizes,
-    require_tasks,
-    task_scores,
-    wanda_sparsifier,
-)
 from lit_prune.files import file_name, say, write_text
-from lit_prune.healing import create_compensation, wants_dense
-from lit_prune.loading.models import skeleton
 from lit_prune.plan import Method, method_names, read_method
-from lit_prune.pruning import Pruner
-from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.searches import require_share
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from lit_prune.evaluation import Batches, Entry, Result
 
 SAMPLE, LOADING, REFIT = Sample(window=256, num_windows=8, batch_size=1), Loading(), Mixture()
 OWN = ("method", "label", "data", "num_windows")
@@ -83,6 +70,11 @@ def compare(
         speed: Options of the measurement of speed - prompt_tokens, new_tokens, batch, repeats, warmup.
         loading: How the models are loaded.
     """
+    from lit_prune.data import calibration_batches, interleaved
+    from lit_prune.evaluation import DENSE, Comparison, Results, averaged, require_sizes, require_tasks, task_scores
+    from lit_prune.loading.models import skeleton
+    from lit_prune.report import comparison_markdown
+
     require_writable(output, inside=True)
     names = model_names(models)
     lines = read_lines(method_names() if methods is None else methods)
@@ -106,12 +98,13 @@ def compare(
     asked = [line.get("num_windows", sample.num_windows) for line in lines]
     most = max(sample.share(sample.num_windows), *map(Sample.share, kinds, asked))
     settings |= {"calibration_windows": most}  # of a text: behind them come those that none sees
+    calibrating = {text for own in (sample, *kinds) for text in own.texts}
+    require_texts(sorted(calibrating))
     folder = Path(output)
     kept = Results(folder / "results.jsonl", {"lit_prune_comparison": 1, **settings})
-    calibrating = {text for own in (sample, *kinds) for text in own.texts}
     notes: list[str] = []
-    for name in names:
-        tokenizer = loading.tokenizer(name)
+    tokenizers = {name: loading.tokenizer(name) for name in names}
+    for name, tokenizer in tokenizers.items():
 
         @cache
         def drawn(text: str, tokenizer: PreTrainedTokenizerBase = tokenizer) -> Tensor:
@@ -148,7 +141,8 @@ def compare(
             _write(folder, kept.found, notes)
         notes += comparison.impossible
         _write(folder, kept.found, notes)
-    say(f"\n{comparison_markdown(kept.found, notes)}\nwritten: {folder / 'comparison.md'}")
+    best = "\n".join(best_in_words(averaged(kept.found)))
+    say(f"\n{comparison_markdown(kept.found, notes)}\n{best}\nwritten: {folder / 'comparison.md'}")
 
 
 run = partial(call, compare, nested=["refit"])
@@ -164,6 +158,9 @@ def _line(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def read_lines(specs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Turn names and mappings into mappings with a label, checked before anything is loaded."""
+    from lit_prune.evaluation import WANDA, wanda_sparsifier
+    from lit_prune.pruning import Pruner
+
     lines = [_line(spec) for spec in specs]
     labels = [line["label"] for line in lines]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -183,12 +180,28 @@ def _method(line: Mapping[str, Any]) -> Method:
 def _entry(
     line: Mapping[str, Any], windows: Tensor, draw: int, sample: Sample, fitted_on: Callable[[], Batches]
 ) -> Entry:
+    from lit_prune.data import calibration_batches, fingerprint
+    from lit_prune.evaluation import DENSE, WANDA, Entry
+    from lit_prune.healing import create_compensation, wants_dense
+
     batches = calibration_batches(windows, sample.batch_size)
     method = None if line["method"] in (DENSE, WANDA) else _method(line)
     own = Entry(line["label"], method, batches, fingerprint(batches), draw=draw)
     if method is None or not wants_dense(create_compensation(method.compensate)):
         return own
     return replace(own, text=fitted_on(), text_source=fingerprint(fitted_on()))
+
+
+def best_in_words(rows: Sequence[Result]) -> Iterator[str]:
+    """Which method leaves the least perplexity of each model at each amount, on each text."""
+    groups: dict[tuple[str, float, str], list[Result]] = {}
+    for row in rows:
+        for text in row.perplexities:
+            if row.amount:
+                groups.setdefault((row.model, row.amount, text), []).append(row)
+    for (model, amount, text), own in groups.items():
+        best = min(own, key=lambda row: row.perplexities[text])
+        yield f"least perplexity of {model} less {amount:.0%}: {best.perplexities[text]:.2f} on {text}, by {best.label}"
 
 
 def _said(row: Result) -> str:
@@ -199,6 +212,8 @@ def _said(row: Result) -> str:
 
 
 def _write(folder: Path, rows: Sequence[Result], notes: Sequence[str]) -> None:
+    from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
+
     write_text(folder / "comparison.md", comparison_markdown(rows, notes))
     write_text(folder / "comparison.csv", comparison_csv(rows))
     if any(row.amount for row in rows):

@@ -8,29 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
-from lit_prune.commands.conversation import Conversation
 from lit_prune.commands.options import Loading
-from lit_prune.data import calibration_batches, drawn_windows, require_answers, require_positive
+from lit_prune.commands.outcomes import say_next
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import (
-    Measured,
-    Prompt,
-    TaskScore,
-    TokenLoss,
-    chosen_tasks,
-    perplexity,
-    read_prompts,
-    task_scores,
-)
 from lit_prune.files import say, write_json, write_text
-from lit_prune.measure import IGNORED, hint_if_implausible
-from lit_prune.report import evaluation_markdown, signs_markdown
-from lit_prune.surgery import removed_sublayers
+from lit_prune.plan import PLAN_FILE
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lit_prune.commands.conversation import Conversation
+    from lit_prune.evaluation import Measured, Prompt, TaskScore, TokenLoss
 
 
 @dataclass(frozen=True)
@@ -61,6 +52,11 @@ class Texts:
 
     def batches(self, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> dict[str, list[dict[str, Tensor]]]:
         """Batches of every text by its label; with a stride only so many at the end of a window are predicted."""
+        import torch
+
+        from lit_prune.data import calibration_batches, drawn_windows, require_answers
+        from lit_prune.measure import IGNORED
+
         draw = partial(
             drawn_windows,
             window=self.window,
@@ -111,6 +107,8 @@ class Tasks:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], batch_size: int
     ) -> dict[str, TaskScore]:
         """Measure a model's accuracy on tasks, with presets spelled out, by their names."""
+        from lit_prune.evaluation import task_scores
+
         return task_scores(
             model,
             tokenizer,
@@ -150,6 +148,8 @@ class Questions:
 
     def read(self, output: str | None) -> list[Prompt]:
         """Read the questions, which want a folder for the answers; none where no file is named."""
+        from lit_prune.evaluation import read_prompts
+
         if self.prompts is None:
             return []
         if output is None:
@@ -189,6 +189,11 @@ def evaluate(
         output: Folder for evaluation.md and evaluation.json, and the answers.
         loading: How the models are loaded.
     """
+    from lit_prune.commands.conversation import Conversation
+    from lit_prune.data import require_positive
+    from lit_prune.evaluation import Measured, chosen_tasks
+    from lit_prune.report import evaluation_markdown, signs_markdown
+
     require_writable(output, inside=True)
     names = model_names(models)
     names = [*([] if against is None else [against]), *(name for name in names if name != against)]
@@ -199,12 +204,13 @@ def evaluate(
     text_labels(on.sources)  # two texts of one name are told before long work
     conversation = Conversation(questions, dialogue.max_new_tokens, dialogue.temperature, batch_size, on.seed)
     rows: list[Measured] = []
-    for name in names:
-        tokenizer = loading.tokenizer(name)
+    tokenizers = {name: loading.tokenizer(name) for name in names}
+    for tokenizer in tokenizers.values():
         conversation.require_askable(tokenizer)
-        batches = on.batches(tokenizer, batch_size)
+    batches = {name: on.batches(tokenizer, batch_size) for name, tokenizer in tokenizers.items()}
+    for name, tokenizer in tokenizers.items():
         model = loading.model(name)
-        found = _perplexities(model, batches)
+        found = _perplexities(model, batches[name])
         scores = accuracy.scores(model, tokenizer, tasks, batch_size)
         conversation.ask(name, model, tokenizer, is_reference=name == against)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -232,11 +238,17 @@ def evaluate(
         settings |= {"dtype": loading.dtype, "seed": on.seed, "limit": accuracy.limit, "against": against}
         settings |= accuracy.asked
         _write(Path(output), page, settings, rows, conversation)
+        pruned = [name for name in names if (Path(name) / PLAN_FILE).is_file()]
+        say_next({"see it on one page, with what went": ["report", *pruned, output]})
 
 
 def _perplexities(
     model: PreTrainedModel, batches: Mapping[str, Sequence[Mapping[str, Tensor]]]
 ) -> dict[str, TokenLoss]:
+    from lit_prune.evaluation import perplexity
+    from lit_prune.measure import hint_if_implausible
+    from lit_prune.surgery import removed_sublayers
+
     found = {label: perplexity(model, text) for label, text in batches.items()}
     if not removed_sublayers(model):
         hint_if_implausible(min(measured.nll for measured in found.values()), model)

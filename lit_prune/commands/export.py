@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
-from lit_prune.export import FORMATS, export
-from lit_prune.export.llama_cpp import is_installed
 from lit_prune.files import say
-from lit_prune.loading.models import load, load_tokenizer
-from lit_prune.loading.untrusted import read_settings
 from lit_prune.plan import PLAN_FILE, PrunePlan
-from lit_prune.training import load_checkpoint
+
+USES = {
+    "hf": "lit_prune.load('{0}'), or any loader of transformers after `import lit_prune`",
+    "hf-remote-code": "AutoModelForCausalLM.from_pretrained('{0}', trust_remote_code=True)",
+    "hf-stock": "AutoModelForCausalLM.from_pretrained('{0}')",
+    "hf-zeroed": "AutoModelForCausalLM.from_pretrained('{0}')",
+    "vllm": "vllm serve {0} --trust-remote-code",
+    "gguf": "any program of llama.cpp, with --model {0}",
+}
+"""How what was written is used, by the format."""
 
 
 def export_model(
@@ -24,7 +30,7 @@ def export_model(
     model: str | None = None,
     part: str | None = None,
     dtype: str = "auto",
-    weights: str | None = None,
+    weights: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
     tokenizer_from: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -42,6 +48,11 @@ def export_model(
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
         trust_remote_code: Run code that comes with the model.
     """
+    from lit_prune.export import FORMATS, export, require_free
+    from lit_prune.export.llama_cpp import is_installed
+    from lit_prune.loading.models import load, load_tokenizer
+    from lit_prune.training import load_checkpoint
+
     if format not in FORMATS:
         raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
     chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
@@ -51,6 +62,7 @@ def export_model(
     is_checkpoint = Path(source).suffix == ".ckpt"
     if (model or part) and not is_checkpoint:
         raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
+    require_free(output, format)
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if is_checkpoint:
@@ -61,7 +73,7 @@ def export_model(
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
-    say(f"written: {written}")
+    say(f"written: {written}\nuse it: {USES[format].format(written)}")
 
 
 run = partial(call, export_model)
@@ -69,6 +81,8 @@ run = partial(call, export_model)
 
 def _named_model(checkpoint: str) -> str:
     """The model that the hyperparameters of a checkpoint name, as those of LitCausalLM do."""
+    from lit_prune.loading.untrusted import read_settings
+
     name = read_settings(checkpoint).get("model")
     if not isinstance(name, str):
         raise LitPruneError(f"{checkpoint} does not name its model; say which the training began with (--model DENSE)")

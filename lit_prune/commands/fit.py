@@ -16,17 +16,28 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_prune.callbacks import SublayerPruneCallback
 from lit_prune.commands.launching import fair_threads, part
+from lit_prune.commands.outcomes import removed_in_words, say_next, what_next
+from lit_prune.commands.recipes import with_recipes
 from lit_prune.data import TextDataModule
 from lit_prune.errors import LitPruneError
+from lit_prune.files import say
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.untrusted import read_settings, require_plain_metadata
 from lit_prune.training import LitCausalLM
 
+NO_PRUNING = (
+    "nothing will be pruned: there is no SublayerPruneCallback; add --trainer.callbacks+=SublayerPruneCallback "
+    "--trainer.callbacks.amount=0.2 --trainer.callbacks.save_to=pruned, or begin with --config quickstart"
+)
+
 
 def run(program: str, arguments: Sequence[str]) -> None:
     """Run LightningCLI with the verb that a program's name, such as `lit-prune fit`, ends with."""
-    command = [program.rpartition(" ")[2], *arguments]
+    command = [program.rpartition(" ")[2], *with_recipes(arguments)]
+    if sys.argv[1:] == [command[0], *arguments]:
+        sys.argv[1:] = command
     torch.set_num_threads(fair_threads(os.environ, torch.get_num_threads()))
     try:
         PruneCLI(
@@ -88,6 +99,28 @@ class PruneCLI(LightningCLI):
         require_world(os.environ, trainer.num_devices * trainer.num_nodes)
         require_checkpoint(self.config[self.config.subcommand].ckpt_path, trainer.strategy)
         return trainer
+
+    def before_fit(self) -> None:
+        """Say so where nothing will be pruned."""
+        if self.trainer.is_global_zero and not self._pruning():
+            say(NO_PRUNING)
+
+    def after_fit(self) -> None:
+        """Say what went, how the weights were trained, and where the model is."""
+        if not self.trainer.is_global_zero:
+            return
+        trained = f"trained with precision {self.trainer.precision}"
+        for callback in self._pruning():
+            assert callback.plan is not None
+            kinds = {str(each.dtype).removeprefix("torch.") for each in self.model.parameters()}
+            say("\n".join([*removed_in_words(callback.plan), f"{trained}, weights in {' and '.join(sorted(kinds))}"]))
+            if (folder := callback.saving.written) is not None:
+                say(f"written: {folder}")
+                say_next(what_next(str(folder), callback.plan.model.name))
+
+    def _pruning(self) -> list[SublayerPruneCallback]:
+        callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+        return [callback for callback in callbacks if isinstance(callback, SublayerPruneCallback)]
 
 
 class EndTogether(Callback):

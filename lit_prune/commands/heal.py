@@ -10,28 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from transformers import PreTrainedModel
-
 from lit_prune.commands.arguments import call, model_names, still_free
 from lit_prune.commands.lessons import Lessons, Teaching
 from lit_prune.commands.options import Loading
-from lit_prune.data import calibration_batches, fingerprint, require_positive
+from lit_prune.commands.outcomes import say_next
 from lit_prune.errors import LitPruneError, ModelError
-from lit_prune.export import require_empty, save
 from lit_prune.files import say
-from lit_prune.healing import (
-    HealingReport,
-    HealingSettings,
-    LoraHealing,
-    Stay,
-    heal,
-    merge,
-    merits_in,
-    race,
-    save_adapter,
-)
-from lit_prune.plan import PrunePlan, manners_in_words
+from lit_prune.plan import HealingReport, HealingSettings, LoraHealing, PrunePlan, manners_in_words
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 LESSONS, TEACHING, LORA, TRAINING, LOADING = Lessons(), Teaching(), LoraHealing(rank=64), HealingSettings(), Loading()
 
@@ -70,6 +60,10 @@ def heal_model(
         keep_adapter: Write the adapter alone, as peft does, instead of a model with it merged.
         loading: How the models are loaded.
     """
+    from lit_prune.data import calibration_batches, fingerprint, require_positive
+    from lit_prune.export import require_empty, save
+    from lit_prune.healing import Stay, heal, merge, merits_in, race, save_adapter
+
     target = require_empty(output)
     require_positive(window=lessons.window, val_windows=lessons.val_windows, batch_size=lessons.batch_size)
     if keep_adapter and (training.also or training.last_blocks):
@@ -78,6 +72,7 @@ def heal_model(
     names = model_names(models)
     plans = {name: PrunePlan.load(name) for name in names}
     texts, dense = lessons.texts(taught=teaching.distill), teaching.of(plans)
+    teaching.require_there(dense, texts, loading)
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
@@ -125,6 +120,7 @@ def heal_model(
     shutil.rmtree(stay.folder, ignore_errors=True)
     if place != target:
         raise ModelError(f"{target} exists, since this began; what was healed is kept as {place}")
+    _say_next(str(place), dense, is_adapter=keep_adapter)
 
 
 run = partial(call, heal_model, nested=["lora", "training"])
@@ -132,6 +128,8 @@ run = partial(call, heal_model, nested=["lora", "training"])
 
 def _on(device: str, dtype: torch.dtype) -> dict[str, Any]:
     """What Lightning's Trainer is told of a device, and of the data type of the weights."""
+    import torch
+
     # Adapters are float32, and multiplied in the type of the weights beside them: an eighth faster in all.
     mixed = {"precision": "bf16-mixed"} if dtype == torch.bfloat16 else {}
     if "cuda" not in device:
@@ -160,3 +158,15 @@ def outcome(report: HealingReport) -> str:
     best = f"after step {report.step} of {report.steps}"
     words = [trained, f"perplexity on validation windows: {report.ppl_before:.2f} -> {report.ppl_after:.2f}, {best}"]
     return "\n".join([*words, *(f"{name}: {shares}" for name, shares in manners_in_words(report.manners))])
+
+
+def _say_next(place: str, dense: str, *, is_adapter: bool) -> None:
+    against = ["--against", dense] if dense else []
+    if not is_adapter:
+        say_next(
+            {
+                "talk to it": ["chat", place, *against],
+                "measure it": ["evaluate", place, *against],
+                "write it for another runtime": ["export", place, "--format", "vllm", "--output", f"{place}-vllm"],
+            }
+        )

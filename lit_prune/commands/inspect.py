@@ -6,15 +6,13 @@ from dataclasses import asdict
 from functools import partial
 from json import dumps
 
-import torch
-from transformers import PreTrainedModel
-
-from lit_prune.anatomy import decoder_config
 from lit_prune.commands.arguments import call
-from lit_prune.costs import take_inventory
 from lit_prune.errors import ModelError
-from lit_prune.loading.models import skeleton
-from lit_prune.report import print_inventory
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 def inspect_model(
@@ -40,6 +38,10 @@ def inspect_model(
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
         trust_remote_code: Run code that comes with the model.
     """
+    from lit_prune.costs import take_inventory
+    from lit_prune.loading.models import skeleton
+    from lit_prune.report import print_inventory
+
     bare = skeleton(model, layout=layout, trust_remote_code=trust_remote_code)
     inventory = take_inventory(bare, model, context=context, dtype=_dtype(bare, dtype))
     if json:
@@ -48,10 +50,14 @@ def inspect_model(
         print_inventory(inventory, every_block=all)
 
 
-run = partial(call, inspect_model, flags=["json", "all"])
+run = partial(call, inspect_model, flags=["json", "all"], looks=False)
 
 
 def _dtype(model: PreTrainedModel, name: str | None) -> torch.dtype:
+    import torch
+
+    from lit_prune.anatomy import decoder_config
+
     stated = name or decoder_config(model).dtype or model.config.dtype or torch.bfloat16
     found = stated if isinstance(stated, torch.dtype) else getattr(torch, stated, None)
     if isinstance(found, torch.dtype) and found.is_floating_point:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lit_prune.commands.options import SELF, Loading, self_written
-from lit_prune.data import drawn_windows, require_answers
+from lit_prune.commands.checks import SELF
+from lit_prune.commands.options import Loading, self_written
 from lit_prune.errors import DataError, LitPruneError, ModelError
-from lit_prune.healing import DenseTeacher, HealingSettings, OtherTeacher, Teacher, require_same_tokens
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import HealingSettings, PrunePlan
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lit_prune.healing import Teacher
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Lessons:
         writer: Callable[[], PreTrainedModel],
     ) -> tuple[Tensor, Tensor]:
         """Draw the windows for so many training tokens, and those for validation; `self` is what a model writes."""
+        import torch
+
+        from lit_prune.data import drawn_windows, require_answers
+
         share = -(-self.val_windows // len(texts))
         wanted = share + -(-tokens // (self.window * len(texts)))
         draw = partial(
@@ -93,8 +100,22 @@ class Teaching:
                 "training.hidden out"
             )
 
+    def require_there(self, name: str, texts: Sequence[str], loading: Loading) -> None:
+        """Refuse a dense model, by its name, that is to teach or write and is not there."""
+        from lit_prune.loading.models import require_model
+
+        if self.teacher is None and name and (self.distill or SELF in texts):
+            with _as_teacher():
+                require_model(name, trust_remote_code=self._trusted(loading))
+
+    def _trusted(self, loading: Loading) -> bool:
+        # Code that came with a model is trusted by its name from the user, not from a plan.
+        return loading.trust_remote_code and self.dense is not None
+
     def require_tokens(self, tokenizer: PreTrainedTokenizerBase, loading: Loading) -> None:
         """Refuse another teacher whose tokens are not the student's, before it writes or teaches."""
+        from lit_prune.healing import require_same_tokens
+
         if self.teacher is not None:
             require_same_tokens(loading.tokenizer(self.teacher).get_vocab(), tokenizer.get_vocab())
 
@@ -114,19 +135,15 @@ class Teaching:
             return loading.model(self.teacher)
         if not name:
             raise DataError("the plan does not name the dense model; give it as --dense, or leave --distill false")
-        # Code that came with a model is trusted by its name from the user, not from a plan.
-        trusted = loading.trust_remote_code and self.dense is not None
-        try:
-            return replace(loading, trust_remote_code=trusted).model(name)
-        except ModelError as error:
-            raise ModelError(
-                f"the dense model that teaches: {error}; give it as --dense, or --distill false"
-            ) from error
+        with _as_teacher():
+            return replace(loading, trust_remote_code=self._trusted(loading)).model(name)
 
     def student(
         self, model: Callable[[], PreTrainedModel], name: str, loading: Loading
     ) -> tuple[PreTrainedModel, Teacher | None]:
         """Load a pruned model that learns, and who teaches it: the model, which is loaded by need, or nobody."""
+        from lit_prune.healing import DenseTeacher, OtherTeacher
+
         student = loading.model(name)
         if not self.distill:
             return student, None
@@ -134,3 +151,12 @@ class Teaching:
             return student, OtherTeacher(model(), student)
         teacher = DenseTeacher.of_pruned(model(), student)
         return teacher.student, teacher
+
+
+@contextmanager
+def _as_teacher() -> Iterator[None]:
+    """Say of a model that cannot be had what it was wanted for."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"the dense model that teaches: {error}; give it as --dense, or --distill false") from error

@@ -9,28 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lit_prune.anatomy import context_length
 from lit_prune.commands.arguments import default_device, text_labels
-from lit_prune.data import (
-    BUILTIN,
-    MIXED,
-    calibration_batches,
-    draw_windows,
-    drawn_windows,
-    interleaved,
-    read_texts,
-    require_answers,
-    require_positive,
-    require_source,
-)
+from lit_prune.commands.checks import SELF
 from lit_prune.files import Document, say
-from lit_prune.healing import written_windows
-from lit_prune.loading.devices import faster_on_cpu
-from lit_prune.loading.models import load, load_tokenizer
+
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,8 @@ class Loading:
 
     def model(self, name: str, layout: str | None = None) -> PreTrainedModel:
         """Load a model, straight onto its device; `layout` is a file that describes blocks."""
+        from lit_prune.loading.models import load
+
         code = self.trust_remote_code
         model = load(name, dtype=self.dtype, device=self.place, layout=layout, trust_remote_code=code)
         if self.place == "cpu":
@@ -62,19 +51,19 @@ class Loading:
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         """Load a model's tokenizer."""
+        from lit_prune.loading.models import load_tokenizer
+
         return load_tokenizer(name, trust_remote_code=self.trust_remote_code)
 
 
 @functools.cache
 def hint_at_speed(dtype: torch.dtype) -> None:
     """Say so, once, where this CPU would run models faster in another data type."""
+    from lit_prune.loading.devices import faster_on_cpu
+
     if (found := faster_on_cpu(dtype)) is not None:
         name = str(found[0]).removeprefix("torch.")
         say(f"this CPU multiplies {found[1]:.1f} times as fast in {name}, by a short trial: --dtype {name}")
-
-
-SELF = "self"
-"""The name of the text that the dense model writes."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +88,22 @@ class Mixture:
     seed: int = 0
 
     def require_possible(self) -> None:
-        """Refuse texts that are not there, and numbers below 1."""
+        """Refuse numbers below 1."""
+        from lit_prune.data import require_positive
+
         require_positive(window=self.window, num_windows=self.num_windows, batch_size=self.batch_size)
-        for text in self.texts:
-            if text != SELF:
-                require_source(text)
 
     @property
     def texts(self) -> list[str]:
         """The texts, `mixed` alone where none are given."""
+        from lit_prune.data import MIXED
+
         return self.data or [MIXED]
 
     def beside(self, searched: Sequence[str]) -> Mixture:
         """The same, with the texts of a search among the texts where none are given."""
+        from lit_prune.data import BUILTIN, MIXED
+
         own = [text for text in searched if text not in (BUILTIN, MIXED)]
         return self if self.data else replace(self, data=[*own, MIXED])
 
@@ -119,10 +111,17 @@ class Mixture:
         self, tokenizer: PreTrainedTokenizerBase, config: Any, dense: Callable[[], PreTrainedModel]
     ) -> list[dict[str, Tensor]]:
         """Batches of windows, a share of which the dense model writes where it is to; shorter where its context is."""
+        from lit_prune.anatomy import context_length
+        from lit_prune.data import calibration_batches
+
         window = min(self.window, context_length(config) or self.window)
         return calibration_batches(self._windows(tokenizer, window, dense), self.batch_size)
 
     def _windows(self, tokenizer: PreTrainedTokenizerBase, window: int, dense: Callable[[], PreTrainedModel]) -> Tensor:
+        import torch
+
+        from lit_prune.data import drawn_windows
+
         share = -(-self.num_windows // len(self.texts))
         drawn = []
         for text in self.texts:
@@ -140,6 +139,8 @@ def self_written(
     dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, window: int, seed: int
 ) -> Tensor:
     """Let the dense model write windows of the text `self`, [number, window], and say so."""
+    from lit_prune.healing import written_windows
+
     say(f"the dense model writes {number} windows of {window} tokens")
     return written_windows(dense, number, window, tokenizer=tokenizer, batch_size=64, seed=seed)
 
@@ -159,7 +160,7 @@ class Sample:
         answers_only: Of dialogues only what the assistant says counts; all of a text does.
     """
 
-    data: list[str] | str = BUILTIN
+    data: list[str] | str = "builtin"
     window: int = 256
     num_windows: int = 8
     batch_size: int = 1
@@ -168,6 +169,8 @@ class Sample:
 
     def require_possible(self, **numbers: int | None) -> None:
         """Refuse numbers below 1, of windows and of what else is named."""
+        from lit_prune.data import require_positive
+
         require_positive(num_windows=self.num_windows, batch_size=self.batch_size, **numbers)
 
     @property
@@ -192,6 +195,8 @@ class Sample:
 
     def windows(self, tokenizer: PreTrainedTokenizerBase, *, wanted: int | None = None) -> Tensor:
         """Draw windows, [windows, window], `num_windows` by default; a DataError where a text has too few."""
+        from lit_prune.data import drawn_windows, interleaved
+
         wanted = self.num_windows if wanted is None else wanted
         draw = partial(
             drawn_windows,
@@ -208,7 +213,7 @@ class Sample:
         *,
         num_judging: int,
         num_unseen: int,
-        read: Callable[[str], list[Document]] = read_texts,
+        read: Callable[[str], list[Document]] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw windows for a search, [windows, window], and by the names of the texts those that nothing goes by.
 
@@ -216,12 +221,16 @@ class Sample:
         every text of others again; a document that lies on a border has windows on both sides. A text that has too few
         windows gives what it has, first to the search.
         """
+        import torch
+
+        from lit_prune.data import draw_windows, interleaved, read_texts
+
         kinds = len(self.texts)
         parts = (self.num_windows - num_judging, num_judging, kinds * num_unseen)
         drawn: list[list[Tensor]] = []
         for kind, text in enumerate(self.texts):
             numbers = [number // kinds + (kind < number % kinds) for number in parts]
-            texts = read(text)
+            texts = (read or read_texts)(text)
             if sum(numbers[1:]):
                 random.Random(self.seed).shuffle(texts)
             most = sum(numbers)
@@ -242,12 +251,16 @@ class Sample:
 
     def checked(self, windows: Tensor) -> Tensor:
         """Windows of all texts, [windows, window]; a DataError where answers alone are to count and there are none."""
+        from lit_prune.data import require_answers
+
         if self.answers_only:
             require_answers(windows)
         return windows
 
     def _split(self, rows: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         """Windows in the order of the text for searching, judging and neither, those of a search mixed."""
+        import torch
+
         num_search = min(sum(numbers[:2]), len(rows))
         num_judging = round(num_search * numbers[1] / max(1, sum(numbers[:2])))
         first, second, rest = torch.split(rows, [num_search - num_judging, num_judging, len(rows) - num_search])

@@ -9,23 +9,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch.distributed.device_mesh import init_device_mesh
-from transformers import PreTrainedModel
-
 from lit_prune.commands.arguments import call
-from lit_prune.commands.launching import part, require_shared, start
 from lit_prune.commands.options import Loading, Mixture, Sample
-from lit_prune.data import calibration_batches, read_texts
-from lit_prune.export import require_empty, save
+from lit_prune.commands.outcomes import perplexity_in_words, removed_in_words, say_next, what_next
 from lit_prune.files import say
-from lit_prune.healing import create_compensation, wants_dense
-from lit_prune.loading.fsdp import shard, whole_copy
-from lit_prune.loading.models import load
-from lit_prune.loading.processes import processes_of_fabric
-from lit_prune.plan import PLAN_FILE, Method, PrunePlan, create, read_method, unseen_in_words, with_defaults
-from lit_prune.pruning import Goal, Pruner, prune
-from lit_prune.report import draws_in_words, made_up_for, ties
-from lit_prune.searches import SEARCHES, Search, outcome_in_words
+from lit_prune.plan import PLAN_FILE, Method, create, read_method, with_defaults
+from lit_prune.searches import SEARCHES, Goal, Search
 
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
@@ -62,6 +51,8 @@ class Choice:
     @property
     def recipe(self) -> Method:
         """The method with what is changed of it."""
+        from lit_prune.pruning import Pruner
+
         own = ("method", "draws")
         changes = {name: value for name, value in vars(self).items() if name not in own and value is not None}
         recipe = read_method(self.method).with_settings(changes)
@@ -135,6 +126,19 @@ def prune_model(
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers import PreTrainedModel
+
+    from lit_prune.commands.launching import part, require_shared, start
+    from lit_prune.data import calibration_batches, read_texts
+    from lit_prune.export import require_empty, save
+    from lit_prune.healing import create_compensation, wants_dense
+    from lit_prune.loading.fsdp import shard, whole_copy
+    from lit_prune.loading.models import load
+    from lit_prune.loading.processes import processes_of_fabric
+    from lit_prune.pruning import prune
+    from lit_prune.report import draws_in_words, made_up_for
+
     recipe = choice.recipe
     target = require_empty(output)
     if data_name is None and data_split is None and data_field == "text":  # the search's text, read as by default
@@ -204,7 +208,9 @@ def prune_model(
     whole = cast(PreTrainedModel, whole_copy(network))  # of a sharded model on process 0 alone, which saves it
     processes.first(lambda: _finish(save(whole, output, tokenizer=tokenizer, plan=plan), journal, sketch))
     if processes.is_first:
-        say(f"{_outcome(plan)}\nwritten: {target}")
+        mended = [*filter(None, [draws_in_words(plan)]), *([made_up_for(plan)] if plan.compensation else [])]
+        say("\n".join([*removed_in_words(plan), *mended, *perplexity_in_words(plan), f"written: {target}"]))
+        say_next(what_next(output, model))
     part()
 
 
@@ -214,14 +220,3 @@ run = partial(call, prune_model, nested=["refit"])
 def _finish(folder: Path, journal: Path, sketch: Path) -> None:
     journal.replace(folder / JOURNAL_FILE)
     sketch.unlink(missing_ok=True)
-
-
-def _outcome(plan: PrunePlan) -> str:
-    before, gone = plan.model.num_parameters, plan.num_removed_parameters
-    names = ", ".join(step.removed.name for step in plan.steps) or "nothing"
-    parameters = f"parameters: {before:,} -> {before - gone:,} ({gone / before:.1%} less)"
-    searched = [] if plan.num_ties is None else [ties(plan)]
-    searched += filter(None, [draws_in_words(plan)])
-    mended = [made_up_for(plan)] if plan.compensation else []
-    worse = [f"perplexity on unseen {name}: {ppl} ({times})" for name, ppl, times in unseen_in_words(plan.unseen)]
-    return "\n".join([f"removed {names}", parameters, *outcome_in_words(plan.budget), *searched, *mended, *worse])

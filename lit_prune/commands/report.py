@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lit_prune.commands.arguments import call, require_writable
 from lit_prune.files import say, write_text
-from lit_prune.report.page import report_page
 
 
 def report(runs: list[str], *, output: str = "report.html", trust_remote_code: bool = False) -> None:
@@ -19,9 +18,11 @@ def report(runs: list[str], *, output: str = "report.html", trust_remote_code: b
         output: The page.
         trust_remote_code: Run code that comes with a model, to find out how it is loaded.
     """
+    from lit_prune.report.page import report_page
+
     require_writable(output)
     page = report_page(runs, trust_remote_code=trust_remote_code)
-    say(f"written: {write_text(Path(output).expanduser(), page)}")
+    say(f"written: {write_text(Path(output).expanduser(), page)}, for any browser")
 
 
 run = partial(call, report)

@@ -3,7 +3,7 @@
 from lit_prune.costs.counts import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.costs.inventory import Inventory, SublayerEntry, take_inventory
 from lit_prune.costs.latency import WARMUP, Latency, inference_options, kinds_of, measure_latency, now
-from lit_prune.costs.prices import Prices, price, unit_options
+from lit_prune.costs.prices import Prices, price
 
 __all__ = [
     "NORMALISERS",
@@ -21,5 +21,4 @@ __all__ = [
     "now",
     "price",
     "take_inventory",
-    "unit_options",
 ]

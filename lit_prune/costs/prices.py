@@ -11,12 +11,10 @@ from torch import nn
 from lit_prune.anatomy import Anatomy, find_sublayers, language_model
 from lit_prune.costs.counts import count_costs
 from lit_prune.costs.latency import Latency, measure_latency
-from lit_prune.errors import LitPruneError, MeasureError
+from lit_prune.errors import MeasureError
 from lit_prune.plan import SublayerId
+from lit_prune.searches import unit_options
 from lit_prune.surgery import require_understood
-
-UNITS = ("params", "flops", "kv_cache", "latency")
-LATENCY_OPTIONS = ("phase", "batch", "length", "repeats")
 
 
 @dataclass(frozen=True)
@@ -66,30 +64,6 @@ class Prices:
         if self.sublayers is None:
             return anatomy.num_freed(sublayers)
         return sum(self.sublayers[sublayer] for sublayer in sublayers)
-
-
-def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The unit of an amount and its options, as a mapping with a `name`.
-
-    Raises:
-        LitPruneError: The unit is unknown, or does not take an option.
-
-    Example:
-        >>> unit_options("flops")
-        {'name': 'flops'}
-    """
-    options = {"name": of} if isinstance(of, str) else dict(of)
-    name = options.get("name")
-    if name not in UNITS:
-        raise LitPruneError(f"`of` must be one of {', '.join(UNITS)}, or a mapping with such a name; found {of!r}")
-    known = LATENCY_OPTIONS if name == "latency" else ()
-    if unknown := sorted({*options} - {"name", *known}):
-        raise LitPruneError(
-            f"an amount of {name} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'no options'}"
-        )
-    if wrong := [option for option in LATENCY_OPTIONS[1:] if type(options.get(option, 1)) is not int]:
-        raise LitPruneError(f"{', '.join(wrong)} of a latency must be whole numbers; found {options}")
-    return options
 
 
 def price(

@@ -1,6 +1,6 @@
 """How good and how fast a model is, what each sublayer does to its stream, and what a search of it will take."""
 
-from lit_prune.evaluation.answers import Turn, answer, answers, question
+from lit_prune.evaluation.answers import Turn, answer, answers, question, spoken
 from lit_prune.evaluation.comparison import Comparison
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
 from lit_prune.evaluation.estimate import (
@@ -94,6 +94,7 @@ __all__ = [
     "shaped",
     "signs",
     "speedup",
+    "spoken",
     "task_scores",
     "unfilled",
     "wanda_2_4",

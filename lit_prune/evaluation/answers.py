@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lit_prune.evaluation.prompts import Prompt
 from lit_prune.loading.sources import in_chat
@@ -69,7 +70,9 @@ def answers(
             unanswered = [place for place, prompt in enumerate(prompts) if number < len(prompt.turns)]
             for first in range(0, len(unanswered), batch_size):
                 chosen = unanswered[first : first + batch_size]
-                contexts = [question(tokenizer, prompts[place].turns[: number + 1], said[place]) for place in chosen]
+                replies = [[turn.text for turn in said[place]] for place in chosen]
+                asked = [prompts[place].turns[: number + 1] for place in chosen]
+                contexts = [question(tokenizer, *each) for each in zip(asked, replies, strict=True)]
                 torch.manual_seed(seed)
                 written = _written(model, tokenizer, contexts, max_new_tokens, temperature)
                 for place, context, (tokens, ended) in zip(chosen, contexts, written, strict=True):
@@ -78,24 +81,47 @@ def answers(
     return said
 
 
-def question(tokenizer: Any, turns: Sequence[str], said: Sequence[Turn]) -> list[int]:
+def spoken(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Sequence[int],
+    hear: Callable[[str], None],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+) -> str:
+    """Let a model go on with token ids, as `answers` does, and `hear` its words as they come; returns all of them."""
+    said: list[str] = []
+
+    class Mouth(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            said.append(text)
+            hear(text)
+
+    mouth = Mouth(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with evaluating(model), suppress(KeyboardInterrupt):  # which ends the answer alone
+        _written(model, tokenizer, [[*context]], max_new_tokens, temperature, streamer=mouth)
+    return "".join(said).strip()
+
+
+def question(tokenizer: Any, turns: Sequence[str], said: Sequence[str]) -> list[int]:
     """Token ids that a model is given before its next answer: what a user said, and the replies to all but the last.
 
     Raises:
         ModelError: The chat template, where the tokenizer has one, cannot be used.
     """
     if getattr(tokenizer, "chat_template", None) is None:
-        parts = [part for turn, reply in zip(turns, said, strict=False) for part in (turn, reply.text)]
+        parts = [part for turn, reply in zip(turns, said, strict=False) for part in (turn, reply)]
         return cast(list[int], tokenizer(SEPARATOR.join([*parts, turns[-1]]))["input_ids"])
     messages = [{"role": "user", "content": turns[0]}]
     for turn, reply in zip(turns[1:], said, strict=True):
-        messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": turn}]
+        messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": turn}]
     found = in_chat(tokenizer, messages, add_generation_prompt=True, return_dict=True)
     return cast(list[int], found["input_ids"])
 
 
 def _written(
-    model: Any, tokenizer: Any, contexts: Sequence[list[int]], max_new_tokens: int, temperature: float
+    model: Any, tokenizer: Any, contexts: Sequence[list[int]], max_new_tokens: int, temperature: float, **options: Any
 ) -> list[tuple[list[int], bool]]:
     """Tokens behind each context, and whether they ended before the limit."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -113,6 +139,7 @@ def _written(
         top_p=1.0 if is_drawn else None,
         top_k=0 if is_drawn else None,
         synced_gpus=is_sharded(model),  # processes that hold shards run every step together
+        **options,
     )
     eos = model.generation_config.eos_token_id
     ends = set(eos) if isinstance(eos, list) else {eos}

@@ -2,6 +2,6 @@
 
 from lit_prune.export.card import usage
 from lit_prune.export.folder import require_empty, save
-from lit_prune.export.formats import FORMATS, export
+from lit_prune.export.formats import FORMATS, export, require_free
 
-__all__ = ["FORMATS", "export", "require_empty", "save", "usage"]
+__all__ = ["FORMATS", "export", "require_empty", "require_free", "save", "usage"]

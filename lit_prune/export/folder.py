@@ -20,6 +20,7 @@ from lit_prune.files import destination, folder_aside, obstacle
 from lit_prune.loading.checksums import write_sums
 from lit_prune.loading.devices import is_spread, values_of
 from lit_prune.loading.models import load
+from lit_prune.loading.sources import without_bars
 from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.surgery import compacted, evaluating, is_sharded, removed_sublayers, require_recorded, without_tombstones
 
@@ -58,7 +59,7 @@ class FolderFormat:
         require_finished(model, plan)
         try:
             as_written = nullcontext() if self.tombstones else without_tombstones(model)
-            with folder_aside(path) as aside, compacted(model), as_written:
+            with folder_aside(path) as aside, compacted(model), as_written, without_bars():
                 written_model, how = self.write(model, aside, verify)
                 for weights in aside.glob("*.safetensors"):
                     # safetensors writes for the owner alone, whatever the umask: who may read the config may read them.

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export import remote_code, vllm, zeroed
-from lit_prune.export.folder import FolderFormat, save, write_loadable
-from lit_prune.export.gguf import save_gguf
+from lit_prune.export.folder import FolderFormat, require_empty, save, write_loadable
+from lit_prune.export.gguf import require_no_file, save_gguf
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import compacted
 
@@ -49,6 +49,11 @@ def export(
     if unknown := sorted(set(options) - set(signature(write).parameters)):
         raise ModelError(f"the format {format} has no option {', '.join(unknown)}")
     return write(model, output, tokenizer=tokenizer, plan=plan, **options)
+
+
+def require_free(output: str | Path, format: str) -> Path:
+    """Refuse with a ModelError, before long work, a place at which a format cannot be written; else return it."""
+    return require_no_file(output) if format == "gguf" else require_empty(output)
 
 
 def require_stock(model: PreTrainedModel) -> None:

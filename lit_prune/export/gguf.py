@@ -49,13 +49,9 @@ def save_gguf(
     dense model, its tokenizer is taken over. To verify is to read the file back, and to ask llama.cpp itself for logits
     where xllamacpp is installed.
     """
-    path = destination(file)
+    path = require_no_file(file)
     if weights not in ROUNDING:
         raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
-    if (reason := obstacle(path)) is not None:
-        raise ModelError(f"cannot write {file}: {reason}")
-    if path.exists():
-        raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     require_gguf()
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
@@ -73,6 +69,16 @@ def save_gguf(
                 require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32", lent=lent)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
+    return path
+
+
+def require_no_file(file: str | Path) -> Path:
+    """Refuse with a ModelError a file that cannot be written, or is there already; else return where it will be."""
+    path = destination(file)
+    if (reason := obstacle(path)) is not None:
+        raise ModelError(f"cannot write {file}: {reason}")
+    if path.exists():
+        raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     return path
 
 

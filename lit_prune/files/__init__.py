@@ -13,6 +13,7 @@ from lit_prune.files.atomic import (
     reserved,
     write_text,
 )
+from lit_prune.files.bars import INTERVAL, open_bar, time_left
 from lit_prune.files.dialogues import ASSISTANT, Dialogue, Document
 from lit_prune.files.markup import (
     Markdown,
@@ -47,6 +48,7 @@ from lit_prune.files.text_files import (
 __all__ = [
     "ASSISTANT",
     "EXPECTED",
+    "INTERVAL",
     "SUFFIXES",
     "Dialogue",
     "Document",
@@ -71,6 +73,7 @@ __all__ = [
     "name_aside",
     "obstacle",
     "open_alone",
+    "open_bar",
     "read_documents",
     "read_json",
     "read_text",
@@ -78,6 +81,7 @@ __all__ = [
     "require_kinds",
     "reserved",
     "say",
+    "time_left",
     "to_json",
     "whole_characters",
     "write_json",

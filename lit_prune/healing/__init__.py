@@ -13,17 +13,17 @@ from lit_prune.healing.compensation import (
 )
 from lit_prune.healing.distillation import distillation_loss, taught_loss, written_windows
 from lit_prune.healing.heal import heal
-from lit_prune.healing.lora import LoraHealing, adapters_off, attach_lora, attached_lora, merge, save_adapter
+from lit_prune.healing.lora import adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
 from lit_prune.healing.race import race
 from lit_prune.healing.refit import Refit
 from lit_prune.healing.regression import HELD_BACK
 from lit_prune.healing.resuming import Stay
 from lit_prune.healing.rollouts import Manners, repetition
-from lit_prune.healing.settings import Distillation, HealingReport, HealingSettings
 from lit_prune.healing.solutions import Solutions
 from lit_prune.healing.stage import merits_in
 from lit_prune.healing.teacher import DenseTeacher, OtherTeacher, Teacher, require_same_tokens
+from lit_prune.plan import Distillation, HealingReport, HealingSettings, LoraHealing
 
 __all__ = [
     "HELD_BACK",

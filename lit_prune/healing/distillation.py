@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.rollouts import continued
-from lit_prune.healing.settings import Distillation
 from lit_prune.loading.sources import in_chat
 from lit_prune.measure import predicts
+from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
 POSITIONS_AT_A_TIME = 64

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -20,14 +20,15 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import find_sublayers, is_norm
 from lit_prune.data import calibration_batches, fingerprint, window_loader
 from lit_prune.errors import LitPruneError, MeasureError
-from lit_prune.healing.lora import LoraHealing, attach_lora
+from lit_prune.healing.bar import HealingBar
+from lit_prune.healing.lora import attach_lora
 from lit_prune.healing.optimization import trained_parameters
 from lit_prune.healing.resuming import KeepState, Pause, Stretches
 from lit_prune.healing.rollouts import Examination, Repairs
-from lit_prune.healing.settings import HealingReport, HealingSettings
 from lit_prune.healing.stage import HealingStage
 from lit_prune.healing.teacher import Teacher
 from lit_prune.measure import model_fingerprints, perplexity_of
+from lit_prune.plan import HealingReport, HealingSettings, LoraHealing
 
 
 def heal(
@@ -103,6 +104,8 @@ def heal(
     stops: list[Callback] = [] if settings.patience is None else [EarlyStopping("val_loss", patience=settings.patience)]
     stops += [] if pause is None else [Pause(pause)]
     stops += [] if state is None else [KeepState(state)]
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    stops += [HealingBar()] if progress and not has_bar else []
     trainer = L.Trainer(
         max_steps=stage.steps,
         max_epochs=-1,

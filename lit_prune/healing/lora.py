@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,58 +21,12 @@ from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.files import folder_aside
 from lit_prune.healing.adapters import LOADED
 from lit_prune.loading.checksums import write_sums
+from lit_prune.plan import LoraHealing
 from lit_prune.surgery import compacted
 
 HEALING = "_lit_prune_healing"  # where a model keeps the settings of its adapters
 FROZEN = "_lit_prune_frozen"  # where it keeps the parameters that were frozen before the adapters came
 SAVE = "save_pretrained"  # an attribute of the object hides the method of its class
-
-
-@dataclass(frozen=True)
-class LoraHealing:
-    """How a pruned model is healed: low-rank updates of its linear layers (LoRA, arXiv 2106.09685).
-
-    Args:
-        rank: The rank of the updates, 1 or more.
-        alpha: The scale of the updates, times 1 / rank; twice the rank when None.
-        dropout: The share of inputs dropped in training, from 0 to below 1.
-        targets: `all-linear`, or names of modules such as `[q_proj, v_proj]`.
-
-    Raises:
-        LitPruneError: A number cannot be, or the targets are no expression.
-    """
-
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.0
-    targets: str | list[str] = "all-linear"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise LitPruneError(
-                f"LoRA has a rank of 1 or more and a dropout of 0 to below 1; found {self.rank} and {self.dropout}"
-            )
-        if self.alpha is not None and not math.isfinite(self.alpha):
-            raise LitPruneError(f"the alpha of LoRA is a finite number; found {self.alpha}")
-        try:
-            re.compile(self.targets if isinstance(self.targets, str) else "")
-        except re.error as error:
-            raise LitPruneError(
-                f"LoRA's targets are all-linear, a list of names or an expression; {self.targets!r} is none: {error}"
-            ) from error
-
-    def config_for(self, model: nn.Module) -> LoraConfig:
-        """The settings as peft takes them, for the modules of a model."""
-        return LoraConfig(
-            r=self.rank,
-            # peft takes fractions; its annotation says int.
-            lora_alpha=cast(int, 2 * self.rank if self.alpha is None else self.alpha),
-            lora_dropout=self.dropout,
-            target_modules=self.targets,
-            exclude_modules=_routers(model) or None,
-            # These layers hold their weights transposed.
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        )
 
 
 def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
@@ -92,7 +43,7 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
     blocks = find_sublayers(model).block_list(model)
     try:
         # The blocks alone: heads and towers stay as they are, and peft does not rewrite targets for a model's type.
-        inject_adapter_in_model(healing.config_for(blocks), blocks)
+        inject_adapter_in_model(_config_of(healing, blocks), blocks)
     except ValueError as error:
         raise LitPruneError(f"LoRA cannot be attached to {healing.targets}: {error}") from error
     model.requires_grad_(False)
@@ -103,6 +54,20 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
             _keep_in_float32(module)
     own = {"peft_config": vars(blocks).pop("peft_config"), HEALING: healing, FROZEN: frozen, SAVE: _refuse_to_save}
     vars(model).update(own)
+
+
+def _config_of(healing: LoraHealing, model: nn.Module) -> LoraConfig:
+    """The settings as peft takes them, for the modules of a model."""
+    return LoraConfig(
+        r=healing.rank,
+        # peft takes fractions; its annotation says int.
+        lora_alpha=cast(int, 2 * healing.rank if healing.alpha is None else healing.alpha),
+        lora_dropout=healing.dropout,
+        target_modules=healing.targets,
+        exclude_modules=_routers(model) or None,
+        # These layers hold their weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
 
 
 class _Wide:

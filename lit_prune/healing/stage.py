@@ -19,10 +19,10 @@ from lit_prune.errors import LitPruneError
 from lit_prune.healing.distillation import taught_loss
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations, trained_parameters
 from lit_prune.healing.rollouts import Examination, Manners, Repairs
-from lit_prune.healing.settings import HealingSettings
 from lit_prune.healing.teacher import Teacher
 from lit_prune.loading.randomness import random_state, restore_random_state
 from lit_prune.measure import labels_of, logits_of, mean_loss, model_inputs, perplexity_of, predicts
+from lit_prune.plan import HealingSettings
 
 SO_FAR = ("loss_before", "best_loss", "merits", "best_step", "validated_step", "manners")
 """What a validation has found, which a training that goes on needs."""

@@ -6,6 +6,7 @@ What comes back is always an instance of transformers' own class. Nothing that w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,10 @@ from lit_prune.loading.sources import Source, explained, load_tokenizer, locate,
 from lit_prune.loading.untrusted import require_harmless
 from lit_prune.surgery import describe
 
-__all__ = ["load", "load_tokenizer", "skeleton"]
+__all__ = ["load", "load_tokenizer", "require_model", "skeleton", "weights_dtype"]
+
+WEIGHTS = (".safetensors", ".bin")
+"""Endings of files of weights that transformers reads."""
 
 
 def load(
@@ -73,7 +77,7 @@ def load(
     placed = device_map_of(device, device_map)
     if device_map is not None and source.gguf_file:
         raise ModelError(f"{source.label} is a GGUF file, which is read on the CPU; a device_map is for other files")
-    options: dict[str, Any] = {"dtype": _dtype(dtype)}
+    options: dict[str, Any] = {"dtype": weights_dtype(dtype)}
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     if source.gguf_file:
         model = _load_gguf(source, options)
@@ -120,7 +124,22 @@ def skeleton(
     return cast(PreTrainedModel, model.eval())
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def require_model(name: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model that cannot be loaded, as far as its config and the names of its files tell.
+
+    Raises:
+        ModelError: It cannot be found, is no causal language model, or its folder holds no weights.
+    """
+    source = locate(name, trusted=trust_remote_code)
+    if source.gguf_file:
+        return  # to read what is in front of its weights takes as long as to read them
+    _builder(source)
+    if source.is_local and not any(file.endswith(WEIGHTS) for file in os.listdir(source.location)):
+        raise ModelError(f"the folder {source.label} holds no weights: expected a file that ends in {WEIGHTS[0]}")
+
+
+def weights_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The type that a name means, or `auto`; a ModelError says that weights have no such type."""
     found = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found

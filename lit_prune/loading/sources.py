@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from typing import Any, cast
 import yaml
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from lit_prune.errors import AnatomyError, ModelError
@@ -187,13 +187,10 @@ def read_layout(layout: str | Path | Mapping[str, Any] | None) -> Mapping[str, A
 @contextmanager
 def explained(source: Source, what: str) -> Iterator[None]:
     """Load something of a source without progress bars, turning what goes wrong into one clear ModelError."""
-    bars = cast(Any, logging)  # transformers has not typed its functions
-    shown = bars.is_progress_bar_enabled()
     # Files on this machine load in seconds; a download is worth its bar.
-    if source.is_local:
-        bars.disable_progress_bar()
     try:
-        yield
+        with without_bars() if source.is_local else nullcontext():
+            yield
     except pickle.UnpicklingError as error:
         # torch's own message tells how to run it.
         raise ModelError(
@@ -208,7 +205,21 @@ def explained(source: Source, what: str) -> Iterator[None]:
             ) from error
         place = "" if source.is_local else ", which is no folder here and which the hub did not give"
         raise ModelError(f"cannot load the {what} of {source.label}{place}: {error}") from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Leave out transformers' own progress bars, which look like no others here, in a `with` block."""
+    bars = cast(Any, logging)  # transformers has not typed its functions
+    gguf = cast(Any, modeling_gguf_pytorch_utils)
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    # The conversion of GGUF tensors shows one whatever was said.
+    bar, gguf.tqdm = gguf.tqdm, lambda items, **_: items
+    try:
+        yield
     finally:
+        gguf.tqdm = bar
         if shown:
             bars.enable_progress_bar()
 

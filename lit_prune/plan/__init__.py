@@ -1,6 +1,7 @@
 """What is to go, as data: sublayers, scores, plans; scorers, searches and methods by name. Knows no torch."""
 
 from lit_prune.plan.candidates import KINDS, MAX_BLOCKS, Candidate, Scores, SublayerId
+from lit_prune.plan.healing import Distillation, HealingReport, HealingSettings, LoraHealing
 from lit_prune.plan.joined import joined
 from lit_prune.plan.manners import manners_in_words
 from lit_prune.plan.methods import Method, Recipe, method_names, read_method
@@ -15,6 +16,10 @@ __all__ = [
     "PLAN_FILE",
     "SETTINGS",
     "Candidate",
+    "Distillation",
+    "HealingReport",
+    "HealingSettings",
+    "LoraHealing",
     "Method",
     "ModelFacts",
     "Named",

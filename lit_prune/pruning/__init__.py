@@ -1,13 +1,11 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
 from lit_prune.pruning.applied import apply_plan, compensate_plan
-from lit_prune.pruning.goal import Goal, describe_run
-from lit_prune.pruning.offline import prune, require_shardable
+from lit_prune.pruning.offline import describe_run, prune, require_shardable
 from lit_prune.pruning.progress import SearchBar, progress_bar
 from lit_prune.pruning.pruner import Pruner
 
 __all__ = [
-    "Goal",
     "Pruner",
     "SearchBar",
     "apply_plan",

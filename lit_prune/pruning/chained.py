@@ -12,10 +12,11 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lit_prune.costs import Prices, unit_options
+from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, PlanError
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning.pruner import Pruner
+from lit_prune.searches import unit_options
 from lit_prune.surgery import removed_sublayers, require_forgetful
 
 

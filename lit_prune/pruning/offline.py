@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_prune.costs import price, unit_options
+from lit_prune.costs import price
 from lit_prune.data import fingerprint
 from lit_prune.errors import LitPruneError
 from lit_prune.healing import (
@@ -30,11 +30,10 @@ from lit_prune.measure import (
 )
 from lit_prune.plan import Named, PrunePlan, Recipe, Scores
 from lit_prune.pruning.chained import go_on, prices_after
-from lit_prune.pruning.goal import Goal, describe_run
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner
 from lit_prune.pruning.unseen import Unseen
-from lit_prune.searches import require_limits
+from lit_prune.searches import Budget, Goal, require_limits, unit_options
 from lit_prune.surgery import compact, is_sharded, require_understood
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def prune(
         lambda: price(pruner.model, of, num_positions=positions, known=Journal.header(journal).get("prices"))
     )
     pruner.prices = prices_after(after, of, prices)
-    budget = goal.budget(pruner.prices)
+    budget = goal.budget(pruner.prices.total, pruner.prices.of)
     pruner.require_reachable(budget)
     require_understood(pruner.model)
     pruner.plan = describe_run(pruner.plan, budget, {**(calibration or {}), **fingerprint(batches)})
@@ -200,3 +199,11 @@ def require_shardable(pruner: Pruner, unit: str) -> None:
         raise LitPruneError(
             f"the model is sharded over processes, and {trouble}; use a single device or DDP, or another"
         )
+
+
+def describe_run(
+    plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any], *, schedule: object = None
+) -> PrunePlan:
+    """The plan with what was asked for and the tokens that score it."""
+    asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
+    return replace(plan, budget=asked, calibration=dict(calibration))

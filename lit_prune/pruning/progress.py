@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm.auto import tqdm
+from lit_prune.files import INTERVAL, open_bar, time_left
 
-INTERVAL = 1.0
-"""Seconds from one picture to the next."""
 LONGEST = 40
 """The most letters of what is being measured: a set of many sublayers has a long name."""
 
@@ -45,7 +43,7 @@ class SearchBar:
         sweep = f"{done / total:.0%} of a sweep" if total else ""
         without = f"{'' if self._in_one else 'without '}{what[:LONGEST]}" if what else ""
         seconds = self.seconds_left
-        left = "" if seconds is None else f"about {tqdm.format_interval(seconds)} left"
+        left = "" if seconds is None else time_left(seconds)
         turn = "" if self._in_one else f"round {self._round}"
         self._bar.set_postfix_str(", ".join(filter(None, (turn, sweep, without, left))))
 
@@ -90,8 +88,6 @@ def progress_bar(
         clock: Reads the time in seconds.
         in_one: Whether all there is to do is one sweep, which is not the first of several rounds.
     """
-    known = math.isfinite(goal)
-    form = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}{postfix}" if known else "{desc}: {elapsed}{postfix}"
-    total, shape = goal if known else None, {"bar_format": form, "leave": False}
-    with tqdm(desc=description, total=total, initial=reached, disable=not shown, mininterval=INTERVAL, **shape) as bar:
+    total = goal if math.isfinite(goal) else None
+    with open_bar(description, total=total, reached=reached, shown=shown) as bar:
         yield SearchBar(bar, goal, reached, clock, in_one=in_one)

@@ -245,8 +245,6 @@ def _facts(plan: PrunePlan) -> Iterator[str]:
         yield ties(plan)
     if draws := draws_in_words(plan):
         yield draws
-    if plan.num_disturbed is not None:
-        yield f"Scores fell below the bounds that the search works with in {plan.num_disturbed} rounds"
     if plan.compensation:
         yield made_up_for(plan)
     for name, perplexities, times in unseen_in_words(plan.unseen):

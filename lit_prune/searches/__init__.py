@@ -2,6 +2,7 @@
 
 from lit_prune.searches.budget import NOUNS, ROUNDING, Budget, Quota, outcome_in_words, require_limits, require_share
 from lit_prune.searches.draws import Draws
+from lit_prune.searches.goal import Goal, unit_options
 from lit_prune.searches.lazy import Lazy
 from lit_prune.searches.order import SEARCHES, OneShot, Progressive, Round, Search, SequenceLosses
 from lit_prune.searches.planned import Planned
@@ -17,6 +18,7 @@ __all__ = [
     "Contiguous",
     "Draws",
     "Evolutionary",
+    "Goal",
     "Lazy",
     "OneShot",
     "PerEpoch",
@@ -32,4 +34,5 @@ __all__ = [
     "outcome_in_words",
     "require_limits",
     "require_share",
+    "unit_options",
 ]

@@ -33,8 +33,8 @@ def test_a_list_needs_no_brackets(tmp_path, arguments, expected):
     config.write_text("names: [x, y]\n")
     seen = []
 
-    def verb(model: str, *, names: list[str | dict[str, Any]] | None = None, text: str = "") -> None:
-        seen.append((model, names, text))
+    def verb(name: str, *, names: list[str | dict[str, Any]] | None = None, text: str = "") -> None:
+        seen.append((name, names, text))
 
     call(verb, "verb", ["m", *(str(config) if each == "CONFIG" else each for each in arguments)])
     assert seen == [("m", expected, "a,b" if "--text" in arguments else "")]
@@ -53,10 +53,10 @@ def test_numbers_without_brackets_are_numbers():
 def test_names_in_a_list_are_as_they_are():
     seen = []
 
-    def verb(*, texts: list[str] | None = None) -> None:
-        seen.append(texts)
+    def verb(*, files: list[str] | None = None) -> None:
+        seen.append(files)
 
-    call(verb, "verb", ["--texts", r"m$\frac{1}$.txt, a: b.txt,1e9"])
+    call(verb, "verb", ["--files", r"m$\frac{1}$.txt, a: b.txt,1e9"])
     assert seen == [[r"m$\frac{1}$.txt", "a: b.txt", "1e9"]]
 
 
@@ -95,11 +95,11 @@ def test_the_fields_of_a_dataclass_are_options(tmp_path, capsys):
     config.write_text("window: 32\n")
     seen = []
 
-    def verb(model: str, *, text: Text = TEXT) -> None:
+    def verb(name: str, *, text: Text = TEXT) -> None:
         """Do something.
 
         Args:
-            model: A model.
+            name: A name.
             text: What is read.
         """
         seen.append(text)

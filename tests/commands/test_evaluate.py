@@ -93,10 +93,10 @@ def test_models_that_saw_the_same_windows_are_compared_window_by_window():
 
 def test_what_cannot_be_measured_is_one_line(model_folder, tmp_path, capsys):
     assert main(["evaluate", " , "]) == 2
-    assert main(["evaluate", str(model_folder), "--texts", "[a/x.txt, b/x.txt]"]) == 2
+    assert main(["evaluate", str(model_folder), "--texts", "[builtin, builtin]"]) == 2
     error = capsys.readouterr().err
     assert "name at least one model" in error
-    assert "two texts to measure on would have one name: x, x" in error
+    assert "two texts to measure on would have one name: builtin, builtin" in error
 
 
 def test_models_answer_the_same_questions(folder, tmp_path, text):
@@ -124,8 +124,9 @@ def test_models_answer_the_same_questions(folder, tmp_path, text):
     assert "## 81" in (out / "answers.md").read_text()
 
 
-def test_prompts_without_a_place_for_answers_are_refused(folder, capsys):
-    assert main(["evaluate", folder, "--prompts", "questions.txt"]) == 2
+def test_prompts_without_a_place_for_answers_are_refused(folder, tmp_path, capsys):
+    (tmp_path / "questions.txt").write_text("how?")
+    assert main(["evaluate", folder, "--prompts", str(tmp_path / "questions.txt")]) == 2
     assert "--output" in capsys.readouterr().err
 
 

@@ -49,6 +49,15 @@ def test_the_main_job_leaves_its_run_folder(config):
     for needed in ("perplexity", "prefill", "decoding", "how?", *(step.removed.name for step in plan.steps)):
         assert needed in summary
     assert "perplexity" in result.stdout, "the summary is on the screen too"
+    share = plan.num_removed_parameters / plan.model.num_parameters
+    for last in (
+        f"{share:.1%} less, 10.0% asked for",
+        "precision 32-true, weights in float32",
+        f"heal {folder}/pruned",
+    ):
+        assert last in result.stdout, last
+    assert f"written: {folder / 'pruned'}\n" in result.stdout
+    assert not re.search(r"Tip:|deprecated|Warning", result.stdout + result.stderr)
     assert list((folder / "checkpoints").glob("*.ckpt"))
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -167,6 +176,34 @@ def test_what_cannot_work_is_one_line_before_training(config, fit_with, capsys, 
     assert message in error
     assert "Traceback" not in printed
     assert not list((config.parent / "runs").rglob("*.ckpt"))
+
+
+def test_a_packaged_run_takes_a_callback_by_its_short_name(tmp_path, monkeypatch, capsys):
+    added = ["--trainer.callbacks+=SublayerPruneCallback", "--trainer.callbacks.amount=0.3"]
+    command = ["fit", "--config", "quickstart", *added, "--print_config"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lit-prune", *command])
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    quickstart = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+    assert settings["model"]["model"] == quickstart["model"]["model"]
+    *_, last = settings["trainer"]["callbacks"]
+    assert len(settings["trainer"]["callbacks"]) == len(quickstart["trainer"]["callbacks"]) + 1
+    assert last["class_path"] == "lit_prune.callbacks.SublayerPruneCallback"
+    assert last["init_args"]["amount"] == 0.3
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_a_fit_that_prunes_nothing_says_so(config, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lit-prune"])
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"].update(callbacks=[], logger=False, max_epochs=1, enable_checkpointing=False)
+    config.write_text(yaml.safe_dump(settings))
+    assert main(["fit", "--config", str(config)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "nothing will be pruned" in line]
+    assert "--trainer.callbacks+=SublayerPruneCallback" in line
 
 
 @pytest.mark.filterwarnings("ignore::Warning")

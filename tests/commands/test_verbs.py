@@ -34,6 +34,9 @@ def test_help_lists_every_verb_and_each_verb_has_help(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in VERBS)
     for verb in VERBS:
+        if verb == "bench":  # lists others, which have their own
+            assert main([verb, "--help"]) == 0
+            continue
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0

@@ -137,7 +137,7 @@ def test_healing_towards_another_model(pruned_folder, text, tmp_path, tokenizer,
     tiny_model("llama", num_hidden_layers=6, vocab_size=150).save_pretrained(other)
     tokenizer.save_pretrained(other)
     command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(f"{text}, self")]
-    assert main([*command, "--teacher", str(other), "--dense", "x"]) == 2
+    assert main([*command, "--teacher", str(other), "--dense", str(other)]) == 2
     assert "takes the dense model's place" in capsys.readouterr().err
     assert main([*command, "--teacher", str(other), "--training.patience", "9"]) == 0
     assert PrunePlan.load(tmp_path / "healed").healing["teacher"] == str(other)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from lit_prune.costs import Prices, unit_options
-from lit_prune.plan import PrunePlan
-from lit_prune.searches import Budget, require_limits
+from lit_prune.errors import LitPruneError
+from lit_prune.searches.budget import Budget, require_limits
+
+UNITS = ("params", "flops", "kv_cache", "latency")
+LATENCY_OPTIONS = ("phase", "batch", "length", "repeats")
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,34 @@ class Goal:
         """The name of the unit: `params`, `flops`, `kv_cache` or `latency`."""
         return str(unit_options(self.of)["name"])
 
-    def budget(self, prices: Prices) -> Budget:
-        """The budget of a model with these prices.
+    def budget(self, total: float, of: str) -> Budget:
+        """The budget of a model that costs `total` in the unit `of`.
 
         Raises:
             BudgetError: Neither amount nor ceiling is given.
         """
-        return Budget(self.amount, prices.total, of=prices.of, max_rise=self.max_rise)
+        return Budget(self.amount, total, of=of, max_rise=self.max_rise)
 
 
-def describe_run(
-    plan: PrunePlan, budget: Budget, calibration: Mapping[str, Any], *, schedule: object = None
-) -> PrunePlan:
-    """The plan with what was asked for and the tokens that score it."""
-    asked = asdict(budget) if schedule is None else {**asdict(budget), "schedule": str(schedule)}
-    return replace(plan, budget=asked, calibration=dict(calibration))
+def unit_options(of: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The unit of an amount and its options, as a mapping with a `name`.
+
+    Raises:
+        LitPruneError: The unit is unknown, or does not take an option.
+
+    Example:
+        >>> unit_options("flops")
+        {'name': 'flops'}
+    """
+    options = {"name": of} if isinstance(of, str) else dict(of)
+    name = options.get("name")
+    if name not in UNITS:
+        raise LitPruneError(f"`of` must be one of {', '.join(UNITS)}, or a mapping with such a name; found {of!r}")
+    known = LATENCY_OPTIONS if name == "latency" else ()
+    if unknown := sorted({*options} - {"name", *known}):
+        raise LitPruneError(
+            f"an amount of {name} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'no options'}"
+        )
+    if wrong := [option for option in LATENCY_OPTIONS[1:] if type(options.get(option, 1)) is not int]:
+        raise LitPruneError(f"{', '.join(wrong)} of a latency must be whole numbers; found {options}")
+    return options

@@ -1,8 +1,9 @@
-"""How a healing trains, and what it came to."""
+"""How a healing is asked for, and what it came to."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,40 @@ from lit_prune.errors import LitPruneError
 
 PARTS = ("norms", "head")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class LoraHealing:
+    """How a pruned model is healed: low-rank updates of its linear layers (LoRA, arXiv 2106.09685).
+
+    Args:
+        rank: The rank of the updates, 1 or more.
+        alpha: The scale of the updates, times 1 / rank; twice the rank when None.
+        dropout: The share of inputs dropped in training, from 0 to below 1.
+        targets: `all-linear`, or names of modules such as `[q_proj, v_proj]`.
+
+    Raises:
+        LitPruneError: A number cannot be, or the targets are no expression.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise LitPruneError(
+                f"LoRA has a rank of 1 or more and a dropout of 0 to below 1; found {self.rank} and {self.dropout}"
+            )
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise LitPruneError(f"the alpha of LoRA is a finite number; found {self.alpha}")
+        try:
+            re.compile(self.targets if isinstance(self.targets, str) else "")
+        except re.error as error:
+            raise LitPruneError(
+                f"LoRA's targets are all-linear, a list of names or an expression; {self.targets!r} is none: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""Runs of `lit-prune fit` that are in every installation, by their bare names."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_prune.errors import LitPruneError, did_you_mean
+
+OPTIONS = ("--config", "-c")
+
+
+def with_recipes(arguments: Sequence[str]) -> list[str]:
+    """The arguments with paths in place of the bare names behind `--config`; a file of that name is itself.
+
+    Raises:
+        LitPruneError: There is neither such a file nor such a run.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if found and found[-1] in OPTIONS:
+            found.append(_path(argument))
+        else:
+            found.append(f"{option}={_path(value)}" if equals and option in OPTIONS else argument)
+    return found
+
+
+def _path(name: str) -> str:
+    # With a suffix or a folder it is a path, which the parser looks for; what has several lines is YAML.
+    if Path(name).is_file() or not name.replace("-", "").replace("_", "").isalnum():
+        return name
+    known = {path.name.removesuffix(".yaml"): path for path in _folder().iterdir() if path.name.endswith(".yaml")}
+    if name not in known:
+        there = ", ".join(sorted(known))
+        raise LitPruneError(f"there is no file {name}, and no run of that name{did_you_mean(name, known)}: {there}")
+    return str(known[name])
+
+
+def _folder() -> Any:
+    return importlib.resources.files("lit_prune.commands.configs")
