@@ -35,7 +35,7 @@ from lit_prune.report import (
 
 from . import requirements, trainers
 from .sublayer_prune import SublayerPruneCallback
-from .validation import transferred, validation_batches
+from .validation import inputs_of, validation_batches
 
 FIGURES = ("final/ppl_before", "final/ppl", "final/prefill_speedup", "final/decode_speedup")
 """Logged at the end: perplexities, then how many times as fast as before a prompt is read, and a token is written."""
@@ -178,7 +178,7 @@ class BeforeAfterCallback(EitherCallback):
             return HeldOut("validation text", "validation batches, which also scored what was removed", batches)
         data.setup("test")
         name = "test batches, used neither for training nor for scoring"
-        return HeldOut("held-out text", name, (transferred(trainer, batch) for batch in data.test_dataloader()))
+        return HeldOut("held-out text", name, (inputs_of(trainer, batch) for batch in data.test_dataloader()))
 
     def _speeds(self, model: PreTrainedModel) -> tuple[Speed, ...]:
         """The speeds of the dense and of the pruned model, none where they are not asked for."""

@@ -36,7 +36,7 @@ from .module_loss import LOSSES, check_loss, measure, require_scorable
 from .saving import Saving
 from .story import counted_costs, log_beginning, log_end, log_removal
 from .training_text import training_batches, unnumbered
-from .validation import transferred, validation_batches
+from .validation import inputs_of, validation_batches
 
 
 class SublayerPruneCallback(EitherCallback):
@@ -46,8 +46,8 @@ class SublayerPruneCallback(EitherCallback):
     epoch's training, and the target is met at the start of the last epoch. Before each removal every candidate is
     scored on the validation batches (NRI by default); a checkpoint holds the model that was validated.
 
-    Works with any LightningModule that holds a Hugging Face causal language model, and any validation loader whose
-    batches are dicts with `input_ids`.
+    Works with any LightningModule that holds a Hugging Face causal language model, and any loaders whose batches are
+    dicts with `input_ids`, or are made such dicts by a method `batch_to_inputs(batch)` of the module.
 
     Args:
         amount: The share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its
@@ -288,7 +288,7 @@ class SublayerPruneCallback(EitherCallback):
 
         def fitted_on(bar: SearchBar) -> WhatIf:
             loaders = tree_leaves(trainer.train_dataloader)
-            batches = training_batches(loaders, epoch, processes, partial(transferred, trainer))
+            batches = training_batches(loaders, epoch, processes, partial(inputs_of, trainer))
             return measure(trainer, model, batches, "tokens", progress=bar)
 
         def removed(step: PruneStep) -> None:

@@ -22,20 +22,29 @@ from lit_prune.measure import input_ids_of, labels_of, tensors_of
 
 @dataclass(frozen=True)
 class ValidationBatch:
-    """One batch behind the hooks that transfer it, on the CPU, as `validation_step` takes it with its two numbers."""
+    """One batch behind the hooks that transfer it, on the CPU, as `validation_step` takes it with its two numbers.
+
+    `inputs` is what the module's `batch_to_inputs` makes of it, None where it is the batch itself.
+    """
 
     whole: Any
     number: int
     loader: int
+    inputs: Any = None
 
     @property
     def scored(self) -> dict[str, Tensor]:
         """What a causal language model takes of the batch, and labels; a batch without `input_ids` is refused."""
-        given = tensors_of(self.whole)
+        inputs = self.whole if self.inputs is None else self.inputs
+        try:
+            shape = tuple(input_ids_of(inputs).shape)
+        except DataError as error:
+            raise DataError(f"{error}; a method batch_to_inputs(batch) of your module can make one of it") from error
+        given = tensors_of(inputs)
         labels = given.get("labels")
-        if labels is not None and tuple(labels.shape) != tuple(input_ids_of(self.whole).shape):
+        if labels is not None and tuple(labels.shape) != shape:
             return given  # of whole sequences: what measures knows whether the model is one that classifies
-        return {**given, "labels": labels_of(self.whole)}
+        return {**given, "labels": labels_of(inputs)}
 
 
 def validation_batches(trainer: L.Trainer, limit: int | None) -> list[ValidationBatch]:
@@ -68,12 +77,23 @@ def validating(trainer: L.Trainer) -> Iterator[None]:
         trainer.state.stage = stage
 
 
-def transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
+def inputs_of(trainer: L.Trainer, batch: Any) -> Any:
+    """What a language model takes of a loader's batch, behind the hooks that transfer it, back on the CPU."""
+    return _inputs_of(trainer, _transferred(trainer, batch))
+
+
+def _transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
     """A batch behind the hooks of module or data module that transfer it to the device, back on the CPU."""
     module = trainer.lightning_module
     batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=loader)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=loader)
     return move_data_to_device(batch, torch.device("cpu"))
+
+
+def _inputs_of(trainer: L.Trainer, batch: Any) -> Any:
+    """What a language model takes of a batch that is no dict of it: what the module's `batch_to_inputs` says."""
+    adapt = getattr(trainer.lightning_module, "batch_to_inputs", None)
+    return batch if adapt is None else adapt(batch)
 
 
 def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[ValidationBatch]:
@@ -82,4 +102,5 @@ def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[Validation
     for place, (loader, most) in enumerate(zip(loaders, tree_leaves(limits), strict=False)):
         allowed = min(most, math.inf if limit is None else limit)
         for number, batch in enumerate(islice(loader, None if math.isinf(allowed) else int(allowed))):
-            yield ValidationBatch(transferred(trainer, batch, place), number, place)
+            whole = _transferred(trainer, batch, place)
+            yield ValidationBatch(whole, number, place, _inputs_of(trainer, whole))

@@ -229,6 +229,46 @@ def test_lora_is_attached_trained_and_merged(tmp_path):
         torch.testing.assert_close(model(VAL_BATCH), look.logits, atol=1e-4, rtol=1e-4)
 
 
+class Pairs(L.LightningModule):
+    """A user's module in nanoGPT's style: a batch is a tuple of tokens and of the tokens that come next."""
+
+    def __init__(self):
+        super().__init__()
+        self.lm = tiny_model("llama").train()
+
+    def training_step(self, batch, _):
+        tokens, following = batch
+        logits = self.lm(input_ids=tokens).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
+
+    def validation_step(self, batch, number):
+        self.log("loss", self.training_step(batch, number))
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Adapted(Pairs):
+    """With the tokens as the model takes them, the last of which a label has, too."""
+
+    def batch_to_inputs(self, batch):
+        return {"input_ids": torch.cat([batch[0], batch[1][:, -1:]], dim=1)}
+
+
+def test_batches_of_another_form_by_an_adapter_of_the_module(tmp_path):
+    def pairs(examples):
+        return DataLoader([(each["input_ids"][:-1], each["input_ids"][1:]) for each in examples], batch_size=4)
+
+    one, other = pruning(schedule=1, compensate="refit"), pruning(schedule=1, compensate="refit")
+    trainer(tmp_path, one, max_epochs=1).fit(Adapted(), pairs(TRAIN), pairs(VAL))
+    plain = LitCausalLM(tiny_model("llama"), learning_rate=1e-3)
+    trainer(tmp_path, other, max_epochs=1).fit(plain, *loaders())
+    assert one.plan.steps[0].scores == other.plan.steps[0].scores
+    assert one.plan.compensation == other.plan.compensation != {}
+    with pytest.raises(DataError, match=r"found a list; a method batch_to_inputs\(batch\) of your module"):
+        trainer(tmp_path, pruning(schedule=1), max_epochs=1).fit(Pairs(), pairs(TRAIN), pairs(VAL))
+
+
 VAL_BATCH = {"input_ids": torch.stack([each["input_ids"] for each in VAL])}
 
 
