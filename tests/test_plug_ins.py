@@ -12,7 +12,7 @@ from lit_prune.errors import LitPruneError, MeasureError, ModelError
 from lit_prune.plan import Candidate, Scores
 from lit_prune.pruning import Pruner
 from lit_prune.surgery import removed_sublayers
-from tests.tiny import tiny_model
+from tests.tiny import character_tokenizer, tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 100, (4, 20), generator=torch.Generator().manual_seed(1))}]
 ATTENTION = {"amount": 0.1, "granularity": "attention", "progress": False}
@@ -119,11 +119,18 @@ def test_a_module_beside_the_work_is_found_before_the_model_is_loaded(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     before = list(sys.path)
+    tiny_model("llama").save_pretrained("dense")
+    character_tokenizer().save_pretrained("dense")
+
+    def load(*_, **__):
+        raise ModelError("the model is loaded")
+
+    monkeypatch.setattr("lit_prune.loading.models.load", load)
     for name, message in (
-        ("beside_the_work.own", "no/such/model"),
+        ("beside_the_work.own", "the model is loaded"),
         ("broken_beside.own", "ZeroDivisionError"),
         ("nothing_beside.own", "No module named"),
     ):
-        assert main(["prune", "no/such/model", "--output", "out", "--scorer", name]) == 2
+        assert main(["prune", "dense", "--output", "out", "--scorer", name]) == 2
         assert message in capsys.readouterr().err
     assert sys.path == before

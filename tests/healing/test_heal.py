@@ -503,9 +503,9 @@ def test_of_several_prunings_the_best_is_healed_as_if_alone(pruned_folder, text,
         trained.append(named["pause"])
         return heal(*rows, **named)
 
-    monkeypatch.setattr("lit_prune.commands.heal.heal", seen)
+    monkeypatch.setattr("lit_prune.healing.heal", seen)
     with monkeypatch.context() as patch:
-        patch.setattr("lit_prune.commands.heal.save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr("lit_prune.export.save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
             main(both)
     assert trained == [1, 1, None]
@@ -562,7 +562,7 @@ def test_healing_on_what_the_dense_model_writes(pruned_folder, text, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--dense", "no/such"], "the dense model that teaches"),
+        (["--dense", "no/such"], "no/such"),
         (["--keep_adapter", "true", "--training.also", "[norms]"], "an adapter holds no norms"),
         (["--training.lr_schedule", "cosinus"], "cosinus"),
     ],
