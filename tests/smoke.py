@@ -50,6 +50,7 @@ STEPS = {
                 "--speed", "{prompt_tokens: 8, new_tokens: 2, repeats: 1, warmup: 0}", *DATA],
     "report": ["report", "pruned", "healed", "evaluation", "comparison", "--output", "report.html"],
     "export": ["export", "pruned", "--format", "hf-remote-code", "--output", "exported"],
+    "chat": ["chat", "pruned", "--against", "dense", "--max_new_tokens", "4", *DEVICE],
     "bench": ["bench", "speed", "dense,pruned", "--repeats", "1", "--prompt_tokens", "8", "--new_tokens", "2"],
     "fit": ["fit", *FIT, *TRAINER, "--trainer.max_epochs=2", "--trainer.default_root_dir=run",
             "--trainer.callbacks=lit_prune.callbacks.SublayerPruneCallback", "--trainer.callbacks.amount=0.2",
@@ -91,7 +92,9 @@ def main() -> None:
         }
         for name, command in steps.items():
             environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-            run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+            run = subprocess.run(
+                command, cwd=place, env=environment, input="hello\n", capture_output=True, text=True, check=False
+            )
             if run.returncode:
                 sys.exit(f"{name} failed\n{run.stdout}\n{run.stderr}")
             print(f"{name}: ok", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ SAMPLED = 64
 """Numbers of each weight that are looked at; a step of training moves almost all of them."""
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A parameter as it was: fused optimizers leave its version as it is, and `.data =` does so too."""
+class _Seen(NamedTuple):
+    """A parameter as it was: fused optimizers leave its version as it is, and `.data =` does so too.
+
+    Tuples are compared by identity first, and so references to the same parameter; dataclasses of Python 3.13 are not.
+    """
 
     parameter: weakref.ref[nn.Parameter]
     version: int
