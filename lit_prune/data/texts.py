@@ -40,8 +40,8 @@ def read_texts(
         source: The word `builtin` (Python's own help topics, in every installation, varying a little with its version),
             `mixed` (equal parts of novels and of essays, both in the public domain, of Python's help topics, and of the
             source code of its library), a `.txt` file (one document), a `.jsonl` file (one a line), `.json` (a list, or
-            lines) or `.parquet`, any of them but the last with `.gz` behind it, a folder of such files, or a data set
-            on the hub.
+            lines) or `.parquet`, any of them but the last with `.gz` or `.zst` behind it, a folder of such files, or a
+            data set on the hub.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
         split: Name of a hub data set's split; `train` when None.
         field: Key of the text in rows of files and hub data sets. Rows without it may be dialogues, in TRL's forms:

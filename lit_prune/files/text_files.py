@@ -13,31 +13,33 @@ from lit_prune.errors import DataError
 from lit_prune.files.dialogues import Document, dialogue_of
 from lit_prune.files.schemas import foreign_json, whole_characters
 
-PACKED = ".gz"
+PACKED = (".gz", ".zst")
 PLAIN, LINES, WHOLE, COLUMNS = ".txt", ".jsonl", ".json", ".parquet"
-SUFFIXES = (PLAIN, LINES, WHOLE, COLUMNS, *(f"{plain}{PACKED}" for plain in (PLAIN, LINES, WHOLE)))
+SUFFIXES = (PLAIN, LINES, WHOLE, COLUMNS, *(f"{plain}{packed}" for plain in (PLAIN, LINES, WHOLE) for packed in PACKED))
 """The endings of files that are read."""
-EXPECTED = ".txt or .jsonl file (or .json, .parquet, or one of them with .gz)"
+EXPECTED = ".txt or .jsonl file (or .json, .parquet, or one of them with .gz or .zst)"
 
 
 def kind_of(path: str | Path) -> str | None:
     """Find the ending that says how a file is read, without that of its compression; None where it is no text."""
-    name = str(path).removesuffix(PACKED)
+    name = str(path)
+    for packed in PACKED:
+        name = name.removesuffix(packed)
     return next((ending for ending in (PLAIN, LINES, WHOLE, COLUMNS) if name.endswith(ending)), None)
 
 
 def read_text(path: Path) -> str:
-    """Read a file's text without a byte order mark, unpacked where its name ends in .gz.
+    """Read a file's text without a byte order mark, unpacked where its name ends in .gz or .zst.
 
     Raises:
         DataError: There is no such file, or it is no UTF-8; the message names the line.
     """
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == PACKED else content
+        content = _unpacked(path, content)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -47,6 +49,28 @@ def read_text(path: Path) -> str:
             f"cannot read {path}: line {line} is no UTF-8 ({error.reason}); convert the file, such as by "
             "iconv --from-code=ENCODING --to-code=UTF-8"
         ) from error
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    if path.suffix == ".gz":
+        return gzip.decompress(content)
+    if path.suffix != ".zst":
+        return content
+    try:
+        zstandard: Any = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise DataError(f"{path}: .zst files need zstandard: pip install 'lit-prune[hub]'") from error
+    parts = []
+    while content:  # a file may be several frames
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(content))
+        except zstandard.ZstdError as error:
+            raise ValueError(error) from error
+        if not frame.eof:
+            raise ValueError("it ends within a frame")
+        content = frame.unused_data
+    return b"".join(parts)
 
 
 def read_documents(path: Path, field: str) -> list[Document]:

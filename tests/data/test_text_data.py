@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 import torch
+import zstandard
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
@@ -106,6 +107,11 @@ class TestReadTexts:
                 "a.jsonl.gz",
                 gzip.compress(b'{"text": "one"}\n{"text": "two \\ud83d"}\n{"text": "three \xf0\x9f\x98\x80"}', mtime=0),
             ),
+            (
+                "a.jsonl.zst",
+                zstandard.compress(b'{"text": "one"}\n{"text": "two \\ud83d"}\n')
+                + zstandard.compress(b'{"text": "three \xf0\x9f\x98\x80"}'),
+            ),
         ],
     )
     def test_files_as_people_have_them(self, tmp_path: Path, file: str, content: bytes, tokenizer: Any) -> None:
@@ -135,6 +141,8 @@ class TestReadTexts:
             ("a.txt", b"one\ntw\xe9", "a.txt: line 2 is no UTF-8.*iconv"),
             ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz"),
             ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], "cannot read .*a.txt.gz"),
+            ("a.txt.zst", b"no frame", "cannot read .*a.txt.zst"),
+            ("a.txt.zst", zstandard.compress(b"text")[:-3], "cannot read .*a.txt.zst"),
             ("a.parquet", b"PAR1", r"need pyarrow: pip install 'lit-prune\[hub\]'"),
         ],
     )
