@@ -36,6 +36,9 @@ class Texts:
         num_windows: Windows of every text, drawn at random; all that it has where it has fewer.
         seed: Decides which windows are drawn, and how answers are sampled.
         answers_only: Of dialogues only what the assistant says counts; all of a text does.
+        data_name: Configuration of hub data sets, such as wikitext-2-raw-v1.
+        data_split: Split of hub data sets.
+        data_field: Key of the text in JSON lines and hub data sets.
     """
 
     texts: list[str] | None = None
@@ -44,6 +47,9 @@ class Texts:
     num_windows: int = 24
     seed: int = 0
     answers_only: bool = False
+    data_name: str | None = None
+    data_split: str | None = None
+    data_field: str = "text"
 
     @property
     def sources(self) -> list[str]:
@@ -65,6 +71,9 @@ class Texts:
             seed=self.seed,
             stride=self.stride,
             answers_only=self.answers_only,
+            name=self.data_name,
+            split=self.data_split,
+            field=self.data_field,
         )
         windows = [draw(source, tokenizer) for source in self.sources]
         if self.answers_only:
@@ -235,6 +244,9 @@ def evaluate(
             "num_windows": on.num_windows,
         }
         settings |= {"answers_only": True} if on.answers_only else {}
+        settings |= {} if on.data_field == "text" else {"data_field": on.data_field}
+        named = {"data_name": on.data_name, "data_split": on.data_split}
+        settings |= {name: value for name, value in named.items() if value is not None}
         settings |= {"dtype": loading.dtype, "seed": on.seed, "limit": accuracy.limit, "against": against}
         settings |= accuracy.asked
         _write(Path(output), page, settings, rows, conversation)

@@ -63,6 +63,17 @@ def test_a_stride_gives_every_token_a_long_context(folder, text, tmp_path, token
     assert "of which the last 4 count" in (tmp_path / "out/evaluation.md").read_text()
 
 
+def test_the_text_of_rows_is_under_the_key_that_is_named(folder, text, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"content": text.read_text(), "text": "another"}))
+    options = ["--window", "16", "--device", "cpu", "--output"]
+    rows = ["--texts", f"[{tmp_path / 'rows.jsonl'}]", "--data_field", "content"]
+    assert main(["evaluate", folder, *rows, *options, str(tmp_path / "one")]) == 0
+    assert main(["evaluate", folder, "--texts", f"[{text}]", *options, str(tmp_path / "other")]) == 0
+    one, other = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "other"))
+    assert one["models"][0]["perplexities"]["rows"] == other["models"][0]["perplexities"]["text"]
+    assert one["settings"]["data_field"] == "content"
+
+
 def test_only_differences_beyond_their_error_are_bold():
     def measured(name, nll, value):
         return Measured(name, 1, {"text": TokenLoss(nll, 10, 5, 3, 0.01)}, {"piqa": TaskScore("acc", value, 0.02)})
