@@ -127,9 +127,7 @@ def drawn_windows(
     most: int | None = None,
     stride: int | None = None,
     answers_only: bool = False,
-    name: str | None = None,
-    split: str | None = None,
-    field: str = "text",
+    **reading: Any,
 ) -> Tensor:
     """Draw windows of a text by its source: up to `most` of them (`wanted` when None), and no fewer than `wanted`.
 
@@ -138,14 +136,11 @@ def drawn_windows(
     Raises:
         DataError: There are fewer windows than are wanted, or as for `read_texts` and `draw_windows`.
     """
-    most = wanted if most is None else most
-    texts = read_texts(source, name=name, split=split, field=field)
-    windows = draw_windows(
-        texts, tokenizer, window=window, most=most, seed=seed, stride=stride, answers_only=answers_only
-    )
-    if len(windows) < wanted:
-        raise DataError(f"{source} has {len(windows)} windows of {window} tokens; {wanted} are asked for")
-    return windows
+    texts, most = read_texts(source, **reading), wanted if most is None else most
+    rows = draw_windows(texts, tokenizer, window=window, most=most, seed=seed, stride=stride, answers_only=answers_only)
+    if len(rows) < wanted:
+        raise DataError(f"{source} has {len(rows)} windows of {window} tokens; {wanted} are asked for")
+    return rows
 
 
 def interleaved(kinds: Sequence[Tensor]) -> Tensor:
