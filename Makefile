@@ -25,7 +25,7 @@ test-slow: .venv/.model
 # With the oldest dependencies: every step of a user, and exactness of surgery over all architectures.
 oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python tests/smoke.py
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= tests/surgery tests/architectures tests/export/test_formats.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= tests/surgery tests/architectures tests/export/test_formats.py tests/callbacks/test_hf_prune.py
 
 .venv-oldest/.installed: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -53,8 +53,9 @@ def require_supported(trainer: Any) -> None:
     """Refuse, before any work, ways to train under which removal is not known to be right."""
     ways = {
         "DeepSpeed": trainer.is_deepspeed_enabled,
-        "FSDP": trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled,
-        "a model that transformers has sharded": trainer.is_distributed_loading_by_transformers,
+        "FSDP": trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False),
+        # Older transformers do not shard, and have no such attribute.
+        "a model that transformers has sharded": getattr(trainer, "is_distributed_loading_by_transformers", False),
         f"DataParallel on {trainer.args.n_gpu} GPUs": trainer.args.n_gpu > 1,
     }
     if found := [name for name, holds in ways.items() if holds]:
