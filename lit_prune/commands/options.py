@@ -213,7 +213,7 @@ class Sample:
         *,
         num_judging: int,
         num_unseen: int,
-        read: Callable[[str], list[Document]] | None = None,
+        read: Callable[..., list[Document]] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw windows for a search, [windows, window], and by the names of the texts those that nothing goes by.
 
@@ -223,17 +223,17 @@ class Sample:
         """
         import torch
 
-        from lit_prune.data import draw_windows, interleaved, read_texts
+        from lit_prune.data import draw_windows, interleaved, read_texts, room
 
         kinds = len(self.texts)
         parts = (self.num_windows - num_judging, num_judging, kinds * num_unseen)
         drawn: list[list[Tensor]] = []
         for kind, text in enumerate(self.texts):
             numbers = [number // kinds + (kind < number % kinds) for number in parts]
-            texts = (read or read_texts)(text)
+            most = sum(numbers)
+            texts = (read or read_texts)(text, enough=room(most, self.window), seed=self.seed)
             if sum(numbers[1:]):
                 random.Random(self.seed).shuffle(texts)
-            most = sum(numbers)
             rows = draw_windows(
                 texts,
                 tokenizer,

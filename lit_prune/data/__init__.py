@@ -4,6 +4,7 @@ from lit_prune.data.chat import require_answers
 from lit_prune.data.examples import Example, example_batches, read_examples
 from lit_prune.data.text_data import TextDataModule, window_loader
 from lit_prune.data.texts import BUILTIN, MIXED, read_texts, require_source, share_out
+from lit_prune.data.tokens import room
 from lit_prune.data.windows import (
     batch_of,
     calibration_batches,
@@ -32,6 +33,7 @@ __all__ = [
     "require_answers",
     "require_positive",
     "require_source",
+    "room",
     "share_out",
     "token_windows",
     "window_loader",

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_prune.anatomy import context_length
 from lit_prune.data.chat import require_answers
 from lit_prune.data.texts import BUILTIN, read_parts
+from lit_prune.data.tokens import room
 from lit_prune.data.windows import batch_of, draw_windows, require_positive, token_windows
 from lit_prune.errors import DataError
 from lit_prune.files import Document
@@ -89,7 +90,8 @@ class TextDataModule(L.LightningDataModule):
         trained = None if self.trainer is None else self.trainer.lightning_module
         self._require_context(trained)
         tokenizer = self._resolved_tokenizer(trained)
-        texts = read_parts(self.source, name=self.name, field=self.field, seed=self.seed)
+        enough = {part: None if most is None else room(most, self.window) for part, most in self.limits.items()}
+        texts = read_parts(self.source, name=self.name, field=self.field, seed=self.seed, enough=enough)
         for part in wanted:
             self._windows[part] = self._draw(part, texts[part], tokenizer)
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import json
+import math
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_prune.errors import DataError
-from lit_prune.files import EXPECTED, SUFFIXES, Document, document_of, kind_of, read_documents
-from lit_prune.files.text_files import WHOLE
+from lit_prune.files import (
+    EXPECTED,
+    SUFFIXES,
+    Document,
+    are_large,
+    document_of,
+    draw_documents,
+    kind_of,
+    read_documents,
+)
+from lit_prune.files.text_files import COLUMNS, LINES, PLAIN, WHOLE
 from lit_prune.loading.sources import is_path
 
 BUILTIN, MIXED = "builtin", "mixed"
@@ -29,10 +40,22 @@ SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # With fewer documents than this, a share of 10 % can be missed by far; they are cut at paragraphs then.
 MIN_DOCUMENTS = 20
+HUB_FILES = "hf://datasets/"
+"""What a source begins with that names files of a data set on the hub, as fsspec writes them."""
+BUILDERS = {LINES: "json", WHOLE: "json", PLAIN: "text", COLUMNS: "parquet"}
+"""What the datasets package reads files with."""
+IN_DRAW = 10_000
+"""Rows of a streamed data set that the next one is drawn from."""
 
 
 def read_texts(
-    source: str | Path, *, name: str | None = None, split: str | None = None, field: str = "text"
+    source: str | Path,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    field: str = "text",
+    enough: int | None = None,
+    seed: int = 0,
 ) -> list[Document]:
     """Read the documents of a source.
 
@@ -40,12 +63,15 @@ def read_texts(
         source: The word `builtin` (Python's own help topics, in every installation, varying a little with its version),
             `mixed` (equal parts of novels and of essays, both in the public domain, of Python's help topics, and of the
             source code of its library), a `.txt` file (one document), a `.jsonl` file (one a line), `.json` (a list, or
-            lines) or `.parquet`, any of them but the last with `.gz` or `.zst` behind it, a folder of such files, or a
-            data set on the hub.
+            lines) or `.parquet`, any of them but the last with `.gz` or `.zst` behind it, a folder of such files, a
+            data set on the hub, or files of one, such as `hf://datasets/allenai/c4/en/c4-validation.*.json.gz`.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
         split: Name of a hub data set's split; `train` when None.
         field: Key of the text in rows of files and hub data sets. Rows without it may be dialogues, in TRL's forms:
             `messages`, or `prompt` and `completion`.
+        enough: Characters that are wanted. Of a data set on the hub no more is fetched, in a drawn order, and of files
+            that hold far more it is drawn, as `draw_documents` says. Everything is read when None.
+        seed: Decides what is drawn.
 
     Returns:
         One string a document, or one `Dialogue`, in a fixed order, U+FFFD for what is half a character. Rows come as
@@ -56,7 +82,7 @@ def read_texts(
     """
     texts: list[Document]
     if is_hub(source):
-        texts = _read_hub(str(source), name, split or "train", field)
+        texts = _read_hub(str(source), name, split or "train", field, enough, seed)
     elif name is not None or split is not None:
         raise DataError(
             f"{source} is no hub data set, so name={name!r} and split={split!r} mean nothing; leave them out"
@@ -65,6 +91,8 @@ def read_texts(
         texts = [*_help_topics()]
     elif source == MIXED:
         texts = [*_mixed()]
+    elif enough is not None and are_large(files := _files_of(Path(source).expanduser()), enough):
+        texts = draw_documents(files, field, enough=enough, seed=seed)
     else:
         texts = [text for file in _files_of(Path(source).expanduser()) for text in read_documents(file, field)]
     if all(map(_is_blank, texts)):
@@ -72,11 +100,18 @@ def read_texts(
     return texts
 
 
-def read_parts(source: str | Path, *, name: str | None, field: str, seed: int) -> dict[str, list[Document]]:
-    """Read documents for `train`, `val` and `test`: by the splits of a hub data set with all three, else shared out."""
+def read_parts(
+    source: str | Path, *, name: str | None, field: str, seed: int, enough: Mapping[str, int | None]
+) -> dict[str, list[Document]]:
+    """Read documents for `train`, `val` and `test`: by the splits of a hub data set with all three, else shared out.
+
+    `enough` has the characters that are wanted of each part; where it is None of one, all are read whole.
+    """
+    read = partial(read_texts, source, name=name, field=field, seed=seed)
     if is_hub(source) and set(HUB_SPLITS.values()) <= set(_hub_splits(str(source), name)):
-        return {part: read_texts(source, name=name, split=split, field=field) for part, split in HUB_SPLITS.items()}
-    return share_out(read_texts(source, name=name, field=field), seed=seed)
+        return {part: read(split=split, enough=enough[part]) for part, split in HUB_SPLITS.items()}
+    wanted = [None if most is None else math.ceil(most / SHARES[part]) for part, most in enough.items()]
+    return share_out(read(enough=None if None in wanted else max(filter(None, wanted))), seed=seed)
 
 
 def share_out(texts: Sequence[Document], *, seed: int = 0) -> dict[str, list[Document]]:
@@ -123,7 +158,7 @@ def require_source(source: str | Path) -> None:
 def is_hub(source: str | Path) -> bool:
     """Whether the source is neither ours nor a path: then it names a data set on the hub."""
     text = str(source)
-    return text not in INSTALLED and not text.endswith(SUFFIXES) and not is_path(text)
+    return text.startswith(HUB_FILES) or (text not in INSTALLED and not text.endswith(SUFFIXES) and not is_path(text))
 
 
 def _is_blank(document: Document) -> bool:
@@ -194,16 +229,32 @@ def _files_of(path: Path) -> list[Path]:
     return [file for file in files if kind_of(file) != WHOLE] or files
 
 
-def _read_hub(source: str, name: str | None, split: str, field: str) -> list[Document]:
-    datasets = _datasets(source)
+def _read_hub(source: str, name: str | None, split: str, field: str, enough: int | None, seed: int) -> list[Document]:
+    datasets, builder = _datasets(source), source
+    options: dict[str, Any] = {} if enough is None else {"streaming": True}
+    if source.startswith(HUB_FILES):
+        builder, options = BUILDERS.get(str(kind_of(source)), ""), {**options, "data_files": source}
+        if not builder:
+            raise DataError(f"cannot read {source}: expected the ending of a {EXPECTED} behind it, such as *.jsonl")
+    found: list[Document] = []
+    length = 0
     try:
-        rows = datasets.load_dataset(source, name, split=split)
+        rows = datasets.load_dataset(builder, name, split=split, **options)
+        if enough is not None:
+            rows = rows.shuffle(seed=seed, buffer_size=IN_DRAW)
+        for number, row in enumerate(rows):
+            found.append(document_of(row, field, f"{source}, row {number}"))
+            length += len(found[-1])
+            if enough is not None and length >= enough:
+                break
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot load the data set {source!r} ({name or 'default'}, split {split}): {error}") from error
-    return [document_of(row, field, f"{source}, row {number}") for number, row in enumerate(rows)]
+    return found
 
 
 def _hub_splits(source: str, name: str | None) -> list[str]:
+    if source.startswith(HUB_FILES):
+        return []
     datasets = _datasets(source)
     try:
         return list(datasets.get_dataset_split_names(source, name))

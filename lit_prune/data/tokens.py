@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+ROOM = 12
+"""Characters for each token of the stretch that a window is taken of; most often three times too many."""
+
+
+def room(number: int, window: int) -> int:
+    """The characters of text that windows are drawn from, where there are more: several times what they hold."""
+    return 2 * ROOM * window * number
+
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The BOS token that the tokenizer begins a text with; empty where it does not."""

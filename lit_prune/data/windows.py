@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_prune.data.chat import dialogue_windows
 from lit_prune.data.texts import read_texts
-from lit_prune.data.tokens import leading_bos, tokens_of
+from lit_prune.data.tokens import ROOM, leading_bos, room, tokens_of
 from lit_prune.errors import DataError
 from lit_prune.files import Dialogue, Document
 from lit_prune.measure import IGNORED
@@ -31,8 +31,6 @@ LONG = 4_000_000
 """Characters up to which a text is tokenised as one."""
 PIECE = 500_000
 """Characters of a longer text that are tokenised at a time."""
-ROOM = 12
-"""Characters for each token of the stretch that a window is taken of; most often three times too many."""
 
 
 def token_windows(
@@ -136,7 +134,8 @@ def drawn_windows(
     Raises:
         DataError: There are fewer windows than are wanted, or as for `read_texts` and `draw_windows`.
     """
-    texts, most = read_texts(source, **reading), wanted if most is None else most
+    most = wanted if most is None else most
+    texts = read_texts(source, **{"enough": room(most, window), "seed": seed, **reading})
     rows = draw_windows(texts, tokenizer, window=window, most=most, seed=seed, stride=stride, answers_only=answers_only)
     if len(rows) < wanted:
         raise DataError(f"{source} has {len(rows)} windows of {window} tokens; {wanted} are asked for")

@@ -15,6 +15,7 @@ from lit_prune.files.atomic import (
 )
 from lit_prune.files.bars import INTERVAL, open_bar, time_left
 from lit_prune.files.dialogues import ASSISTANT, Dialogue, Document
+from lit_prune.files.large_files import are_large, draw_documents
 from lit_prune.files.markup import (
     Markdown,
     bold,
@@ -54,11 +55,13 @@ __all__ = [
     "Document",
     "Markdown",
     "NotPlacedError",
+    "are_large",
     "beside",
     "bold",
     "clean",
     "destination",
     "document_of",
+    "draw_documents",
     "figure_text",
     "file_aside",
     "file_name",

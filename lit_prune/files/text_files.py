@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import io
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +53,32 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def packed_lines(path: Path) -> Iterator[str]:
+    """Read the lines of a file whose name ends in .gz or .zst, no more of it than is asked for.
+
+    Raises:
+        DataError: It is missing or damaged, or no UTF-8; the message names the line.
+    """
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error)
+    number, opened = 0, gzip.open
+    if path.suffix == ".zst":
+        zstandard = _zstandard(path)
+        damage, opened = (*damage, zstandard.ZstdError), zstandard.open
+    try:
+        with opened(path, "rb") as file:
+            for line in io.TextIOWrapper(file, "utf-8-sig"):
+                number += 1
+                yield line
+    except damage as error:
+        raise DataError(f"cannot read {path} behind line {number}: {error}") from error
+
+
 def _unpacked(path: Path, content: bytes) -> bytes:
     if path.suffix == ".gz":
         return gzip.decompress(content)
     if path.suffix != ".zst":
         return content
-    try:
-        zstandard: Any = importlib.import_module("zstandard")
-    except ImportError as error:
-        raise DataError(f"{path}: .zst files need zstandard: pip install 'lit-prune[hub]'") from error
-    parts = []
+    zstandard, parts = _zstandard(path), []
     while content:  # a file may be several frames
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
@@ -71,6 +89,13 @@ def _unpacked(path: Path, content: bytes) -> bytes:
             raise ValueError("it ends within a frame")
         content = frame.unused_data
     return b"".join(parts)
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError as error:
+        raise DataError(f"{path}: .zst files need zstandard: pip install 'lit-prune[hub]'") from error
 
 
 def read_documents(path: Path, field: str) -> list[Document]:
@@ -133,19 +158,29 @@ def _of_one_value(path: Path, text: str) -> list[Any] | None:
     return found if isinstance(found, list) else [found]
 
 
-def _of_columns(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+@contextmanager
+def opened_columns(path: Path) -> Iterator[Any]:
+    """Open a Parquet file as pyarrow's `ParquetFile`, in a `with` block.
+
+    Raises:
+        DataError: It is missing, or damaged, or there is no pyarrow.
+    """
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(f"{path}: Parquet files need pyarrow: pip install 'lit-prune[hub]'") from error
     if not path.exists():
         raise DataError(f"there is no file {path}")
-    number = 0
     try:
-        file = parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (OSError, ValueError) as error:  # pyarrow's own are of these
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _of_columns(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    with opened_columns(path) as file:
         wanted = [field] if field in file.schema_arrow.names else None
         rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
             yield f"{path}, row {number}", row
-    except (OSError, ValueError) as error:  # pyarrow's own are of these
-        raise DataError(f"cannot read {path} behind row {number}: {error}") from error

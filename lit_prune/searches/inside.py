@@ -1,4 +1,4 @@
-"""A search inside of another: on candidates that are left, and on some of the batches."""
+"""A search inside of another: on candidates that are left, on some of the batches, and counted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Part:
         self, candidates: Sequence[Candidate], share: float | range = 1.0, *, without: Sequence[Candidate] = ()
     ) -> Scores:
         """See `Round`."""
-        return self._score(candidates, self._moved(self._batches(share)), without=without)
+        return self._score(candidates, self._moved(batches_of(share, self.num_batches)), without=without)
 
     def losses(
         self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
@@ -78,8 +78,54 @@ class Part:
         sums_without = {candidate: numbered(sums) for candidate, sums in found.without.items()}
         return SequenceLosses(sums_without, numbered(found.tokens))
 
-    def _batches(self, share: float | range) -> range:
-        return share if isinstance(share, range) else range(max(1, math.ceil(share * self.num_batches)))
-
     def _moved(self, batches: range) -> range:
         return range(batches.start + self._first, batches.stop + self._first, batches.step)
+
+
+class Counted:
+    """A round that counts what is asked of it, so that a search can keep to a number of passes.
+
+    What runs also depends on the states that fit into memory and on what a journal knows; this count does not, so a
+    search that goes by it decides the same wherever it runs and however often it was stopped.
+
+    Attributes:
+        passes: What was asked, each set and batch once, in dense passes over all batches: a set takes the blocks from
+            the first that it changes on.
+    """
+
+    def __init__(self, score: Round) -> None:
+        self._score, self.passes = score, 0.0
+        self.wanted, self.blocks, self.num_batches = score.wanted, score.blocks, score.num_batches
+        self.saved, self.reaches = score.saved, score.reaches
+        self._behind = {block: 1 - place / len(score.blocks) for place, block in enumerate(score.blocks)}
+        self._seen: set[tuple[Candidate, int]] = set()
+
+    def __call__(
+        self, candidates: Sequence[Candidate], share: float | range = 1.0, *, without: Sequence[Candidate] = ()
+    ) -> Scores:
+        """See `Round`."""
+        self._count(candidates, batches_of(share, self.num_batches), without)
+        return self._score(candidates, share, without=without)
+
+    def losses(
+        self, candidates: Sequence[Candidate], batches: range, *, without: Sequence[Candidate] = ()
+    ) -> SequenceLosses:
+        """See `Round`."""
+        self._count(candidates, batches, without)
+        return self._score.losses(candidates, batches, without=without)
+
+    def _count(self, candidates: Sequence[Candidate], batches: range, without: Sequence[Candidate]) -> None:
+        asked = {
+            Candidate.together([*without, each]): self._behind[each.block] for each in candidates if each.sublayers
+        }
+        asked[Candidate.together(without)] = 1.0
+        for batch in batches:
+            for gone, blocks in asked.items():
+                if (gone, batch) not in self._seen:
+                    self._seen.add((gone, batch))
+                    self.passes += blocks / self.num_batches
+
+
+def batches_of(share: float | range, num_batches: int) -> range:
+    """The batches that a share stands for: the first, and one at least."""
+    return share if isinstance(share, range) else range(max(1, math.ceil(share * num_batches)))

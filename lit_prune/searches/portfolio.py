@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_prune.errors import DataError, LitPruneError
 from lit_prune.plan import Candidate, Scores
-from lit_prune.searches.inside import Part, grown
+from lit_prune.searches.inside import Counted, Part, grown
 from lit_prune.searches.lazy import Lazy
 from lit_prune.searches.order import SEARCHES, Round
 from lit_prune.searches.set_losses import Set, SetLosses
@@ -45,6 +45,8 @@ class Portfolio(WholeSet):
         parents: Number of `lazy` searches.
         parent_share: Share of the searching batches that one of them goes by.
         rounds: The most rounds; one that finds nothing better is the last.
+        passes: The most passes over all batches, or half as many again as the parents took where that is more: a round
+            behind the first that would go beyond has fewer sets, and is not begun where they would not fill a stage.
         children: The most sets that are crossed in a round; which of more is decided at random.
         swaps: The most sets that are made by a swap in a round.
         shares: Shares of the searching batches that the stages of a round measure on; the last is 1.
@@ -59,6 +61,7 @@ class Portfolio(WholeSet):
     parents: int = 2
     parent_share: float = 0.25
     rounds: int = 2
+    passes: float = 40.0
     children: int = 28
     swaps: int = 12
     shares: tuple[float, ...] = (1 / 6, 1 / 3, 1.0)
@@ -69,6 +72,8 @@ class Portfolio(WholeSet):
         for name, least in (("parents", 1), ("rounds", 1), ("children", 1), ("swaps", 0)):
             if getattr(self, name) < least:
                 raise LitPruneError(f"{name} must be {least} or more; found {getattr(self, name)}")
+        if not self.passes > 0:
+            raise LitPruneError(f"passes must be above 0; found {self.passes}")
         for name in ("held_out", "parent_share"):
             if not 0 < getattr(self, name) < 1:
                 raise LitPruneError(f"{name} is a share above 0 and below 1; found {getattr(self, name)}")
@@ -93,15 +98,17 @@ class _Breeding:
     """The sets of one search over `num_searching` batches, and those behind them: the best so far, best first."""
 
     def __init__(self, search: Portfolio, score: Round, candidates: Sequence[Candidate], num_searching: int) -> None:
-        self._search, self._score, self._candidates = search, score, candidates
+        self._search, self._score, self._candidates = search, Counted(score), candidates
         self._num_searching = num_searching
+        self._first_stage = self._other_stages = 0.0  # passes of the last round
         self._sizes = np.array([score.saved(candidate) for candidate in candidates], dtype=float)
         self._blocks = np.array([candidate.block for candidate in candidates])
         self._draw = np.random.default_rng(search.seed)
-        self._losses = SetLosses(score, candidates)
-        found = [frozenset(grown(Lazy(), Part(score, part), candidates)) for part in self._parts()]
+        self._losses = SetLosses(self._score, candidates)
+        found = [frozenset(grown(Lazy(), Part(self._score, part), candidates)) for part in self._parts()]
         sets = [np.array([candidate in members for candidate in candidates]) for members in dict.fromkeys(found)]
         self._known = {each.tobytes() for each in sets}
+        self._limit = max(search.passes, 1.5 * self._score.passes)
         self._best = self._ranked(sets, 1.0)
 
     def _parts(self) -> Iterator[range]:
@@ -122,16 +129,31 @@ class _Breeding:
 
     def bred(self) -> bool:
         """Make children of the best sets, and keep the best of them all; whether any child is the best of all."""
-        crossed = list(self._crossed())
-        if len(crossed) > self._search.children:
-            chosen = self._draw.choice(len(crossed), self._search.children, replace=False)
-            crossed = [crossed[number] for number in sorted(chosen)]
-        children, before = [*crossed, *self._swapped()], self._best[0]
+        part, begun = self._affordable(), self._score.passes
+        if not part:
+            return False
+        crossed, number = list(self._crossed()), round(part * self._search.children)
+        if len(crossed) > number:
+            crossed = [crossed[place] for place in sorted(self._draw.choice(len(crossed), number, replace=False))]
+        children, before = [*crossed, *self._swapped(round(part * self._search.swaps))], self._best[0]
         self._known.update(child.tobytes() for child in children)
+        made = self._score.passes
         for share, number in zip(self._search.shares, self._search.survivors, strict=True):
             children = self._ranked(children, share)[:number]
+            if share == self._search.shares[0]:
+                self._first_stage = self._score.passes - made
         self._best = self._ranked([*self._best, *children], 1.0)[: self._search.survivors[-1]]
+        self._other_stages = self._score.passes - begun - self._first_stage
         return self._best[0] is not before
+
+    def _affordable(self) -> float:
+        """Which part of the sets of a round there are passes for, by what the last round took."""
+        if not self._first_stage:
+            return 1.0
+        judging = self._search.survivors[-1] * (1 - self._num_searching / self._score.num_batches)
+        left = self._limit - self._score.passes - judging - self._other_stages
+        part = min(1.0, left / self._first_stage)
+        return part if part * (self._search.children + self._search.swaps) >= self._search.survivors[0] else 0.0
 
     def _crossed(self) -> Iterator[Set]:
         """Sets that were not known: one parent's members in front of a block, and another's from there on."""
@@ -144,10 +166,10 @@ class _Breeding:
                     seen.add(child.tobytes())
                     yield child
 
-    def _swapped(self) -> list[Set]:
+    def _swapped(self, number: int) -> list[Set]:
         """Sets that were not known: the best one with a member or two in the places of others, as promises most."""
         best, first = self._best[0], self._batches(self._search.shares[0])
-        if not self._search.swaps:
+        if not number:
             return []
         changed = self._losses.measure_around(best, first)
         rises = np.array([self._losses.behind(each, best, first)[0] for each in changed])
@@ -159,7 +181,7 @@ class _Breeding:
             if child is not None and child.tobytes() not in self._known:
                 found[child.tobytes()] = child
         promising = sorted(found.values(), key=lambda each: (float(rises[each ^ best].sum()), each.tobytes()))
-        return promising[: self._search.swaps]
+        return promising[:number]
 
     def _trimmed(self, child: Set, order: NDArray[np.int_]) -> Set | None:
         """A set that saves what is wanted and hardly more; None where those that may join it are too small."""

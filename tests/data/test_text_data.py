@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -22,6 +24,7 @@ from lit_prune.data import (
     TextDataModule,
     calibration_batches,
     draw_windows,
+    drawn_windows,
     fingerprint,
     read_texts,
     share_out,
@@ -164,6 +167,31 @@ class TestReadTexts:
         with pytest.raises(DataError, match="row 1: .*field 'body', found the fields id, text, gap"):
             read_texts(tmp_path / "a.parquet", field="body")
 
+    @pytest.mark.parametrize("ending", [".jsonl", ".txt", ".jsonl.gz", ".txt.zst", ".parquet"])
+    def test_large_files_are_drawn_from(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+        monkeypatch.setattr("lit_prune.files.large_files.LARGE", 1000)
+        monkeypatch.setattr("lit_prune.files.large_files.STRETCH", 100)
+        letters = random.Random(0)
+        rows = [f"document {number} {letters.randbytes(8 * (number % 7)).hex()}" for number in range(3000)]
+        lines = rows if ending.startswith(".txt") else [json.dumps({"text": row}) for row in rows]
+        file, content = tmp_path / f"a{ending}", "\n".join(lines).encode()
+        if ending == ".parquet":
+            parquet = pytest.importorskip("pyarrow.parquet")
+            table = pytest.importorskip("pyarrow").table({"text": rows})
+            parquet.write_table(table, file, row_group_size=100)
+        else:
+            packs = {".gz": gzip.compress, ".zst": zstandard.compress}
+            file.write_bytes(packs.get(file.suffix, bytes)(content))
+        drawn = read_texts(file, enough=2000, seed=1)
+        assert 2000 <= sum(map(len, drawn)) < 4000
+        found = [line for text in drawn for line in text.splitlines()]
+        assert set(found) <= set(rows)
+        assert len(set(found)) == len(found), "nothing is there twice"
+        numbers = [int(row.split()[1]) for row in found]
+        assert max(numbers) > (200 if file.suffix in (".gz", ".zst") else 2000), "of all that is looked at"
+        assert read_texts(file, enough=2000, seed=1) == drawn != read_texts(file, enough=2000, seed=2)
+        assert len(read_texts(file)) == (1 if ending.startswith(".txt") else 3000)
+
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
         with pytest.raises(DataError, match="cannot read"):
@@ -196,10 +224,28 @@ class FakeHub(ModuleType):
     def get_dataset_split_names(self, source: str, name: str | None) -> list[str]:
         return list(self.splits)
 
-    def load_dataset(self, source: str, name: str | None, split: str) -> list[dict[str, str]]:
+    def load_dataset(self, source: str, name: str | None, split: str, **options: Any) -> Rows:
         if split not in self.splits:
             raise ValueError(f"Unknown split {split!r}")
-        return [{"text": text} for text in self.splits[split]]
+        self.asked = {"builder": source, **options}
+        return Rows(self.splits[split], 0)
+
+
+class Rows:
+    """A streamed data set, which counts the rows that were fetched."""
+
+    def __init__(self, texts: list[str], fetched: int) -> None:
+        self.texts, self.fetched = texts, fetched
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Rows:
+        assert buffer_size > 1
+        self.texts = random.Random(seed).sample(self.texts, len(self.texts))
+        return self
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for text in self.texts:
+            self.fetched += 1
+            yield {"text": text}
 
 
 class TestHub:
@@ -208,6 +254,25 @@ class TestHub:
         assert read_texts("wikitext", name="raw", split="test") == ["", " = Title = ", "text"]
         with pytest.raises(DataError, match=r"'wikitext'.*split train.*Unknown split"):
             read_texts("wikitext")
+
+    def test_no_more_is_fetched_than_is_wanted(self, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+        hub = FakeHub(train=[article(each) for each in range(3000)])
+        rows = Rows(hub.splits["train"], 0)
+        monkeypatch.setattr(hub, "load_dataset", lambda *_, **options: rows if options["streaming"] else None)
+        monkeypatch.setitem(sys.modules, "datasets", hub)
+        drawn = drawn_windows("owner/set", tokenizer, window=16, wanted=4, seed=1)
+        assert drawn.shape == (4, 16)
+        assert rows.fetched < 100
+
+    def test_files_of_a_data_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub = FakeHub(train=["text"])
+        monkeypatch.setitem(sys.modules, "datasets", hub)
+        assert read_texts("hf://datasets/owner/set/en/*.json.gz") == ["text"]
+        assert hub.asked == {"builder": "json", "data_files": "hf://datasets/owner/set/en/*.json.gz"}
+        assert read_texts("hf://datasets/owner/set/a.parquet", enough=3) == ["text"]
+        assert hub.asked["builder"] == "parquet"
+        with pytest.raises(DataError, match="expected the ending of"):
+            read_texts("hf://datasets/owner/set/en/*")
 
     def test_own_splits_are_kept(self, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
         hub = FakeHub(train=["a" * 64], validation=["b" * 64], test=["c" * 64])
