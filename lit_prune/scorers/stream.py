@@ -102,6 +102,23 @@ class RelativeNorm(Scorer):
         return Scores(stream_means(what_if, candidates, partial(relative_norm, order=int(self.norm[1]))))
 
 
+@SCORERS.register("sensitivity")
+@dataclass(frozen=True)
+class Sensitivity(Scorer):
+    """E (y - x)^2: the mean squared error of the residual stream behind a candidate when it is left out.
+
+    EDGE-LLM's sensitivity of a layer (arXiv 2406.15758), the error of its output when it is compressed on its own, for
+    the strongest compression there is. The mean is over tokens and channels; 0 is a candidate that adds nothing. For
+    attention and mlp sublayers, whole blocks and runs of them.
+    """
+
+    together = True
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one pass."""
+        return Scores(stream_means(what_if, candidates, squared_error))
+
+
 def cosine_distance(before: Tensor, after: Tensor) -> Tensor:
     """1 - cos of the angle between two states [..., hidden]: [...], from 0 to 2.
 
@@ -135,6 +152,16 @@ def relative_norm(before: Tensor, after: Tensor, order: int = 2) -> Tensor:
     added = torch.linalg.vector_norm(after - before, order, dim=-1)
     share: Tensor = added / torch.linalg.vector_norm(after, order, dim=-1)
     return share
+
+
+def squared_error(before: Tensor, after: Tensor) -> Tensor:
+    """The mean square of what was added to a state [..., hidden]: [...], 0 or more.
+
+    Example:
+        >>> squared_error(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])).item()
+        8.0
+    """
+    return (after - before).square().mean(dim=-1)
 
 
 def _require_blocks(scorer: str, what_if: WhatIf, candidates: Sequence[Candidate], instead: str) -> None:

@@ -125,7 +125,7 @@ def scored(model, scorer, candidates, batches=BATCHES, **options):
 
 
 @pytest.mark.parametrize("architecture", BY_HAND)
-def test_cosine_and_relative_norm_of_sublayers_blocks_and_runs(architecture):
+def test_measures_of_sublayers_blocks_and_runs(architecture):
     model = tiny_model(architecture)
     by_hand = pairs_by_hand(model, architecture)
     candidates = [*SUBLAYERS, *BLOCKS, RUN]
@@ -136,6 +136,9 @@ def test_cosine_and_relative_norm_of_sublayers_blocks_and_runs(architecture):
         expected = {each: mean_over_tokens(by_hand[each], lambda x, y, p=order: float((y - x).norm(p) / y.norm(p)))
                     for each in candidates}  # fmt: skip
         assert scored(model, "relative_norm", candidates, norm=norm) == pytest.approx(expected, rel=1e-4)
+    error = {each: mean_over_tokens(by_hand[each], lambda x, y: float((y - x) @ (y - x) / len(x)))
+             for each in candidates}  # fmt: skip
+    assert scored(model, "sensitivity", candidates) == pytest.approx(error, rel=1e-4)
 
 
 @torch.no_grad()
