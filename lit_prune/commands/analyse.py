@@ -49,7 +49,7 @@ def analyse(
     sample.require_possible()
     settings = {"data": sample.source, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"dtype": loading.dtype, "device": device, "seed": sample.seed}
-    settings |= {"answers_only": True} if sample.answers_only else {}
+    settings |= sample.manner
     found: list[Analysis] = []
     drawn = {name: sample.checked(sample.windows(loading.tokenizer(name))) for name in names}
     for name, windows in drawn.items():

@@ -91,7 +91,7 @@ def compare(
     settings = {"data": sample.source, "unseen": texts, "window": sample.window, "num_windows": sample.num_windows}
     settings |= {"num_unseen": num_unseen, "batch_size": sample.batch_size, "seed": sample.seed, "tasks": tasks}
     settings |= {"limit": limit, "speed": speed, "dtype": loading.dtype, "device": loading.place}
-    settings |= {"answers_only": True} if sample.answers_only else {}
+    settings |= sample.manner
     # Of every text the first windows are for calibration, as many as any line asks for; then come those that none sees,
     # and those of further draws.
     kinds = [replace(sample, data=line.get("data", sample.data)) for line in lines]

@@ -36,6 +36,7 @@ class Texts:
         num_windows: Windows of every text, drawn at random; all that it has where it has fewer.
         seed: Decides which windows are drawn, and how answers are sampled.
         answers_only: Of dialogues only what the assistant says counts; all of a text does.
+        by_document: Documents stay whole, several in a window where they fit, and do not see each other.
         data_name: Configuration of hub data sets, such as wikitext-2-raw-v1.
         data_split: Split of hub data sets.
         data_field: Key of the text in JSON lines and hub data sets.
@@ -47,6 +48,7 @@ class Texts:
     num_windows: int = 24
     seed: int = 0
     answers_only: bool = False
+    by_document: bool = False
     data_name: str | None = None
     data_split: str | None = None
     data_field: str = "text"
@@ -71,6 +73,7 @@ class Texts:
             seed=self.seed,
             stride=self.stride,
             answers_only=self.answers_only,
+            by_document=self.by_document,
             name=self.data_name,
             split=self.data_split,
             field=self.data_field,
@@ -243,7 +246,7 @@ def evaluate(
             "stride": on.stride,
             "num_windows": on.num_windows,
         }
-        settings |= {"answers_only": True} if on.answers_only else {}
+        settings |= {name: True for name in ("answers_only", "by_document") if getattr(on, name)}
         settings |= {} if on.data_field == "text" else {"data_field": on.data_field}
         named = {"data_name": on.data_name, "data_split": on.data_split}
         settings |= {name: value for name, value in named.items() if value is not None}

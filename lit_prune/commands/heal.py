@@ -109,7 +109,12 @@ def heal_model(
     else:
         merge(network)
         facts = {**asdict(report), "lora": asdict(lora), "training": asdict(training), "distilled": teaching.distill}
-        facts |= {"answers_only": lessons.answers_only, "teacher": teaching.teacher, "race": merits}
+        facts |= {
+            "answers_only": lessons.answers_only,
+            "by_document": lessons.by_document,
+            "teacher": teaching.teacher,
+            "race": merits,
+        }
         facts |= {"data": texts, **fingerprint(calibration_batches(train, lessons.batch_size))}
         # Beside the number of tokens in the data, that of training.
         facts["tokens"] = report.tokens

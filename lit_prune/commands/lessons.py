@@ -32,6 +32,7 @@ class Lessons:
         val_windows: Windows for validation.
         batch_size: Windows in a batch.
         answers_only: Of dialogues learn only what the assistant says; of a text all is learned.
+        by_document: Documents stay whole, several in a window where they fit, and do not see each other.
         seed: Decides which windows are drawn, and their order.
     """
 
@@ -40,6 +41,7 @@ class Lessons:
     val_windows: int = 32
     batch_size: int = 2
     answers_only: bool = False
+    by_document: bool = False
     seed: int = 0
 
     def texts(self, *, taught: bool) -> list[str]:
@@ -67,6 +69,7 @@ class Lessons:
             most=wanted,
             seed=self.seed,
             answers_only=self.answers_only,
+            by_document=self.by_document,
         )
         drawn = {text: draw(text, tokenizer) for text in texts if text != SELF}
         if self.answers_only:

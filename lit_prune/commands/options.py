@@ -158,6 +158,7 @@ class Sample:
         batch_size: Windows in a batch, whose states are held at a time.
         seed: Decides which windows are drawn.
         answers_only: Of dialogues only what the assistant says counts; all of a text does.
+        by_document: Documents stay whole, several in a window where they fit, and do not see each other.
     """
 
     data: list[str] | str = "builtin"
@@ -166,6 +167,7 @@ class Sample:
     batch_size: int = 1
     seed: int = 0
     answers_only: bool = False
+    by_document: bool = False
 
     def require_possible(self, **numbers: int | None) -> None:
         """Refuse numbers below 1, of windows and of what else is named."""
@@ -186,8 +188,12 @@ class Sample:
     @property
     def recorded(self) -> dict[str, Any]:
         """What a plan says of the texts."""
-        answers = {"answers_only": True} if self.answers_only else {}
-        return {"source": self.source, "window": self.window, **answers}
+        return {"source": self.source, "window": self.window, **self.manner}
+
+    @property
+    def manner(self) -> dict[str, bool]:
+        """How texts are cut, where it is not as by default."""
+        return {name: True for name in ("answers_only", "by_document") if getattr(self, name)}
 
     def share(self, number: int) -> int:
         """How many of a number of windows a kind of text has, rounded up."""
@@ -204,6 +210,7 @@ class Sample:
             wanted=self.share(wanted),
             seed=self.seed,
             answers_only=self.answers_only,
+            by_document=self.by_document,
         )
         return interleaved([draw(text, tokenizer) for text in self.texts])[:wanted]
 
@@ -242,6 +249,7 @@ class Sample:
                 seed=self.seed,
                 in_order=most > numbers[0],
                 answers_only=self.answers_only,
+                by_document=self.by_document,
             )
             drawn.append(self._split(rows, numbers))
         searching, judging, unseen = zip(*drawn, strict=True)

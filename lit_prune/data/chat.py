@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_prune.data.tokens import leading_bos, tokens_of
 from lit_prune.errors import DataError
-from lit_prune.files import ASSISTANT, Dialogue
+from lit_prune.files import ASSISTANT, Dialogue, Document
 from lit_prune.loading.sources import in_chat
 
 Span = tuple[int, int]
 
 
 def dialogue_windows(
-    dialogues: Iterable[Dialogue],
+    dialogues: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
     window: int,
     *,
@@ -45,7 +45,7 @@ def dialogue_windows(
     rows: list[list[int]] = []
     row: list[int] = []
     for dialogue in dialogues:
-        row += _tokens(dialogue, tokenizer, answers_only=answers_only)
+        row += tokens_of_document(dialogue, tokenizer, answers_only=answers_only)
         if len(row) >= window:
             # Nothing predicts the first token.
             rows += [row[:window]] if max(row[1:window], default=0) >= 0 else []
@@ -89,7 +89,10 @@ def answers_in(text: str, dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase
     return spans
 
 
-def _tokens(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool) -> list[int]:
+def tokens_of_document(dialogue: Document, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool) -> list[int]:
+    """The tokens of a dialogue, with what begins it, all but answers as `~token` if wanted; of a text its own alone."""
+    if isinstance(dialogue, str):
+        return tokens_of(tokenizer, dialogue)
     text = written(dialogue, tokenizer)
     begin = [] if dialogue.in_template else leading_bos(tokenizer)  # a template writes it itself
     if not answers_only:

@@ -11,18 +11,20 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
 from lit_prune.anatomy import context_length
+from lit_prune.data.batches import batch_of, require_positive
 from lit_prune.data.chat import require_answers
 from lit_prune.data.texts import BUILTIN, read_parts
 from lit_prune.data.tokens import room
-from lit_prune.data.windows import batch_of, draw_windows, require_positive, token_windows
+from lit_prune.data.windows import draw_windows, token_windows
 from lit_prune.errors import DataError
 from lit_prune.files import Document
 from lit_prune.loading.sources import load_tokenizer
+from lit_prune.measure import require_apart
 
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 
@@ -46,6 +48,8 @@ class TextDataModule(L.LightningDataModule):
         seed: Decides the share-out, the draw of windows and the order in training.
         answers_only: Whether only what the assistant says in dialogues (rows of `messages`, or `prompt` and
             `completion`) has labels.
+        by_document: Whether documents stay whole, several in a window where they fit, and do not see each other: by
+            `position_ids` that begin again, which is refused for models that do not go by them.
 
     Raises:
         DataError: A number is too small or too large; in `setup`, the text cannot be read or is too short, or the
@@ -67,6 +71,7 @@ class TextDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         answers_only: bool = False,
+        by_document: bool = False,
     ) -> None:
         super().__init__()
         counts = {"train_windows": train_windows, "val_windows": val_windows, "test_windows": test_windows}
@@ -78,7 +83,7 @@ class TextDataModule(L.LightningDataModule):
         self.save_hyperparameters(ignore=() if isinstance(tokenizer, str | None) else ("tokenizer",), logger=False)
         self.source, self.name, self.field, self.seed = source, name, field, seed
         self.tokenizer, self.window, self.batch_size, self.num_workers = tokenizer, window, batch_size, num_workers
-        self.answers_only = answers_only
+        self.answers_only, self.by_document = answers_only, by_document
         self.limits = {name.removesuffix("_windows"): limit for name, limit in counts.items()}
         self._windows: dict[str, Tensor] = {}
 
@@ -94,6 +99,9 @@ class TextDataModule(L.LightningDataModule):
         texts = read_parts(self.source, name=self.name, field=self.field, seed=self.seed, enough=enough)
         for part in wanted:
             self._windows[part] = self._draw(part, texts[part], tokenizer)
+            network = getattr(trained, "model", None)
+            if isinstance(network, nn.Module):
+                require_apart(network, [batch_of(self._windows[part])])
 
     def windows(self, part: str) -> Tensor:
         """The windows of `train`, `val` or `test`, LongTensor [num_windows, window], once `setup` has run."""
@@ -127,14 +135,14 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def _draw(self, part: str, texts: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        limit, window, answers_only = self.limits[part], self.window, self.answers_only
+        limit, manner = self.limits[part], {"answers_only": self.answers_only, "by_document": self.by_document}
         try:
             if limit is None:
-                windows = token_windows(texts, tokenizer, window, answers_only=answers_only)
+                windows = token_windows(texts, tokenizer, self.window, **manner)
             else:
-                draw = {"window": window, "most": limit, "seed": self.seed}
-                windows = draw_windows(texts, tokenizer, **draw, in_order=True, answers_only=answers_only)
-            if answers_only:
+                draw: dict[str, Any] = {"most": limit, "seed": self.seed, "in_order": True, **manner}
+                windows = draw_windows(texts, tokenizer, window=self.window, **draw)
+            if self.answers_only:
                 require_answers(windows)
             return windows
         except DataError as error:

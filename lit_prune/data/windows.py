@@ -3,15 +3,15 @@
 Protocol: documents are joined by two newlines, tokenised once, and cut in windows that do not overlap; what is left
 over is dropped. A text of more than `LONG` characters is not tokenised as one, which takes some 250 bytes a character:
 where all of its windows are wanted, it is tokenised piece by piece, and where some are, each of these begins a stretch
-of its own, drawn from all of the text, and nothing else is tokenised. Dialogues: see `lit_prune.data.chat`.
+of its own, drawn from all of the text, and nothing else is tokenised. Dialogues: see `lit_prune.data.chat`; documents
+that stay whole: `lit_prune.data.packing`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_prune.data.chat import dialogue_windows
+from lit_prune.data.chat import dialogue_windows, tokens_of_document
+from lit_prune.data.packing import packed_windows
 from lit_prune.data.texts import read_texts
 from lit_prune.data.tokens import ROOM, leading_bos, room, tokens_of
 from lit_prune.errors import DataError
 from lit_prune.files import Dialogue, Document
-from lit_prune.measure import IGNORED
 
 JOINT = "\n\n"
 LONG = 4_000_000
@@ -40,6 +40,7 @@ def token_windows(
     stride: int | None = None,
     *,
     answers_only: bool = False,
+    by_document: bool = False,
 ) -> Tensor:
     """Cut documents into windows of tokens, LongTensor [num_windows, window].
 
@@ -50,14 +51,18 @@ def token_windows(
         window: Number of tokens in a window, BOS included.
         stride: Number of tokens from the beginning of one window to that of the next; without overlap when None.
         answers_only: Whether all but the answers in dialogues is marked as not to be learned; of texts nothing is.
+        by_document: Whether documents stay whole, several in a window where they fit, and do not see each other; see
+            `lit_prune.data.packing`.
 
     Raises:
         DataError: The text is shorter than one window, a window cannot hold two tokens, or a stride skips some or is
             given for dialogues, or as for `dialogue_windows`.
     """
     dialogues, texts = _apart(texts)
-    if dialogues:
-        return _of_dialogues(dialogues, tokenizer, window, stride, most=None, answers_only=answers_only)
+    if dialogues or by_document:
+        return _of_documents(
+            dialogues or texts, tokenizer, window, stride, most=None, answers_only=answers_only, by_document=by_document
+        )
     cut, joined = _Cut(tokenizer, window, stride), _Joined(texts)
     pieces = joined.pieces() if joined.length > LONG else [JOINT.join(texts)]
     tokens = torch.cat([torch.tensor(tokens_of(tokenizer, piece), dtype=torch.int32) for piece in pieces])
@@ -79,6 +84,7 @@ def draw_windows(
     stride: int | None = None,
     in_order: bool = False,
     answers_only: bool = False,
+    by_document: bool = False,
 ) -> Tensor:
     """Draw windows of documents by a seed, LongTensor [num_windows, window].
 
@@ -89,8 +95,9 @@ def draw_windows(
         most: Number of windows that are wanted; there are fewer where the text has no more.
         seed: Decides which windows are drawn, and their order.
         stride: A stride as for `token_windows`. Windows drawn from a long text never overlap.
-        in_order: Whether windows come in the order of the text; of dialogues the first ones are taken then.
+        in_order: Whether windows come in the order of the text; of documents the first ones are taken then.
         answers_only: As for `token_windows`.
+        by_document: As for `token_windows`.
 
     Raises:
         DataError: Nothing is wanted, or as for `token_windows`.
@@ -98,10 +105,14 @@ def draw_windows(
     if most < 1:
         raise DataError(f"1 window or more is drawn; found {most}")
     dialogues, texts = _apart(texts)
-    if dialogues:
-        order = torch.randperm(len(dialogues), generator=torch.Generator().manual_seed(seed)).tolist()
-        drawn = dialogues if in_order else [dialogues[place] for place in order]
-        return _of_dialogues(drawn, tokenizer, window, stride, most=most, answers_only=answers_only)
+    if dialogues or by_document:
+        drawn: Sequence[Document] = dialogues or texts
+        if not in_order:
+            order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(seed)).tolist()
+            drawn = [drawn[place] for place in order]
+        return _of_documents(
+            drawn, tokenizer, window, stride, most=most, answers_only=answers_only, by_document=by_document
+        )
     joined, size = _Joined(texts), ROOM * window
     if joined.length > LONG and joined.length // size >= 2 * most:
         cut = _Cut(tokenizer, window)
@@ -125,6 +136,7 @@ def drawn_windows(
     most: int | None = None,
     stride: int | None = None,
     answers_only: bool = False,
+    by_document: bool = False,
     **reading: Any,
 ) -> Tensor:
     """Draw windows of a text by its source: up to `most` of them (`wanted` when None), and no fewer than `wanted`.
@@ -136,7 +148,8 @@ def drawn_windows(
     """
     most = wanted if most is None else most
     texts = read_texts(source, **{"enough": room(most, window), "seed": seed, **reading})
-    rows = draw_windows(texts, tokenizer, window=window, most=most, seed=seed, stride=stride, answers_only=answers_only)
+    manner: dict[str, Any] = {"stride": stride, "answers_only": answers_only, "by_document": by_document}
+    rows = draw_windows(texts, tokenizer, window=window, most=most, seed=seed, **manner)
     if len(rows) < wanted:
         raise DataError(f"{source} has {len(rows)} windows of {window} tokens; {wanted} are asked for")
     return rows
@@ -155,50 +168,6 @@ def interleaved(kinds: Sequence[Tensor]) -> Tensor:
     return torch.stack([rows[turn] for turn in range(turns) for rows in kinds if turn < len(rows)])
 
 
-def calibration_batches(windows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
-    """Make batches of windows [num_windows, window] in the form that models take; the last one may have fewer.
-
-    Raises:
-        DataError: `batch_size` is below 1.
-    """
-    require_positive(batch_size=batch_size)
-    return [batch_of(rows) for rows in torch.split(windows, batch_size)]
-
-
-def fingerprint(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """What identifies a set of tokens, however it is cut into batches and wherever it came from.
-
-    Of `input_ids` and perhaps `labels` [batch, seq] of all batches, these are `num_sequences`, `num_tokens` (padding
-    included) and `sha256`.
-
-    Raises:
-        DataError: A batch has no `input_ids`.
-    """
-    digest, num_sequences, num_tokens = hashlib.sha256(), 0, 0
-    for batch in batches:
-        if "input_ids" not in batch:
-            raise DataError(f"a batch must have `input_ids` [batch, seq]; found {', '.join(batch) or 'nothing'}")
-        ids, labels = batch["input_ids"], batch.get("labels")
-        for index, row in enumerate(ids):
-            digest.update(f"{len(row)}:".encode() + _bytes(row) + (b"" if labels is None else _bytes(labels[index])))
-        num_sequences += ids.shape[0]
-        num_tokens += ids.numel()
-    return {"num_sequences": num_sequences, "num_tokens": num_tokens, "sha256": digest.hexdigest()}
-
-
-def batch_of(rows: Tensor) -> dict[str, Tensor]:
-    """Windows [batch, window] as a batch: `input_ids`, and `labels` of their own, -100 for a token kept as `~token`."""
-    # Two tensors: whoever masks labels in place must not change the tokens.
-    return {"input_ids": torch.where(rows < 0, ~rows, rows), "labels": torch.where(rows < 0, IGNORED, rows)}
-
-
-def require_positive(**numbers: int | None) -> None:
-    """Refuse numbers below 1 by their names, with a DataError; None is no number."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise DataError(f"{name} is 1 or more; found {value}")
-
-
 def _apart(documents: Sequence[Document]) -> tuple[list[Dialogue], list[str]]:
     """Dialogues, or texts: one of the two is empty."""
     dialogues = [document for document in documents if isinstance(document, Dialogue)]
@@ -211,23 +180,29 @@ def _apart(documents: Sequence[Document]) -> tuple[list[Dialogue], list[str]]:
     return dialogues, texts
 
 
-def _of_dialogues(
-    dialogues: Sequence[Dialogue],
+def _of_documents(
+    documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     window: int,
     stride: int | None,
     *,
     most: int | None,
     answers_only: bool,
+    by_document: bool,
 ) -> Tensor:
-    _Cut(tokenizer, window)
+    cut = _Cut(tokenizer, window)
     if stride is not None:
-        raise DataError("windows of dialogues begin where one begins; leave the stride out")
-    found = dialogue_windows(dialogues, tokenizer, window, most=most, answers_only=answers_only)
+        raise DataError("windows of documents begin where one begins; leave the stride out")
+    if by_document:
+        tokens = (tokens_of_document(document, tokenizer, answers_only=answers_only) for document in documents)
+        bos = [] if isinstance(documents[0], Dialogue) else cut.bos  # a dialogue's own tokens have it
+        found = packed_windows(tokens, window, bos=bos, most=most)
+    else:
+        found = dialogue_windows(documents, tokenizer, window, most=most, answers_only=answers_only)
     if not len(found):
         answers = " with an answer in it" if answers_only else ""
         raise DataError(
-            f"{len(dialogues)} dialogues fill no window of {window} tokens{answers}; give more, or cut shorter"
+            f"{len(documents)} documents fill no window of {window} tokens{answers}; give more, or cut shorter"
         )
     return found
 
@@ -292,7 +267,3 @@ def _beginnings(joined: _Joined, cut: _Cut, size: int, most: int, seed: int) -> 
         if len(tokens) >= cut.length:
             found[stretch] = tokens[: cut.length]
     return found
-
-
-def _bytes(row: Tensor) -> bytes:
-    return row.detach().to("cpu", torch.int64).contiguous().numpy().tobytes()

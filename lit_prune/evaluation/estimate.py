@@ -27,7 +27,8 @@ MODES: Mapping[str, tuple[str, bool]] = {
     "progressive, stream": ("progressive", True),
     "one_shot, stream": ("one_shot", True),
 }
-"""The search, and whether one pass scores all candidates (block_influence, cosine, angular, relative_norm, sensitivity)."""
+"""The search, and whether one pass scores all candidates: block_influence, cosine, angular, relative_norm, sensitivity.
+"""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Removes nothing and decides nothing.
 """
 
+from lit_prune.measure.apart import require_apart
 from lit_prune.measure.batches import (
     IGNORED,
     input_ids_of,
@@ -64,6 +65,7 @@ __all__ = [
     "perplexity_of",
     "predicts",
     "read_batches",
+    "require_apart",
     "sequence_losses",
     "share_of_rows",
     "shares_of",

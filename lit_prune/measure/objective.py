@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_prune.anatomy import classifies, require_tokens_out
 from lit_prune.errors import DataError, MeasureError
 from lit_prune.loading.devices import exact_dtype
+from lit_prune.measure.apart import require_apart
 from lit_prune.measure.batches import IGNORED, input_ids_of, labels_of, model_inputs, predicts, read_batches
 from lit_prune.measure.losses import sequence_losses
 
@@ -47,7 +48,10 @@ class TokenLosses:
     def read(self, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """All that the model takes of some batches, and their labels; what cannot be used is refused."""
         require_tokens_out(self.model)
-        return read_batches(self.model, batches)
+        batches = list(batches)
+        read = read_batches(self.model, batches)
+        require_apart(self.model, batches)
+        return read
 
     def num_targets(self, batch: Mapping[str, Any]) -> Tensor:
         """How many tokens of each sequence are predicted, int64 [batch]."""

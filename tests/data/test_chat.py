@@ -148,7 +148,7 @@ def test_damage_is_named(tmp_path, row, message):
         (None, [short(1)], {}, "messages want a chat template"),
         (CHATML, [short(1), {"text": "x"}], {}, "1 dialogues and 1 texts stand in one source"),
         (CHATML, [short(1)], {"stride": 3}, "leave the stride out"),
-        (CHATML, [short(1)], {"window": 99}, "1 dialogues fill no window of 99 tokens; give more"),
+        (CHATML, [short(1)], {"window": 99}, "1 documents fill no window of 99 tokens; give more"),
         (CHATML, [short(1)], {"window": 8, "answers_only": True}, "fill no window of 8 tokens with an answer in it"),
         (COUNTING, [short(1)], {"answers_only": True}, "does not tell where answers begin"),
     ],
