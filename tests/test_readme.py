@@ -2,6 +2,7 @@
 
 import io
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -128,3 +129,14 @@ def test_every_command_exists():
         if line.startswith("lit-prune "):
             assert words[1] in VERBS
     assert {line.split()[1] for line in SHELL if line.startswith("make")} == {"quickstart", "test"}
+
+
+def test_links_go_to_what_is_there_and_to_addresses_on_an_index():
+    links = [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)]
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    shown = runpy.run_path(str(ROOT / "setup.py"))["addressed"](README)
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+    assert len(targets) >= len(links)
+    assert {target.partition(":")[0] for target in targets if not target.startswith("#")} == {"https"}
+    assert "/raw/main/docs/images/report.png)" in shown, "as a picture, not as the page around it"
