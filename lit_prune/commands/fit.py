@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_prune.callbacks import SublayerPruneCallback
+from lit_prune.callbacks.trainers import run_folder
 from lit_prune.commands.launching import fair_threads, part
 from lit_prune.commands.outcomes import removed_in_words, say_next, what_next
 from lit_prune.commands.recipes import with_recipes
@@ -25,6 +26,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.untrusted import read_settings, require_plain_metadata
+from lit_prune.report import log_files
 from lit_prune.training import LitCausalLM
 
 NO_PRUNING = (
@@ -48,8 +50,9 @@ def run(program: str, arguments: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
             trainer_defaults={"callbacks": EndTogether()},
+            save_config_callback=SaveConfig,
             # A second run into one folder describes itself, not the first.
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning's own exit code says success
@@ -121,6 +124,23 @@ class PruneCLI(LightningCLI):
     def _pruning(self) -> list[SublayerPruneCallback]:
         callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
         return [callback for callback in callbacks if isinstance(callback, SublayerPruneCallback)]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the settings in the run's folder, which Lightning's own does for TensorBoard and CSV alone, and logs them."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the folder on every process, then save from the first."""
+        self.folder = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / self.config_filename
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
+        for logger in trainer.loggers:
+            log_files(logger, [file])
 
 
 class EndTogether(Callback):
