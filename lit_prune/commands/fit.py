@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import LitLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -33,6 +34,9 @@ NO_PRUNING = (
     "nothing will be pruned: there is no SublayerPruneCallback; add --trainer.callbacks+=SublayerPruneCallback "
     "--trainer.callbacks.amount=0.2 --trainer.callbacks.save_to=pruned, or begin with --config quickstart"
 )
+
+# Lightning made it a logger of Fabric alone: a Trainer takes it, and the parser of a Trainer's settings does not.
+Logger.register(LitLogger)
 
 
 def run(program: str, arguments: Sequence[str]) -> None:
@@ -97,6 +101,9 @@ class PruneCLI(LightningCLI):
         """Make the trainer, unless the launched processes would each train on their own."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
+        except ModuleNotFoundError as error:  # of a logger, whose own words name the package
+            hint = f": pip install {error.name}" if error.name else ""
+            raise LitPruneError(f"the trainer cannot be made: {error}{hint}") from error
         except (MisconfigurationException, ValueError) as error:
             raise LitPruneError(f"the trainer cannot be made: {error}") from error
         require_world(os.environ, trainer.num_devices * trainer.num_nodes)

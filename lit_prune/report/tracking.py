@@ -149,7 +149,9 @@ def _litlogger_text(logger: Any, tag: str, text: str, step: int) -> None:
 
 
 def _litlogger_file(logger: Any, file: Path) -> None:
-    logger.log_file(str(file))
+    from litlogger import File
+
+    logger.experiment[file.name] = File(str(file))  # the logger's log_file names it by its whole path
 
 
 PLACES = {
