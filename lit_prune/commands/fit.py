@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ NO_PRUNING = (
     "nothing will be pruned: there is no SublayerPruneCallback; add --trainer.callbacks+=SublayerPruneCallback "
     "--trainer.callbacks.amount=0.2 --trainer.callbacks.save_to=pruned, or begin with --config quickstart"
 )
+
+PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet-ml", "LitLogger": "litlogger"}
+"""What Lightning's loggers need beside what lit-prune comes with, by their classes' names."""
 
 # Lightning made it a logger of Fabric alone: a Trainer takes it, and the parser of a Trainer's settings does not.
 Logger.register(LitLogger)
@@ -90,8 +94,13 @@ class PruneCLI(LightningCLI):
             raise LitPruneError(f"seed_everything: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too."""
+        """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too.
+
+        Raises:
+            LitPruneError: The package of a logger is not installed.
+        """
         settings = self.config[self.config.subcommand]
+        require_logger_packages(settings.trainer.logger)
         if settings.weights_only is None:
             settings.weights_only = True
         for name, value in launcher_settings(os.environ).items():
@@ -101,9 +110,6 @@ class PruneCLI(LightningCLI):
         """Make the trainer, unless the launched processes would each train on their own."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ModuleNotFoundError as error:  # of a logger, whose own words name the package
-            hint = f": pip install {error.name}" if error.name else ""
-            raise LitPruneError(f"the trainer cannot be made: {error}{hint}") from error
         except (MisconfigurationException, ValueError) as error:
             raise LitPruneError(f"the trainer cannot be made: {error}") from error
         require_world(os.environ, trainer.num_devices * trainer.num_nodes)
@@ -134,7 +140,7 @@ class PruneCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the settings in the run's folder, which Lightning's own does for TensorBoard and CSV alone, and logs them."""
+    """Saves the settings in the run's folder, as Lightning does for TensorBoard and CSV alone, and logs the file."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask for the folder on every process, then save from the first."""
@@ -167,6 +173,14 @@ class EndTogether(Callback):
             trainer.strategy.launcher.kill(number)  # those that this process has started
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def require_logger_packages(logger: Any) -> None:
+    """Refuse, before anything is made, one of Lightning's loggers whose package is not installed."""
+    for each in logger if isinstance(logger, list) else [logger]:
+        name = getattr(each, "class_path", "").rpartition(".")[2]
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name].replace("-", "_")) is None:
+            raise LitPruneError(f"{name} needs a package that is not installed: pip install {PACKAGES[name]}")
 
 
 def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:
