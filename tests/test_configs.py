@@ -7,8 +7,8 @@ import pytest
 from lit_prune.__main__ import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-ARGUMENTS = {"": ["fit"], "ablations": ["compare", "model", "--output=folder"]}
-SHOWN = {"": "SublayerPruneCallback", "ablations": "methods:"}
+ARGUMENTS = {"": ["fit"], "loggers": ["fit"], "ablations": ["compare", "model", "--output=folder"]}
+SHOWN = {"": "SublayerPruneCallback", "loggers": "class_path: lightning.pytorch.loggers.", "ablations": "methods:"}
 CASES = [(folder, path) for folder in ARGUMENTS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 
 
