@@ -24,6 +24,7 @@ from lit_prune.report import (
     Row,
     Summary,
     answer_markdown,
+    log_files,
     log_scalars,
     log_text,
     plan_score_map,
@@ -146,15 +147,11 @@ class BeforeAfterCallback(EitherCallback):
         answers = [Answer(self.question, before["answer"], after["answer"])] if "answer" in after else []
         summary = Summary(rows, plan, answers, [f"Perplexity: {held_out.name}, {after['windows']}."])
         ratios = speeds[1].times_as_fast(speeds[0]) if speeds else ()
-        _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers)
         print_summary(summary)
-        if trainers.leaves_nothing(trainer):
-            return
-        title = f"{plan.scorer.get('name', '')} of every sublayer, and what went"
-        write_text(folder / "summary.md", summary_markdown(summary))
-        save_summary(folder, summary)
-        save_figure(plan_score_map(plan, title), folder / "score_map.png")
-        trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
+        files = [] if trainers.leaves_nothing(trainer) else _written(folder, summary)
+        _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers, files)
+        if files:
+            trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:
         model = trainers.model_in(module, self.model)
@@ -198,12 +195,23 @@ class BeforeAfterCallback(EitherCallback):
         return before[0]
 
 
-def _log(trainer: L.Trainer, figures: dict[str, float | None], answers: list[Answer]) -> None:
+def _written(folder: Path, summary: Summary) -> list[Path]:
+    title = f"{summary.plan.scorer.get('name', '')} of every sublayer, and what went"
+    return [
+        write_text(folder / "summary.md", summary_markdown(summary)),
+        save_summary(folder, summary),
+        save_figure(plan_score_map(summary.plan, title), folder / "score_map.png"),
+    ]
+
+
+def _log(trainer: L.Trainer, figures: dict[str, float | None], answers: list[Answer], files: list[Path]) -> None:
     known = {name: value for name, value in figures.items() if value is not None}
+    step = trainers.logged_step(trainer)
     for logger in trainer.loggers:
-        log_scalars(logger, known, trainer.global_step)
+        log_scalars(logger, known, step)
         for answered in answers:
-            log_text(logger, "answers", answer_markdown(answered), trainer.global_step)
+            log_text(logger, "answers", answer_markdown(answered), step)
+        log_files(logger, files)
 
 
 def _speed_rows(dense: Speed, pruned: Speed) -> list[Row]:

@@ -10,12 +10,13 @@ import lightning as L
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import LitPruneError
-from lit_prune.export import require_empty, save
+from lit_prune.export import CARD_FILE, require_empty, save
 from lit_prune.files import reserved
 from lit_prune.loading.fsdp import whole_copy
 from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.sources import tokenizer_beside
 from lit_prune.plan import PrunePlan
+from lit_prune.report import log_files
 
 from . import trainers
 
@@ -42,11 +43,13 @@ class Saving:
         self._target = target
 
     def save(self, trainer: L.Trainer, model: PreTrainedModel, plan: PrunePlan) -> None:
-        """Write the model from process 0, where a folder was prepared; call it on every process."""
+        """Write the model from process 0, where a folder was prepared, and log its card; call it on every process."""
         if (target := self._target) is not None:
             whole = cast(PreTrainedModel, whole_copy(model))  # None on processes that do not save
             self.written = target
             processes_of_trainer(trainer).first(lambda: save(whole, target, tokenizer=self._tokenizer, plan=plan))
+            for logger in trainer.loggers:
+                log_files(logger, [target / CARD_FILE])
 
     def close(self) -> None:
         """Let others have the folder."""

@@ -10,11 +10,11 @@ import lightning as L
 
 from lit_prune.costs import Costs, count_costs
 from lit_prune.errors import MeasureError
-from lit_prune.plan import PrunePlan
+from lit_prune.plan import PLAN_FILE, PrunePlan
 from lit_prune.pruning import Pruner
-from lit_prune.report import log_figure, log_scalars, log_settings, log_text, plan_markdown, plan_score_map
+from lit_prune.report import log_figure, log_files, log_scalars, log_settings, log_text, plan_markdown, plan_score_map
 
-from .trainers import callbacks_of
+from .trainers import callbacks_of, leaves_nothing, logged_step, run_folder
 
 PARAMETERS, RISE = "final/parameters_left", "final/ppl_rise"
 FINAL_FIGURES = (PARAMETERS, RISE)
@@ -72,17 +72,20 @@ def log_removal(trainer: L.Trainer, plan: PrunePlan, costs: Costs | None) -> Non
     metrics |= {f"score/{name}": score for name, score in step.scores.items()}
     figure = plan_score_map(plan, f"epoch {step.epoch}: {step.removed.name} removed, {left:.1%} of the parameters left")
     for logger in trainer.loggers:
-        log_scalars(logger, metrics, trainer.global_step)
-        log_figure(logger, "score_map", figure, trainer.global_step)
+        log_scalars(logger, metrics, logged_step(trainer))
+        log_figure(logger, "score_map", figure, logged_step(trainer))
 
 
 def log_end(trainer: L.Trainer, plan: PrunePlan) -> None:
-    """Log the plan as a table, and what the run came to."""
-    if not trainer.is_global_zero or not plan.steps:
+    """Log the plan as a table and a file, and what the run came to; call it on every process."""
+    folder = run_folder(trainer)
+    if not (trainer.is_global_zero and trainer.loggers and plan.steps) or leaves_nothing(trainer):
         return
+    file = plan.save(folder / PLAN_FILE)
     for logger in trainer.loggers:
-        log_text(logger, "plan", plan_markdown(plan), trainer.global_step)
-        log_scalars(logger, final_figures(plan), trainer.global_step)
+        log_text(logger, "plan", plan_markdown(plan), logged_step(trainer))
+        log_scalars(logger, final_figures(plan), logged_step(trainer))
+        log_files(logger, [file])
 
 
 def removal_figures(plan: PrunePlan) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.trees import EitherCallback
 from lit_prune.plan import KINDS, SublayerId
 from lit_prune.pruning import progress_bar
-from lit_prune.report import log_figure, log_scalars, write_analysis
+from lit_prune.report import log_figure, log_files, log_scalars, write_analysis
 from lit_prune.surgery import removed_sublayers, require_understood
 
 from . import requirements, trainers
@@ -71,6 +71,7 @@ class SublayerAnalysisCallback(EitherCallback):
         self.progress = progress
         self.analyses: list[Analysis] = []
         self._removed: tuple[SublayerId, ...] = ()
+        self._files: list[Path] = []  # of this fit, on process 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be analysed, and forget an earlier fit."""
@@ -79,6 +80,7 @@ class SublayerAnalysisCallback(EitherCallback):
             requirements.require_whole_model(trainer, type(self).__name__, "take it out of trainer.callbacks")
             trainers.model_in(pl_module, self.model)
             self.analyses = []  # a checkpoint's come later, with load_state_dict
+            self._files = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Analyse the model as it comes, unless a checkpoint brought what was found of it."""
@@ -93,6 +95,11 @@ class SublayerAnalysisCallback(EitherCallback):
         due = self.every_n_epochs is not None and (number + 1) % self.every_n_epochs == 0
         if due or self._removed != tuple(removed_sublayers(trainers.model_in(pl_module, self.model))):
             self._analyse(trainer, pl_module, f"epoch {number}")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand the files to the loggers, once: pictures of each analysis have been logged."""
+        for logger in trainer.loggers:
+            log_files(logger, [file for file in self._files if file.suffix != ".png"])
 
     def state_dict(self) -> dict[str, Any]:
         """What was found so far, in plain types."""
@@ -122,12 +129,12 @@ class SublayerAnalysisCallback(EitherCallback):
     def _report(self, trainer: L.Trainer, folder: Path) -> None:
         settings = {"source": trainers.calibration_source(trainer), "num_batches": self.num_batches}
         side_by_side = [self.analyses[0], *self.analyses[1:][-1:]]
-        files = write_analysis(folder, self.analyses, settings, shown=side_by_side)
-        pictures = [file for file in files if file.suffix == ".png"]
+        self._files = write_analysis(folder, self.analyses, settings, shown=side_by_side)
+        pictures, step = [file for file in self._files if file.suffix == ".png"], trainers.logged_step(trainer)
         for logger in trainer.loggers:
-            log_scalars(logger, _scalars(self.analyses[-1]), trainer.global_step)
+            log_scalars(logger, _scalars(self.analyses[-1]), step)
             for picture in pictures:
-                log_figure(logger, f"analysis/{picture.stem}", picture, trainer.global_step)
+                log_figure(logger, f"analysis/{picture.stem}", picture, step)
 
 
 def _scalars(found: Analysis) -> dict[str, float]:

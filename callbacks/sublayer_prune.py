@@ -241,10 +241,10 @@ class SublayerPruneCallback(EitherCallback):
         """Merge the adapters, save the pruned model, say what was reached."""
         if (trouble := self.course.end()) is not None:
             rank_zero_warn(trouble)
-        if self is self._together(trainer)[-1]:
-            log_end(trainer, self.whole_plan(trainer))
         self.mending.merge()
         self.saving.save(trainer, self.course.pruner.model, self.whole_plan(trainer))
+        if self is self._together(trainer)[-1]:
+            log_end(trainer, self.whole_plan(trainer))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave nothing of this callback on the model but what was removed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -107,8 +108,22 @@ def renew_ddp(trainer: L.Trainer) -> None:
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The folder where this run writes: the first logger's, else the trainer's root. Call it on every process."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """The folder where this run writes, the one with its checkpoints. Call it on every process.
+
+    TensorBoard and CSV give each run a folder. Of other loggers it is made of the first one's name and version, as
+    Lightning does for checkpoints: what they say is where all runs are. Without a logger it is the trainer's root.
+    """
+    logger = trainer.logger
+    if logger is None or is_a(logger, TensorBoardLogger, CSVLogger):
+        return Path(trainer.log_dir or trainer.default_root_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return trainer.strategy.broadcast(folder)  # others than the first know no version
+
+
+def logged_step(trainer: L.Trainer) -> int:
+    """Where on Lightning's axis something is logged now: batches that stepped, however many optimizers step in each."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def calibration_source(trainer: L.Trainer, loss: str = "tokens") -> str:

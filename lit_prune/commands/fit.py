@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import LitLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_prune.callbacks import SublayerPruneCallback
+from lit_prune.callbacks.trainers import run_folder
 from lit_prune.commands.launching import fair_threads, part
 from lit_prune.commands.outcomes import removed_in_words, say_next, what_next
 from lit_prune.commands.recipes import with_recipes
@@ -25,12 +28,19 @@ from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.untrusted import read_settings, require_plain_metadata
+from lit_prune.report import log_files
 from lit_prune.training import LitCausalLM
 
 NO_PRUNING = (
     "nothing will be pruned: there is no SublayerPruneCallback; add --trainer.callbacks+=SublayerPruneCallback "
     "--trainer.callbacks.amount=0.2 --trainer.callbacks.save_to=pruned, or begin with --config quickstart"
 )
+
+PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet-ml", "LitLogger": "litlogger"}
+"""What Lightning's loggers need beside what lit-prune comes with, by their classes' names."""
+
+# Lightning made it a logger of Fabric alone: a Trainer takes it, and the parser of a Trainer's settings does not.
+Logger.register(LitLogger)
 
 
 def run(program: str, arguments: Sequence[str]) -> None:
@@ -48,8 +58,9 @@ def run(program: str, arguments: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lit-prune", "description": "Prune inside a Lightning run.", "default_env": True},
             trainer_defaults={"callbacks": EndTogether()},
+            save_config_callback=SaveConfig,
             # A second run into one folder describes itself, not the first.
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning's own exit code says success
@@ -83,8 +94,13 @@ class PruneCLI(LightningCLI):
             raise LitPruneError(f"seed_everything: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too."""
+        """Give the trainer what `fabric run` got, which it ignores; let no checkpoint run code, from a URL too.
+
+        Raises:
+            LitPruneError: The package of a logger is not installed.
+        """
         settings = self.config[self.config.subcommand]
+        require_logger_packages(settings.trainer.logger)
         if settings.weights_only is None:
             settings.weights_only = True
         for name, value in launcher_settings(os.environ).items():
@@ -123,6 +139,23 @@ class PruneCLI(LightningCLI):
         return [callback for callback in callbacks if isinstance(callback, SublayerPruneCallback)]
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves the settings in the run's folder, as Lightning does for TensorBoard and CSV alone, and logs the file."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the folder on every process, then save from the first."""
+        self.folder = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / self.config_filename
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
+        for logger in trainer.loggers:
+            log_files(logger, [file])
+
+
 class EndTogether(Callback):
     """Lets SIGTERM end all processes of several: Lightning's handler makes them wait for one another, often for ever.
 
@@ -140,6 +173,14 @@ class EndTogether(Callback):
             trainer.strategy.launcher.kill(number)  # those that this process has started
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def require_logger_packages(logger: Any) -> None:
+    """Refuse, before anything is made, one of Lightning's loggers whose package is not installed."""
+    for each in logger if isinstance(logger, list) else [logger]:
+        name = getattr(each, "class_path", "").rpartition(".")[2]
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name].replace("-", "_")) is None:
+            raise LitPruneError(f"{name} needs a package that is not installed: pip install {PACKAGES[name]}")
 
 
 def launcher_settings(environment: Mapping[str, str]) -> dict[str, str | int]:

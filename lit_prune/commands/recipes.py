@@ -1,4 +1,4 @@
-"""Runs of `lit-prune fit` that are in every installation, by their bare names."""
+"""Runs of `lit-prune fit` that are in every installation, and loggers for them, by their bare names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from lit_prune.errors import LitPruneError, did_you_mean
 
 OPTIONS = ("--config", "-c")
+LOGGERS = "loggers/"
+"""What a logger's name begins with; a run is before it: `--config quickstart --config loggers/csv`."""
 
 
 def with_recipes(arguments: Sequence[str]) -> list[str]:
@@ -29,10 +31,15 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
 
 
 def _path(name: str) -> str:
-    # With a suffix or a folder it is a path, which the parser looks for; what has several lines is YAML.
-    if Path(name).is_file() or not name.replace("-", "").replace("_", "").isalnum():
+    # With a suffix or another folder it is a path, which the parser looks for; what has several lines is YAML.
+    if Path(name).is_file() or not name.removeprefix(LOGGERS).replace("-", "").replace("_", "").isalnum():
         return name
-    known = {path.name.removesuffix(".yaml"): path for path in _folder().iterdir() if path.name.endswith(".yaml")}
+    known = {
+        f"{folder}{path.name.removesuffix('.yaml')}": path
+        for folder in ("", LOGGERS)
+        for path in _folder().joinpath(folder).iterdir()
+        if path.name.endswith(".yaml")
+    }
     if name not in known:
         there = ", ".join(sorted(known))
         raise LitPruneError(f"there is no file {name}, and no run of that name{did_you_mean(name, known)}: {there}")

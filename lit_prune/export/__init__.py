@@ -1,7 +1,7 @@
 """Models written for others to load. What is written is read back and compared before it counts as saved."""
 
-from lit_prune.export.card import usage
+from lit_prune.export.card import CARD_FILE, usage
 from lit_prune.export.folder import require_empty, save
 from lit_prune.export.formats import FORMATS, export, require_free
 
-__all__ = ["FORMATS", "export", "require_empty", "require_free", "save", "usage"]
+__all__ = ["CARD_FILE", "FORMATS", "export", "require_empty", "require_free", "save", "usage"]

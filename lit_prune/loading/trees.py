@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 from lightning.pytorch.callbacks import Callback
 
 TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
+TREES = ("lightning", *TWINS.values())
+"""The packages that either holds."""
 Known = TypeVar("Known")
 
 

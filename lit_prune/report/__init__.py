@@ -25,7 +25,7 @@ from lit_prune.report.summary import (
     summary_markdown,
     ties,
 )
-from lit_prune.report.tracking import log_figure, log_scalars, log_settings, log_text
+from lit_prune.report.tracking import log_figure, log_files, log_scalars, log_settings, log_text
 
 __all__ = [
     "Answer",
@@ -41,6 +41,7 @@ __all__ = [
     "draws_in_words",
     "evaluation_markdown",
     "log_figure",
+    "log_files",
     "log_scalars",
     "log_settings",
     "log_text",

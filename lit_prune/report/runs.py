@@ -62,15 +62,13 @@ def read_run(name: str, folder: Path) -> ModelRun | None:
     """Read a pruned model, or a training with one inside; None where the folder is neither."""
     summary = read_summary(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None
     events = any(folder.glob(EVENTS))
-    if (folder / PLAN_FILE).is_file():
-        inside: Path | None = folder
-    elif summary or events:
-        inside = next((path.parent for path in sorted(folder.glob(f"*/{PLAN_FILE}"))), None)
-    else:
+    # A training has its plan beside its log, and the model inside.
+    below = sorted(folder.glob(f"*/{PLAN_FILE}")) if summary or events else []
+    planned = [path.parent for path in (folder / PLAN_FILE, *below) if path.is_file()]
+    if not (summary or events or planned):
         return None
-    plan = PrunePlan.load(inside) if inside else summary.plan if summary else None
-    if inside is not None and not (inside / "config.json").is_file():
-        inside = None
+    plan = PrunePlan.load(planned[0]) if planned else summary.plan if summary else None
+    inside = next((each for each in planned if (each / "config.json").is_file()), None)
     files = {file: folder / file for file in SETTINGS_FILES if (folder / file).is_file()}
     settings = {file: path.read_text(encoding="utf-8", errors="replace") for file, path in files.items()}
     model_name = name if inside in (folder, None) else str(Path(name) / inside.name)
