@@ -196,8 +196,9 @@ def test_a_packaged_run_takes_a_callback_by_its_short_name(tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
-def test_a_fit_that_prunes_nothing_says_so(config, monkeypatch, capsys):
+def test_a_fit_that_prunes_nothing_says_so(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["lit-prune"])
+    monkeypatch.chdir(tmp_path)  # without a logger the settings are saved right there
     settings = yaml.safe_load(config.read_text())
     settings["trainer"].update(callbacks=[], logger=False, max_epochs=1, enable_checkpointing=False)
     config.write_text(yaml.safe_dump(settings))
