@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export import remote_code, vllm, zeroed
+from lit_prune.export import mlx, remote_code, vllm, zeroed
 from lit_prune.export.folder import FolderFormat, require_empty, save, write_loadable
 from lit_prune.export.gguf import require_no_file, save_gguf
 from lit_prune.plan import PrunePlan
@@ -32,7 +32,7 @@ def export(
     Args:
         model: A model of transformers without adapters.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
-        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm or gguf; see docs/deploy.md.
+        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf; see docs/deploy.md.
         tokenizer: The tokenizer, which is written with the model; gguf wants one.
         plan: The plan, which is written with the model.
         options: Options of the format: `verify` of all of them, `weights` and `tokenizer_from` of gguf.
@@ -74,5 +74,6 @@ FORMATS: dict[str, Callable[..., Path]] = {
     "hf-stock": FolderFormat(write_loadable, require_stock, tombstones=True),
     "hf-zeroed": FolderFormat(zeroed.write),
     "vllm": FolderFormat(vllm.write, vllm.require_serving),
+    "mlx": FolderFormat(mlx.write, mlx.require_mlx),
     "gguf": save_gguf,
 }

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from lit_prune.__main__ import main
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export import export, remote_code, vllm, zeroed
+from lit_prune.export import decilm, export, remote_code, vllm, zeroed
 from lit_prune.loading import autoload
 from lit_prune.plan import SublayerId
 from lit_prune.pruning import prune
@@ -170,7 +170,7 @@ def test_vllm(names, tied, tmp_path):
 
 
 def test_vllm_folder_of_a_large_model_comes_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(vllm, "SHARD", "60KB")
+    monkeypatch.setattr(decilm, "SHARD", "60KB")
     model, expected = pruned("llama", SETS[0], head_dim=8)
     folder = export(model, tmp_path / "out", format="vllm")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
