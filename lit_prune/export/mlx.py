@@ -29,6 +29,7 @@ from lit_prune.surgery import evaluating
 
 ROWS = 256
 """FFNs have a whole number of these."""
+DEFAULT = {"rope_type": "default"}
 USAGE = Usage(
     'from mlx_lm import generate, load\n\nmodel, tokenizer = load("FOLDER")',
     "For mlx-lm alone, which builds blocks without attention or FFN from this layout; `mlx_lm.convert` quantises it.",
@@ -58,7 +59,9 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
         "dtype": str(model.dtype).removeprefix("torch."),
         **{name: getattr(config, name) for name in DECILM_CONFIG if name not in ("rope_parameters", "head_dim")},
         "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
+        # mlx-lm looks at `type` first. The tokenizer's loader, transformers, would want more of a config that it does
+        # not know if `rope_type` said the same.
+        "rope_scaling": None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"], **DEFAULT},
         "block_configs": _blocks(config, anatomy.blocks, anatomy.ids),
     }
     write_layout(folder, settings, {name: _filled_up(name, value) for name, value in own.items()})

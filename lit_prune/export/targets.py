@@ -83,6 +83,8 @@ DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
 """What vLLM calls a model whose blocks lack attention or FFN."""
 DECILM_CONFIG = (*SERVED_READ, "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 """Settings of a config that are taken over."""
+VLLM_MODELLED = ("qwen3", "gemma", "gemma2", "gemma3_text")
+"""Further model types that vLLM's Transformers backend writes the same tokens with."""
 MLX_TYPE = "nemotron-nas"
 """The same in mlx-lm, with other settings of FFNs."""
 DECILM_CODE = '''"""The config of a model whose blocks differ, for vLLM's DeciLMForCausalLM. Written by lit-prune."""

@@ -19,7 +19,9 @@ from lit_prune.export.card import Usage
 from lit_prune.export.decilm import require_same_layout, write_layout
 from lit_prune.export.kin import as_llama
 from lit_prune.export.served import require_served
-from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, EMBEDDING, VLLM_POSITIONS
+from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, EMBEDDING, KIN, VLLM_POSITIONS
+from lit_prune.export.vllm_modelled import require_modelled
+from lit_prune.export.vllm_modelled import write as write_modelled
 from lit_prune.files import write_text
 from lit_prune.plan import SublayerId
 
@@ -29,10 +31,20 @@ USAGE = Usage(
     "For vLLM alone, which builds blocks without attention or FFN from this layout. Its config comes as a file of a "
     "few lines, hence `trust_remote_code`.",
 )
-require_serving = partial(require_served, target="vLLM's DeciLM", positions=VLLM_POSITIONS)
+require_decilm = partial(require_served, target="vLLM's DeciLM", positions=VLLM_POSITIONS)
+
+
+def require_serving(model: PreTrainedModel) -> None:
+    """Refuse with a ModelError a model that vLLM is not known to run."""
+    (require_decilm if model.config.model_type in KIN else require_modelled)(model)
 
 
 def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
+    """Write a pruned model in DeciLM's layout or, of other arithmetic than Llama's, with a file that builds it."""
+    return (write_decilm if model.config.model_type in KIN else write_modelled)(model, folder, verify)
+
+
+def write_decilm(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a pruned model in DeciLM's layout, and compare tensors and blocks with what is on disk.
 
     vLLM itself is not asked: it wants another transformers.

@@ -110,7 +110,7 @@ def test_remote_code_holds_the_biases_of_a_compensation(tmp_path):
 
 def test_remote_code_that_builds_something_else_is_not_written(tmp_path, monkeypatch):
     model, _ = pruned("llama", SETS[0])
-    monkeypatch.setattr(remote_code, "_gone", lambda model: {})
+    monkeypatch.setattr(remote_code, "gone_modules", lambda model: {})
     with pytest.raises(ModelError, match="read back"):
         export(model, tmp_path / "out", format="hf-remote-code")
     assert not [*tmp_path.iterdir()]
