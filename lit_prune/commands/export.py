@@ -17,6 +17,7 @@ USES = {
     "hf-stock": "AutoModelForCausalLM.from_pretrained('{0}')",
     "hf-zeroed": "AutoModelForCausalLM.from_pretrained('{0}')",
     "vllm": "vllm serve {0} --trust-remote-code",
+    "mlx": "mlx_lm.generate --model {0} --prompt TEXT",
     "gguf": "any program of llama.cpp, with --model {0}",
 }
 """How what was written is used, by the format."""
@@ -30,7 +31,7 @@ def export_model(
     model: str | None = None,
     part: str | None = None,
     dtype: str = "auto",
-    weights: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+    weights: Literal["f32", "f16", "bf16", "q8_0", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"] | None = None,
     tokenizer_from: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
@@ -39,17 +40,19 @@ def export_model(
     Args:
         source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).
         format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
-            tool, saves nothing), vllm, or gguf for llama.cpp.
+            tool, saves nothing), vllm, mlx, or gguf for llama.cpp.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
         model: For a checkpoint, the dense model that the training began with; by default the one that it names.
         part: For a checkpoint, the attribute path of the model in the module, where there are several.
         dtype: Data type of the weights: float32, bfloat16, float16, or auto for that of the files.
-        weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default.
+        weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default. With llama.cpp's own
+            llama-quantize also q3_k_m, q4_k_m, q5_k_m and q6_k.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
         trust_remote_code: Run code that comes with the model.
     """
     from lit_prune.export import FORMATS, export, require_free
     from lit_prune.export.llama_cpp import is_installed
+    from lit_prune.export.quantise import require_weights
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.training import load_checkpoint
 
@@ -63,6 +66,8 @@ def export_model(
     if (model or part) and not is_checkpoint:
         raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
     require_free(output, format)
+    if weights is not None:
+        require_weights(weights)
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if is_checkpoint:

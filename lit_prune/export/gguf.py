@@ -21,7 +21,8 @@ from lit_prune.errors import ModelError
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.kin import as_llama, head_size, interleaved
-from lit_prune.export.llama_cpp import require_same_in_llama_cpp
+from lit_prune.export.llama_cpp import require_answer, require_same_in_llama_cpp
+from lit_prune.export.quantise import require_weights, to_be_quantised
 from lit_prune.export.served import require_served
 from lit_prune.export.targets import (
     GGUF_ARCHITECTURE,
@@ -54,28 +55,26 @@ def save_gguf(
 ) -> Path:
     """Write a pruned model as a GGUF file with its tokenizer; arguments are as for `export` and `save`.
 
-    Matrices are stored as `weights` (f32, f16, bf16 or q8_0), norms as f32. With `tokenizer_from`, a GGUF file of the
+    Matrices are stored as `weights` (f32, f16, bf16 or q8_0; by llama.cpp's own tool q3_k_m, q4_k_m, q5_k_m or q6_k),
+    norms as f32. With `tokenizer_from`, a GGUF file of the
     dense model, its tokenizer is taken over. To verify is to read the file back, and to ask llama.cpp itself for logits
     where xllamacpp is installed.
     """
     path = require_no_file(file)
-    if weights not in ROUNDING:
-        raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
+    require_weights(weights)
     require_gguf()
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
-    import gguf
-
+    lent = tokenizer_from is not None
     try:
         with file_aside(path) as aside, compacted(model), without_tombstones(model):
-            with closing(gguf.GGUFWriter(aside, GGUF_ARCHITECTURE)) as writer:
-                _add_facts(writer, model, plan, weights)
-                add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
-                _write_tensors(writer, model, weights)
-            if verify:
-                _require_same(model, aside, weights)
-                lent = tokenizer_from is not None
-                require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32", lent=lent)
+            with to_be_quantised(aside, weights, model.dtype) as (whole, stored):
+                _write(whole, model, plan, stored, tokenizer, tokenizer_from)
+                if verify:
+                    _require_same(model, whole, stored)
+                    require_same_in_llama_cpp(model, tokenizer, whole, exact=stored == "f32", lent=lent)
+            if verify and whole != aside:
+                require_answer(model, tokenizer, aside)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
     return path
@@ -89,6 +88,22 @@ def require_no_file(file: str | Path) -> Path:
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     return path
+
+
+def _write(
+    file: Path,
+    model: PreTrainedModel,
+    plan: PrunePlan | None,
+    weights: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_from: str | None,
+) -> None:
+    import gguf
+
+    with closing(gguf.GGUFWriter(file, GGUF_ARCHITECTURE)) as writer:
+        _add_facts(writer, model, plan, weights)
+        add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
+        _write_tensors(writer, model, weights)
 
 
 def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weights: str) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from lit_prune.export.targets import EMBEDDING, HEAD, KIN, LLAMA_SETTINGS, Kin
 
 
-def as_llama(model: PreTrainedModel) -> tuple[LlamaConfig, dict[str, Tensor]]:
+def as_llama(model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
     """The config and tensors of a Llama that computes what a pruned model of one of `targets.KIN` does.
 
     Tensors that stay as they are share the model's memory. Names are those of the blocks that are there.

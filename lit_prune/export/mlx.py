@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
@@ -81,7 +81,7 @@ def _filled_up(name: str, value: Tensor) -> Tensor:
     return pad(value, (0, lacking) if down or value.dim() == 1 else (0, 0, 0, lacking))
 
 
-def _blocks(config: LlamaConfig, blocks: Iterable[int], there: Container[SublayerId]) -> list[Mapping[str, Any]]:
+def _blocks(config: Any, blocks: Iterable[int], there: Container[SublayerId]) -> list[Mapping[str, Any]]:
     heads = config.num_attention_heads // config.num_key_value_heads
     # mlx-lm takes 2 / 3 of this times the width, and rounds up: half a step below is safe from how it rounds.
     rows = config.intermediate_size + -config.intermediate_size % ROWS

@@ -38,7 +38,7 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
         raise ModelError(f"{target} computes {SERVED_ACTIVATIONS[0]}, not {config.hidden_act}; {ELSEWHERE}")
     if unread := _unread(config):
         raise ModelError(f"{target} does not read {', '.join(unread)} of the config; {ELSEWHERE}")
-    require_positions(config.rope_parameters or {}, target, positions)
+    _require_positions(config.rope_parameters or {}, target, positions)
 
 
 def _unread(config: Any) -> list[str]:
@@ -52,8 +52,7 @@ def _unread(config: Any) -> list[str]:
     ]
 
 
-def require_positions(rope: Mapping[str, Any], target: str, positions: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse with a ModelError rotary positions that a runtime does not compute."""
+def _require_positions(rope: Mapping[str, Any], target: str, positions: Mapping[str, tuple[str, ...]]) -> None:
     kind = rope.get("rope_type", "default")
     if kind not in positions:
         raise ModelError(

@@ -43,7 +43,6 @@ KIN = {
         inert=("original_max_position_embeddings", "embd_pdrop", "resid_pdrop"),
     ),
     "helium": Kin(neighbours=True),
-    "ernie4_5": Kin(neighbours=True, inert=("use_bias",)),
 }
 """Model types with the arithmetic of Llama, the only ones whose blocks runtimes let differ."""
 SERVED_ACTIVATIONS = ("silu", "swish")
@@ -83,7 +82,22 @@ DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
 """What vLLM calls a model whose blocks lack attention or FFN."""
 DECILM_CONFIG = (*SERVED_READ, "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 """Settings of a config that are taken over."""
-VLLM_MODELLED = ("qwen3", "gemma", "gemma2", "gemma3_text")
+VLLM_MODELLED = (
+    *(
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "vaultgemma",
+        "smollm3",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "cohere",
+        "cohere2",
+    ),
+    *("exaone4", "glm4", "starcoder2", "stablelm", "nemotron", "phi", "ministral", "ministral3", "apertus"),
+)
 """Further model types that vLLM's Transformers backend writes the same tokens with."""
 MLX_TYPE = "nemotron-nas"
 """The same in mlx-lm, with other settings of FFNs."""
@@ -119,6 +133,8 @@ class DeciLMConfig(LlamaConfig):
 GGUF_ARCHITECTURE = "deci"
 GGUF_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 """Numbers of what most tensors of a file are."""
+GGUF_QUANTISED = {"q3_k_m": 0.25, "q4_k_m": 0.15, "q5_k_m": 0.1, "q6_k": 0.05}
+"""What llama.cpp's own tool makes of a file, and how far a tensor may move, as a share of its norm."""
 GGUF_ENDS = {EMBEDDING: "token_embd", "model.norm.weight": "output_norm", HEAD: "output"}
 GGUF_PARTS = {"attention": "self_attn", "mlp": "mlp"}
 GGUF_NAMES = {

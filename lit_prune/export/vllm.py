@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.export.card import Usage
@@ -70,7 +70,7 @@ def write_decilm(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[Pr
     return model, USAGE
 
 
-def _tensors(own: Mapping[str, Tensor], config: LlamaConfig, stub: str | None) -> dict[str, Tensor]:
+def _tensors(own: Mapping[str, Tensor], config: Any, stub: str | None) -> dict[str, Tensor]:
     """All tensors: the model's own and, in the block of this path, an attention that writes zeros."""
     tensors = {**own}
     if stub is None:

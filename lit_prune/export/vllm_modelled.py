@@ -22,7 +22,7 @@ from lit_prune.export.card import Usage
 from lit_prune.export.decilm import read_tensors
 from lit_prune.export.folder import require_same
 from lit_prune.export.remote_code import gone_modules
-from lit_prune.export.served import ELSEWHERE, require_positions
+from lit_prune.export.served import ELSEWHERE
 from lit_prune.export.targets import HEAD, KIN, VLLM_MODELLED, VLLM_POSITIONS
 from lit_prune.files import write_text
 from lit_prune.loading import autoload
@@ -99,8 +99,13 @@ def require_modelled(model: PreTrainedModel) -> None:
     if not any(sublayer.kind == "attention" for sublayer in find_sublayers(model).ids):
         raise ModelError(f"{TARGET} wants one attention at least, and this model has none; {ELSEWHERE}")
     rope: Mapping[str, Any] = model.config.rope_parameters or {}
-    for each in [rope] if "rope_type" in rope else rope.values():
-        require_positions(each or {}, TARGET, VLLM_POSITIONS)
+    kinds = [each["rope_type"] for each in ([rope] if "rope_type" in rope else rope.values()) if each]
+    if other := [kind for kind in kinds if kind not in VLLM_POSITIONS]:
+        # Tables that are made anew as a text grows: vLLM has many texts in one pass.
+        raise ModelError(
+            f"rotary positions of the type {other[0]} are not written for {TARGET}; {', '.join(VLLM_POSITIONS)} are; "
+            f"{ELSEWHERE}"
+        )
 
 
 def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
