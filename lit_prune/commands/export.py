@@ -33,6 +33,8 @@ def export_model(
     dtype: str = "auto",
     weights: Literal["f32", "f16", "bf16", "q8_0", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"] | None = None,
     tokenizer_from: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Write a model, pruned or dense, for another runtime: see docs/deploy.md.
@@ -48,9 +50,12 @@ def export_model(
         weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default. With llama.cpp's own
             llama-quantize also q3_k_m, q4_k_m, q5_k_m and q6_k.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
+        push_to_hub: A repository on the Hugging Face Hub (user/name), to which what was written is uploaded.
+        private: Make that repository private, if it is not there yet.
         trust_remote_code: Run code that comes with the model.
     """
     from lit_prune.export import FORMATS, export, require_free
+    from lit_prune.export.hub import require_login
     from lit_prune.export.llama_cpp import is_installed
     from lit_prune.export.quantise import require_weights
     from lit_prune.loading.models import load, load_tokenizer
@@ -68,6 +73,8 @@ def export_model(
     require_free(output, format)
     if weights is not None:
         require_weights(weights)
+    if push_to_hub is not None:
+        require_login(push_to_hub)
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if is_checkpoint:
@@ -75,9 +82,12 @@ def export_model(
     else:
         network = load(name, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
-    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
+    place = {"push_to_hub": push_to_hub, "private": private}
+    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **place, **options)
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
+    if push_to_hub is not None:
+        say(f"uploaded: https://huggingface.co/{push_to_hub}")
     say(f"written: {written}\nuse it: {USES[format].format(written)}")
 
 

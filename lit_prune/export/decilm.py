@@ -57,4 +57,4 @@ def require_same_layout(own: Mapping[str, Tensor], folder: Path) -> None:
 def _holds(read: Tensor, own: Tensor) -> bool:
     """Whether a tensor is another one, with zeros around it at most."""
     inner = read[tuple(slice(size) for size in own.shape)]
-    return torch.equal(inner, own) and read.count_nonzero() == own.count_nonzero()
+    return torch.equal(inner, own) and int(read.count_nonzero()) == int(own.count_nonzero())

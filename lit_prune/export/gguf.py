@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
+from lit_prune.export.card import Usage
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
 from lit_prune.export.kin import as_llama, head_size, interleaved
@@ -78,6 +79,12 @@ def save_gguf(
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
     return path
+
+
+def usage_of_gguf(repository: str, file: Path) -> Usage:
+    """How a file in a repository of the Hub is used."""
+    code = f"llama-server --hf-repo {repository} --hf-file {file.name}"
+    return Usage(code, "For llama.cpp and what is built on it.", "bash")
 
 
 def require_no_file(file: str | Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
@@ -70,7 +71,7 @@ def _apart(name: str, value: Tensor, kin: Kin, config: Any) -> dict[str, Tensor]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads["v_proj"] = heads["k_proj"]
     rows = [heads[part] * head_size(config) if part in heads else len(value) // 2 for part in kin.fused[last]]
-    parts = zip(kin.fused[last], value.split(rows), strict=True)
+    parts = zip(kin.fused[last], torch.split(value, rows), strict=True)
     return {f"{parent}.{part}.{leaf}": each.clone() for part, each in parts}  # views are not saved
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from pprint import pformat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -110,7 +110,7 @@ def require_modelled(model: PreTrainedModel) -> None:
 
 def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
     """Write a pruned model with the file that builds it, and compare it with what transformers reads by that."""
-    base = model.base_model
+    base = cast(PreTrainedModel, model.base_model)
     anatomy, name = find_sublayers(base), f"Pruned{type(base).__name__}"
     left = [sublayer for sublayer in anatomy.ids if sublayer.kind == "attention"]
     config, dense = _counting(model, [anatomy.position(sublayer.block) for sublayer in left])
@@ -155,7 +155,7 @@ def _require_same(model: PreTrainedModel, folder: Path) -> None:
             read = AutoModel.from_pretrained(folder, dtype=model.dtype, trust_remote_code=True)
     except (RuntimeError, AttributeError) as error:
         raise ModelError(f"read back, the file does not build what was saved: {error}") from error
-    require_same(model.base_model, read.to(model.device).eval())
+    require_same(cast(PreTrainedModel, model.base_model), read.to(model.device).eval())
     head = read_tensors(folder).get(HEAD)
     if head is not None and not torch.equal(head, model.state_dict()[HEAD].cpu()):
         raise ModelError(f"read back, the tensor {HEAD} has other values")
