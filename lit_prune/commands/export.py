@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
@@ -64,7 +64,7 @@ def export_model(
     if format not in FORMATS:
         raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
     chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options and format != "gguf":
         raise LitPruneError(f"{', '.join(options)} is for gguf, not for {format}")
     is_checkpoint = Path(source).suffix == ".ckpt"
@@ -82,8 +82,8 @@ def export_model(
     else:
         network = load(name, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
-    place = {"push_to_hub": push_to_hub, "private": private}
-    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **place, **options)
+    options |= {"push_to_hub": push_to_hub, "private": private}
+    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     if format == "gguf":
         say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
     if push_to_hub is not None:

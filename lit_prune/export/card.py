@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from transformers import PreTrainedModel
@@ -75,13 +76,13 @@ def usage_by(name: str, note: str, folder: str = "FOLDER", options: str = "") ->
 
 def _front_matter(base: str, task: str, places: tuple[str, ...], plan: PrunePlan | None) -> str:
     # The hub looks names up, so only hub names may stand there.
-    sources = [] if plan is None else [plan.calibration.get("source")]
-    datasets = [source for source in sources if _is_hub_name(source)]
-    derived = {"base_model": base, "base_model_relation": "finetune"} if _is_hub_name(base) else {}
+    source = None if plan is None else plan.calibration.get("source")
+    known: dict[str, Any] = {"datasets": [source]} if _is_hub_name(source) else {}
+    if _is_hub_name(base):
+        known |= {"base_model": base, "base_model_relation": "finetune"}
     data = ModelCardData(
-        **derived,
+        **known,
         **next(filter(None, map(_licence, places)), {}),
-        datasets=datasets or None,
         library_name="transformers",
         pipeline_tag=task,
         tags=["lit-prune", "pruned"],
@@ -93,7 +94,7 @@ def _is_hub_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not is_path(name)
 
 
-def _licence(place: str) -> dict[str, str]:
+def _licence(place: str) -> dict[str, Any]:
     """What the card of a model says of its license, where that card is on this machine."""
     file = Path(place) / CARD_FILE if is_path(place) else None
     if _is_hub_name(place):

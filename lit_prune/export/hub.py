@@ -6,12 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lit_prune.errors import ModelError
 from lit_prune.export.card import CARD_FILE
 
-UNREACHED = (OSError, *HfHubHTTPError.__bases__)
+UNREACHED: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 """What a refusal or a connection that fails raises: of whichever library huggingface_hub asks by, httpx among them."""
 
 
