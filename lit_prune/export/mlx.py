@@ -36,6 +36,11 @@ USAGE = Usage(
 )
 
 
+def is_installed() -> bool:
+    """Whether mlx-lm can be asked."""
+    return importlib.util.find_spec("mlx_lm") is not None
+
+
 def require_mlx(model: PreTrainedModel) -> None:
     """Refuse with a ModelError a model that mlx-lm's nemotron-nas computes otherwise."""
     require_served(model, "mlx-lm's nemotron-nas", POSITIONS)
@@ -68,7 +73,7 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
     model.generation_config.save_pretrained(folder)
     if verify:
         require_same_layout(own, folder)
-        if importlib.util.find_spec("mlx_lm") is not None:
+        if is_installed():
             _require_same_in_mlx(model, folder)
     return model, USAGE
 

@@ -12,7 +12,10 @@ from lit_prune.anatomy import Record
 from lit_prune.errors import ModelError
 from lit_prune.export.targets import KIN, SERVED_ACTIVATIONS, SERVED_INERT, SERVED_READ
 
-ELSEWHERE = "export as hf-zeroed, which the usual converters and servers take, at the price of the dense model"
+ELSEWHERE = (
+    "export as hf-zeroed, which the usual converters (llama.cpp's convert_hf_to_gguf.py) and servers take, at the "
+    "price of the dense model"
+)
 
 
 def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, tuple[str, ...]]) -> None:

@@ -83,20 +83,9 @@ DECILM = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
 DECILM_CONFIG = (*SERVED_READ, "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 """Settings of a config that are taken over."""
 VLLM_MODELLED = (
-    *(
-        "qwen3",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "vaultgemma",
-        "smollm3",
-        "olmo",
-        "olmo2",
-        "olmo3",
-        "cohere",
-        "cohere2",
-    ),
-    *("exaone4", "glm4", "starcoder2", "stablelm", "nemotron", "phi", "ministral", "ministral3", "apertus"),
+    *("qwen3", "gemma", "gemma2", "gemma3_text", "vaultgemma", "smollm3"),
+    *("olmo", "olmo2", "olmo3", "cohere", "cohere2", "exaone4", "glm4"),
+    *("starcoder2", "stablelm", "nemotron", "phi", "ministral", "ministral3", "apertus"),
 )
 """Further model types that vLLM's Transformers backend writes the same tokens with."""
 MLX_TYPE = "nemotron-nas"

@@ -7,6 +7,7 @@ the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ import copy
 from typing import Any
 
 import torch
+from {config_module} import {config} as DenseConfig
 from {module} import {base} as Dense
 from torch import Tensor, nn
 
@@ -67,8 +69,16 @@ class Nothing(nn.Module):
         return (nothing, None) if self.as_tuple else nothing
 
 
+class {name}Config(DenseConfig):
+    """{config} under another name, by which no loader takes the stock class for it."""
+
+    model_type = "{model_type}"
+
+
 class {name}(Dense):
     """{base} without what lit-prune removed."""
+
+    config_class = {name}Config
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config = copy.deepcopy(config)
@@ -114,12 +124,19 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
     anatomy, name = find_sublayers(base), f"Pruned{type(base).__name__}"
     left = [sublayer for sublayer in anatomy.ids if sublayer.kind == "attention"]
     config, dense = _counting(model, [anatomy.position(sublayer.block) for sublayer in left])
+    stock = type(config)
     config.architectures = [f"{name.removesuffix('Model')}ForCausalLM"]
-    config.auto_map = {"AutoModel": f"{autoload.CODE_MODULE}.{name}"}
+    config.auto_map = {
+        "AutoConfig": f"{autoload.CODE_MODULE}.{name}Config",
+        "AutoModel": f"{autoload.CODE_MODULE}.{name}",
+    }
     gone = {path: options and options["as_tuple"] for path, options in gone_modules(base).items()}
     code = CODE.format(
         base=type(base).__name__,
         module=type(base).__module__,
+        config=stock.__name__,
+        config_module=stock.__module__,
+        model_type=f"lit_prune_{stock.model_type}",
         name=name,
         version=version("lit-prune"),
         dense=pformat(dense, sort_dicts=False, width=116),
@@ -127,7 +144,8 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
         attentions=pformat([anatomy[sublayer].path for sublayer in left], width=116),
     )
     model.save_pretrained(folder)
-    config.save_pretrained(folder)
+    settings = {**config.to_dict(), "model_type": f"lit_prune_{stock.model_type}"}
+    write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
     write_text(folder / CODE_FILE, code)
     if verify:
         _require_same(model, folder)

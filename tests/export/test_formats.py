@@ -199,10 +199,11 @@ def test_vllm_by_a_file_that_counts_attentions(architecture, tmp_path):
     folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
     config = json.loads((folder / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["layer_types"]) == 2
-    (wanted,) = config["auto_map"]
-    assert wanted == "AutoModel"
+    assert [*config["auto_map"]] == ["AutoConfig", "AutoModel"]
     assert config["architectures"][0] not in dir(transformers), "vLLM would take its own class"
     with autoload.teaching(False):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         read = AutoModel.from_pretrained(folder, trust_remote_code=True)
     indices = [layer.self_attn.layer_idx for layer in read.layers if hasattr(layer.self_attn, "q_proj")]
     assert indices == [0, 1]
