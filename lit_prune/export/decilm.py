@@ -1,4 +1,4 @@
-"""DeciLM's layout (Nemotron-NAS), whose blocks may lack their attention or FFN: what vLLM and mlx-lm have in common."""
+"""DeciLM's layout, whose blocks may lack their attention or FFN: what vLLM and mlx-lm have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as the Llama that computes the same, which is what runtimes let lack sublayers: `targets.KIN` says how.
+"""A model as the plain one that computes the same, which runtimes let lack sublayers: `targets.KIN` says how.
 
 What is written elsewhere is folded into tensors: multipliers, fused projections, and rotations of neighbours.
 """
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
-from lit_prune.export.targets import EMBEDDING, HEAD, KIN, LLAMA_SETTINGS, Kin
+from lit_prune.export.targets import EMBEDDING, HEAD, KIN, PLAIN_SETTINGS, Kin
 
 
 def as_llama(model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
-    """The config and tensors of a Llama that computes what a pruned model of one of `targets.KIN` does.
+    """The config and tensors of a `LlamaForCausalLM` that computes what a pruned model of one of `targets.KIN` does.
 
     Tensors that stay as they are share the model's memory. Names are those of the blocks that are there.
     """
@@ -29,10 +29,10 @@ def as_llama(model: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
     if tied:
         del tensors[HEAD]
     biased = [name for name in tensors if name.endswith("self_attn.q_proj.bias")]
-    for name in biased:  # Llama has them on all four or none
+    for name in biased:  # a plain one has them on all four or none
         output = name.replace("q_proj", "o_proj")
         tensors.setdefault(output, tensors[name].new_zeros(config.hidden_size))
-    taken = {name: getattr(config, name) for name in LLAMA_SETTINGS if getattr(config, name, None) is not None}
+    taken = {name: getattr(config, name) for name in PLAIN_SETTINGS if getattr(config, name, None) is not None}
     return LlamaConfig(
         **taken,
         head_dim=head_size(config),
@@ -52,7 +52,7 @@ def head_size(config: Any) -> int:
 def interleaved(weight: Tensor, heads: int) -> Tensor:
     """Rows of a query or key projection [heads * head, ...] for a rotation of neighbours.
 
-    Llama in transformers rotates the first half of a head with the second.
+    transformers mostly rotates the first half of a head with the second.
     """
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
@@ -63,7 +63,7 @@ def in_halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def _apart(name: str, value: Tensor, kin: Kin, config: Any) -> dict[str, Tensor]:
-    """Projections of one matrix that hold several of Llama's, one below the other."""
+    """Projections of one matrix that hold several, one below the other."""
     path, _, leaf = name.rpartition(".")
     parent, _, last = path.rpartition(".")
     if last not in kin.fused:

@@ -1,6 +1,6 @@
-"""The layout that mlx-lm reads as nemotron-nas: blocks may lack their attention or FFN.
+"""The layout that mlx-lm reads as `targets.MLX_TYPE`: blocks may lack their attention or FFN.
 
-Source: mlx_lm/models/nemotron-nas.py. It wants heads that share out the width, at least one attention, and FFNs of a
+Source: the model of that name in mlx_lm. It wants heads that share out the width, at least one attention, and FFNs of a
 whole number of 256 rows; rows of zeros fill them up.
 """
 
@@ -42,16 +42,16 @@ def is_installed() -> bool:
 
 
 def require_mlx(model: PreTrainedModel) -> None:
-    """Refuse with a ModelError a model that mlx-lm's nemotron-nas computes otherwise."""
-    require_served(model, "mlx-lm's nemotron-nas", POSITIONS)
+    """Refuse with a ModelError a model that mlx-lm computes otherwise."""
+    require_served(model, f"mlx-lm's {MLX_TYPE}", POSITIONS)
     config = model.config
     if (head := head_size(config)) * config.num_attention_heads != config.hidden_size:
         raise ModelError(
-            f"mlx-lm's nemotron-nas has heads of {config.hidden_size} / {config.num_attention_heads} numbers, and this "
+            f"mlx-lm's {MLX_TYPE} has heads of {config.hidden_size} / {config.num_attention_heads} numbers, and this "
             f"model's have {head}; {ELSEWHERE}"
         )
     if not any(sublayer.kind == "attention" for sublayer in find_sublayers(model).ids):
-        raise ModelError(f"mlx-lm's nemotron-nas wants one attention at least, and this model has none; {ELSEWHERE}")
+        raise ModelError(f"mlx-lm's {MLX_TYPE} wants one attention at least, and this model has none; {ELSEWHERE}")
 
 
 def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:

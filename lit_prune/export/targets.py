@@ -53,7 +53,7 @@ SERVED_READ = (
     *("rope_parameters", "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias"),
 )
 """Settings of a config that the graphs of all runtimes read."""
-LLAMA_SETTINGS = (
+PLAIN_SETTINGS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "rms_norm_eps"),
     *("rope_parameters", "max_position_embeddings", "initializer_range"),

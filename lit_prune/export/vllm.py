@@ -40,7 +40,7 @@ def require_serving(model: PreTrainedModel) -> None:
 
 
 def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTrainedModel, Usage]:
-    """Write a pruned model in DeciLM's layout or, of other arithmetic than Llama's, with a file that builds it."""
+    """Write a pruned model in DeciLM's layout or, of other arithmetic than that, with a file that builds it."""
     return (write_decilm if model.config.model_type in KIN else write_modelled)(model, folder, verify)
 
 
