@@ -32,6 +32,8 @@ class Usage:
     code: str
     note: str
     language: str = "python"
+    library: str = "transformers"
+    """By the Hub's name for it."""
 
 
 def model_card(model: PreTrainedModel, plan: PrunePlan | None, how: Usage) -> str:
@@ -41,7 +43,7 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None, how: Usage) -> st
     anatomy = find_sublayers(model)
     task = "text-classification" if classifies(model) else "text-generation"
     sections = [
-        _front_matter(base, task, (model.config.name_or_path or "", name), plan),
+        _front_matter(base, task, how.library, (model.config.name_or_path or "", name), plan),
         _summary(base, anatomy),
         f"```{how.language}\n{how.code}\n```\n\n{how.note}",
     ]
@@ -74,7 +76,7 @@ def usage_by(name: str, note: str, folder: str = "FOLDER", options: str = "") ->
     return Usage(f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}{options})", note)
 
 
-def _front_matter(base: str, task: str, places: tuple[str, ...], plan: PrunePlan | None) -> str:
+def _front_matter(base: str, task: str, library: str, places: tuple[str, ...], plan: PrunePlan | None) -> str:
     # The hub looks names up, so only hub names may stand there.
     source = None if plan is None else plan.calibration.get("source")
     known: dict[str, Any] = {"datasets": [source]} if _is_hub_name(source) else {}
@@ -83,7 +85,7 @@ def _front_matter(base: str, task: str, places: tuple[str, ...], plan: PrunePlan
     data = ModelCardData(
         **known,
         **next(filter(None, map(_licence, places)), {}),
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=task,
         tags=["lit-prune", "pruned"],
     )

@@ -84,7 +84,7 @@ def save_gguf(
 def usage_of_gguf(repository: str, file: Path) -> Usage:
     """How a file in a repository of the Hub is used."""
     code = f"llama-server --hf-repo {repository} --hf-file {file.name}"
-    return Usage(code, "For llama.cpp and what is built on it.", "bash")
+    return Usage(code, "For llama.cpp and what is built on it.", language="bash", library="gguf")
 
 
 def require_no_file(file: str | Path) -> Path:

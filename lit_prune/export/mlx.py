@@ -33,6 +33,7 @@ DEFAULT = {"rope_type": "default"}
 USAGE = Usage(
     'from mlx_lm import generate, load\n\nmodel, tokenizer = load("FOLDER")',
     "For mlx-lm alone, which builds blocks without attention or FFN from this layout; `mlx_lm.convert` quantises it.",
+    library="mlx",
 )
 
 

@@ -30,6 +30,7 @@ USAGE = Usage(
     'from vllm import LLM\n\nmodel = LLM("FOLDER", trust_remote_code=True)',
     "For vLLM alone, which builds blocks without attention or FFN from this layout. Its config comes as a file of a "
     "few lines, hence `trust_remote_code`.",
+    library="vllm",
 )
 require_decilm = partial(require_served, target="vLLM's DeciLM", positions=VLLM_POSITIONS)
 

@@ -35,6 +35,7 @@ USAGE = Usage(
     'from vllm import LLM\n\nmodel = LLM("FOLDER", trust_remote_code=True)',
     "For vLLM alone, whose Transformers backend runs it: its config counts attentions, not blocks. The file "
     f"`{CODE_FILE}` is all the code there is, and short enough to be read first.",
+    library="vllm",
 )
 CODE = '''"""{base} as lit-prune {version} left it, for vLLM. Written by a program: changes are lost."""
 

@@ -81,6 +81,7 @@ def test_a_file_goes_with_a_card(remote, tmp_path):
         model_of(["mlp.1"]), tmp_path / "a.gguf", format="gguf", tokenizer=byte_tokenizer(), push_to_hub="u/a"
     )
     assert remote.files["a.gguf"] == file.read_bytes()
+    assert ModelCard(remote.files["README.md"].decode()).data.library_name == "gguf"
     assert "llama-server --hf-repo u/a --hf-file a.gguf" in remote.files["README.md"].decode()
 
 
