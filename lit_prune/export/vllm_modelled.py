@@ -15,7 +15,8 @@ from pprint import pformat
 from typing import Any, cast
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lit_prune.anatomy import Record, find_sublayers
 from lit_prune.errors import ModelError
@@ -149,7 +150,7 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
     write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
     write_text(folder / CODE_FILE, code)
     if verify:
-        _require_same(model, folder)
+        _require_same(model, name, folder)
     return model, USAGE
 
 
@@ -168,10 +169,12 @@ def _counting(model: PreTrainedModel, positions: list[int]) -> tuple[Any, dict[s
     return config, {"num_hidden_layers": num_blocks, **lists}
 
 
-def _require_same(model: PreTrainedModel, folder: Path) -> None:
+def _require_same(model: PreTrainedModel, name: str, folder: Path) -> None:
     try:
         with autoload.teaching(False):
-            read = AutoModel.from_pretrained(folder, dtype=model.dtype, trust_remote_code=True)
+            builds: Any = get_class_from_dynamic_module(f"{autoload.CODE_MODULE}.{name}", folder)
+            builds._keys_to_ignore_on_load_unexpected = [f"^{HEAD}$"]  # it has no head, vLLM has
+            read = builds.from_pretrained(folder, dtype=model.dtype)
     except (RuntimeError, AttributeError) as error:
         raise ModelError(f"read back, the file does not build what was saved: {error}") from error
     require_same(cast(PreTrainedModel, model.base_model), read.to(model.device).eval())
