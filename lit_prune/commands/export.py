@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_prune.commands.arguments import call
 from lit_prune.errors import LitPruneError
@@ -17,9 +18,12 @@ USES = {
     "hf-stock": "AutoModelForCausalLM.from_pretrained('{0}')",
     "hf-zeroed": "AutoModelForCausalLM.from_pretrained('{0}')",
     "vllm": "vllm serve {0} --trust-remote-code",
+    "mlx": "mlx_lm.generate --model {0} --prompt TEXT",
     "gguf": "any program of llama.cpp, with --model {0}",
 }
 """How what was written is used, by the format."""
+RUNTIMES = {"mlx": ("mlx-lm", "mlx-lm"), "gguf": ("llama.cpp", "xllamacpp")}
+"""Runtimes that are asked themselves where a package is installed, by the format."""
 
 
 def export_model(
@@ -30,8 +34,10 @@ def export_model(
     model: str | None = None,
     part: str | None = None,
     dtype: str = "auto",
-    weights: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+    weights: Literal["f32", "f16", "bf16", "q8_0", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"] | None = None,
     tokenizer_from: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Write a model, pruned or dense, for another runtime: see docs/deploy.md.
@@ -39,30 +45,38 @@ def export_model(
     Args:
         source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).
         format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
-            tool, saves nothing), vllm, or gguf for llama.cpp.
+            tool, saves nothing), vllm, mlx, or gguf for llama.cpp.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
         model: For a checkpoint, the dense model that the training began with; by default the one that it names.
         part: For a checkpoint, the attribute path of the model in the module, where there are several.
         dtype: Data type of the weights: float32, bfloat16, float16, or auto for that of the files.
-        weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default.
+        weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default. With llama.cpp's own
+            llama-quantize also q3_k_m, q4_k_m, q5_k_m and q6_k.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.
+        push_to_hub: A repository on the Hugging Face Hub (user/name), to which what was written is uploaded.
+        private: Make that repository private, if it is not there yet.
         trust_remote_code: Run code that comes with the model.
     """
     from lit_prune.export import FORMATS, export, require_free
-    from lit_prune.export.llama_cpp import is_installed
+    from lit_prune.export.hub import require_login
+    from lit_prune.export.quantise import require_weights
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.training import load_checkpoint
 
     if format not in FORMATS:
         raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
     chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options and format != "gguf":
         raise LitPruneError(f"{', '.join(options)} is for gguf, not for {format}")
     is_checkpoint = Path(source).suffix == ".ckpt"
     if (model or part) and not is_checkpoint:
         raise LitPruneError(f"model and part are for checkpoints of Lightning's (.ckpt), and {source} is none")
     require_free(output, format)
+    if weights is not None:
+        require_weights(weights)
+    if push_to_hub is not None:
+        require_login(push_to_hub)
     name = (model or _named_model(source)) if is_checkpoint else source
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if is_checkpoint:
@@ -70,9 +84,14 @@ def export_model(
     else:
         network = load(name, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
+    options |= {"push_to_hub": push_to_hub, "private": private}
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
-    if format == "gguf":
-        say("compared with llama.cpp" if is_installed() else "not tried in llama.cpp: pip install xllamacpp")
+    if format in RUNTIMES:
+        runtime, package = RUNTIMES[format]
+        is_there = importlib.util.find_spec(package.replace("-", "_")) is not None
+        say(f"compared with {runtime}" if is_there else f"not tried in {runtime}: pip install {package}")
+    if push_to_hub is not None:
+        say(f"uploaded: https://huggingface.co/{push_to_hub}")
     say(f"written: {written}\nuse it: {USES[format].format(written)}")
 
 

@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from transformers import PreTrainedModel
+from yaml import YAMLError
 
 from lit_prune.anatomy import Anatomy, classifies, find_sublayers
 from lit_prune.files import markdown_inline, markdown_table
@@ -24,10 +27,13 @@ FILLED_AT_RANDOM = (
 
 @dataclass(frozen=True)
 class Usage:
-    """How a saved folder is loaded: Python code that gives `model`, and what a reader must know, in Markdown."""
+    """How what was saved is loaded: code, in Python what gives `model`, and what a reader must know, in Markdown."""
 
     code: str
     note: str
+    language: str = "python"
+    library: str = "transformers"
+    """By the Hub's name for it."""
 
 
 def model_card(model: PreTrainedModel, plan: PrunePlan | None, how: Usage) -> str:
@@ -36,7 +42,11 @@ def model_card(model: PreTrainedModel, plan: PrunePlan | None, how: Usage) -> st
     base = Path(name).name if is_path(name) else name  # no path of this machine
     anatomy = find_sublayers(model)
     task = "text-classification" if classifies(model) else "text-generation"
-    sections = [_front_matter(base, task), _summary(base, anatomy), f"```python\n{how.code}\n```\n\n{how.note}"]
+    sections = [
+        _front_matter(base, task, how.library, (model.config.name_or_path or "", name), plan),
+        _summary(base, anatomy),
+        f"```{how.language}\n{how.code}\n```\n\n{how.note}",
+    ]
     if plan is not None and plan.steps:
         sections.append(_figures(plan))
     return "\n\n".join(sections) + "\n"
@@ -66,11 +76,40 @@ def usage_by(name: str, note: str, folder: str = "FOLDER", options: str = "") ->
     return Usage(f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place}{options})", note)
 
 
-def _front_matter(base: str, task: str) -> str:
-    # The hub looks the base model up, so only hub names may stand there.
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", base)
-    lines = ["library_name: transformers", f"pipeline_tag: {task}", "tags:", "- lit-prune", "- pruned"]
-    return "\n".join(["---", *([f"base_model: {base}"] if is_hub_name else []), *lines, "---"])
+def _front_matter(base: str, task: str, library: str, places: tuple[str, ...], plan: PrunePlan | None) -> str:
+    # The hub looks names up, so only hub names may stand there.
+    source = None if plan is None else plan.calibration.get("source")
+    known: dict[str, Any] = {"datasets": [source]} if _is_hub_name(source) else {}
+    if _is_hub_name(base):
+        known |= {"base_model": base, "base_model_relation": "finetune"}
+    data = ModelCardData(
+        **known,
+        **next(filter(None, map(_licence, places)), {}),
+        library_name=library,
+        pipeline_tag=task,
+        tags=["lit-prune", "pruned"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _is_hub_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not is_path(name)
+
+
+def _licence(place: str) -> dict[str, Any]:
+    """What the card of a model says of its license, where that card is on this machine."""
+    file = Path(place) / CARD_FILE if is_path(place) else None
+    if _is_hub_name(place):
+        cached = try_to_load_from_cache(place, CARD_FILE)
+        file = Path(cached) if isinstance(cached, str) else None
+    if file is None or not file.is_file():
+        return {}
+    try:
+        data = ModelCard.load(file).data
+    except (OSError, ValueError, YAMLError):
+        return {}  # somebody else's card
+    found = {name: data.get(name) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _summary(base: str, anatomy: Anatomy) -> str:

@@ -185,9 +185,9 @@ def require_logits(model: PreTrainedModel, read: PreTrainedModel) -> None:
 
 
 def _logits(model: PreTrainedModel) -> Tensor:
-    """Logits [2, seq, vocab] of fixed random tokens."""
+    """Logits [2, seq, vocab] of fixed random tokens; of a model without head, hidden states [2, seq, hidden]."""
     config = model.config.get_text_config(decoder=True)
     length = min(16, context_length(config) or 16)
     tokens = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     with evaluating(model):
-        return cast(Tensor, model(input_ids=tokens.to(model.device), use_cache=False).logits).float()
+        return cast(Tensor, model(input_ids=tokens.to(model.device), use_cache=False)[0]).float()

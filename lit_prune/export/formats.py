@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export import remote_code, vllm, zeroed
+from lit_prune.export import mlx, remote_code, vllm, zeroed
+from lit_prune.export.card import model_card
 from lit_prune.export.folder import FolderFormat, require_empty, save, write_loadable
-from lit_prune.export.gguf import require_no_file, save_gguf
+from lit_prune.export.gguf import require_no_file, save_gguf, usage_of_gguf
+from lit_prune.export.hub import push, require_login
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import compacted
 
@@ -25,6 +27,8 @@ def export(
     format: str = "hf",
     tokenizer: PreTrainedTokenizerBase | None = None,
     plan: PrunePlan | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
     **options: Any,
 ) -> Path:
     """Write a model, pruned or dense, for another runtime. What is written is read back and compared first.
@@ -32,23 +36,33 @@ def export(
     Args:
         model: A model of transformers without adapters.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
-        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm or gguf; see docs/deploy.md.
+        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf; see docs/deploy.md.
         tokenizer: The tokenizer, which is written with the model; gguf wants one.
         plan: The plan, which is written with the model.
+        push_to_hub: A repository on the Hub, `user/name`, to which what was written is uploaded with its card; it is
+            made if it is not there.
+        private: Whether a repository that is made so is private.
         options: Options of the format: `verify` of all of them, `weights` and `tokenizer_from` of gguf.
 
     Returns:
         What was written.
 
     Raises:
-        ModelError: The format is unknown or has no such option, cannot hold this model, or what was read back differs.
+        ModelError: The format is unknown or has no such option, cannot hold this model, or what was read back differs;
+            or nobody is logged in to the Hub, or the Hub refuses.
     """
     if format not in FORMATS:
         raise ModelError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
     write = FORMATS[format]
     if unknown := sorted(set(options) - set(signature(write).parameters)):
         raise ModelError(f"the format {format} has no option {', '.join(unknown)}")
-    return write(model, output, tokenizer=tokenizer, plan=plan, **options)
+    if push_to_hub is not None:
+        require_login(push_to_hub)
+    written = write(model, output, tokenizer=tokenizer, plan=plan, **options)
+    if push_to_hub is not None:
+        card = model_card(model, plan, usage_of_gguf(push_to_hub, written)) if written.is_file() else None
+        push(written, push_to_hub, private=private, card=card)
+    return written
 
 
 def require_free(output: str | Path, format: str) -> Path:
@@ -74,5 +88,6 @@ FORMATS: dict[str, Callable[..., Path]] = {
     "hf-stock": FolderFormat(write_loadable, require_stock, tombstones=True),
     "hf-zeroed": FolderFormat(zeroed.write),
     "vllm": FolderFormat(vllm.write, vllm.require_serving),
+    "mlx": FolderFormat(mlx.write, mlx.require_mlx),
     "gguf": save_gguf,
 }

@@ -7,7 +7,7 @@ of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +18,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import Anatomy, find_sublayers
 from lit_prune.errors import ModelError
+from lit_prune.export.card import Usage
 from lit_prune.export.folder import require_finished
 from lit_prune.export.gguf_tokenizer import add_tokenizer
-from lit_prune.export.llama_cpp import require_same_in_llama_cpp
-from lit_prune.export.served import head_size, require_served
-from lit_prune.export.targets import GGUF_ARCHITECTURE, GGUF_FILE_TYPES, GGUF_NAMES, GGUF_NORMS, POSITIONS
+from lit_prune.export.kin import as_llama, head_size, interleaved
+from lit_prune.export.llama_cpp import require_answer, require_same_in_llama_cpp
+from lit_prune.export.quantise import require_weights, to_be_quantised
+from lit_prune.export.served import require_served
+from lit_prune.export.targets import (
+    GGUF_ARCHITECTURE,
+    GGUF_ENDS,
+    GGUF_FILE_TYPES,
+    GGUF_NAMES,
+    GGUF_NORMS,
+    GGUF_PARTS,
+    POSITIONS,
+)
 from lit_prune.files import destination, file_aside, obstacle
 from lit_prune.loading.sources import require_gguf
 from lit_prune.plan import PrunePlan, SublayerId
-from lit_prune.surgery import compacted
+from lit_prune.surgery import compacted, without_tombstones
 
 STAND_IN_ROWS = 32
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 2**-7}
@@ -45,31 +56,35 @@ def save_gguf(
 ) -> Path:
     """Write a pruned model as a GGUF file with its tokenizer; arguments are as for `export` and `save`.
 
-    Matrices are stored as `weights` (f32, f16, bf16 or q8_0), norms as f32. With `tokenizer_from`, a GGUF file of the
+    Matrices are stored as `weights` (f32, f16, bf16 or q8_0; by llama.cpp's own tool q3_k_m, q4_k_m, q5_k_m or q6_k),
+    norms as f32. With `tokenizer_from`, a GGUF file of the
     dense model, its tokenizer is taken over. To verify is to read the file back, and to ask llama.cpp itself for logits
     where xllamacpp is installed.
     """
     path = require_no_file(file)
-    if weights not in ROUNDING:
-        raise ModelError(f"a GGUF file holds matrices as {', '.join(ROUNDING)}, not {weights!r}")
+    require_weights(weights)
     require_gguf()
     require_served(model, "llama.cpp's deci", POSITIONS)
     require_finished(model, plan)
-    import gguf
-
+    lent = tokenizer_from is not None
     try:
-        with file_aside(path) as aside, compacted(model):
-            with closing(gguf.GGUFWriter(aside, GGUF_ARCHITECTURE)) as writer:
-                _add_facts(writer, model, plan, weights)
-                add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
-                _write_tensors(writer, model, weights)
-            if verify:
-                _require_same(model, aside, weights)
-                lent = tokenizer_from is not None
-                require_same_in_llama_cpp(model, tokenizer, aside, exact=weights == "f32", lent=lent)
+        with file_aside(path) as aside, compacted(model), without_tombstones(model):
+            with to_be_quantised(aside, weights, model.dtype) as (whole, stored):
+                _write(whole, model, plan, stored, tokenizer, tokenizer_from)
+                if verify:
+                    _require_same(model, whole, stored)
+                    require_same_in_llama_cpp(model, tokenizer, whole, exact=stored == "f32", lent=lent)
+            if verify and whole != aside:
+                require_answer(model, tokenizer, aside)
     except OSError as error:
         raise ModelError(f"cannot write {file}: {error}") from error
     return path
+
+
+def usage_of_gguf(repository: str, file: Path) -> Usage:
+    """How a file in a repository of the Hub is used."""
+    code = f"llama-server --hf-repo {repository} --hf-file {file.name}"
+    return Usage(code, "For llama.cpp and what is built on it.", language="bash", library="gguf")
 
 
 def require_no_file(file: str | Path) -> Path:
@@ -80,6 +95,22 @@ def require_no_file(file: str | Path) -> Path:
     if path.exists():
         raise ModelError(f"{file} exists already and would be overwritten; choose another name or remove it")
     return path
+
+
+def _write(
+    file: Path,
+    model: PreTrainedModel,
+    plan: PrunePlan | None,
+    weights: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_from: str | None,
+) -> None:
+    import gguf
+
+    with closing(gguf.GGUFWriter(file, GGUF_ARCHITECTURE)) as writer:
+        _add_facts(writer, model, plan, weights)
+        add_tokenizer(writer, tokenizer, model.config.vocab_size, tokenizer_from)
+        _write_tensors(writer, model, weights)
 
 
 def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weights: str) -> None:
@@ -102,7 +133,7 @@ def _add_facts(writer: Any, model: PreTrainedModel, plan: PrunePlan | None, weig
     writer.add_head_count(heads)
     writer.add_head_count_kv(shared)
     for add_size in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add_size(head_size(model))
+        add_size(head_size(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -132,53 +163,47 @@ def _sizes(anatomy: Anatomy, kind: str, there: int, gone: int) -> list[int]:
 
 def gguf_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a pruned model by llama.cpp's names, stand-ins included, one at a time."""
-    config, anatomy = model.config, find_sublayers(model)
-    network = cast(Any, model)  # of one of `targets.SERVED_TYPES`, whose parts have no types
-    yield "token_embd.weight", network.model.embed_tokens.weight
-    yield "output_norm.weight", network.model.norm.weight
-    if not config.tie_word_embeddings:
-        yield "output.weight", network.lm_head.weight
-    if config.rope_parameters.get("rope_type") == [*POSITIONS][-1]:
+    config, own = as_llama(model)
+    for name, other in GGUF_ENDS.items():
+        if name in own:
+            yield f"{other}.weight", own[name]
+    rope = config.rope_parameters
+    if rope["rope_type"] == [*POSITIONS][-1]:
         # llama.cpp divides the frequencies by these.
-        plain = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_size(model), 2) / head_size(model))
-        yield "rope_freqs.weight", plain / network.model.rotary_emb.inv_freq.cpu()
-    for position, layer in enumerate(anatomy.block_list(model)):
+        plain = 1 / rope["rope_theta"] ** (torch.arange(0, config.head_dim, 2) / config.head_dim)
+        yield "rope_freqs.weight", plain / cast(Any, model).model.rotary_emb.inv_freq.cpu()
+    anatomy = find_sublayers(model)
+    for position, block in enumerate(anatomy.blocks):
+        path = f"{anatomy.blocks_path}.{position}"
         for kind in GGUF_NAMES:
-            if SublayerId(anatomy.blocks[position], kind) in anatomy:
-                own = _of_sublayer(layer, config, kind)
+            if SublayerId(block, kind) in anatomy:
+                found = _of_sublayer(own, path, config, kind)
             elif kind == "mlp" or position == 0:
-                own = _stand_in(model, kind)
+                found = _stand_in(config, kind)
             else:
                 continue
-            yield from ((f"blk.{position}.{name}", value) for name, value in own)
+            yield from ((f"blk.{position}.{name}", value) for name, value in found)
 
 
-def _of_sublayer(layer: Any, config: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
+def _of_sublayer(own: Mapping[str, Tensor], path: str, config: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
     norm, target = GGUF_NORMS[kind]
-    yield f"{target}.weight", layer.get_submodule(norm).weight
-    parts = layer.self_attn if kind == "attention" else layer.mlp
+    yield f"{target}.weight", own[f"{path}.{norm}.weight"]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, other in GGUF_NAMES[kind].items():
-        for leaf, value in parts.get_submodule(name).named_parameters():
-            yield f"{other}.{leaf}", interleaved(value, heads[name]) if name in heads else value
+        for leaf in ("weight", "bias"):
+            value = own.get(f"{path}.{GGUF_PARTS[kind]}.{name}.{leaf}")
+            if value is not None:
+                yield f"{other}.{leaf}", interleaved(value, heads[name]) if name in heads else value
 
 
-def _stand_in(model: PreTrainedModel, kind: str) -> Iterator[tuple[str, Tensor]]:
+def _stand_in(config: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
     """A sublayer of the least size that llama.cpp takes, which adds zero."""
-    width, rows = model.config.hidden_size, STAND_IN_ROWS if kind == "mlp" else head_size(model)
+    width, rows = config.hidden_size, STAND_IN_ROWS if kind == "mlp" else config.head_dim
     yield f"{GGUF_NORMS[kind][1]}.weight", torch.ones(width)
     *into, out = GGUF_NAMES[kind].values()
     for name in into:
         yield f"{name}.weight", torch.zeros(rows, width)
     yield f"{out}.weight", torch.zeros(width, rows)
-
-
-def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection [heads * head, ...] in llama.cpp's order, which rotates neighbours.
-
-    transformers rotates the first half of a head with the second.
-    """
-    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _require_same(model: PreTrainedModel, file: Path, weights: str) -> None:

@@ -76,6 +76,17 @@ def require_same_in_llama_cpp(
         _require_likeliest(model, ids, completion, allowed)
 
 
+def require_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Refuse with a ModelError a file of rounded weights that llama.cpp, if installed, does not read or answer with.
+
+    How far probabilities may move by such rounding is not known beforehand: they have to be numbers.
+    """
+    if is_installed():
+        ids = _ids(tokenizer, QUESTION)[: (context_length(model.config) or CONTEXT) - 1]
+        answer = _asked(file, (), [_request(tokenizer, ids)])["completions"][0]
+        _require_likeliest(model, ids, answer, float("inf"))
+
+
 def _texts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
     """Those that llama.cpp has to cut alike, and those that sound files cut otherwise; added tokens are in both."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]

@@ -126,13 +126,14 @@ def modelling_code(model: PreTrainedModel) -> str:
     head = f'"""{name} as lit-prune {version("lit-prune")} left it. Written by a program: changes are lost."""'
     source = inspect.getsource(stubs).partition('"""\n\n')[2]
     future, _, classes = source.partition(CACHE)
-    parts = pformat(_gone(model), sort_dicts=False, width=116)
+    parts = pformat(gone_modules(model), sort_dicts=False, width=116)
     biases = dumps(recorded_biases(model))
     own = f"{CACHE}from {module} import {name} as Dense\n"
     return f"{head}\n\n{future}{own}{classes}{CLASS.format(gone=parts, biases=biases, name=name)}"
 
 
-def _gone(model: PreTrainedModel) -> dict[str, dict[str, Any] | None]:
+def gone_modules(model: PreTrainedModel) -> dict[str, dict[str, Any] | None]:
+    """Paths of modules that the stock model has and a pruned one lacks, with options of what stands for a sublayer."""
     config = copy.deepcopy(model.config)
     with torch.device("meta"), autoload.teaching(False):
         anatomy = find_sublayers(type(model)(config))

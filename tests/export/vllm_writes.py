@@ -12,7 +12,7 @@ if __name__ == "__main__":
     from vllm import LLM, SamplingParams
 
     folder, prompts, new_tokens, answers = sys.argv[1:]
-    model = LLM(folder, trust_remote_code=True, dtype="float32", max_model_len=512, enforce_eager=True)
+    model = LLM(folder, trust_remote_code=True, dtype="float32", enforce_eager=True)
     asked = [{"prompt_token_ids": each} for each in json.loads(Path(prompts).read_text())]
     number = int(new_tokens)
     found = model.generate(asked, SamplingParams(temperature=0, max_tokens=number, min_tokens=number), use_tqdm=False)
