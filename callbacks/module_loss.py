@@ -1,19 +1,14 @@
-"""The loss that a module itself finds in a validation batch, without leaving a trace of having been asked."""
+"""The loss that a module itself finds in a validation batch."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
@@ -25,7 +20,8 @@ from lit_prune.measure import Progress, WhatIf, objective_of, on_device
 from lit_prune.scorers import Scorer
 from lit_prune.surgery import evaluating
 
-from .validation import ValidationBatch, validating
+from .asking import asked_alone, step
+from .validation import ValidationBatch
 
 LOSSES = ("tokens", "module")
 """What sublayers are scored by: the mean loss of predicting labels from the tokens before them, or the module's own."""
@@ -101,33 +97,6 @@ def _token_loss(trainer: L.Trainer, model: Any, batch: ValidationBatch) -> float
     return total / num_targets if num_targets else None
 
 
-@contextmanager
-def asked_alone(trainer: L.Trainer) -> Iterator[None]:
-    """Let `validation_step` be called in a `with` block: what the module has counted or collected is as before then."""
-    module = trainer.lightning_module
-    counted = [(part, copy.deepcopy(_state(part))) for part in module.modules() if isinstance(part, Metric)]
-    internal = vars(L.LightningModule()).keys()
-    own = {name: value for name, value in vars(module).items() if name not in internal}
-    collected = {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict | set | deque)}
-    try:
-        with evaluating(module), validating(trainer), trainer.precision_plugin.val_step_context():
-            yield
-    finally:
-        for metric, state in counted:
-            vars(metric).update(state)
-        for name in vars(module).keys() - internal - own.keys():
-            del vars(module)[name]
-        vars(module).update(own)
-        for name, before in collected.items():
-            own[name].clear()
-            own[name].extend(before) if isinstance(before, list | deque) else own[name].update(before)
-
-
-def _state(metric: Metric) -> dict[str, Any]:
-    names = (*metric._defaults, "_update_count", "_computed")
-    return {name: vars(metric)[name] for name in names if name in vars(metric)}
-
-
 def _own_loss(trainer: L.Trainer, batch: ValidationBatch) -> float:
     loss = _reported(trainer, batch)
     if loss is None:
@@ -140,29 +109,11 @@ def _own_loss(trainer: L.Trainer, batch: ValidationBatch) -> float:
 
 def _reported(trainer: L.Trainer, batch: ValidationBatch) -> float | None:
     module = trainer.lightning_module
-    logged: dict[str, Any] = {}
     for part in module.modules():
         if isinstance(part, Metric):
             part.reset()  # what it says then is of this batch alone
-    moved = move_data_to_device(batch.whole, module.device)
-    given = (moved, batch.number, batch.loader)[: _num_arguments(module.validation_step)]
-    # Attributes of the object hide the methods of its class.
-    vars(module).update(
-        log=lambda name, value, *_, **__: logged.update({name: value}),
-        log_dict=lambda dictionary, *_, **__: logged.update(dictionary),
-    )
-    try:
-        returned = module.validation_step(*given)
-    finally:
-        del vars(module)["log"], vars(module)["log_dict"]
+    returned, logged = step(module, batch.whole, batch.number, batch.loader)
     return _loss_in(returned, logged)
-
-
-def _num_arguments(method: Any) -> int:
-    kinds = [parameter.kind for parameter in inspect.signature(method).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 3
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def _loss_in(returned: Any, logged: Mapping[str, Any]) -> float | None:

@@ -47,7 +47,7 @@ class SublayerPruneCallback(EitherCallback):
     scored on the validation batches (NRI by default); a checkpoint holds the model that was validated.
 
     Works with any LightningModule that holds a Hugging Face causal language model, and any loaders whose batches are
-    dicts with `input_ids`, or are made such dicts by a method `batch_to_inputs(batch)` of the module.
+    dicts with `input_ids`, or are made such by `batch_to_inputs(batch)` or `validation_step` of the module.
 
     Args:
         amount: The share of the whole model's cost to remove in the run, above 0 and below 1. With a schedule of its

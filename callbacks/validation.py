@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,19 +11,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lit_prune.errors import DataError
 from lit_prune.measure import input_ids_of, labels_of, tensors_of
 
+from .asking import given_to_the_model, validating
+
 
 @dataclass(frozen=True)
 class ValidationBatch:
     """One batch behind the hooks that transfer it, on the CPU, as `validation_step` takes it with its two numbers.
 
-    `inputs` is what the module's `batch_to_inputs` makes of it, None where it is the batch itself.
+    `inputs` is what the model is given of it where that is another thing, see `inputs_of`; None where it is the batch.
     """
 
     whole: Any
@@ -39,7 +39,10 @@ class ValidationBatch:
         try:
             shape = tuple(input_ids_of(inputs).shape)
         except DataError as error:
-            raise DataError(f"{error}; a method batch_to_inputs(batch) of your module can make one of it") from error
+            raise DataError(
+                f"{error}; your validation_step gives the model none either, and a method batch_to_inputs(batch) of "
+                "your module can make one of it"
+            ) from error
         given = tensors_of(inputs)
         labels = given.get("labels")
         if labels is not None and tuple(labels.shape) != shape:
@@ -66,20 +69,13 @@ def validation_batches(trainer: L.Trainer, limit: int | None) -> list[Validation
     return batches
 
 
-@contextmanager
-def validating(trainer: L.Trainer) -> Iterator[None]:
-    """Let hooks of the user see a trainer that validates, in a `with` block."""
-    stage = trainer.state.stage
-    trainer.state.stage = RunningStage.VALIDATING
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
-
-
 def inputs_of(trainer: L.Trainer, batch: Any) -> Any:
-    """What a language model takes of a loader's batch, behind the hooks that transfer it, back on the CPU."""
-    return _inputs_of(trainer, _transferred(trainer, batch))
+    """What a language model takes of a loader's batch, behind the hooks that transfer it, back on the CPU.
+
+    That is what the module's `batch_to_inputs` makes of it, where it has one; the batch, where it is a dict with
+    `input_ids`; else what the module's `validation_step` calls the model with.
+    """
+    return _inputs_of(trainer, _transferred(trainer, batch), 0, 0)
 
 
 def _transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
@@ -90,10 +86,16 @@ def _transferred(trainer: L.Trainer, batch: Any, loader: int = 0) -> Any:
     return move_data_to_device(batch, torch.device("cpu"))
 
 
-def _inputs_of(trainer: L.Trainer, batch: Any) -> Any:
-    """What a language model takes of a batch that is no dict of it: what the module's `batch_to_inputs` says."""
+def _inputs_of(trainer: L.Trainer, batch: Any, number: int, loader: int) -> Any:
     adapt = getattr(trainer.lightning_module, "batch_to_inputs", None)
-    return batch if adapt is None else adapt(batch)
+    if adapt is not None:
+        return adapt(batch)
+    try:
+        input_ids_of(batch)
+    except DataError:
+        found = given_to_the_model(trainer, batch, number, loader)
+        return batch if found is None else found
+    return batch
 
 
 def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[ValidationBatch]:
@@ -103,4 +105,4 @@ def _first_batches(trainer: L.Trainer, limit: int | None) -> Iterator[Validation
         allowed = min(most, math.inf if limit is None else limit)
         for number, batch in enumerate(islice(loader, None if math.isinf(allowed) else int(allowed))):
             whole = _transferred(trainer, batch, place)
-            yield ValidationBatch(whole, number, place, _inputs_of(trainer, whole))
+            yield ValidationBatch(whole, number, place, _inputs_of(trainer, whole, number, place))

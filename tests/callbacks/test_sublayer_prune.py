@@ -265,8 +265,28 @@ def test_batches_of_another_form_by_an_adapter_of_the_module(tmp_path):
     trainer(tmp_path, other, max_epochs=1).fit(plain, *loaders())
     assert one.plan.steps[0].scores == other.plan.steps[0].scores
     assert one.plan.compensation == other.plan.compensation != {}
-    with pytest.raises(DataError, match=r"found a list; a method batch_to_inputs\(batch\) of your module"):
-        trainer(tmp_path, pruning(schedule=1), max_epochs=1).fit(Pairs(), pairs(TRAIN), pairs(VAL))
+
+
+@pytest.mark.filterwarnings("ignore:.*sublayers are scored by another:UserWarning")
+def test_batches_of_another_form_as_the_validation_step_gives_them_to_the_model(tmp_path):
+    def pairs(examples):
+        return DataLoader([(each["input_ids"][:-1], each["input_ids"][1:]) for each in examples], batch_size=4)
+
+    def cut(examples):
+        return DataLoader([{"input_ids": each["input_ids"][:-1]} for each in examples], batch_size=4)
+
+    one, other = pruning(schedule=1), pruning(schedule=1)
+    trainer(tmp_path, one, max_epochs=1).fit(Pairs(), pairs(TRAIN), pairs(VAL))
+    plain = LitCausalLM(tiny_model("llama"), learning_rate=1e-3)
+    trainer(tmp_path, other, max_epochs=1).fit(plain, cut(TRAIN), cut(VAL))
+    assert one.plan.steps[0].scores == other.plan.steps[0].scores
+
+    class Silent(Pairs):
+        def validation_step(self, batch, number):
+            self.log("loss", 1.0)
+
+    with pytest.raises(DataError, match=r"found a list; your validation_step gives the model none either, and a method"):
+        trainer(tmp_path, pruning(schedule=1), max_epochs=1).fit(Silent(), pairs(TRAIN), pairs(VAL))
 
 
 VAL_BATCH = {"input_ids": torch.stack([each["input_ids"] for each in VAL])}
