@@ -31,10 +31,13 @@ class SearchBar:
         self._measured = False
         self._marks = [(clock(), reached)]  # the beginning, and every removal since then
         self._drawn = -math.inf
+        self._sweep = (clock(), 0)  # when the one that runs now began, and how many blocks it has
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` blocks of a sweep were evaluated, and what is being measured."""
         self._measured |= total > 0
+        if not done or total != self._sweep[1]:
+            self._sweep = (self._clock(), total)
         if self._in_one:
             self._goal, self._marks = 1.0, [self._marks[0], (self._clock(), done / total if total else 0.0)]
         if self._clock() - self._drawn < INTERVAL:
@@ -43,7 +46,7 @@ class SearchBar:
         sweep = f"{done / total:.0%} of a sweep" if total else ""
         without = f"{'' if self._in_one else 'without '}{what[:LONGEST]}" if what else ""
         seconds = self.seconds_left
-        left = "" if seconds is None else time_left(seconds)
+        left = self._sweep_left(done) if seconds is None else time_left(seconds)
         turn = "" if self._in_one else f"round {self._round}"
         self._bar.set_postfix_str(", ".join(filter(None, (turn, sweep, without, left))))
 
@@ -54,6 +57,11 @@ class SearchBar:
         self._marks = [*self._marks, mark] if self._measured else [mark]
         self._round += 1
         self._bar.update(min(reached, self._goal) - self._bar.n)
+
+    def _sweep_left(self, done: int) -> str:
+        """How long the sweep will take yet, before anything tells how many there will be."""
+        begun, total = self._sweep
+        return f"{time_left((self._clock() - begun) * (total - done) / done)} of it" if 0 < done < total else ""
 
     @property
     def seconds_left(self) -> float | None:

@@ -285,7 +285,9 @@ def test_batches_of_another_form_as_the_validation_step_gives_them_to_the_model(
         def validation_step(self, batch, number):
             self.log("loss", 1.0)
 
-    with pytest.raises(DataError, match=r"found a list; your validation_step gives the model none either, and a method"):
+    with pytest.raises(
+        DataError, match=r"found a list; your validation_step gives the model none either, and a method"
+    ):
         trainer(tmp_path, pruning(schedule=1), max_epochs=1).fit(Silent(), pairs(TRAIN), pairs(VAL))
 
 

@@ -51,6 +51,21 @@ def test_a_dear_first_round_is_not_taken_for_the_rule(clock):
         assert bar.seconds_left == pytest.approx(70 * 6 / 20)
 
 
+def test_the_first_round_tells_how_long_its_sweep_will_take(monkeypatch, clock):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("scoring", goal=100, clock=clock) as bar:
+        for done in (0, 20, 50):
+            bar(done, 100, "mlp.0")
+            clock.now += 30
+        bar(0, 40, "mlp.1")
+        clock.now += 6
+        bar(10, 40, "mlp.1")
+    seen = stream.getvalue()
+    assert "50% of a sweep, without mlp.0, about 01:00 left of it" in seen
+    assert "25% of a sweep, without mlp.1, about 00:18 left of it" in seen
+
+
 def test_rounds_of_a_journal_say_nothing(clock):
     with progress_bar("x", goal=100, shown=False, clock=clock) as bar:
         rounds(bar, clock, (None, 10), (None, 20), (None, 30))
