@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import Distillation, LoraHealing, PrunePlan
-    from lit_prune.pruning import apply_plan, compensate_plan, prune
+    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
 
@@ -29,6 +29,7 @@ __all__ = [
     "apply_plan",
     "compensate_plan",
     "describe",
+    "front_of",
     "load",
     "load_tokenizer",
     "merge",
@@ -48,6 +49,7 @@ _MODULES = {
     "apply_plan": "pruning",
     "compensate_plan": "pruning",
     "describe": "surgery",
+    "front_of": "pruning",
     "load": "loading.models",
     "load_tokenizer": "loading.models",
     "merge": "healing",

@@ -22,6 +22,9 @@ def apply_to_model(
     model: str,
     *,
     output: str,
+    amount: float | None = None,
+    steps: int | None = None,
+    max_rise: float | None = None,
     uncompensated: bool = False,
     compensate: str | dict[str, Any] | None = None,
     text: Mixture = MIXTURE,
@@ -38,6 +41,10 @@ def apply_to_model(
         plan: A prune_plan.json, or a folder that holds one.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
+        amount: Only the first removals of the plan, up to this share of the model (in the plan's unit); the last is the
+            one with which a search for this amount would have ended.
+        steps: Only so many of its removals.
+        max_rise: Only those that keep the rise of perplexity on the search's text under this, such as 0.05.
         uncompensated: Remove alone, where the plan was made with a compensation.
         compensate: What makes up for removals in weights that stay - refit, scale, linear or bias, or none; options as
             YAML. By default refit where the plan was made with it, and the factors of the plan where it has some.
@@ -47,34 +54,36 @@ def apply_to_model(
     """
     from lit_prune.export import require_empty, save
     from lit_prune.healing import create_compensation
-    from lit_prune.pruning import apply_plan, compensate_plan
+    from lit_prune.pruning import apply_plan, compensate_plan, front_of
     from lit_prune.report import made_up_for
 
     require_empty(output)
     text.require_possible()
-    steps = PrunePlan.load(plan)
+    found = PrunePlan.load(plan)
     if compensate in ("none", {"name": "none"}):  # as prune takes it
         compensate, uncompensated = None, True
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
-    if compensate is None and not uncompensated and steps.compensation.get("name") == REFIT:
-        compensate = {key: steps.compensation[key] for key in ("name", "ridges") if key in steps.compensation}
+    if compensate is None and not uncompensated and found.compensation.get("name") == REFIT:
+        compensate = {key: found.compensation[key] for key in ("name", "ridges") if key in found.compensation}
     create_compensation("none" if compensate is None else compensate)  # before the model is loaded
     tokenizer = loading.tokenizer(model)
     if compensate is None:
         loading = replace(loading, device=loading.device or "cpu")
     network = loading.model(model, layout)
+    if (amount, steps, max_rise) != (None, None, None):
+        found = front_of(found, network, amount=amount, num_steps=steps, max_rise=max_rise)
     if compensate is None:
-        steps = apply_plan(network, steps, uncompensated=uncompensated)
+        found = apply_plan(network, found, uncompensated=uncompensated)
     else:
         batches = text.batches(tokenizer, network.config, lambda: network)
         source = {"source": ", ".join(text.texts), "window": text.window}
-        steps = compensate_plan(network, steps, batches, compensate, calibration=source, progress=True)
-    if model != steps.model.name:  # which heal takes for the dense model
-        steps = replace(steps, model=replace(steps.model, name=model, revision=None))
-    folder = save(network, output, tokenizer=tokenizer, plan=steps)
-    mended = [made_up_for(steps)] if steps.compensation and not uncompensated else []
-    say("\n".join([*removed_in_words(steps), *mended, f"written: {folder}"]))
+        found = compensate_plan(network, found, batches, compensate, calibration=source, progress=True)
+    if model != found.model.name:  # which heal takes for the dense model
+        found = replace(found, model=replace(found.model, name=model, revision=None))
+    folder = save(network, output, tokenizer=tokenizer, plan=found)
+    mended = [made_up_for(found)] if found.compensation and not uncompensated else []
+    say("\n".join([*removed_in_words(found), *mended, f"written: {folder}"]))
     say_next(what_next(output, model))
 
 

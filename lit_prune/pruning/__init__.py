@@ -1,6 +1,7 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
 from lit_prune.pruning.applied import apply_plan, compensate_plan
+from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.offline import describe_run, prune, require_shardable
 from lit_prune.pruning.progress import SearchBar, progress_bar
 from lit_prune.pruning.pruner import Pruner
@@ -11,6 +12,7 @@ __all__ = [
     "apply_plan",
     "compensate_plan",
     "describe_run",
+    "front_of",
     "progress_bar",
     "prune",
     "require_shardable",
