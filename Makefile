@@ -3,15 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow oldest architectures map campaign lint
+.PHONY: help quickstart test test-slow oldest architectures map campaign lint
 
-quickstart: .venv/.model
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
+
+quickstart: .venv/.model  ## prune and heal SmolLM2: ten minutes on two cores
 	$(BIN)/lit-prune fit --config configs/quickstart.yaml
 
-test: .venv/.installed
+test: .venv/.installed  ## the suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: .venv/.model
+test-slow: .venv/.model  ## what needs the SmolLM2 package or a browser
 	$(BIN)/pip install -c constraints.txt -e '.[eval,sparse,browser]'
 	$(BIN)/python -m pytest -m slow
 
@@ -23,7 +26,7 @@ test-slow: .venv/.model
 	touch $@
 
 # With the oldest dependencies: every step of a user, and exactness of surgery over all architectures.
-oldest: .venv-oldest/.installed
+oldest: .venv-oldest/.installed  ## with the oldest dependencies
 	.venv-oldest/bin/python tests/smoke.py
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= tests/surgery tests/architectures tests/export/test_formats.py tests/callbacks/test_hf_prune.py
 
@@ -33,19 +36,19 @@ oldest: .venv-oldest/.installed
 	touch $@
 
 # What the tests of every architecture find, as the table in docs/architectures.md.
-architectures: .venv/.installed
+architectures: .venv/.installed  ## every architecture, and the table in docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures tests/healing/test_refit.py --write-architectures
 
 # The map of packages in CONTRIBUTING.md, from the first sentence of each.
-map:
+map:  ## the map of packages in CONTRIBUTING.md
 	python3 -m tests.layers
 
 # Faults in the real programs, and the soak: the figures of docs/reliability.md. About 50 minutes, on Linux.
-campaign: .venv/.installed
+campaign: .venv/.installed  ## faults in the real programs: docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign.soak
 
-lint: .venv/.installed
+lint: .venv/.installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
