@@ -216,12 +216,14 @@ def evaluate(
     text_labels(on.sources)  # two texts of one name are told before long work
     conversation = Conversation(questions, dialogue.max_new_tokens, dialogue.temperature, batch_size, on.seed)
     rows: list[Measured] = []
+    dtypes: dict[str, None] = {}
     tokenizers = {name: loading.tokenizer(name) for name in names}
     for tokenizer in tokenizers.values():
         conversation.require_askable(tokenizer)
     batches = {name: on.batches(tokenizer, batch_size) for name, tokenizer in tokenizers.items()}
     for name, tokenizer in tokenizers.items():
         model = loading.model(name)
+        dtypes[str(model.dtype).removeprefix("torch.")] = None
         found = _perplexities(model, batches[name])
         scores = accuracy.scores(model, tokenizer, tasks, batch_size)
         conversation.ask(name, model, tokenizer, is_reference=name == against)
@@ -232,7 +234,7 @@ def evaluate(
     steps = "" if on.stride is None else f" of which the last {on.stride} count"
     asked = ", ".join(f"{name} {value}" for name, value in accuracy.asked.items())
     protocol = (
-        f"Perplexity: windows of {on.window} tokens{steps}, at most {on.num_windows} of a text, {loading.dtype}, "
+        f"Perplexity: windows of {on.window} tokens{steps}, at most {on.num_windows} of a text, {', '.join(dtypes)}, "
         f"{loading.place}.{f' Tasks: {asked}.' if asked else ''}"
     )
     page = f"{evaluation_markdown(rows, compared=against is not None)}\n{' '.join([protocol, *left_out])}\n"

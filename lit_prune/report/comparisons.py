@@ -241,7 +241,7 @@ def _table(rows: Sequence[Result], pruned: Sequence[Result], columns: Sequence[C
 def _cell(row: Result, pruned: Sequence[Result], column: Column) -> Cell:
     value = column.value(row)
     text = f"{value:{column.form}}" if math.isfinite(value) else ""
-    if text and (interval := column.interval(row)) is not None:
+    if text and (interval := column.interval(row)) is not None and interval[0] < interval[1]:
         text += f" ({interval[0]:{column.form}} to {interval[1]:{column.form}})"
     if column.better is None or row not in pruned or not text:
         return Cell(text)
