@@ -65,11 +65,13 @@ def obstacle(path: Path, *, inside: bool = False) -> str | None:
 
 def name_aside(path: Path) -> Path:
     """Find a name beside `path` that nobody else writes to, and remove what killed processes left."""
+    import psutil  # `--help` need not wait for it
+
     start = _hidden(f"{path.name}.{socket.gethostname()}")
     for left in path.parent.glob(f"{glob.escape(start)}*.part"):
         process = left.name.removeprefix(start).removesuffix(".part")
         # A process of this number is this one, or dead: in containers, the number is often the same again.
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f"{start}{os.getpid()}.part")
 
@@ -79,15 +81,6 @@ def _hidden(name: str) -> str:
     start = f".{name}."
     too_long = len(os.fsencode(start)) > LONGEST - len("4194304.part")
     return f".{hashlib.sha256(os.fsencode(start)).hexdigest()}." if too_long else start
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "posix":  # elsewhere, asking ends it
-        try:
-            os.kill(process, 0)
-        except OSError as error:
-            return not isinstance(error, ProcessLookupError)  # it may be somebody else's
-    return True
 
 
 @contextmanager
@@ -103,7 +96,7 @@ def reserved(path: Path) -> Iterator[None]:
     path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sign = path.with_name(f"{_hidden(path.name)}lock")
-    # Without the fallback, which outlives a killed process: a file system that has no locks is an error.
+    # A file system without locks is an error: what stands in for them lets two in, in some versions.
     with FileLock(sign, timeout=0, thread_local=False, fallback_to_soft=False) as lock:
         try:
             yield
