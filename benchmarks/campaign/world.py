@@ -128,7 +128,7 @@ class World:
         result = self.result(program, folder)
         if result.exists():
             self.require_same(program, folder)
-        for path in folder.glob("*.json*"):
+        for path in folder.glob("[!.]*.json*"):  # what is hidden has no final name, or is a lock
             lines = path.read_bytes().split(b"\n")[:-1] if path.suffix == ".jsonl" else [path.read_bytes()]
             for line in lines:
                 try:
