@@ -183,6 +183,7 @@ def _content(path: Path) -> Any:
         plan["healing"].pop("seconds", None)
         for step in plan["steps"]:
             del step["cost"]  # counts what had to be done again
+        plan["compensation"].pop("cost", None)
         return plan
     if path.name.endswith("search.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
