@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import lightning as L
+from filelock import Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.errors import LitPruneError
@@ -59,7 +60,7 @@ class Saving:
     def _reserve(self, target: Path) -> None:
         try:
             self._held.enter_context(reserved(target))
-        except BlockingIOError as error:
+        except Timeout as error:
             raise LitPruneError(
                 f"another fit is about to save its model as {target}; start this one again, or name another folder"
             ) from error

@@ -128,7 +128,7 @@ class World:
         result = self.result(program, folder)
         if result.exists():
             self.require_same(program, folder)
-        for path in folder.glob("*.json*"):
+        for path in folder.glob("[!.]*.json*"):  # what is hidden has no final name, or is a lock
             lines = path.read_bytes().split(b"\n")[:-1] if path.suffix == ".jsonl" else [path.read_bytes()]
             for line in lines:
                 try:
@@ -183,6 +183,7 @@ def _content(path: Path) -> Any:
         plan["healing"].pop("seconds", None)
         for step in plan["steps"]:
             del step["cost"]  # counts what had to be done again
+        plan["compensation"].pop("cost", None)
         return plan
     if path.name.endswith("search.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]

@@ -9,7 +9,6 @@ from lit_prune.files.atomic import (
     folder_aside,
     name_aside,
     obstacle,
-    open_alone,
     reserved,
     write_text,
 )
@@ -75,7 +74,6 @@ __all__ = [
     "markdown_table",
     "name_aside",
     "obstacle",
-    "open_alone",
     "open_bar",
     "read_documents",
     "read_json",

@@ -12,11 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 def file_name(name: str) -> str:
     """Put a name into the letters that a file's name can hold; it never means a folder, or is hidden.
@@ -70,64 +65,45 @@ def obstacle(path: Path, *, inside: bool = False) -> str | None:
 
 def name_aside(path: Path) -> Path:
     """Find a name beside `path` that nobody else writes to, and remove what killed processes left."""
-    start = f".{path.name}.{socket.gethostname()}."
-    if len(os.fsencode(start)) > LONGEST - len("4194304.part"):
-        start = f".{hashlib.sha256(os.fsencode(start)).hexdigest()}."
+    import psutil  # `--help` need not wait for it
+
+    start = _hidden(f"{path.name}.{socket.gethostname()}")
     for left in path.parent.glob(f"{glob.escape(start)}*.part"):
         process = left.name.removeprefix(start).removesuffix(".part")
         # A process of this number is this one, or dead: in containers, the number is often the same again.
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f"{start}{os.getpid()}.part")
 
 
-def _is_alive(process: int) -> bool:
-    if os.name == "posix":  # elsewhere, asking ends it
-        try:
-            os.kill(process, 0)
-        except OSError as error:
-            return not isinstance(error, ProcessLookupError)  # it may be somebody else's
-    return True
-
-
-def open_alone(path: Path) -> int:
-    """Open a file to read and append for this process alone, until it is closed, and return its descriptor.
-
-    Raises:
-        BlockingIOError: Another process has opened the file in this way.
-        OSError: The file cannot be opened or locked.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have moved it away meanwhile.
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+def _hidden(name: str) -> str:
+    """The beginning of a hidden file's name: this one, or its hash where that leaves no room for an ending."""
+    start = f".{name}."
+    too_long = len(os.fsencode(start)) > LONGEST - len("4194304.part")
+    return f".{hashlib.sha256(os.fsencode(start)).hexdigest()}." if too_long else start
 
 
 @contextmanager
 def reserved(path: Path) -> Iterator[None]:
-    """Keep a path that is written later for this process, while a `with` block or at most the process lasts.
+    """Keep a path for this process, while a `with` block or at most the process lasts.
 
     Raises:
-        BlockingIOError: Another process has reserved the path.
+        filelock.Timeout: Another process has reserved the path.
         OSError: The file that stands for the reservation cannot be made beside the path.
     """
+    from filelock import FileLock  # `--help` need not wait for it
+
+    path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sign = path.with_name(f".{path.name}.lock")
-    descriptor = open_alone(sign)
-    try:
-        yield
-    finally:
-        if os.name == "posix":  # elsewhere, an open file cannot be removed
-            sign.unlink(missing_ok=True)
-        os.close(descriptor)
+    sign = path.with_name(f"{_hidden(path.name)}lock")
+    # A file system without locks is an error: what stands in for them lets two in, in some versions.
+    with FileLock(sign, timeout=0, thread_local=False, fallback_to_soft=False) as lock:
+        try:
+            yield
+        finally:
+            # While it is held, so that it is nobody else's; a forked process holds nothing. Windows' lock removes it.
+            if os.name == "posix" and lock.is_locked:
+                sign.unlink(missing_ok=True)
 
 
 @contextmanager

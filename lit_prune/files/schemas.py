@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
 
 from lit_prune.errors import DataError
 from lit_prune.files.atomic import write_text
 
 T = TypeVar("T")
-MAX_NUMBER = 2**63
-"""No count of ours is larger; a larger one could not even be divided."""
+MAX_NUMBER = 2**64 - 1
+"""No number of ours is larger, a seed's included; a larger one could not even be divided."""
 
 
 def to_json(value: Any) -> Any:
@@ -87,27 +87,15 @@ def whole_characters(value: Any) -> Any:
 def record_of(kind: type[T], data: Any) -> T:
     """Make a dataclass of a mapping, every value of the type that its field has.
 
-    Fields are simple types, unions, literals, tuples and mappings of them.
+    Lists become the tuples that they were, and whole numbers the fractions that are wanted.
 
     Raises:
         TypeError: A value is of another type, a name is unknown or missing, or the data is no mapping.
     """
-    if not isinstance(data, Mapping):
-        raise TypeError(f"expected a mapping for {kind.__name__}, found {type(data).__name__}")
-    hints = get_type_hints(kind)
-    for name, value in data.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise TypeError(f"{name} of {kind.__name__} has a value of a wrong kind: {repr(value)[:80]}")
-    return kind(**{name: _tupled(value, hints.get(name)) for name, value in data.items()})
-
-
-def _tupled(value: Any, hint: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    if isinstance(value, list) and get_origin(hint) is tuple:
-        return tuple(value)
-    if isinstance(value, dict) and len(get_args(hint)) == 2:
-        return {name: _tupled(inner, get_args(hint)[1]) for name, inner in value.items()}
-    return value
+    known = {each.name for each in fields(cast(Any, kind))}
+    if isinstance(data, Mapping) and (unknown := sorted({*map(str, data)} - known)):
+        raise TypeError(f"{kind.__name__} has no {', '.join(unknown)[:80]}")
+    return cast(T, _converted(kind.__name__, data, kind))
 
 
 def require_kinds(where: str, data: Any, kinds: Mapping[str, Any]) -> None:
@@ -121,29 +109,27 @@ def require_kinds(where: str, data: Any, kinds: Mapping[str, Any]) -> None:
         >>> require_kinds("healing", {"tokens": "five"}, {"tokens": int})
         Traceback (most recent call last):
             ...
-        TypeError: tokens of healing is missing or of a wrong kind: 'five'
+        TypeError: tokens of healing: Expected `int`, got `str`
     """
-    if not isinstance(data, Mapping):
-        raise TypeError(f"expected a mapping for {where}, found {type(data).__name__}")
+    _converted(where, data, dict[str, Any])
     for name, kind in kinds.items():
-        if name not in data or not _fits(data[name], kind):
-            raise TypeError(f"{name} of {where} is missing or of a wrong kind: {repr(data.get(name))[:80]}")
+        if name not in data:
+            raise TypeError(f"{where} has no {name}")
+        _converted(f"{name} of {where}", data[name], kind)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(_fits(value, choice) for choice in inner)
-    if origin is Literal:
-        return value in inner
-    if origin is tuple or origin is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
-    if origin is Mapping:
-        named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-        return named and all(_fits(item, inner[1]) for item in value.values())
-    if hint in (int, float):
-        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
-        return number and not (isinstance(value, int) and abs(value) >= MAX_NUMBER)
-    return isinstance(value, origin or hint)
+def _converted(where: str, data: Any, kind: Any) -> Any:
+    import msgspec  # `--help` need not wait for it
+
+    try:
+        _require_countable(data)
+        return msgspec.convert(data, kind)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise TypeError(f"{where}: {error}") from error
+
+
+def _require_countable(value: Any) -> None:
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise OverflowError(f"Expected a number of {MAX_NUMBER} at most, got {len(str(abs(value)))} digits")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        _require_countable(inner)

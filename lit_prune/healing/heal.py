@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import find_sublayers, is_norm
+from lit_prune.anatomy import find_sublayers, is_norm, own_parameters
 from lit_prune.data import calibration_batches, fingerprint, window_loader
 from lit_prune.errors import LitPruneError, MeasureError
 from lit_prune.healing.bar import HealingBar
@@ -88,7 +88,7 @@ def heal(
         attach_lora(model, lora)
     trained = _choose_trained(model, settings)
     if teacher is not None:
-        teacher.keep(parameter for name, parameter in trained.items() if "lora_" not in name)
+        teacher.keep(parameter for name, parameter in own_parameters(model) if name in trained)
     per_step = batch_size * int(trainer_options.get("accumulate_grad_batches", 1))  # of each process
     num_tokens = per_step * train.shape[1]
     stage = HealingStage(model, settings, steps=math.ceil(settings.tokens / num_tokens), teacher=teacher)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -46,9 +46,10 @@ def attach_lora(model: nn.Module, healing: LoraHealing) -> None:
         inject_adapter_in_model(_config_of(healing, blocks), blocks)
     except ValueError as error:
         raise LitPruneError(f"LoRA cannot be attached to {healing.targets}: {error}") from error
+    adapters = [parameter for parameter in blocks.parameters() if parameter.requires_grad]  # the rest peft has frozen
     model.requires_grad_(False)
-    for name, parameter in blocks.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    for parameter in adapters:
+        parameter.requires_grad_()
     for module in blocks.modules():
         if isinstance(module, BaseTunerLayer):
             _keep_in_float32(module)
@@ -188,15 +189,13 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base: str) -> Path:
         ModelError: The folder is not empty, or cannot be written; nothing is left behind then.
     """
     path = Path(directory).expanduser()
-    config = copy.copy(next(iter(getattr(model, "peft_config", {}).values())))
+    adapter, config = next(iter(vars(model)["peft_config"].items()))
+    config = copy.copy(config)
     with compacted(model):  # as the blocks are numbered in the folder
         names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-        # peft names weights as its own wrapper around the model would.
-        tensors = {
-            f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().contiguous().cpu()
-            for name, parameter in model.named_parameters()
-            if "lora_" in name
-        }
+        found = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        # As in peft's own wrapper around the model.
+        tensors = {f"base_model.model.{name}": tensor.contiguous().cpu() for name, tensor in found.items()}
     config.target_modules, config.exclude_modules = set(names), None
     config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
     try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
+from filelock import Timeout
+
 from lit_prune.errors import MeasureError
-from lit_prune.files import open_alone
+from lit_prune.files import reserved
 
 
 class JournalFile:
@@ -21,11 +24,12 @@ class JournalFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = open_alone(self.path)
-            self.close = weakref.finalize(self, os.close, self._descriptor)
-            *self.lines, self.torn = self.path.read_bytes().split(b"\n")
-        except BlockingIOError as error:
+            with ExitStack() as held:
+                held.enter_context(reserved(self.path))
+                self._descriptor = held.enter_context(self.path.open("ab", buffering=0)).fileno()
+                *self.lines, self.torn = self.path.read_bytes().split(b"\n")
+                self.close = weakref.finalize(self, held.pop_all().close)
+        except Timeout as error:
             raise MeasureError(
                 f"another process is searching with the journal {self.path}: wait for it, or name another output"
             ) from error

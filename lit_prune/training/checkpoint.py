@@ -154,7 +154,7 @@ def _read(structure: Any) -> tuple[list[SublayerId], LoraHealing | None, list[An
 def _attach_lora(model: nn.Module, lora: LoraHealing) -> None:
     try:
         attach_lora(model, lora)
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise ModelError(f"the checkpoint is damaged: no model can have its adapters ({lora}): {error}") from error
 
 

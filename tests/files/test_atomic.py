@@ -2,14 +2,17 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from lit_prune.commands.arguments import require_writable, still_free
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.export import require_empty, save
-from lit_prune.files import NotPlacedError, folder_aside, write_text
+from lit_prune.files import NotPlacedError, folder_aside, reserved, write_text
 from lit_prune.plan import PrunePlan
 from lit_prune.pruning import Pruner
 from tests.tiny import tiny_model
@@ -151,3 +154,43 @@ def test_what_came_there_during_long_work_is_not_written_over(tmp_path):
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert still_free(out) == tmp_path / "out.1"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lit_prune.files import reserved
+
+with reserved(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["out", "n" * 239], ids=["short", "long"])
+def test_a_killed_process_keeps_no_path_from_others(name, tmp_path):
+    path = tmp_path / name
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            with pytest.raises(Timeout), reserved(path):
+                pass
+        finally:
+            holder.kill()
+    with reserved(path), pytest.raises(Timeout), reserved(path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and processes of POSIX")
+def test_a_path_is_kept_under_all_its_names_and_by_one_process(tmp_path):
+    (tmp_path / "link").symlink_to("out")
+    with reserved(tmp_path / "link"):
+        if (child := os.fork()) == 0:
+            with pytest.raises(ZeroDivisionError), reserved(tmp_path / "another"):
+                raise ZeroDivisionError
+            os._exit(len(list(tmp_path.iterdir())))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2, "the link, and what stands for `out`"
+        with pytest.raises(Timeout), reserved(tmp_path / "out"):
+            pass
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]
