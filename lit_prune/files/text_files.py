@@ -8,6 +8,7 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ def packed_lines(path: Path) -> Iterator[str]:
         DataError: It is missing or damaged, or no UTF-8; the message names the line.
     """
     damage: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error)
-    number, opened = 0, gzip.open
+    number, unpacked = 0, gzip.open
     if path.suffix == ".zst":
         zstandard = _zstandard(path)
-        damage, opened = (*damage, zstandard.ZstdError), zstandard.open
+        damage = (*damage, zstandard.ZstdError)
+        unpacked = partial(zstandard.ZstdDecompressor().stream_reader, read_across_frames=True)
     try:
-        with opened(path, "rb") as file:
+        with path.open("rb") as packed, unpacked(packed) as file:
             for line in io.TextIOWrapper(file, "utf-8-sig"):
                 number += 1
                 yield line
