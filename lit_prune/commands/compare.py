@@ -47,8 +47,8 @@ def compare(
 ) -> None:
     """Compare pruning methods on the same models, tokens and budgets, in one table.
 
-    Writes OUTPUT/comparison.md, comparison.csv, comparison.png and removed-*.png after every row, the plans and the
-    measurements. A run that was stopped goes on when the same command is given again.
+    Writes OUTPUT/comparison.md, comparison.csv, comparison.png (and .svg, .pdf) and removed-*.png after every row, the
+    plans and the measurements. A run that was stopped goes on when the same command is given again.
 
     Args:
         models: One or more, separated by commas: hub names, folders, GGUF files, or package:NAME for the GGUF file
@@ -138,11 +138,11 @@ def compare(
         )
         for row in comparison.rows(name, partial(loading.model, name), entries, shares, kept):
             say(_said(row), flush=True)
-            _write(folder, kept.found, notes)
+            _write(folder, kept.found, notes, settings)
         notes += comparison.impossible
-        _write(folder, kept.found, notes)
+        _write(folder, kept.found, notes, settings)
     best = "\n".join(best_in_words(averaged(kept.found)))
-    say(f"\n{comparison_markdown(kept.found, notes)}\n{best}\nwritten: {folder / 'comparison.md'}")
+    say(f"\n{comparison_markdown(kept.found, notes, settings)}\n{best}\nwritten: {folder / 'comparison.md'}")
 
 
 run = partial(call, compare, nested=["refit"])
@@ -211,13 +211,15 @@ def _said(row: Result) -> str:
     return f"{row.model}, {row.label}{amount}: perplexity {ppl:.2f} on {text}, {row.passes:,.1f} passes"
 
 
-def _write(folder: Path, rows: Sequence[Result], notes: Sequence[str]) -> None:
+def _write(folder: Path, rows: Sequence[Result], notes: Sequence[str], settings: Mapping[str, Any]) -> None:
     from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 
-    write_text(folder / "comparison.md", comparison_markdown(rows, notes))
+    write_text(folder / "comparison.md", comparison_markdown(rows, notes, settings))
     write_text(folder / "comparison.csv", comparison_csv(rows))
     if any(row.amount for row in rows):
-        save_figure(comparison_figure(rows), folder / "comparison.png")
+        figure = comparison_figure(rows)
+        for ending in ("png", "svg", "pdf"):
+            save_figure(figure, folder / f"comparison.{ending}")
     for model in dict.fromkeys(row.model for row in rows):
         for amount in sorted({row.amount for row in rows if row.amount}):
             own = [row for row in rows if row.model == model and row.amount == amount]

@@ -5,11 +5,11 @@ from lit_prune.report.comparisons import (
     comparison_csv,
     comparison_figure,
     comparison_markdown,
-    removal_figure,
 )
 from lit_prune.report.drawing import save_figure
 from lit_prune.report.evaluations import answers_markdown, evaluation_markdown, signs_markdown
 from lit_prune.report.inventory_table import print_inventory
+from lit_prune.report.removal_map import removal_figure
 from lit_prune.report.score_map import plan_score_map, score_map
 from lit_prune.report.summary import (
     Answer,

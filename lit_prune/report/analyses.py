@@ -14,7 +14,20 @@ from lit_prune.errors import DataError
 from lit_prune.evaluation import BIASES, EMBEDDING, Analysis, DepthFigures, SublayerFigures
 from lit_prune.files import figure_text, markdown_inline, markdown_line, read_json, write_json, write_text
 from lit_prune.plan import KINDS
-from lit_prune.report.drawing import BLUE, GREEN, RED, new_figure, picture, save_figure
+from lit_prune.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    PAPER,
+    RED,
+    SHADE,
+    every,
+    map_piece,
+    new_figure,
+    number_axis,
+    save_figure,
+    shortened,
+)
 from lit_prune.report.evaluations import require_rows, settings_line
 from lit_prune.report.pieces import Piece, Table
 
@@ -25,9 +38,8 @@ if TYPE_CHECKING:
 ANALYSIS_FILE = "analysis.json"
 SUBLAYERS = ("sublayer", "input norm", "output norm", "cosine", "RI", "NRI", "logit above the mean", "share")
 DEPTHS = ("stream behind", "norm", "loss", "same top token", "KL")
-COLOURS = {"attention": BLUE, "mlp": RED, "stream": "#000000", "other": "#8a8a8a", "kl": GREEN}
+COLOURS = {"attention": BLUE, "mlp": RED, "stream": INK, "other": "#8a8a8a", "kl": GREEN}
 MARKERS = {"attention": "o", "mlp": "s"}
-REMOVED = "#e4e4e4"
 NUM_COLUMNS = 3
 HIGHEST = 1e12
 """Where infinite impact is drawn, at most."""
@@ -42,7 +54,7 @@ TITLES = {
     "logit_lens": "Logit lens: final norm and head on the stream behind each block",
     "unraveled": "Unraveled view: what each path carries of the predicted token's logit",
 }
-"""Titles of the pictures by the names of their files, in the order in which they are read."""
+"""By the names of the pictures' files, in the order in which they are read."""
 
 
 class Panels(NamedTuple):
@@ -51,7 +63,7 @@ class Panels(NamedTuple):
     label: str
     draw: Callable[[Axes, Analysis], None]
     finish: Callable[[Axes], object] = lambda axis: None
-    across: str = "block (attention on its number, mlp half a block behind)"
+    across: str = "block; mlp half a block behind"
 
 
 def write_analysis(
@@ -70,26 +82,31 @@ def write_analysis(
         shown: The analyses in the pictures, side by side; all when None.
     """
     folder = Path(folder)
-    data = {"settings": dict(settings), "models": [asdict(analysis) for analysis in analyses]}
+    shown = analyses if shown is None else shown
+    data = {"settings": dict(settings), "shown": [analyses.index(each) for each in shown]}
+    data["models"] = [asdict(analysis) for analysis in analyses]
     page = analysis_markdown(analyses)
     written = [write_json(folder / ANALYSIS_FILE, data), write_text(folder / "analysis.md", page)]
-    figures = analysis_figures(shown or analyses)
-    return [*written, *(save_figure(figure, folder / f"{name}.png") for name, figure in figures.items())]
+    return written + [save_figure(each, folder / f"{name}.png") for name, each in analysis_figures(shown).items()]
 
 
 def analysis_pieces(folder: Path) -> list[Piece]:
-    """What `write_analysis` left: pictures one below the other. A file that is damaged or empty is a DataError."""
+    """The pictures of what `write_analysis` left. A file that is damaged or empty is a DataError."""
     path = folder / ANALYSIS_FILE
     try:
         data = read_json(path.read_text(encoding="utf-8"))
-        models = [str(model["model"]) for model in data["models"]]
-        files = {title: folder / f"{file}.png" for file, title in TITLES.items()}
-        pictures = {title: file.read_bytes() for title, file in files.items() if file.is_file()}
-        note = Piece("note", f"{', '.join(models)}. {settings_line(dict(data['settings']))}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        models = [Analysis.from_dict(model) for model in data["models"]]
+        shown = [models[index] for index in data.get("shown", range(len(models)))]
+        note = Piece("note", f"{', '.join(model.model for model in models)}. {settings_line(dict(data['settings']))}")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"cannot read the analysis {path}: {error!r}; make it again") from error
     require_rows(models, path)
-    return [note, *(picture(found, f"{title}, block by block") for title, found in pictures.items())]
+    topics, pieces = _topics(shown), [note]
+    for name, title in TITLES.items():
+        if name in topics:
+            draw = partial(_figure, "", topics[name], shown)
+            pieces += [Piece("heading", title), map_piece(draw, f"{title}, block by block")]
+    return pieces
 
 
 def analysis_markdown(analyses: Sequence[Analysis]) -> str:
@@ -131,14 +148,18 @@ def analysis_figures(analyses: Sequence[Analysis]) -> dict[str, Figure]:
 
     These are `norms`, `similarity`, `logit_lens`, and where any model has it `impact` and `unraveled`.
     """
+    return {name: _figure(TITLES[name], panels, analyses) for name, panels in _topics(analyses).items()}
+
+
+def _topics(analyses: Sequence[Analysis]) -> dict[str, list[Panels]]:
     # A cosine near 1 says little on a linear axis: the distance from 1 is drawn, the axis shows the cosine.
     similarity = partial(_draw_by_kind, figure=lambda sublayer: max(1 - sublayer.similarity, MOST_SIMILAR))
     agreement = partial(_draw_by_depth, figure=lambda depth: depth.agreement, color=COLOURS["attention"])
     lines = {
-        "norms": [Panels("mean L2 norm", _norms, _log)],
+        "norms": [Panels("mean L2 norm", _norms, number_axis)],
         "similarity": [Panels("cosine", similarity, _cosine_axis)],
         "logit_lens": [
-            Panels("nats", _lens_losses, _log, THROUGH),
+            Panels("nats", _lens_losses, number_axis, THROUGH),
             Panels("same top token", agreement, lambda axis: axis.set_ylim(-0.03, 1.03), THROUGH),
         ],
     }
@@ -150,7 +171,7 @@ def analysis_figures(analyses: Sequence[Analysis]) -> dict[str, Figure]:
     if any(analysis.paths for analysis in analyses):
         labels = {"margin": "above the mean logit", "share": "share of all terms"}
         lines["unraveled"] = [Panels(label, partial(_bars, name)) for name, label in labels.items()]
-    return {name: _figure(TITLES[name], panels, analyses) for name, panels in lines.items()}
+    return lines
 
 
 def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -> Figure:
@@ -159,7 +180,7 @@ def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -
     num_blocks = max(analysis.num_blocks for analysis in analyses)
     width = min(max(0.17 * num_blocks + 1.5, 4.0), 9.0) * num_columns
     figure = new_figure(max(width, 6.0), 2.5 * len(lines) * num_lines + 1.0)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=11)
     grid = figure.add_gridspec(len(lines) * num_lines, num_columns)
     for number, panels in enumerate(lines):
         first: Axes | None = None
@@ -170,16 +191,16 @@ def _figure(title: str, lines: Sequence[Panels], analyses: Sequence[Analysis]) -
             panels.draw(axis, analysis)
             _shade_removed(axis, analysis, ahead=0.25 if panels.across == THROUGH else 0.0)
             axis.grid(visible=True, alpha=0.25)
+            axis.set_axisbelow(True)
             axis.tick_params(labelsize=9)
-            if number == 0:
-                axis.set_title(figure_text(analysis.model), fontsize=10)
-            if index % num_columns == 0:
-                axis.set_ylabel(panels.label)
+            axis.set_title("" if number else figure_text(shortened(analysis.model, 44)), fontsize=10)
             if number + 1 == len(lines):
                 axis.set_xlabel(panels.across)
+            if index % num_columns == 0:
+                axis.set_ylabel(panels.label)
         assert first is not None
         panels.finish(first)
-        first.set_xlim(-1.6, num_blocks + 0.9)
+        first.set(xlim=(-1.6, num_blocks + 0.9), xticks=range(0, num_blocks + 1, every(num_blocks, 14)))
     _add_legend(figure)
     return figure
 
@@ -190,7 +211,7 @@ def _add_legend(figure: Figure) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     num_columns = min(len(named), 4 if figure.get_figwidth() > 10 else 3)
-    figure.legend(named.values(), named, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
+    figure.legend(named.values(), named, loc="outside lower left", ncols=num_columns, frameon=False, fontsize=9)
 
 
 def _place(name: str) -> float:
@@ -232,7 +253,7 @@ def _bars(figure: str, axis: Axes, analysis: Analysis) -> None:
         axis.bar(list(own), list(own.values()), width=0.45, color=COLOURS[kind], label=kind)
     others = [heights.get(name, math.nan) for name in (EMBEDDING, BIASES)]
     places, label = [-1, analysis.num_blocks + 0.3], "embedding (left), biases (right)"
-    axis.bar(places, others, width=0.45, color="white", edgecolor="black", hatch="////", label=label)
+    axis.bar(places, others, width=0.45, color=PAPER, edgecolor=INK, hatch="////", label=label)
     axis.axhline(0, color=COLOURS["other"], linewidth=0.8)
 
 
@@ -252,24 +273,21 @@ def _shade_removed(axis: Axes, analysis: Analysis, ahead: float) -> None:
     for name in (f"{kind}.{block}" for block in range(analysis.num_blocks) for kind in KINDS):
         if name not in present:
             middle = _place(name) + ahead
-            axis.axvspan(middle - 0.25, middle + 0.25, color=REMOVED, linewidth=0, label="removed", zorder=0)
-
-
-def _log(axis: Axes) -> None:
-    from matplotlib.ticker import LogLocator
-
-    axis.set_yscale("log")
-    # Less than two powers of ten would leave the axis with one number.
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("")
+            axis.axvspan(middle - 0.25, middle + 0.25, color=SHADE, linewidth=0, label="removed", zorder=0)
 
 
 def _symlog(linear: float, axis: Axes) -> None:
+    from matplotlib.ticker import SymmetricalLogLocator
+
     axis.set_yscale("symlog", linthresh=linear)
     # The limits so far have the margins of a linear axis.
     axis.relim()
     axis.autoscale(axis="y")
+    # Less than two powers of ten on either side would leave the axis with few numbers.
+    subs = (1, 2, 5) if max(map(abs, axis.get_ylim())) < 100 * linear else (1,)
+    axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=subs))
+    axis.yaxis.set_major_formatter("{x:,.6g}")
+    axis.minorticks_off()
 
 
 def _cosine_axis(axis: Axes) -> None:

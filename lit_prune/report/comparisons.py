@@ -23,10 +23,11 @@ from lit_prune.evaluation import (
     read_results,
 )
 from lit_prune.files import figure_text, markdown_inline, markdown_line
-from lit_prune.plan import KINDS, Candidate
-from lit_prune.report.drawing import BLUE, RED, growing_legend, mark, name_axes, new_figure, number_axis, png_piece, svg
+from lit_prune.plan import Candidate
+from lit_prune.report.drawing import growing_legend, map_piece, mark, name_axes, new_figure, number_axis, svg
 from lit_prune.report.evaluations import require_rows, settings_line
 from lit_prune.report.pieces import Cell, Piece, Table, number
+from lit_prune.report.removal_map import removal_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,14 +56,18 @@ class Column(NamedTuple):
     interval: Callable[[Result], tuple[float, float] | None] = lambda row: None
 
 
-def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = ()) -> str:
-    """Write one table for each model and amount, and notes at the end; draws of one method are one line.
+def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = (), settings: Mapping[str, Any] = {}) -> str:
+    """Write how it was measured, one table for each model and amount, and notes; draws of one method are one line.
 
     In bold is the best pruned value of each column, and what differs from it by no more than chance would.
     """
     columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
-    models = (line for own in _by_model(rows) for line in _model_markdown(own, columns))
-    return "\n\n".join([*models, *map(markdown_line, notes)]) + "\n"
+    models = [line for own in _by_model(rows) for line in _model_markdown(own, columns)]
+    return "\n\n".join([markdown_line(_measured(settings, rows)), *models, *map(markdown_line, notes)]) + "\n"
+
+
+def _measured(settings: Mapping[str, Any], rows: Sequence[Result]) -> str:
+    return settings_line({**settings, "draws": 1 + max(row.draw for row in rows)})
 
 
 def comparison_csv(rows: Sequence[Result]) -> str:
@@ -70,7 +75,8 @@ def comparison_csv(rows: Sequence[Result]) -> str:
     text = io.StringIO()
     columns = comparison_columns(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "method", "amount", "draw", *(column.head for column in columns), *ENDS, "removed"])
+    heads = ["model", "method", "amount", "draw", *(column.head for column in columns), *ENDS, "removed sublayers"]
+    writer.writerow(heads)
     for row in rows:
         values: list[float | str] = [column.value(row) for column in columns]
         values += [end for phase in PHASES for end in row.speed_intervals.get(phase, ("", ""))]
@@ -86,37 +92,10 @@ def comparison_figure(rows: Sequence[Result]) -> Figure:
     for axes, own in zip(panels, models, strict=True):
         for axis, across in zip(axes, ACROSS, strict=True):
             _draw_quality(axis, own, across, next(iter(rows[0].perplexities)), _styles(rows))
+            number_axis(axis)
             axis.set_title(figure_text(own[0].model))
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False)
-    return figure
-
-
-def removal_figure(rows: Sequence[Result]) -> Figure:
-    """Draw which sublayers each method took out of one model at one amount: a line a draw, attention above mlp."""
-    import numpy as np
-    from matplotlib.colors import ListedColormap
-
-    num_blocks, num_rows = rows[0].num_blocks, len(rows)
-    grid = np.zeros((2 * num_rows, num_blocks))
-    for index, row in enumerate(rows):
-        for sublayer in (part for name in row.removed for part in Candidate.parse(name).sublayers):
-            kind = KINDS.index(sublayer.kind)
-            grid[2 * index + kind, sublayer.block] = 1 + kind
-    names = max(2.0, 0.09 * max(len(_name(row)) for row in rows))
-    figure = new_figure(0.3 * num_blocks + 1 + names, 0.36 * num_rows + 1.4)
-    axis = figure.subplots()
-    axis.pcolormesh(grid, cmap=ListedColormap(["#eeeeee", BLUE, RED]), vmin=0, vmax=2)
-    for index in range(num_rows + 1):
-        axis.axhline(2 * index, color="white", linewidth=3)
-    for index in range(num_blocks + 1):
-        axis.axvline(index, color="white", linewidth=0.8)
-    axis.invert_yaxis()
-    axis.set_yticks(range(1, 2 * num_rows, 2), [figure_text(_name(row)) for row in rows])
-    axis.set_xticks(np.arange(0.5, num_blocks, 5), map(str, range(0, num_blocks, 5)))
-    axis.set_xlabel("block; blue: attention removed, orange: mlp removed")
-    axis.tick_params(length=0)
-    axis.set_frame_on(False)
     return figure
 
 
@@ -127,7 +106,7 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
     """
     settings, results = read_results(folder / RESULTS_FILE)
     require_rows(results, folder / RESULTS_FILE)
-    yield Piece("note", settings_line(settings))
+    yield Piece("note", _measured(settings, results))
     for rows in _by_model(results):
         yield Piece("foreign_heading", rows[0].model)
         amounts, means = _by_amount(rows), averaged(rows)
@@ -141,7 +120,7 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
             if any(row.removed for row in pruned):
                 yield Piece("subheading", title := f"What went at {amount:.0%}")
                 alt = f"{title}: blocks from left to right, a line a method, attention above mlp"
-                yield png_piece(partial(removal_figure, pruned), alt, shorten=True)
+                yield map_piece(partial(removal_figure, pruned), alt)
 
 
 def _by_model(rows: Sequence[Result]) -> list[list[Result]]:
@@ -165,7 +144,8 @@ def _quality_drawings(rows: Sequence[Result]) -> Iterator[str]:
         growing_legend(axis)
 
     for text in rows[0].perplexities:
-        yield from (svg(partial(draw, text, across)) for across in ACROSS)
+        for across in ACROSS:
+            yield svg(partial(draw, text, across), f"{rows[0].model}: perplexity on {text}, against {across}")
 
 
 def _ceiling(rows: Sequence[Result], text: str) -> float | None:
@@ -185,7 +165,6 @@ def _draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, st
         line = [row for row in rows if row.label == DENSE] + [row for row in rows if row.label == label]
         places = [100 * (1 - row.share_removed) if across == SIZE else row.prefill for row in line]
         axis.plot(places, [row.perplexities[text] for row in line], label=figure_text(label), alpha=0.85, **style)
-    axis.set_yscale("log")
     if across == SIZE:
         axis.invert_xaxis()
     name_axes(axis, across, figure_text(f"perplexity on {text}"), alpha=0.25)
@@ -279,10 +258,6 @@ def _columns_of_draws(rows: Sequence[Result]) -> list[Column]:
         return max(of_texts(draw) for draw in rows if (draw.model, draw.label, draw.amount) == kind)
 
     return [Column("ppl, all texts", of_texts, ".2f", min), Column("worst draw", of_worst, ".2f", min)]
-
-
-def _name(row: Result) -> str:
-    return f"{row.label}, draw {row.draw + 1}" if row.draw else row.label
 
 
 def _perplexity(text: str, rows: Sequence[Result]) -> Column:

@@ -72,6 +72,11 @@ class Match:
         return [row.model for row in (self.before, self.after) if row is not None]
 
     @property
+    def holds_answers(self) -> bool:
+        """Whether no others have answered: three models stand side by side with their evaluation."""
+        return all(dialogue.answers.keys() <= set(self.models) for dialogue in self.evaluation.answers)
+
+    @property
     def signs(self) -> dict[str, Signs]:
         """Signs of damage in the models' answers."""
         return {name: self.evaluation.signs[name] for name in self.models if name in self.evaluation.signs}

@@ -15,7 +15,7 @@ from lit_prune.export import usage
 from lit_prune.loading.models import skeleton
 from lit_prune.measure import perplexity_of
 from lit_prune.plan import KINDS, PLAN_FILE, SETTINGS, PrunePlan, PruneStep, SublayerId
-from lit_prune.report.drawing import BLUE, name_axes, png_piece, svg
+from lit_prune.report.drawing import BLUE, map_piece, name_axes, svg
 from lit_prune.report.pieces import Piece, Table, number, ppl
 from lit_prune.report.score_map import plan_score_map
 from lit_prune.report.summary import chosen_among, shares_left
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 ROUND = ("round", "epoch", "removed", "score", "parameters", "left", "loss before", "loss after", "ppl after",
          "measured", "ties", "passes")  # fmt: skip
+MOST_COLUMNS = (10, 16, 24, 32)
+"""Blocks that stand side by side on screens of four widths: see `.network` in style.css."""
+Place = tuple[str, int | None, float | None]
+"""The kind of a sublayer, the round in which it went, and the share of sets that it was chosen in."""
 GENERATE = """
 from transformers import AutoTokenizer
 
@@ -37,16 +41,16 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))"""
 
 def search_pieces(plan: PrunePlan) -> Iterator[Piece]:
     """What was removed, round by round, and the scores that decided it."""
-    if network := list(_network(plan)):
+    if plan.model.num_blocks:
         yield Piece("heading", "What was removed")
-        yield Piece("network", network)
+        yield Piece("network", _network(plan))
     if plan.steps:
         yield Piece("heading", "The search, round by round")
         yield Piece("figures", [_search_drawing(plan)])
         yield Piece("table", _rounds_table(plan))
     if any(step.scores for step in plan.steps):
         yield Piece("heading", "Scores")
-        yield png_piece(partial(plan_score_map, plan), "Map of the scores of every sublayer, round by round")
+        yield map_piece(partial(plan_score_map, plan), "Map of the scores of every sublayer, round by round")
 
 
 def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:
@@ -55,22 +59,25 @@ def calibration_ppl(plan: PrunePlan) -> tuple[str, str] | None:
     return None if first is None or last is None else (ppl(perplexity_of(first)), ppl(perplexity_of(last)))
 
 
-def _network(plan: PrunePlan) -> Iterator[tuple[int, list[tuple[str, int | None, str, float | None]]]]:
-    """Every block of the original model with its sublayers.
-
-    Of each the kind, the round in which it went, what is said of it, and the share of sets that it was chosen in.
-    """
+def _network(plan: PrunePlan) -> tuple[list[int], list[tuple[int, list[Place]]], Table]:
+    """Columns for screens of each width, the sublayers block by block, and what there is to say of each."""
+    num_blocks = plan.model.num_blocks
+    columns = [math.ceil(num_blocks / math.ceil(num_blocks / most)) for most in MOST_COLUMNS]
     draws = plan.steps[0].chosen if plan.steps else {}
     rounds = {sublayer: index for index, step in enumerate(plan.steps, 1) for sublayer in step.removed.sublayers}
-    for block in range(plan.model.num_blocks):
-        places = []
-        for sublayer in (SublayerId(block, kind) for kind in KINDS):
-            index = rounds.get(sublayer)
-            said = ", ".join(_removal(plan.steps[index - 1], index)) if index else f"stays{_last_score(sublayer, plan)}"
-            chosen = draws.get(str(sublayer), draws.get(f"block.{sublayer.block}"))
-            said += "" if chosen is None else f", chosen in {chosen:.0%} of {chosen_among(plan)}"
-            places.append((sublayer.kind, index, f"{sublayer}: {said}", chosen))
-        yield block, places
+    blocks, said = [], []
+    for block in range(num_blocks):
+        own = [SublayerId(block, kind) for kind in KINDS]
+        chosen = [draws.get(str(sublayer), draws.get(f"block.{block}")) for sublayer in own]
+        blocks.append((block, [(each.kind, rounds.get(each), share) for each, share in zip(own, chosen, strict=True)]))
+        said.append([str(block), *(_said(*each, plan) for each in zip(own, map(rounds.get, own), chosen, strict=True))])
+    note = f"Chosen: the share of {chosen_among(plan)}." if draws else ""
+    return columns, blocks, Table.of(("block", *KINDS), said, words=("block", *KINDS), note=note)
+
+
+def _said(sublayer: SublayerId, index: int | None, chosen: float | None, plan: PrunePlan) -> str:
+    said = ", ".join(_removal(plan.steps[index - 1], index)) if index else f"stays{_last_score(sublayer, plan)}"
+    return said if chosen is None else f"{said}, chosen in {chosen:.0%}"
 
 
 def _removal(step: PruneStep, index: int) -> Iterator[str]:
@@ -127,7 +134,7 @@ def _search_drawing(plan: PrunePlan) -> str:
         axis.invert_xaxis()
         name_axes(axis, "parameters left (%)", "perplexity, calibration tokens")
 
-    return svg(draw) if len(points) > 1 else ""
+    return svg(draw, "Perplexity on the calibration tokens, against parameters left") if len(points) > 1 else ""
 
 
 def usage_pieces(

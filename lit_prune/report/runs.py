@@ -185,9 +185,8 @@ def _dialogues(run: ModelRun, found: Sequence[Match]) -> Iterator[Piece]:
         answers = {"before": (answer.before,), "after": (answer.after,)}
         yield Dialogue((answer.question,), answers).piece(list(answers))
     for match in found:
-        for dialogue in match.evaluation.answers:
-            every = set(match.models) <= set(dialogue.answers)
-            yield dialogue.piece(match.models if every else list(dialogue.answers))
+        for dialogue in match.evaluation.answers if match.holds_answers else ():
+            yield dialogue.piece([model for model in match.models if model in dialogue.answers])
 
 
 def _training_drawing(curves: Mapping[str, Curve]) -> str:
@@ -208,4 +207,5 @@ def _training_drawing(curves: Mapping[str, Curve]) -> str:
             beside.set_xlabel("optimizer step")
         axis.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
-    return svg(draw) if validation or left else ""
+    what = "Perplexity on validation text and parameters left, step by step"
+    return svg(draw, what) if validation or left else ""

@@ -11,17 +11,23 @@ from numpy.typing import NDArray
 
 from lit_prune.files import figure_text
 from lit_prune.plan import PrunePlan
-from lit_prune.report.drawing import new_figure
+from lit_prune.report.drawing import INK, PAPER, block_axis, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import FuncNorm
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 KINDS = ("attention", "mlp", "block")
 COLORMAP = "viridis"
-REMOVED, NOT_SCORED = "#9a9a9a", "#e9e9e9"
-CENTERED: dict[str, Any] = {"ha": "center", "va": "center", "color": "black"}
+REMOVED: dict[str, Any] = {"facecolor": "#9a9a9a", "edgecolor": PAPER, "hatch": "////", "linewidth": 0.6}
+NOT_SCORED: dict[str, Any] = {"facecolor": "none", "edgecolor": "#808080", "hatch": "\\\\", "linewidth": 0.0}
+CROSS: dict[str, Any] = {"marker": "X", "s": 42, "facecolor": "white", "edgecolor": "black", "linewidth": 0.8,
+                         "label": "removed after this round"}  # fmt: skip
+CENTERED: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold"}
+BAR = 3.0
+"""Inches of the bar of colours."""
 
 
 class _History(NamedTuple):
@@ -50,11 +56,13 @@ def score_map(
     history = _history(rounds, removed, num_blocks)
     figure, axes = _canvas(history, len(history.kinds) if len(rounds) > 1 else 0, title)
     norm = _robust_norm(history.scores)
-    mesh = _draw_last(axes[0], history, norm)
+    image = _draw_last(axes[0], history, norm)
     for axis, kind, scores, order in zip(axes[1:], *history, strict=False):
         _draw_rounds(axis, kind, scores, order, norm)
-    _add_colorbar(figure, mesh, axes, history.scores)
-    _add_legend(figure, marked=len(axes) > 1)
+    for axis in axes[:-1]:
+        axis.set_xlabel("")
+    _add_colorbar(figure, axes, image, history.scores)
+    _add_legend(figure, history)
     return figure
 
 
@@ -85,13 +93,12 @@ def _history(rounds: Sequence[Mapping[str, float]], removed: Sequence[str], num_
 
 def _canvas(history: _History, num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
     num_kinds, num_rounds, num_blocks = history.scores.shape
-    width = min(max(0.3 * num_blocks + 2.0, 7.5), 20.0)
-    top, below = 0.42 * num_kinds, min(max(0.24 * num_rounds, 0.8), 6.0)
-    figure = new_figure(width, top + num_panels * (below + 0.75) + 1.6)
-    grid = figure.add_gridspec(1 + num_panels, 1, height_ratios=[top, *[below] * num_panels])
+    width = min(max(0.3 * num_blocks + 1.2, BAR + 0.9, 0.09 * len(title)), 30.0)
+    panels = [0.42 * num_kinds, *[min(max(0.24 * num_rounds, 0.5), 6.0)] * num_panels]
+    figure = new_figure(width, sum(panels) + 0.55 * len(panels) + 1.75)
     if title:
-        figure.suptitle(figure_text(title))
-    return figure, [figure.add_subplot(grid[index, 0]) for index in range(1 + num_panels)]
+        figure.suptitle(figure_text(title), fontsize=11)
+    return figure, list(figure.subplots(len(panels), 1, squeeze=False, height_ratios=panels)[:, 0])
 
 
 def _robust_norm(scores: NDArray[np.float64]) -> FuncNorm:
@@ -110,98 +117,112 @@ def _robust_norm(scores: NDArray[np.float64]) -> FuncNorm:
     )
 
 
-def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> Any:
-    from matplotlib.patches import Rectangle
-
+def _draw_last(axis: Axes, history: _History, norm: FuncNorm) -> AxesImage:
     gone, (num_kinds, num_rounds, num_blocks) = history.order, history.scores.shape
     last = history.scores[:, -1] if num_rounds else np.full(gone.shape, math.nan)
-    mesh = _heat_map(axis, np.where(gone > 0, math.nan, last), norm)
-    size = min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / num_blocks)  # type: ignore[union-attr]
-    for row, block in np.argwhere(gone):
-        axis.add_patch(Rectangle((block, row), 1, 1, facecolor=REMOVED, edgecolor="white", hatch="////", linewidth=0.6))
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        axis.text(block + 0.5, row + 0.5, str(gone[row, block]), fontsize=size, weight="bold", bbox=box, **CENTERED)
+    image = _heat_map(axis, np.where(gone > 0, math.nan, last), norm)
+    style = {**CENTERED, "fontsize": min(9.0, 0.45 * 72 * axis.figure.get_figwidth() * 0.8 / num_blocks)}  # type: ignore[union-attr]
+    for row, block in np.argwhere(gone).tolist():
+        _hatch(axis, block, row, 1)
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+        axis.text(block + 0.5, row + 0.5, str(gone[row, block]), color=INK, bbox=box, **style)
     for row, block in np.argwhere(np.isinf(last) & (gone == 0)):
         infinity = f"{last[row, block]}".replace("inf", "\N{INFINITY}")
-        axis.text(block + 0.5, row + 0.5, infinity, fontsize=size, **CENTERED)
+        # On the end of the colours that it takes.
+        axis.text(block + 0.5, row + 0.5, infinity, color="black" if last[row, block] > 0 else "white", **style)
     axis.set_yticks(np.arange(num_kinds) + 0.5, history.kinds)
     if num_rounds > 1:
-        title = f"the last of {num_rounds} rounds: what was left, and in which order the rest went"
+        title = f"after {num_rounds} rounds"
     else:
         title = "what was scored, and what went" if num_rounds else "nothing was scored"
-    _finish(axis, num_blocks, title)
-    return mesh
+    axis.set_title(title, fontsize=10, loc="left")
+    return image
 
 
 def _draw_rounds(axis: Axes, kind: str, scores: NDArray[np.float64], order: NDArray[np.int64], norm: FuncNorm) -> None:
-    from matplotlib.colors import ListedColormap
-
-    num_rounds, num_blocks = scores.shape
-    number = np.arange(1, num_rounds + 1)[:, None]
-    earlier = (order > 0) & (order < number)
-    _heat_map(axis, np.where(earlier, math.nan, scores), norm)
-    cells = np.ma.masked_where(~earlier, earlier.astype(float))
-    axis.pcolormesh(cells, cmap=ListedColormap([REMOVED]), edgecolors="white", linewidth=0.6)
+    num_rounds = len(scores)
+    _heat_map(axis, np.where(_gone_before(order, num_rounds), math.nan, scores), norm)
     blocks = np.flatnonzero(order)
-    axis.scatter(blocks + 0.5, order[blocks] - 0.5, marker="X", s=42, c="white", edgecolors="black", linewidths=0.8)
+    for block in map(int, blocks):
+        _hatch(axis, block, int(order[block]), num_rounds - int(order[block]))
+    axis.scatter(blocks + 0.5, order[blocks] - 0.5, **CROSS)
     every = math.ceil(num_rounds / 12)
-    axis.set_yticks(np.arange(0, num_rounds, every) + 0.5, number[::every, 0])
+    axis.set_yticks(np.arange(0, num_rounds, every) + 0.5, map(str, range(1, num_rounds + 1, every)))
     axis.set_ylabel("round")
-    _finish(axis, num_blocks, f"{kind}, round by round")
+    axis.set_title(f"{kind}, round by round", fontsize=10, loc="left")
 
 
-def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> Any:
-    axis.set_facecolor(NOT_SCORED)
+def _gone_before(order: NDArray[np.int64], num_rounds: int) -> NDArray[np.bool_]:
+    """Which cells went ahead of a round: [round, block], or for all kinds [kind, round, block]."""
+    return (order[..., None, :] > 0) & (order[..., None, :] < np.arange(1, num_rounds + 1)[:, None])
+
+
+def _hatch(axis: Axes, block: int, row: int, height: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    if height:
+        axis.add_patch(Rectangle((block, row), 1, height, **REMOVED))
+
+
+def _heat_map(axis: Axes, scores: NDArray[np.float64], norm: FuncNorm) -> AxesImage:
+    """Draw a pixel a score: the picture stays small with any number of them."""
+    num_rows, num_blocks = scores.shape
+    axis.patch.set(**NOT_SCORED)
     # Infinity has no place on a colour scale; it takes the colour of its end.
     shown = np.ma.masked_invalid(np.nan_to_num(scores, nan=math.nan, posinf=norm.vmax, neginf=norm.vmin))
-    return axis.pcolormesh(shown, norm=norm, cmap=COLORMAP, edgecolors="white", linewidth=0.6)
+    place = (0, num_blocks, num_rows, 0)
+    image = axis.imshow(shown, norm=norm, cmap=COLORMAP, aspect="auto", interpolation="none", extent=place)
+    block_axis(axis, num_blocks)
+    for row in range(1, num_rows):
+        axis.axhline(row, color=PAPER, linewidth=0.6)
+    return image
 
 
-def _finish(axis: Axes, num_blocks: int, title: str) -> None:
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, num_blocks) if num_blocks <= 32 * step)
-    axis.set_title(title, fontsize=10)
-    axis.set_xticks(np.arange(0, num_blocks, every) + 0.5, np.arange(0, num_blocks, every))
-    axis.set_xlim(0, num_blocks)
-    axis.set_xlabel("block")
-    axis.invert_yaxis()
-    axis.tick_params(length=2, labelsize=9)
-
-
-def _add_colorbar(figure: Figure, mesh: Any, axes: list[Axes], scores: NDArray[np.float64]) -> None:
-    above, below = np.any(scores > mesh.norm.vmax), np.any(scores < mesh.norm.vmin)
+def _add_colorbar(figure: Figure, axes: list[Axes], image: AxesImage, scores: NDArray[np.float64]) -> None:
+    """Explain the colours below the map and on the left, where a narrow screen begins."""
+    norm: Any = image.norm
+    above, below = np.any(scores > norm.vmax), np.any(scores < norm.vmin)
     extend = ("neither", "max", "min", "both")[int(above) + 2 * int(below)]
-    labels = _tick_labels(mesh.norm)
-    ticks = np.clip([float(label) for label in labels], mesh.norm.vmin, mesh.norm.vmax)
-    width, height = figure.get_size_inches()
-    bar = figure.colorbar(
-        mesh, ax=axes, extend=extend, extendfrac=0.04, fraction=0.35 / width, aspect=0.8 * height / 0.2, pad=0.01
-    )
-    bar.set_label("importance (low goes first)", fontsize=9)
+    labels = _tick_labels(norm)
+    ticks = np.clip([float(label) for label in labels], norm.vmin, norm.vmax)
+    height = figure.get_figheight()
+    shape: dict[str, Any] = {"shrink": BAR / (figure.get_figwidth() - 0.8), "anchor": (0.0, 1.0), "pad": 0.02}
+    shape |= {"fraction": 0.25 / (height - 1.5), "aspect": BAR / 0.16, "extend": extend, "extendfrac": 0.04}
+    bar = figure.colorbar(image, ax=axes, location="bottom", **shape)
+    bar.ax.set_title("importance (low goes first)", fontsize=10, loc="left")
     bar.set_ticks(ticks.tolist(), labels=labels, fontsize=9)
     bar.minorticks_off()
 
 
 def _tick_labels(norm: FuncNorm) -> list[str]:
-    """Round numbers at about equal distances of colour, with as many digits as tell them apart."""
+    """Round numbers at about equal distances of colour, with as many digits as tell them apart, as room lets."""
     numbers = [float(value) for value in norm.inverse(np.linspace(0, 1, 6))]
     for digits in range(2, 17):
         labels = [f"{float(f'{number:.{digits}g}'):.15g}" for number in numbers]
         if len(set(labels)) == len(labels):
             break
-    return labels
+    room, kept = 72 * BAR, labels[:1]
+    for label in labels[1:]:
+        points = room * float(norm(float(label)) - norm(float(kept[-1])))
+        if points > 2.75 * len(kept[-1] + label) + 6:
+            kept.append(label)
+    return kept
 
 
-def _add_legend(figure: Figure, *, marked: bool) -> None:
-    from matplotlib.lines import Line2D
+def _add_legend(figure: Figure, history: _History) -> None:
+    """Say what those marks mean that the map has."""
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        Patch(facecolor=REMOVED, edgecolor="white", hatch="////", label="removed (number: in which round)"),
-        Patch(facecolor=NOT_SCORED, edgecolor=REMOVED, label="not scored"),
-    ]
-    if marked:
-        handles.append(
-            Line2D([], [], color="white", markeredgecolor="black", marker="X", markersize=7, linestyle="none",
-                   label="removed after this round")
-        )  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    num_rounds = history.scores.shape[1]
+    # Of no round, all cells of the map are without scores.
+    gone = _gone_before(history.order, max(num_rounds, 1))
+    gone[:, -1] |= history.order > 0
+    handles: list[Any] = []
+    if history.order.any():
+        handles.append(Patch(**REMOVED, label="removed (number: in which round)"))
+    if not num_rounds or (np.isnan(history.scores) & ~gone).any():
+        handles.append(Patch(**NOT_SCORED, label="not scored"))
+    if history.order.any() and num_rounds > 1:
+        handles += figure.axes[1].get_legend_handles_labels()[0]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)

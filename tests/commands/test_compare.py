@@ -19,8 +19,12 @@ def test_one_command_leaves_tables_pictures_and_plans(folder, tmp_path, capsys):
         *["| method", "| dense", "| shortgpt", "| nri attention"] * 2
     ]
     assert (out / "comparison.csv").read_text().count("\n") == 6
-    assert {path.suffix for path in out.glob("*")} >= {".md", ".csv", ".png", ".jsonl"}
     assert len(list(out.glob("*.png"))) == 3
+    assert {path.name for path in out.glob("comparison.*")} == {
+        f"comparison.{ending}" for ending in ("md", "csv", "png", "svg", "pdf")
+    }
+    first = text.partition("\n")[0]
+    assert all(said in first for said in ("window: 16", "dtype: ", "seed: 0", "draws: 1")), first
     plans = {path.stem: json.loads(path.read_text()) for path in out.rglob("plans/*/*.json")}
     assert set(plans) == {"shortgpt-0.1", "shortgpt-0.2", "nri-attention-0.1", "nri-attention-0.2"}
     assert all(step["removed"].startswith("attention") for step in plans["nri-attention-0.2"]["steps"])

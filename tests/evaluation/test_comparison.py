@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from xml.etree.ElementTree import fromstring
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lit_prune.evaluation import (
 )
 from lit_prune.plan import Candidate, PrunePlan, read_method
 from lit_prune.pruning import apply_plan
-from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure
+from lit_prune.report import comparison_csv, comparison_figure, comparison_markdown, removal_figure, save_figure
 from lit_prune.surgery import compact, remove
 from tests import naive
 from tests.tiny import NUM_BLOCKS, tiny_model
@@ -207,7 +208,9 @@ def test_csv_holds_every_row_unrounded():
     assert [(each["method"], float(each["amount"]), float(each["ppl text"])) for each in lines] == [
         (each.label, each.amount, each.perplexities["text"]) for each in ROWS
     ]
-    assert lines[3]["removed"] == "attention.1 block.3"
+    assert lines[3]["removed sublayers"] == "attention.1 block.3"
+    heads = next(csv.reader(comparison_csv(ROWS).splitlines()))
+    assert len(set(heads)) == len(heads)
 
 
 def test_rank_correlation_is_that_of_the_ranks():
@@ -225,5 +228,20 @@ def test_figures_show_every_method_and_what_it_removed():
     assert list(left.lines[0].get_ydata()) == [10.0, 12.0, 20.0]
     assert list(left.lines[0].get_xdata()) == [100.0, 90.0, 80.0]
     assert list(right.lines[1].get_xdata()) == [1.0, 1.1, 1.2]
-    (mesh,) = removal_figure(ROWS[3:4]).axes[0].collections
-    assert mesh.get_array().reshape(2, 4).tolist() == [[0, 1, 0, 1], [0, 0, 0, 2]]
+    (image,) = removal_figure(ROWS[3:4]).axes[0].images
+    assert image.get_array().tolist() == [[0, 1, 0, 1], [0, 0, 0, 2]]
+
+
+def test_pictures_for_papers_are_vectors_whose_text_is_text(tmp_path):
+    figure = comparison_figure(ROWS)
+    drawing = save_figure(figure, tmp_path / "comparison.svg").read_text(encoding="utf-8")
+    texts = ["".join(each.itertext()) for each in fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"one", "other", "perplexity on text", "parameters left (%)"} <= set(texts)
+    ticks = [text for text in texts if text[0].isdigit()]
+    assert len(ticks) > 4
+    assert all(float(text) for text in ticks), "plain numbers"
+    assert "<image" not in drawing
+    paper = save_figure(figure, tmp_path / "comparison.pdf").read_bytes()
+    assert paper.startswith(b"%PDF")
+    assert b"/Subtype /Type0" in paper, "fonts, not outlines"
+    assert b"/Subtype /Image" not in paper

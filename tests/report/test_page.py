@@ -1,18 +1,21 @@
 """The page against the files that it shows: figures, order of removal, code that runs, and hostile text as text."""
 
 import base64
+import io
 import json
 import math
+import re
 import shutil
-import struct
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lit_prune import PrunePlan
 from lit_prune.__main__ import main
 from lit_prune.errors import DataError, LitPruneError
-from lit_prune.report.page import read_sources
-from tests.report.pages import make_runs, page
+from lit_prune.report.page import read_sources, report_page
+from tests.report.pages import Page, make_runs, page
 
 HOSTILE = '<script>alert(1)</script>"onload="x\' $\\frac{1}$ &amp; \x00 {{ 7 * 7 }}'
 
@@ -34,14 +37,23 @@ def table_with(found, head):
 def test_the_map_and_the_table_tell_of_every_removal_in_its_order(runs):
     found, plan = page(runs / "pruned"), json.loads((runs / "pruned/prune_plan.json").read_text())
     removed = [step["removed"] for step in plan["steps"]]
-    places = {
-        each.attributes["title"].partition(":")[0]: each for each in found.all("span") if "title" in each.attributes
-    }
-    assert len(places) == 2 * plan["model"]["num_blocks"]
-    assert {name: each.text for name, each in places.items() if "gone" in each.attributes["class"]} == {
-        name: str(index) for index, name in enumerate(removed, 1)
-    }
-    assert f"score {plan['steps'][0]['score']:.4g}" in places[removed[0]].attributes["title"]
+    (blocks,) = found.all("ol", **{"class": "network"})
+    cells = [
+        each
+        for each in found.all("span")
+        if each.around[-2:] == ["ol", "li"] and "block" not in each.attributes["class"]
+    ]
+    assert len(cells) == 2 * plan["model"]["num_blocks"]
+    names = [f"{kind}.{block}" for block in range(plan["model"]["num_blocks"]) for kind in ("attention", "mlp")]
+    gone = {name: each.text for name, each in zip(names, cells, strict=True) if "gone" in each.attributes["class"]}
+    assert gone == {name: str(index) for index, name in enumerate(removed, 1)}
+    columns = [int(each) for each in re.findall(r"--columns-\d: (\d+)", blocks.attributes["style"])]
+    assert columns == [4, 4, 4, 4], "as many as there are"
+    heads, *rows = table_with(found, "attention")
+    assert heads == ["block", "attention", "mlp"]
+    said = {f"{kind}.{block}": text for block, *texts in rows for kind, text in zip(heads[1:], texts, strict=True)}
+    assert said[removed[0]] == f"removed in round 1, score {plan['steps'][0]['score']:.4g}"
+    assert {name for name, text in said.items() if text.startswith("stays, score")} == set(names) - set(removed)
     heads, *rows = table_with(found, "loss before")
     cells = [dict(zip(heads, row, strict=True)) for row in rows]
     assert [each["removed"] for each in cells] == removed
@@ -128,28 +140,54 @@ def test_a_comparison_has_all_rows_and_its_pictures(runs):
     assert {row[1] for each in tables for row in each[1:]} == {
         f"{json.loads(line)['num_parameters']:,}" for line in lines
     }
-    assert len(found.all("svg")) == 2, "against size and against speed, of one text"
-    for image in found.all("img"):
-        kind, data = image.attributes["src"].split(",")
-        assert kind == "data:image/png;base64"
-        assert struct.unpack(">II", base64.b64decode(data)[16:24]) > (200, 50)
+    drawn = [each.attributes["aria-label"] for each in found.all("svg")]
+    assert [each.partition(": ")[2].partition(",")[0] for each in drawn[:2]] == ["perplexity on text"] * 2
+    assert [each.partition(":")[0] for each in drawn[2:]] == ["What went at 10%", "What went at 20%"]
+
+
+def test_the_map_of_scores_has_a_pixel_for_every_sublayer_and_explains_what_it_shows(runs):
+    html = report_page([str(runs / "pruned")])
+    plan = json.loads((runs / "pruned/prune_plan.json").read_text())
+    (drawing,) = re.findall(r'<figure class="map".*?</figure>', html, flags=re.DOTALL)
+    data = re.findall(r'base64,(.*?)"', drawing, flags=re.DOTALL)
+    with Image.open(io.BytesIO(base64.b64decode(data[0]))) as image:
+        assert image.size == (plan["model"]["num_blocks"], 2)
+        shown = {f"{('attention', 'mlp')[row]}.{block}" for block in range(image.width) for row in range(image.height)
+                 if image.convert("RGBA").getpixel((block, row))[3]}  # fmt: skip
+    removed = {step["removed"] for step in plan["steps"]}
+    assert shown == plan["steps"][-1]["scores"].keys() - removed
+    texts = [each.text for each in Page(drawing).all("text")]
+    assert {"removed (number: in which round)", "removed after this round"} <= set(texts)
+    assert "not scored" not in texts
+    assert "currentColor" in drawing
+    assert "var(--page)" in drawing
+    assert "#000000" not in "".join(re.findall(r"<text.*?>", drawing))
 
 
 def test_an_analysis_shows_all_its_pictures(runs):
     found = page(runs / "pruned", runs / "analysis")
-    images = [each for each in found.all("img") if "block by block" in each.attributes["alt"]]
-    assert [each.attributes["alt"].partition(":")[0].partition(",")[0] for each in images] == [
-        "Size of the residual stream and of what is added to it",
-        "Similarity of the residual stream before and behind a sublayer",
-        "Impact of a sublayer",
-        "Logit lens",
-        "Unraveled view",
+    pictures = [each for each in found.all("svg") if "block by block" in each.attributes["aria-label"]]
+    headings = found.headings()
+    assert [each.attributes["aria-label"].removesuffix(", block by block") for each in pictures] == headings[-5:]
+    assert [each.partition(":")[0].partition(" ")[0] for each in headings[-5:]] == [
+        "Size",
+        "Similarity",
+        "Impact",
+        "Logit",
+        "Unraveled",
     ]
-    for image, name in zip(images, ("norms", "similarity", "impact", "logit_lens", "unraveled"), strict=True):
-        data = base64.b64decode(image.attributes["src"].partition(",")[2])
-        assert data == (runs / f"analysis/{name}.png").read_bytes()
     assert f"{runs / 'model'}, {runs / 'pruned'}." in " ".join(each.text for each in found.all("p"))
     assert "#analysis-1" in [each.attributes["href"] for each in found.all("a")]
+
+
+def test_three_models_answer_side_by_side_in_one_place(runs, tmp_path):
+    names = [str(runs / name) for name in ("model", "pruned", "healed")]
+    shutil.copytree(runs / "evaluation", tmp_path / "evaluation")
+    data = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    data["answers"] = [{"prompt": ["who?"], "answers": {name: [f"by {Path(name).name}"] for name in names}}]
+    (tmp_path / "evaluation/evaluation.json").write_text(json.dumps(data))
+    found = page(runs / "pruned", runs / "healed", tmp_path / "evaluation")
+    assert [each.text for each in found.all("blockquote")] == ["by model", "by pruned", "by healed"]
 
 
 def test_sections_without_data_are_left_out(runs):

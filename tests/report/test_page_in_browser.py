@@ -1,5 +1,6 @@
 """The page in a real Chromium: nothing is asked of the network, nothing sticks out, printed it is all there."""
 
+import json
 import shutil
 import struct
 
@@ -9,13 +10,38 @@ from lit_prune.report.page import report_page
 from tests.report.pages import make_runs
 
 pytestmark = pytest.mark.slow
-WIDTHS = (400, 1400)
+WIDTHS = (390, 500, 1400)
 # What sticks out of its page or of its place, tables that scroll apart.
 OVERFLOWING = """
 () => [...document.querySelectorAll("main *, header *")]
   .filter(each => !each.closest(".scroll, pre, svg"))
   .filter(each => each.getBoundingClientRect().right > innerWidth + 1)
   .map(each => each.tagName + " " + each.textContent.slice(0, 40))
+"""
+# Texts of a picture that lie on one another.
+OVERLAPPING = """
+() => [...document.querySelectorAll("svg")].flatMap(drawing => {
+  const texts = [...drawing.querySelectorAll("text")].filter(each => each.textContent.trim());
+  const boxes = texts.map(each => each.getBoundingClientRect());
+  const apart = (one, other) => one.right <= other.left + 1 || other.right <= one.left + 1
+    || one.bottom <= other.top + 2 || other.bottom <= one.top + 2;
+  return texts.flatMap((one, index) => texts.slice(index + 1)
+    .filter((other, more) => !apart(boxes[index], boxes[index + 1 + more]))
+    .map(other => one.textContent + " on " + other.textContent));
+})
+"""
+# What scrolls in its place, against what says so: shades at its edge, and of pictures, which may hide them, words too.
+UNSAID = """
+() => [...document.querySelectorAll(".scroll")].filter(each => each.checkVisibility()).filter(each => {
+  const hint = each.parentElement.querySelector(":scope > .hint");
+  const wide = each.scrollWidth > each.clientWidth + 1;
+  const shaded = getComputedStyle(each).backgroundAttachment === "local, local, scroll, scroll";
+  return !shaded || each.tabIndex !== 0 || !each.ariaLabel || (hint && (hint.clientHeight > 8) !== wide);
+}).map(each => each.textContent.slice(0, 40))
+"""
+SMALL = """
+() => [...document.querySelectorAll("summary, nav a")].filter(each => each.getBoundingClientRect().height < 24)
+  .map(each => each.textContent)
 """
 # Text on its background, by the contrast that WCAG asks of small text.
 FAINT = """
@@ -67,13 +93,13 @@ def opened(browser, file):
     """The page at a width, with all that it asked for and complained of."""
     made = []
 
-    def open_page(width, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    def open_page(width, scheme="light", page=file):
+        address, page = page.as_uri(), browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         made.append(page)
         page.asked, page.said = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda message: page.said.append(message.text))
-        page.goto(file.as_uri())
+        page.goto(address)
         return page
 
     yield open_page
@@ -90,6 +116,9 @@ def test_it_fits_any_width_in_light_and_dark(opened, file, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate(FAINT) == []
+    assert page.evaluate(OVERLAPPING) == []
+    assert page.evaluate(UNSAID) == []
+    assert page.evaluate(SMALL) == []
     image = page.screenshot(full_page=True)
     assert struct.unpack(">II", image[16:24])[0] == width
     assert len(image) > 50_000, "there is something to see"
@@ -102,12 +131,42 @@ def test_figures_take_the_colour_of_the_text(opened):
         assert page.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill") == ink
 
 
+def test_all_that_a_pointer_would_show_is_there_without_one(opened):
+    page = opened(390)
+    assert page.locator("[title]").count() == 0
+    pictures = page.locator("svg")
+    assert all(pictures.evaluate_all("all => all.map(each => each.role === 'img' && each.ariaLabel)"))
+    words = page.locator("details:has(table):not(.run)").first
+    assert not words.locator("table").is_visible()
+    words.locator("summary").press("Enter")
+    assert "removed in round 1, score" in words.locator("table").inner_text()
+
+
+@pytest.mark.parametrize("blocks", [30, 80])
+def test_blocks_stand_in_even_rows(opened, file, tmp_path, blocks):
+    plan = json.loads((file.parent / "pruned/prune_plan.json").read_text())
+    plan["model"]["num_blocks"] = blocks
+    del plan["sha256"]  # changed on purpose
+    (tmp_path / "prune_plan.json").write_text(json.dumps(plan))
+    large = tmp_path / "report.html"
+    large.write_text(report_page([tmp_path]), encoding="utf-8")
+    for width, across in zip((390, 700, 1000, 1400), (10, 16, 24, 32), strict=True):
+        page = opened(width, page=large)
+        tops = page.locator(".network li").evaluate_all("all => all.map(each => each.offsetTop)")
+        rows = sorted(map(tops.count, set(tops)))
+        assert len(rows) == -(-blocks // across)
+        assert rows[-1] - rows[0] < len(rows)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(OVERLAPPING) == []
+        assert page.evaluate(UNSAID) == []
+
+
 def test_a_run_folds_without_a_script(opened):
     page = opened(1400)
-    tables = page.locator("details.run").first.locator("table").first
-    assert tables.is_visible()
+    cards = page.locator("details.run").first.locator(".cards")
+    assert cards.is_visible()
     page.locator("details.run > summary").first.click()
-    assert not tables.is_visible()
+    assert not cards.is_visible()
 
 
 def test_it_prints_light_and_whole(opened):

@@ -3,10 +3,8 @@ import math
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 
 from lit_prune.report import save_figure, score_map
-from lit_prune.report.score_map import NOT_SCORED, REMOVED
 
 
 def realistic(num_blocks, num_rounds, kinds, unscored=()):
@@ -23,7 +21,23 @@ def realistic(num_blocks, num_rounds, kinds, unscored=()):
 
 
 def hatched(axis):
-    return {tuple(int(each) for each in patch.get_xy()) for patch in axis.patches if patch.get_hatch()}
+    """Cells [block, row] that are marked as gone."""
+    return {
+        (int(patch.get_x()), int(patch.get_y()) + row)
+        for patch in axis.patches
+        if patch.get_hatch()
+        for row in range(int(patch.get_height()))
+    }
+
+
+def empty(axis):
+    """Cells [block, row] without a colour."""
+    (image,) = axis.images
+    return {(block, row) for row, block in np.argwhere(np.ma.getmaskarray(image.get_array()))}
+
+
+def legend(figure):
+    return [text.get_text().partition(" (")[0] for each in figure.legends for text in each.get_texts()]
 
 
 def crosses(axis):
@@ -53,7 +67,7 @@ def test_each_round_has_its_cross_in_the_panel_of_its_kind():
     rounds, removed = realistic(12, 5, ("attention", "mlp"))
     panels = score_map(rounds, removed, num_blocks=12).axes[1:3]
     for kind, axis in zip(("attention", "mlp"), panels, strict=True):
-        assert kind in axis.get_title()
+        assert kind in axis.get_title(loc="left")
         expected = {
             (int(name.split(".")[1]) + 0.5, index + 0.5) for index, name in enumerate(removed) if name.startswith(kind)
         }
@@ -62,17 +76,22 @@ def test_each_round_has_its_cross_in_the_panel_of_its_kind():
         assert axis.yaxis_inverted()
 
 
-def test_gray_cells_are_gone_and_light_ones_were_not_scored():
+def test_cells_without_a_colour_are_hatched_where_they_went_and_the_legend_has_what_occurs():
     rounds, removed = realistic(8, 3, ("attention", "mlp"), unscored=["mlp.6"])
     figure = score_map(rounds, removed, num_blocks=8)
     assert removed[0] == "mlp.4"
-    top, mlp = figure.axes[0], figure.axes[2]
-    assert color_at(figure, mlp, 4, 1) == pytest.approx(to_rgb(REMOVED), abs=0.01)
-    assert color_at(figure, mlp, 4, 2) == pytest.approx(to_rgb(REMOVED), abs=0.01)
-    assert color_at(figure, mlp, 6, 1) == pytest.approx(to_rgb(NOT_SCORED), abs=0.01)
-    assert color_at(figure, top, 6, 1) == pytest.approx(to_rgb(NOT_SCORED), abs=0.01)
+    top, attention, mlp = figure.axes[:3]
+    assert empty(mlp) - hatched(mlp) == {(6, 0), (6, 1), (6, 2)}
+    assert empty(top) - hatched(top) == {(6, 1)}
+    assert empty(attention) == hatched(attention)
+    assert {(4, 1), (4, 2)} <= hatched(mlp)
+    assert (4, 0) not in hatched(mlp)
     # Viridis begins with a dark violet: the lowest score of all, in the round before it went.
     assert color_at(figure, mlp, 4, 0) == pytest.approx((0.267, 0.005, 0.329), abs=0.01)
+    assert legend(figure) == ["removed", "not scored", "removed after this round"]
+    assert legend(score_map(*realistic(8, 3, ("mlp",)), num_blocks=8)) == ["removed", "removed after this round"]
+    assert legend(score_map([{"mlp.0": 1.0, "mlp.1": 2.0}], ["mlp.0"], num_blocks=2)) == ["removed"]
+    assert legend(score_map([], [], num_blocks=2)) == ["not scored"]
 
 
 def test_outliers_and_infinity_leave_low_scores_apart():
@@ -88,18 +107,18 @@ def test_outliers_and_infinity_leave_low_scores_apart():
 @pytest.mark.parametrize(("extra", "extend"), [({}, "neither"), ({"mlp.9": math.inf}, "max")])
 def test_the_color_bar_says_what_it_shows_and_where_it_ends(extra, extend):
     scores = dict.fromkeys([f"mlp.{block}" for block in range(8)], 3.0) | extra
-    bar = score_map([scores], ["mlp.0"], num_blocks=10).axes[0].collections[0].colorbar
-    assert bar.ax.get_ylabel() == "importance (low goes first)"
+    bar = score_map([scores], ["mlp.0"], num_blocks=10).axes[0].images[0].colorbar
+    assert bar.ax.get_title(loc="left") == "importance (low goes first)"
     assert bar.extend == extend
-    labels = [label.get_text() for label in bar.ax.get_yticklabels()]
+    labels = [label.get_text() for label in bar.ax.get_xticklabels()]
     assert len(set(labels)) == len(labels) >= 2
 
 
 def test_close_scores_have_ticks_that_differ():
     scores = {f"mlp.{block}": 17.3121 + 0.0001 * block for block in range(10)}
-    bar = score_map([scores], ["mlp.0"], num_blocks=10).axes[0].collections[0].colorbar
-    labels = [label.get_text() for label in bar.ax.get_yticklabels()]
-    assert len(set(labels)) == 6
+    bar = score_map([scores], ["mlp.0"], num_blocks=10).axes[0].images[0].colorbar
+    labels = [label.get_text() for label in bar.ax.get_xticklabels()]
+    assert len(set(labels)) == len(labels) > 3
     assert all(17.31 < float(label) < 17.32 for label in labels)
 
 
@@ -157,5 +176,5 @@ def test_a_set_goes_member_by_member_and_its_score_is_of_none_of_them():
     assert hatched(axis) == {(1, 0), (2, 0)}
     mixed = score_map([{"mlp.0": 1.0, "attention.1+mlp.1": 0.5}], ["attention.1+mlp.3"], num_blocks=5)
     assert hatched(mixed.axes[0]) == {(1, 0), (3, 1)}
-    shown = mixed.axes[0].collections[0].get_array()
+    shown = mixed.axes[0].images[0].get_array()
     assert (shown.count(), shown[1, 0]) == (1, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -160,14 +159,12 @@ def _code(text: str) -> Markup:
 
 def _evaluations(sources: Sources, found: Iterable[Match]) -> Iterator[tuple[str, list[Piece]]]:
     """Names and pieces; a pair that a run shows whole is not shown twice."""
-    shown: dict[str, set[str]] = defaultdict(set)
-    for match in found:
-        shown[match.evaluation.name].update(match.models)
+    found = list(found)
     bases = {run.plan.model.name for run in sources.models if run.plan}
     base = bases.pop() if len(bases) == 1 else ""
     for evaluation in sources.evaluations:
-        measured = {row.model for row in evaluation.rows}
-        answering = {model for dialogue in evaluation.answers for model in dialogue.answers}
-        new_answers = not answering <= shown[evaluation.name]
-        if len(evaluation.rows) > 2 or new_answers or not measured <= shown[evaluation.name]:
+        own = [match for match in found if match.evaluation is evaluation]
+        new_answers = bool(evaluation.answers) and not any(match.holds_answers for match in own)
+        shown = {model for match in own for model in match.models}
+        if len(evaluation.rows) > 2 or new_answers or not {row.model for row in evaluation.rows} <= shown:
             yield evaluation.name, list(evaluation_pieces(evaluation, base, with_answers=new_answers))
