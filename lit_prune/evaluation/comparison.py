@@ -106,6 +106,7 @@ class Comparison:
             draw=entry.draw,
             losses=losses,
             speed_intervals={phase: (each.low, each.high) for phase, each in speedups.items()},
+            dtype=str(model.dtype).removeprefix("torch."),
         )
 
     def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:

@@ -67,7 +67,8 @@ def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = (), setti
 
 
 def _measured(settings: Mapping[str, Any], rows: Sequence[Result]) -> str:
-    return settings_line({**settings, "draws": 1 + max(row.draw for row in rows)})
+    dtypes = ", ".join(dict.fromkeys(row.dtype for row in rows if row.dtype)) or settings.get("dtype")
+    return settings_line({**settings, "dtype": dtypes, "draws": 1 + max(row.draw for row in rows)})
 
 
 def comparison_csv(rows: Sequence[Result]) -> str:
