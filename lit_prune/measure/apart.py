@@ -17,9 +17,14 @@ LENGTH = 6
 
 
 def begins_again(batch: Mapping[str, Any]) -> bool:
-    """Whether positions begin again within a sequence of a batch: then it holds several documents."""
+    """Whether positions begin again at 0 within a sequence of a batch: then it holds several documents.
+
+    Those of several axes, [3, batch, seq], are places in an image, and may go back.
+    """
     positions = batch.get("position_ids")
-    return isinstance(positions, Tensor) and bool((positions.diff(dim=-1) < 0).any())
+    if not isinstance(positions, Tensor) or positions.ndim != 2:
+        return False
+    return bool(((positions.diff(dim=-1) < 0) & (positions[:, 1:] == 0)).any())
 
 
 def require_apart(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
