@@ -109,6 +109,8 @@ def test_what_is_not_uploaded_stays(remote, tmp_path):
 
 
 def test_transformers_own_way_uploads_tombstones(remote, tmp_path, monkeypatch):
+    if not hasattr(transformers_hub, "hf_api"):
+        pytest.skip("a transformers that uploads by functions")
     monkeypatch.setattr(transformers_hub, "hf_api", remote)
     card = ModelCard("---\ntags: []\n---\n# Of the repository")
     monkeypatch.setattr(transformers_hub, "create_and_tag_model_card", lambda *_, **__: card)
