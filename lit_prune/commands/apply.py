@@ -65,7 +65,7 @@ def apply_to_model(
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
     if compensate is None and not uncompensated and found.compensation.get("name") == REFIT:
-        compensate = {key: found.compensation[key] for key in ("name", "ridges") if key in found.compensation}
+        compensate = found.asked_compensation
     create_compensation("none" if compensate is None else compensate)  # before the model is loaded
     tokenizer = loading.tokenizer(model)
     if compensate is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_prune.commands.arguments import call, model_names, require_writable, text_labels
-from lit_prune.commands.options import Loading
+from lit_prune.commands.options import Loading, manner_of
 from lit_prune.commands.outcomes import say_next
 from lit_prune.errors import LitPruneError
 from lit_prune.files import say, write_json, write_text
@@ -248,7 +248,7 @@ def evaluate(
             "stride": on.stride,
             "num_windows": on.num_windows,
         }
-        settings |= {name: True for name in ("answers_only", "by_document") if getattr(on, name)}
+        settings |= manner_of(on)
         settings |= {} if on.data_field == "text" else {"data_field": on.data_field}
         named = {"data_name": on.data_name, "data_split": on.data_split}
         settings |= {name: value for name, value in named.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,6 @@ USES = {
     "gguf": "any program of llama.cpp, with --model {0}",
 }
 """How what was written is used, by the format."""
-RUNTIMES = {"mlx": ("mlx-lm", "mlx-lm"), "gguf": ("llama.cpp", "xllamacpp")}
-"""Runtimes that are asked themselves where a package is installed, by the format."""
 
 
 def export_model(
@@ -57,7 +54,7 @@ def export_model(
         private: Make that repository private, if it is not there yet.
         trust_remote_code: Run code that comes with the model.
     """
-    from lit_prune.export import FORMATS, export, require_free
+    from lit_prune.export import FORMATS, export, llama_cpp, mlx, require_free
     from lit_prune.export.hub import require_login
     from lit_prune.export.quantise import require_weights
     from lit_prune.loading.models import load, load_tokenizer
@@ -86,10 +83,11 @@ def export_model(
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
     options |= {"push_to_hub": push_to_hub, "private": private}
     written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
-    if format in RUNTIMES:
-        runtime, package = RUNTIMES[format]
-        is_there = importlib.util.find_spec(package.replace("-", "_")) is not None
-        say(f"compared with {runtime}" if is_there else f"not tried in {runtime}: pip install {package}")
+    asked = {"mlx": (mlx, "mlx-lm", "mlx-lm"), "gguf": (llama_cpp, "llama.cpp", "xllamacpp")}
+    if format in asked:
+        target, runtime, package = asked[format]
+        there = target.is_installed()
+        say(f"compared with {runtime}" if there else f"not tried in {runtime}: pip install {package}")
     if push_to_hub is not None:
         say(f"uploaded: https://huggingface.co/{push_to_hub}")
     say(f"written: {written}\nuse it: {USES[format].format(written)}")

@@ -145,6 +145,11 @@ def self_written(
     return written_windows(dense, number, window, tokenizer=tokenizer, batch_size=64, seed=seed)
 
 
+def manner_of(texts: Any) -> dict[str, bool]:
+    """How options have texts cut, where it is not as by default."""
+    return {name: True for name in ("answers_only", "by_document") if getattr(texts, name)}
+
+
 @dataclass(frozen=True)
 class Sample:
     """Windows of tokens that are drawn from a text, or from texts of several kinds in equal shares and in turn.
@@ -192,8 +197,8 @@ class Sample:
 
     @property
     def manner(self) -> dict[str, bool]:
-        """How texts are cut, where it is not as by default."""
-        return {name: True for name in ("answers_only", "by_document") if getattr(self, name)}
+        """See `manner_of`."""
+        return manner_of(self)
 
     def share(self, number: int) -> int:
         """How many of a number of windows a kind of text has, rounded up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,25 @@ from torch import Tensor
 
 from lit_prune.errors import ModelError
 from lit_prune.files import write_text
+from lit_prune.plan import SublayerId
 
 SHARD = "5GB"
 PARTS = {"attention": "self_attn", "ffn": "mlp"}
 """What a block's parts are called in the config and in the names of tensors."""
+
+
+def block_configs(
+    config: Any, blocks: Iterable[int], there: Container[SublayerId | None], ffn: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What the layout says of each block: which of its parts it lacks, and settings of an attention and an `ffn`."""
+    heads = config.num_attention_heads // config.num_key_value_heads
+    found = []
+    for block in blocks:
+        serves, computes = (SublayerId(block, kind) in there for kind in ("attention", "mlp"))
+        own = ffn if computes else dict.fromkeys(ffn)
+        attention = {"no_op": not serves, "n_heads_in_group": heads if serves else None}
+        found.append({"attention": attention, "ffn": {"no_op": not computes, **own}})
+    return found
 
 
 def write_layout(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

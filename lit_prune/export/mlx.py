@@ -7,7 +7,6 @@ whole number of 256 rows; rows of zeros fill them up.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from transformers import PreTrainedModel
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
 from lit_prune.export.card import Usage
-from lit_prune.export.decilm import require_same_layout, write_layout
+from lit_prune.export.decilm import block_configs, require_same_layout, write_layout
 from lit_prune.export.kin import as_llama, head_size
 from lit_prune.export.llama_cpp import LIKELIEST, TOLERANCES
 from lit_prune.export.served import ELSEWHERE, require_served
 from lit_prune.export.targets import DECILM_CONFIG, MLX_TYPE, POSITIONS
-from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating
 
 ROWS = 256
@@ -68,7 +66,7 @@ def write(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[PreTraine
         # mlx-lm looks at `type` first. The tokenizer's loader, transformers, would want more of a config that it does
         # not know if `rope_type` said the same.
         "rope_scaling": None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"], **DEFAULT},
-        "block_configs": _blocks(config, anatomy.blocks, anatomy.ids),
+        "block_configs": block_configs(config, anatomy.blocks, anatomy.ids, {"ffn_mult": _factor(config)}),
     }
     write_layout(folder, settings, {name: _filled_up(name, value) for name, value in own.items()})
     model.generation_config.save_pretrained(folder)
@@ -87,21 +85,10 @@ def _filled_up(name: str, value: Tensor) -> Tensor:
     return pad(value, (0, lacking) if down or value.dim() == 1 else (0, 0, 0, lacking))
 
 
-def _blocks(config: Any, blocks: Iterable[int], there: Container[SublayerId]) -> list[Mapping[str, Any]]:
-    heads = config.num_attention_heads // config.num_key_value_heads
-    # mlx-lm takes 2 / 3 of this times the width, and rounds up: half a step below is safe from how it rounds.
+def _factor(config: Any) -> float:
+    """How wide an FFN is, as mlx-lm reads it: it takes 2 / 3 of this times the width, and rounds up."""
     rows = config.intermediate_size + -config.intermediate_size % ROWS
-    factor = 1.5 * (rows - ROWS / 2) / config.hidden_size
-    found: list[Mapping[str, Any]] = []
-    for block in blocks:
-        serves, computes = (SublayerId(block, kind) in there for kind in ("attention", "mlp"))
-        found.append(
-            {
-                "attention": {"no_op": not serves, "n_heads_in_group": heads if serves else None},
-                "ffn": {"no_op": not computes, "ffn_mult": factor if computes else None},
-            }
-        )
-    return found
+    return float(1.5 * (rows - ROWS / 2) / config.hidden_size)  # half a step below is safe from how it rounds
 
 
 def _require_same_in_mlx(model: PreTrainedModel, folder: Path) -> None:

@@ -5,7 +5,7 @@ Source: the model of `targets.DECILM` in vLLM. It computes as the types of `targ
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.export.card import Usage
-from lit_prune.export.decilm import require_same_layout, write_layout
+from lit_prune.export.decilm import block_configs, require_same_layout, write_layout
 from lit_prune.export.kin import as_llama
 from lit_prune.export.served import require_served
 from lit_prune.export.targets import DECILM, DECILM_CODE, DECILM_CONFIG, EMBEDDING, KIN, VLLM_POSITIONS
@@ -56,12 +56,13 @@ def write_decilm(model: PreTrainedModel, folder: Path, verify: bool) -> tuple[Pr
     first = next(iter(anatomy.ids), None)
     stub = SublayerId(first.block, "attention") if first is not None and first.kind == "mlp" else None
     path = None if stub is None else f"{anatomy.blocks_path}.{anatomy.position(stub.block)}"
+    ffn = {"intermediate_size": config.intermediate_size, "hidden_act": config.hidden_act}
     settings = {
         **DECILM,
         "auto_map": {"AutoConfig": f"{CODE_FILE.removesuffix('.py')}.DeciLMConfig"},
         "dtype": str(model.dtype).removeprefix("torch."),
         **{name: getattr(config, name) for name in DECILM_CONFIG},
-        "block_configs": _blocks(config, anatomy.blocks, {*anatomy.ids, stub}),
+        "block_configs": block_configs(config, anatomy.blocks, {*anatomy.ids, stub}, ffn),
     }
     write_layout(folder, settings, _tensors(own, config, path))
     write_text(folder / CODE_FILE, DECILM_CODE)
@@ -84,18 +85,3 @@ def _tensors(own: Mapping[str, Tensor], config: Any, stub: str | None) -> dict[s
             tensors[f"{stub}.self_attn.{name}_proj.bias"] = like.new_zeros(shape[0])
     tensors[f"{stub}.input_layernorm.weight"] = torch.ones_like(like[0])
     return tensors
-
-
-def _blocks(config: Any, blocks: Iterable[int], there: Container[SublayerId | None]) -> list[dict[str, Any]]:
-    heads, act = config.num_attention_heads // config.num_key_value_heads, config.hidden_act
-    found = []
-    for block in blocks:
-        serves, computes = (SublayerId(block, kind) in there for kind in ("attention", "mlp"))
-        width = config.intermediate_size if computes else None
-        found.append(
-            {
-                "attention": {"no_op": not serves, "n_heads_in_group": heads if serves else None},
-                "ffn": {"no_op": not computes, "intermediate_size": width, "hidden_act": act if computes else None},
-            }
-        )
-    return found

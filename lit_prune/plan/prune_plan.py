@@ -104,6 +104,11 @@ class PrunePlan:
         return sum(bool(step.ties) for step in self.steps)
 
     @property
+    def asked_compensation(self) -> dict[str, Any]:
+        """The compensation without what was found by it: its name, and the ridges of one that was told them."""
+        return {name: self.compensation[name] for name in ("name", "ridges") if name in self.compensation}
+
+    @property
     def nll_rise(self) -> float | None:
         """How much the mean token loss (nats) rose from before the first removal to after the last, where known."""
         first, last = (self.steps[0].nll_before, self.steps[-1].nll_after) if self.steps else (None, None)

@@ -63,15 +63,14 @@ def front_of(
             step = _last_or_own(step, budget, prices, anatomy, gone)
         front.append(step)
         gone += step.removed.sublayers
-    if budget is not None and num_steps is None and max_rise is None and budget.remaining(prices.freed(anatomy, gone)):
-        most = prices.freed(anatomy, gone) / prices.total
+    reached = prices.freed(anatomy, gone)
+    if budget is not None and num_steps is None and max_rise is None and budget.remaining(reached):
+        most = reached / prices.total
         raise BudgetError(f"the plan removes {most:.1%} of the model, and {amount:.1%} are asked for; search for more")
     asked = {"amount": amount, "of": prices.of, "total": prices.total, "unit": prices.unit, "max_rise": max_rise}
-    found = {"reached": prices.freed(anatomy, gone), "num_removals": len(front)}
-    compensation = {name: plan.compensation[name] for name in ("name", "ridges") if name in plan.compensation}
-    return replace(
-        plan, steps=tuple(front), budget={**asked, **found}, compensation=compensation, unseen={}, healing={}
-    )
+    budgeted = {**asked, "reached": reached, "num_removals": len(front)}
+    mends = plan.asked_compensation
+    return replace(plan, steps=tuple(front), budget=budgeted, compensation=mends, unseen={}, healing={})
 
 
 def _require_order(plan: PrunePlan) -> None:
