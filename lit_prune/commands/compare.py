@@ -200,6 +200,8 @@ def best_in_words(rows: Sequence[Result]) -> Iterator[str]:
             if row.amount:
                 groups.setdefault((row.model, row.amount, text), []).append(row)
     for (model, amount, text), own in groups.items():
+        if len({row.label for row in own}) == 1:  # there is nothing to choose from
+            continue
         best = min(own, key=lambda row: row.perplexities[text])
         yield f"least perplexity of {model} less {amount:.0%}: {best.perplexities[text]:.2f} on {text}, by {best.label}"
 

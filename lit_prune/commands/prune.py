@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lit_prune.commands.arguments import call
+from lit_prune.commands.compare import compare
 from lit_prune.commands.options import Loading, Mixture, Sample
 from lit_prune.commands.outcomes import perplexity_in_words, removed_in_words, say_next, what_next
+from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.plan import PLAN_FILE, Method, create, read_method, with_defaults
 from lit_prune.searches import SEARCHES, Goal, Search
@@ -53,13 +55,23 @@ class Choice:
         """The method with what is changed of it."""
         from lit_prune.pruning import Pruner
 
-        own = ("method", "draws")
-        changes = {name: value for name, value in vars(self).items() if name not in own and value is not None}
-        recipe = read_method(self.method).with_settings(changes)
+        recipe = read_method(self.method).with_settings(self._changes)
         if self.draws > 1:
             recipe = replace(recipe, search={"name": "draws", "of": recipe.search, "number": self.draws})
         Pruner.require_known(recipe)
         return recipe
+
+    @property
+    def as_line(self) -> dict[str, Any]:
+        """The same as a line of a comparison."""
+        if self.draws > 1:
+            raise LitPruneError("amounts measures sizes of one search; leave draws out, or compare with --draws")
+        return {"method": self.method, **self._changes}
+
+    @property
+    def _changes(self) -> dict[str, Any]:
+        own = ("method", "draws")
+        return {name: value for name, value in vars(self).items() if name not in own and value is not None}
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ def prune_model(
     *,
     output: str,
     goal: Goal = GOAL,
+    amounts: list[float] | None = None,
     choice: Choice = CHOICE,
     sample: Sample = SAMPLE,
     num_unseen: int = 8,
@@ -114,6 +127,8 @@ def prune_model(
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         goal: How much goes.
+        amounts: Shares of the parameters, such as 0.05,0.1,0.15,0.2: measure what each costs instead of saving one.
+            OUTPUT then holds the curve as table, JSON lines and picture, and the plan of each, for apply.
         choice: What decides which sublayers go.
         sample: The calibration text.
         num_unseen: Windows of every text, of documents that no other window is of, that tell how much worse the model
@@ -140,6 +155,21 @@ def prune_model(
     from lit_prune.report import draws_in_words, made_up_for
 
     recipe = choice.recipe
+    if amounts is not None:
+        _require_plain(goal, machine, data_name, data_split, data_field, layout)
+        lines: list[str | dict[str, Any]] = [choice.as_line]
+        compare(
+            model,
+            output=output,
+            methods=lines,
+            amounts=amounts,
+            sample=sample,
+            refit=refit,
+            num_unseen=num_unseen,
+            speed={"prompt_tokens": min(128, sample.window), "new_tokens": min(32, sample.window)},
+            loading=loading,
+        )
+        return
     target = require_empty(output)
     if data_name is None and data_split is None and data_field == "text":  # the search's text, read as by default
         refit = refit.beside(sample.texts)
@@ -166,11 +196,8 @@ def prune_model(
         num_unseen=num_unseen,
         read=partial(read_texts, name=data_name, split=data_split, field=data_field),
     )
-    if processes.is_first and len(windows) < sample.num_windows:
-        found = f"{sample.source} has {len(windows)} windows of {sample.window} tokens"
-        say(f"{found}, fewer than {sample.num_windows}: all of them are used")
-    if processes.is_first and num_unseen and len(unseen) < len(sample.texts):
-        say("a text has no windows left to tell how much worse the model gets on it; give more text, or fewer windows")
+    if processes.is_first:
+        _say_what_lacks(sample, len(windows), lacks_unseen=num_unseen > 0 and len(unseen) < len(sample.texts))
     network = load(
         model,
         dtype=loading.dtype,
@@ -215,6 +242,25 @@ def prune_model(
 
 
 run = partial(call, prune_model, nested=["refit"])
+
+
+def _say_what_lacks(sample: Sample, found: int, *, lacks_unseen: bool) -> None:
+    if found < sample.num_windows:
+        has = f"{sample.source} has {found} windows of {sample.window} tokens"
+        say(f"{has}, fewer than {sample.num_windows}: all of them are used")
+    if lacks_unseen:
+        say("a text has no windows left to tell how much worse the model gets on it; give more text, or fewer windows")
+
+
+def _require_plain(goal: Goal, machine: Machine, *reading: str | None) -> None:
+    """Refuse, with amounts, what a comparison does not take."""
+    if goal != GOAL:
+        raise LitPruneError("amounts are shares of the parameters, instead of amount, of and max_rise")
+    if machine != MACHINE or reading != (None, None, "text", None):
+        raise LitPruneError(
+            "amounts goes with text as it is read by default, in one process on one device: without data_name, "
+            "data_split, data_field, layout, devices, shard, device_map, forks and offload"
+        )
 
 
 def _finish(folder: Path, journal: Path, sketch: Path) -> None:

@@ -16,6 +16,7 @@ from lit_prune.evaluation.estimate import (
     unfilled,
 )
 from lit_prune.evaluation.footprint import measure_footprint
+from lit_prune.evaluation.knee import knee
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, alpaca_eval_outputs, mt_bench_answers, read_prompts
@@ -35,7 +36,7 @@ from lit_prune.evaluation.speed import Ideal, Speed, compare_speed, dense_twin, 
 from lit_prune.evaluation.stream_analysis import analyse
 from lit_prune.evaluation.stream_figures import Analysis, DepthFigures, PathFigures, SublayerFigures
 from lit_prune.evaluation.tasks import TaskScore, chosen_tasks, require_tasks, task_scores
-from lit_prune.evaluation.ties import apart_by_perplexity, apart_by_speed, apart_by_task
+from lit_prune.evaluation.ties import apart_by_perplexity, apart_by_speed, apart_by_task, perplexity_interval
 from lit_prune.evaluation.unraveled import BIASES, EMBEDDING
 
 __all__ = [
@@ -77,12 +78,14 @@ __all__ = [
     "dense_twin",
     "estimated_work",
     "exceeds_error",
+    "knee",
     "load_of",
     "measure_footprint",
     "memory_of",
     "mt_bench_answers",
     "named_shapes",
     "perplexity",
+    "perplexity_interval",
     "question",
     "rank_correlation",
     "read_prompts",

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lit_prune.anatomy import find_sublayers
+from lit_prune.costs import count_costs
 from lit_prune.errors import BudgetError
 from lit_prune.evaluation.perplexity import perplexity
 from lit_prune.evaluation.results import WANDA, Batches, Entry, Result, Results
@@ -17,7 +18,7 @@ from lit_prune.evaluation.semi_structured import wanda_2_4
 from lit_prune.evaluation.speed import Speedup, compare_speed, dense_twin, require_room, speedup
 from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import file_name
-from lit_prune.measure import Journal, WhatIf, model_fingerprints
+from lit_prune.measure import Journal, WhatIf, model_fingerprints, perplexity_of
 from lit_prune.plan import Method, PrunePlan
 from lit_prune.pruning import Pruner, describe_run, progress_bar
 from lit_prune.searches import Budget
@@ -79,13 +80,15 @@ class Comparison:
     def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Result:
         require_room(name, model, **self.speed)  # before anything is measured
         plan, zeros = None, 0.0
-        num_blocks = find_sublayers(model).num_blocks
+        anatomy, kept = find_sublayers(model), count_costs(model, 1)
         total = sum(parameter.numel() for parameter in model.parameters())
         if entry.method is not None:
             plan = self._prune(name, model, entry, entry.method, amount)
         elif entry.label == WANDA:
             zeros = wanda_2_4(model, entry.calibration)
         gone = plan.num_removed_parameters if plan else 0
+        uncached = sum(kept.kv_elements[sublayer] for sublayer in plan.removed) if plan else 0
+        last = plan.steps[-1].nll_after if plan and plan.steps else None
         speedups = self._speedups(model) if plan else {}
         losses = {text: perplexity(model, batches) for text, batches in self.unseen.items()}
         return Result(
@@ -100,13 +103,15 @@ class Comparison:
             tasks=self.tasks(model),
             prefill=speedups["prefill"].ratio if speedups else 1.0,
             decode=speedups["decode"].ratio if speedups else 1.0,
-            num_blocks=num_blocks,
+            num_blocks=anatomy.num_blocks,
             passes=plan.cost if plan else 0.0,
             removed=tuple(step.removed.name for step in plan.steps) if plan else (),
             draw=entry.draw,
             losses=losses,
             speed_intervals={phase: (each.low, each.high) for phase, each in speedups.items()},
             dtype=str(model.dtype).removeprefix("torch."),
+            cache=1 - uncached / max(1, kept.total_kv_elements),
+            searched=0.0 if last is None else perplexity_of(last),
         )
 
     def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:

@@ -76,6 +76,9 @@ class Result:
         losses: What the perplexities are of, by the name of the text, window by window.
         speed_intervals: From what to what `prefill` and `decode` are in 95 of 100 cases.
         dtype: Data type of the weights; empty in rows that were made before it was kept.
+        cache: Share of the KV cache that is left.
+        searched: Perplexity on the text of the search behind the last removal, ahead of a compensation at the end; 0
+            where the search did not measure it.
     """
 
     model: str
@@ -96,6 +99,8 @@ class Result:
     losses: Mapping[str, TokenLoss] = field(default_factory=dict)
     speed_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     dtype: str = ""
+    cache: float = 1.0
+    searched: float = 0.0
 
     @property
     def mean_accuracy(self) -> float:
@@ -163,6 +168,7 @@ def _mean(draws: Sequence[Result]) -> Result:
         prefill=fmean(row.prefill for row in draws),
         decode=fmean(row.decode for row in draws),
         passes=fmean(row.passes for row in draws),
+        searched=fmean(row.searched for row in draws),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from lit_prune.evaluation.measured import exceeds_error
 from lit_prune.evaluation.results import Result
-from lit_prune.plan import quantile_of_t
+from lit_prune.measure import perplexity_of
+from lit_prune.plan import interval_of, quantile_of_t
 
 
 def apart_by_perplexity(rows: Sequence[Result], text: str, one: Result, other: Result) -> bool:
@@ -29,6 +30,25 @@ def apart_by_perplexity(rows: Sequence[Result], text: str, one: Result, other: R
         if error_of_rise is not None:
             return exceeds_error(one.losses[text].nll - other.losses[text].nll, error_of_rise)
     return True
+
+
+def perplexity_interval(dense: Result, row: Result, text: str) -> tuple[float, float] | None:
+    """From what to what a perplexity is in 95 of 100 cases, that of the dense model given: paired over windows.
+
+    None of fewer than four windows, or where they are not the dense model's.
+    """
+    if text not in row.losses or text not in dense.losses:
+        return None
+    before, after = dense.losses[text], row.losses[text]
+    ends = interval_of(
+        {
+            "num_windows": after.num_windows,
+            "nll_before": before.nll,
+            "nll_after": after.nll,
+            "error": after.error_of_rise(before),
+        }
+    )
+    return None if ends is None else (perplexity_of(before.nll + ends[0]), perplexity_of(before.nll + ends[1]))
 
 
 def apart_by_task(task: str, one: Result, other: Result) -> bool:

@@ -8,7 +8,7 @@ from lit_prune.plan.methods import Method, Recipe, method_names, read_method
 from lit_prune.plan.prune_plan import PLAN_FILE, SETTINGS, PrunePlan, package_versions
 from lit_prune.plan.registry import Named, Registry, create, described, with_defaults
 from lit_prune.plan.steps import ModelFacts, PruneStep
-from lit_prune.plan.unseen import error_of_ratio, quantile_of_t, unseen_in_words
+from lit_prune.plan.unseen import error_of_ratio, interval_of, quantile_of_t, unseen_in_words
 
 __all__ = [
     "KINDS",
@@ -32,6 +32,7 @@ __all__ = [
     "create",
     "described",
     "error_of_ratio",
+    "interval_of",
     "joined",
     "manners_in_words",
     "method_names",

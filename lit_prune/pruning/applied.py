@@ -22,12 +22,21 @@ from lit_prune.healing import (
 )
 from lit_prune.measure import WhatIf
 from lit_prune.plan import ModelFacts, Named, PrunePlan, SublayerId, described
+from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.removal import take_out
 from lit_prune.surgery import compact, remove, require_understood
 
 
-def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False) -> PrunePlan:
+def apply_plan(
+    model: nn.Module,
+    plan: PrunePlan,
+    *,
+    amount: float | None = None,
+    num_steps: int | None = None,
+    max_rise: float | None = None,
+    uncompensated: bool = False,
+) -> PrunePlan:
     """Remove what a plan says from an unpruned copy of its model, in place; factors of `compensate: scale` are folded.
 
     Blocks are compared, not weights nor vocabularies: a plan fits every fine-tuned copy of its model.
@@ -35,15 +44,21 @@ def apply_plan(model: nn.Module, plan: PrunePlan, *, uncompensated: bool = False
     Args:
         model: An unpruned copy of the model that the plan was made for, perhaps fine-tuned.
         plan: The removals, in their order.
+        amount: Only the front of the plan up to this share: see `front_of`, as for the next two.
+        num_steps: Only so many removals.
+        max_rise: Only those that keep perplexity on the search's text under this rise.
         uncompensated: Whether to remove alone, and leave the weights that stay as they are.
 
     Returns:
         The plan of this copy, which counts its parameters.
 
     Raises:
+        BudgetError: The plan holds no such front.
         PlanError: The plan was made for a model of another structure, or with a compensation whose weights are in the
             pruned model alone; nothing is removed then.
     """
+    if (amount, num_steps, max_rise) != (None, None, None):
+        plan = front_of(plan, model, amount=amount, num_steps=num_steps, max_rise=max_rise)
     name = plan.compensation.get("name", "none")
     if name not in ("none", "scale") and not uncompensated:
         raise PlanError(

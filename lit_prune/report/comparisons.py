@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from lit_prune.evaluation import (
-    DENSE,
-    Result,
-    apart_by_perplexity,
-    apart_by_speed,
-    apart_by_task,
-    averaged,
-    rank_correlation,
-    read_results,
-)
+from lit_prune.evaluation import DENSE, Result, averaged, rank_correlation, read_results
 from lit_prune.files import figure_text, markdown_inline, markdown_line
 from lit_prune.plan import Candidate
+from lit_prune.report.columns import (
+    PHASES,
+    Column,
+    by_amount,
+    columns_of_draws,
+    comparison_columns,
+    comparison_tables,
+    knee_in_words,
+    knee_of,
+)
 from lit_prune.report.drawing import growing_legend, map_piece, mark, name_axes, new_figure, number_axis, svg
 from lit_prune.report.evaluations import require_rows, settings_line
-from lit_prune.report.pieces import Cell, Piece, Table, number
+from lit_prune.report.pieces import Piece, number
 from lit_prune.report.removal_map import removal_figure
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS_FILE = "results.jsonl"
-PHASES = ("prefill", "decode")
 ENDS = [f"{phase}, {end}" for phase in PHASES for end in ("low", "high")]
 NUM_COMMON = 8
 SIZE, SPEED = ACROSS = ("parameters left (%)", "prefill, times as fast")
@@ -42,26 +40,12 @@ CEILING = 16
 """Times the lowest perplexity, above which methods that destroyed a model would press all others together."""
 
 
-class Column(NamedTuple):
-    """A column of the table: how a row's value is written, and which of the values is the best, if any.
-
-    `apart` says which rows differ by more than chance, `interval` from what to what the value may be.
-    """
-
-    head: str
-    value: Callable[[Result], float]
-    form: str
-    better: Callable[[Sequence[float]], float] | None = None
-    apart: Callable[[Result, Result], bool] = lambda one, other: True
-    interval: Callable[[Result], tuple[float, float] | None] = lambda row: None
-
-
 def comparison_markdown(rows: Sequence[Result], notes: Sequence[str] = (), settings: Mapping[str, Any] = {}) -> str:
     """Write how it was measured, one table for each model and amount, and notes; draws of one method are one line.
 
     In bold is the best pruned value of each column, and what differs from it by no more than chance would.
     """
-    columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
+    columns = [*comparison_columns(rows), *columns_of_draws(rows)]
     models = [line for own in _by_model(rows) for line in _model_markdown(own, columns)]
     return "\n\n".join([markdown_line(_measured(settings, rows)), *models, *map(markdown_line, notes)]) + "\n"
 
@@ -110,13 +94,13 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
     yield Piece("note", _measured(settings, results))
     for rows in _by_model(results):
         yield Piece("foreign_heading", rows[0].model)
-        amounts, means = _by_amount(rows), averaged(rows)
-        columns = [*comparison_columns(rows), *_columns_of_draws(rows)]
+        amounts, means = by_amount(rows), averaged(rows)
+        columns = [*comparison_columns(rows), *columns_of_draws(rows)]
         yield Piece("figures", list(_quality_drawings(means)) if amounts else [])
         yield from (Piece("note", note) for note in _notes(rows))
-        for amount, pruned in _by_amount(means).items():
-            yield Piece("subheading", f"{amount:.0%} of the parameters to remove")
-            yield Piece("table", _table(means, pruned, columns))
+        for title, table, _ in comparison_tables(rows, columns):
+            yield Piece("subheading", title)
+            yield Piece("table", table)
         for amount, pruned in amounts.items():
             if any(row.removed for row in pruned):
                 yield Piece("subheading", title := f"What went at {amount:.0%}")
@@ -126,12 +110,6 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
 
 def _by_model(rows: Sequence[Result]) -> list[list[Result]]:
     return [[row for row in rows if row.model == name] for name in dict.fromkeys(row.model for row in rows)]
-
-
-def _by_amount(rows: Sequence[Result]) -> dict[float, list[Result]]:
-    """The pruned rows."""
-    amounts = sorted({row.amount for row in rows if row.amount})
-    return {amount: [row for row in rows if row.amount == amount] for amount in amounts}
 
 
 def _quality_drawings(rows: Sequence[Result]) -> Iterator[str]:
@@ -166,6 +144,9 @@ def _draw_quality(axis: Axes, rows: Sequence[Result], across: str, text: str, st
         line = [row for row in rows if row.label == DENSE] + [row for row in rows if row.label == label]
         places = [100 * (1 - row.share_removed) if across == SIZE else row.prefill for row in line]
         axis.plot(places, [row.perplexities[text] for row in line], label=figure_text(label), alpha=0.85, **style)
+    if (bend := knee_of(rows)) is not None:
+        place = 100 * (1 - bend.share_removed) if across == SIZE else bend.prefill
+        axis.axvline(place, color="gray", linestyle=":", label=figure_text(f"knee, {bend.share_removed:.0%} less"))
     if across == SIZE:
         axis.invert_xaxis()
     name_axes(axis, across, figure_text(f"perplexity on {text}"), alpha=0.25)
@@ -177,6 +158,8 @@ def _notes(rows: Sequence[Result]) -> Iterator[str]:
             yield f"The pictures of {text} end at a perplexity of {number(ceiling)}; the tables have all."
     if rows[0].tasks and len(rows) > 1:
         yield _correlation(rows, "rows")
+    if said := knee_in_words(rows):
+        yield said
 
 
 def _correlation(rows: Sequence[Result], of_what: str, over: str = "") -> str:
@@ -188,10 +171,12 @@ def _correlation(rows: Sequence[Result], of_what: str, over: str = "") -> str:
 
 def _model_markdown(rows: Sequence[Result], columns: Sequence[Column]) -> Iterator[str]:
     model = rows[0].model
-    for amount, pruned in _by_amount(rows).items():
-        yield f"## {markdown_inline(model)}, {amount:.0%} of the parameters to remove"
-        yield _table(means := averaged(rows), _by_amount(means)[amount], columns).markdown
+    for title, table, pruned in comparison_tables(rows, columns):
+        yield f"## {markdown_inline(model)}, {title}"
+        yield table.markdown
         yield from _agreement(pruned)
+    if said := knee_in_words(rows):
+        yield said
     if rows[0].tasks:
         yield markdown_line(_correlation(rows, f"rows of {model}", "over all "))
 
@@ -209,68 +194,3 @@ def _agreement(rows: Sequence[Result]) -> Iterator[str]:
             f"Removed most often, in so many of these {len(rows)} lines: {', '.join(most)}. "
             f"Blocks that none of them touches: {', '.join(spared) or 'none'}."
         )
-
-
-def _table(rows: Sequence[Result], pruned: Sequence[Result], columns: Sequence[Column]) -> Table:
-    """The baselines among some rows, and the pruned ones, the best of which stand out."""
-    shown = [*(row for row in rows if not row.amount), *pruned]
-    cells: list[list[str | Cell]] = [[row.label, *(_cell(row, pruned, column) for column in columns)] for row in shown]
-    return Table.of(["method", *(column.head for column in columns)], cells)
-
-
-def _cell(row: Result, pruned: Sequence[Result], column: Column) -> Cell:
-    value = column.value(row)
-    text = f"{value:{column.form}}" if math.isfinite(value) else ""
-    if text and (interval := column.interval(row)) is not None and interval[0] < interval[1]:
-        text += f" ({interval[0]:{column.form}} to {interval[1]:{column.form}})"
-    if column.better is None or row not in pruned or not text:
-        return Cell(text)
-    first = column.better([column.value(other) for other in pruned])
-    best = next((other for other in pruned if column.value(other) == first), row)
-    return Cell(text, strong=value == first or not column.apart(row, best))
-
-
-def comparison_columns(rows: Sequence[Result]) -> list[Column]:
-    """The columns that rows of one comparison have values for."""
-    first = rows[0]
-    found = [Column("parameters", lambda row: row.num_parameters, ",d")]
-    found += [Column("removed", lambda row: row.share_removed, ".1%")]
-    if any(row.zeros for row in rows):
-        found += [Column("zeros", lambda row: row.zeros or math.nan, ".1%")]
-    found += [_perplexity(text, rows) for text in first.perplexities]
-    found += [_task(name, f"{name} {score.metric}") for name, score in first.tasks.items()]
-    if first.tasks:
-        found += [Column("mean of tasks", lambda row: row.mean_accuracy, ".3f", max)]
-    found += [_speed(phase) for phase in PHASES]
-    found += [Column("search, passes", lambda row: row.passes if row.amount else math.nan, ",.1f", min)]
-    return found
-
-
-def _columns_of_draws(rows: Sequence[Result]) -> list[Column]:
-    """Where methods have several draws, the geometric mean over texts, of all draws and of the worst."""
-    if not any(row.draw for row in rows):
-        return []
-
-    def of_texts(row: Result) -> float:
-        return math.exp(math.fsum(map(math.log, row.perplexities.values())) / len(row.perplexities))
-
-    def of_worst(row: Result) -> float:
-        kind = (row.model, row.label, row.amount)
-        return max(of_texts(draw) for draw in rows if (draw.model, draw.label, draw.amount) == kind)
-
-    return [Column("ppl, all texts", of_texts, ".2f", min), Column("worst draw", of_worst, ".2f", min)]
-
-
-def _perplexity(text: str, rows: Sequence[Result]) -> Column:
-    apart = partial(apart_by_perplexity, rows, text)
-    return Column(f"ppl {text}", lambda row: row.perplexities.get(text, math.nan), ".2f", min, apart)
-
-
-def _speed(phase: str) -> Column:
-    apart = partial(apart_by_speed, phase)
-    return Column(phase, attrgetter(phase), ".2f", max, apart, lambda row: row.speed_intervals.get(phase))
-
-
-def _task(name: str, head: str) -> Column:
-    apart = partial(apart_by_task, name)
-    return Column(head, lambda row: row.tasks[name].value if name in row.tasks else math.nan, ".3f", max, apart)

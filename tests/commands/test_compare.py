@@ -63,6 +63,43 @@ def test_several_draws_of_several_texts_are_one_line(folder, tmp_path, capsys):
     assert float(cells["worst draw"]) == pytest.approx(math.exp(max(map(fmean, logs))), abs=0.01)
 
 
+def test_amounts_of_prune_are_a_curve_of_one_search(folder, tmp_path, capsys):
+    out = tmp_path / "curve"
+    command = ["prune", folder, f"--output={out}", "--search=progressive", "--compensate=none", "--device=cpu"]
+    command += ["--window=16", "--num_windows=2", "--batch_size=1", "--num_unseen=6"]
+    assert main([*command, "--amounts=0.05,0.1,0.2,0.3"]) == 0
+    _, *lines = (out / "results.jsonl").read_text().splitlines()
+    dense, *rows = [json.loads(line) for line in lines]
+    assert [row["amount"] for row in rows] == [0.05, 0.1, 0.2, 0.3]
+    assert (
+        main(["apply", str(next(out.rglob("nri-0.3.json"))), folder, "--amount=0.2", f"--output={tmp_path / 'x'}"]) == 0
+    )
+    plan = json.loads((tmp_path / "x/prune_plan.json").read_text())
+    assert [step["removed"] for step in plan["steps"]] == rows[2]["removed"]
+    table = (out / "comparison.md").read_text()
+    (head, _, first, *others) = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(others) == 4
+    assert "95 % interval" in head
+    assert "KV cache left" in head
+    assert "dense" in first
+    # The interval of the largest amount by hand: a ratio estimator over windows, Student's t of 5 degrees (2.571).
+    (text,) = dense["losses"]
+    before, after = dense["losses"][text], rows[-1]["losses"][text]
+    rise = after["nll"] - before["nll"]
+    rests = [
+        one - two - rise * number
+        for one, two, number in zip(after["sums"], before["sums"], after["tokens"], strict=True)
+    ]
+    error = math.sqrt(6 / 5 * sum(rest**2 for rest in rests)) / sum(after["tokens"])
+    low, high = (math.exp(after["nll"] + sign * 2.571 * error) for sign in (-1, 1))
+    ends = others[-1].split("|")[head.split("|").index(" 95 % interval ")]
+    assert [float(end) for end in ends.split(" to ")] == pytest.approx([low, high], rel=1e-3)
+    assert main([*command, "--amounts=0.1,0.2", "--amount=0.1"]) == 2
+    assert main([*command, "--amounts=0.1,0.2", "--draws=2"]) == 2
+    assert "instead of amount" in (said := capsys.readouterr().err)
+    assert "leave draws out" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

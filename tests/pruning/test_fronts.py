@@ -29,7 +29,7 @@ def test_an_amount_is_what_a_search_for_it_finds(plan, amount):
     front = front_of(plan, applied, amount=amount)
     assert front.removed == own.removed
     assert front.num_removed_parameters == own.num_removed_parameters == front.budget["reached"]
-    made = apply_plan(applied, PrunePlan.from_dict(front.to_dict()))
+    made = apply_plan(applied, PrunePlan.from_dict(plan.to_dict()), amount=amount)
     assert made.removed == own.removed
     weights = searched.state_dict()
     assert applied.state_dict().keys() == weights.keys()
