@@ -95,5 +95,7 @@ def test_the_lowest_layers_and_the_help_need_no_torch():
 def test_lit_prune_shows_what_it_says():
     import lit_prune
 
-    assert set(lit_prune.__all__) == set(lit_prune._MODULES)
-    assert all(getattr(lit_prune, name).__name__ == name for name in lit_prune.__all__)
+    assert set(lit_prune.__all__) == {*lit_prune._MODULES, "__version__"}
+    assert all(getattr(lit_prune, name).__name__ == name for name in lit_prune._MODULES)
+    taught = set(re.findall(r"`(\w+)`", lit_prune.__doc__))
+    assert {name for name in lit_prune._MODULES if not name.endswith("Error")} <= taught

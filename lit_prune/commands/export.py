@@ -23,7 +23,7 @@ USES = {
 """How what was written is used, by the format."""
 
 
-def export_model(
+def write_for(
     source: str,
     *,
     format: str,
@@ -54,7 +54,7 @@ def export_model(
         private: Make that repository private, if it is not there yet.
         trust_remote_code: Run code that comes with the model.
     """
-    from lit_prune.export import FORMATS, export, llama_cpp, mlx, require_free
+    from lit_prune.export import FORMATS, export_model, llama_cpp, mlx, require_free
     from lit_prune.export.hub import require_login
     from lit_prune.export.quantise import require_weights
     from lit_prune.loading.models import load, load_tokenizer
@@ -82,7 +82,7 @@ def export_model(
         network = load(name, dtype=dtype, trust_remote_code=trust_remote_code)
         plan = PrunePlan.load(name) if (Path(name) / PLAN_FILE).is_file() else None
     options |= {"push_to_hub": push_to_hub, "private": private}
-    written = export(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
+    written = export_model(network, output, format=format, tokenizer=tokenizer, plan=plan, **options)
     asked = {"mlx": (mlx, "mlx-lm", "mlx-lm"), "gguf": (llama_cpp, "llama.cpp", "xllamacpp")}
     if format in asked:
         target, runtime, package = asked[format]
@@ -93,7 +93,7 @@ def export_model(
     say(f"written: {written}\nuse it: {USES[format].format(written)}")
 
 
-run = partial(call, export_model)
+run = partial(call, write_for)
 
 
 def _named_model(checkpoint: str) -> str:

@@ -2,6 +2,6 @@
 
 from lit_prune.export.card import CARD_FILE, usage
 from lit_prune.export.folder import require_empty, save
-from lit_prune.export.formats import FORMATS, export, require_free
+from lit_prune.export.formats import FORMATS, export_model, require_free
 
-__all__ = ["CARD_FILE", "FORMATS", "export", "require_empty", "require_free", "save", "usage"]
+__all__ = ["CARD_FILE", "FORMATS", "export_model", "require_empty", "require_free", "save", "usage"]

@@ -20,7 +20,7 @@ from lit_prune.plan import PrunePlan
 from lit_prune.surgery import compacted
 
 
-def export(
+def export_model(
     model: PreTrainedModel,
     output: str | Path,
     *,

@@ -1,6 +1,6 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
-from lit_prune.pruning.applied import apply_plan, compensate_plan
+from lit_prune.pruning.applied import apply_plan, compensate_plan, refit
 from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.offline import describe_run, prune, require_shardable
 from lit_prune.pruning.progress import SearchBar, progress_bar
@@ -15,5 +15,6 @@ __all__ = [
     "front_of",
     "progress_bar",
     "prune",
+    "refit",
     "require_shardable",
 ]

@@ -126,6 +126,16 @@ def compensate_plan(
     return replace(plan, model=model_facts, steps=steps, compensation=facts, unseen={})
 
 
+def refit(
+    model: nn.Module, plan: PrunePlan, batches: Iterable[Mapping[str, Any]], *, progress: bool = True, **options: Any
+) -> PrunePlan:
+    """Remove what a plan says, in place, and solve anew for every output projection behind the first removal.
+
+    `compensate_plan` with `compensate="refit"`; `options` are those of `Refit`.
+    """
+    return compensate_plan(model, plan, batches, {"name": "refit", **options}, progress=progress)
+
+
 def _require_fit(model: nn.Module, plan: PrunePlan) -> ModelFacts:
     """Refuse a model of another structure than the plan's; returns its own facts, under the plan's name."""
     anatomy = find_sublayers(model)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from lit_prune.__main__ import main
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import ModelError
-from lit_prune.export import decilm, export, remote_code, vllm, zeroed
+from lit_prune.export import decilm, export_model, remote_code, vllm, zeroed
 from lit_prune.loading import autoload
 from lit_prune.plan import SublayerId
 from lit_prune.pruning import prune
@@ -57,7 +57,7 @@ def loaded_elsewhere(folder, **options):
 @pytest.mark.parametrize("format", ["hf-remote-code", "hf-zeroed"])
 def test_every_architecture(architecture, format, tmp_path):
     model, expected = pruned(architecture, ["attention.0", "mlp.1", "attention.3", "mlp.3"])
-    folder = export(model, tmp_path / "out", format=format)
+    folder = export_model(model, tmp_path / "out", format=format)
     read = loaded_elsewhere(folder, trust_remote_code=format == "hf-remote-code")
     scale = max(1.0, float(expected.abs().max()))
     assert torch.allclose(logits(read), expected, atol=1e-5 * scale)
@@ -68,7 +68,7 @@ def test_every_architecture(architecture, format, tmp_path):
 @pytest.mark.parametrize("names", SETS)
 def test_remote_code_generates_with_a_cache(names, tmp_path):
     model, _ = pruned("llama", names)
-    folder = export(model, tmp_path / "out", format="hf-remote-code", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "out", format="hf-remote-code", tokenizer=character_tokenizer())
     read = loaded_elsewhere(folder, trust_remote_code=True)
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     assert torch.equal(read.generate(TOKENS, **options), model.generate(TOKENS, use_cache=False, **options))
@@ -76,7 +76,7 @@ def test_remote_code_generates_with_a_cache(names, tmp_path):
 
 def test_remote_code_in_a_process_that_has_no_lit_prune(tmp_path):
     model, expected = pruned("llama", SETS[0])
-    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    folder = export_model(model, tmp_path / "out", format="hf-remote-code")
     program = f"""
 import sys
 sys.modules["lit_prune"] = None
@@ -92,20 +92,20 @@ with torch.no_grad():
 
 def test_remote_code_is_not_needed_where_lit_prune_is(tmp_path):
     model, expected = pruned("llama", SETS[0])
-    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    folder = export_model(model, tmp_path / "out", format="hf-remote-code")
     for trusted in (True, False):
         read = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusted)
         assert type(read) is type(model)
         assert set(find_sublayers(read).removed) == set(ids(SETS[0]))
         assert torch.allclose(logits(read), expected, atol=1e-5)
-        again = export(read, tmp_path / f"again-{trusted}")
+        again = export_model(read, tmp_path / f"again-{trusted}")
         assert "auto_map" not in json.loads((again / "config.json").read_text())
 
 
 def test_remote_code_holds_the_biases_of_a_compensation(tmp_path):
     model = tiny_model("llama")
     prune(model, [{"input_ids": TOKENS}], amount=0.2, compensate="bias", progress=False)
-    folder = export(model, tmp_path / "out", format="hf-remote-code")
+    folder = export_model(model, tmp_path / "out", format="hf-remote-code")
     assert torch.allclose(logits(loaded_elsewhere(folder, trust_remote_code=True)), logits(model), atol=1e-5)
 
 
@@ -113,14 +113,14 @@ def test_remote_code_that_builds_something_else_is_not_written(tmp_path, monkeyp
     model, _ = pruned("llama", SETS[0])
     monkeypatch.setattr(remote_code, "gone_modules", lambda model: {})
     with pytest.raises(ModelError, match="read back"):
-        export(model, tmp_path / "out", format="hf-remote-code")
+        export_model(model, tmp_path / "out", format="hf-remote-code")
     assert not [*tmp_path.iterdir()]
     assert getattr(model.config, "auto_map", None) is None
 
 
 def test_a_zeroed_model_is_as_large_as_the_dense_one(tmp_path):
     model, _ = pruned("llama", SETS[0][:2])
-    folder = export(model, tmp_path / "out", format="hf-zeroed")
+    folder = export_model(model, tmp_path / "out", format="hf-zeroed")
     assert loaded_elsewhere(folder).num_parameters() == tiny_model("llama").num_parameters()
     card = (folder / "README.md").read_text()
     assert "neither smaller nor faster" in card
@@ -130,7 +130,7 @@ def test_a_zeroed_model_keeps_each_dtype(tmp_path):
     model, _ = pruned("llama", SETS[0])
     for parameter in model.parameters():  # as loaded in bfloat16: rotary tables stay in float32
         parameter.data = parameter.data.bfloat16()
-    found = loaded_elsewhere(export(model, tmp_path / "out", format="hf-zeroed"), dtype="bfloat16")
+    found = loaded_elsewhere(export_model(model, tmp_path / "out", format="hf-zeroed"), dtype="bfloat16")
     assert {name: each.dtype for name, each in found.named_buffers()} == {
         name: each.dtype for name, each in model.named_buffers() if each.numel()
     }
@@ -144,26 +144,26 @@ def test_zeros_that_do_not_hold_are_refused(tmp_path, monkeypatch):
         filled.model.layers[0].get_submodule(part).weight.data += 1
     monkeypatch.setattr(zeroed, "with_zeros", lambda model: filled)
     with pytest.raises(ModelError, match="other logits"):
-        export(model, tmp_path / "out", format="hf-zeroed")
+        export_model(model, tmp_path / "out", format="hf-zeroed")
     assert not [*tmp_path.iterdir()]
 
 
 def test_stock(tmp_path):
     model, expected = pruned("llama", ["attention.1", "mlp.1"])
-    folder = export(model, tmp_path / "out", format="hf-stock")
+    folder = export_model(model, tmp_path / "out", format="hf-stock")
     read = loaded_elsewhere(folder)
     assert read.config.num_hidden_layers == 3
     assert torch.allclose(logits(read), expected, atol=1e-5)
     other, _ = pruned("llama", ["attention.1", "mlp.1", "mlp.2"])
     with pytest.raises(ModelError, match=r"would build mlp.2 again"):
-        export(other, tmp_path / "other", format="hf-stock")
+        export_model(other, tmp_path / "other", format="hf-stock")
 
 
 @pytest.mark.parametrize("names", [[], *SETS])
 @pytest.mark.parametrize("tied", [True, False])
 def test_vllm(names, tied, tmp_path):
     model, expected = pruned("llama", names, tie_word_embeddings=tied, head_dim=8)
-    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
     assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert len(config.block_configs) == len(model.model.layers) - (1 if names == SETS[0] or names == SETS[2] else 0)
@@ -174,7 +174,7 @@ def test_vllm(names, tied, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_mlx(names, tied, tmp_path):
     model, expected = pruned("llama", names, tie_word_embeddings=tied, intermediate_size=264)
-    folder = export(model, tmp_path / "out", format="mlx", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "out", format="mlx", tokenizer=character_tokenizer())
     assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
     assert json.loads((folder / "config.json").read_text())["block_configs"][-1]["ffn"]["no_op"] is (names == SETS[1])
 
@@ -189,14 +189,14 @@ def test_mlx(names, tied, tmp_path):
 def test_what_mlx_does_not_compute_is_refused(names, overrides, reason, tmp_path):
     model, _ = pruned("llama", names, **overrides)
     with pytest.raises(ModelError, match=reason):
-        export(model, tmp_path / "out", format="mlx")
+        export_model(model, tmp_path / "out", format="mlx")
     assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
 def test_vllm_by_a_file_that_counts_attentions(architecture, tmp_path):
     model, _ = pruned(architecture, SETS[0])
-    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
     config = json.loads((folder / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["layer_types"]) == 2
     assert [*config["auto_map"]] == ["AutoConfig", "AutoModel"]
@@ -215,7 +215,7 @@ def test_vllm_by_a_file_that_counts_attentions(architecture, tmp_path):
 def test_vllm_folder_of_a_large_model_comes_in_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(decilm, "SHARD", "60KB")
     model, expected = pruned("llama", SETS[0], head_dim=8)
-    folder = export(model, tmp_path / "out", format="vllm")
+    folder = export_model(model, tmp_path / "out", format="vllm")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == len([*folder.glob("*.safetensors")]) > 1
     assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
@@ -232,7 +232,7 @@ def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(vllm, "_tensors", fewer)
     with pytest.raises(ModelError, match=r"differs: model.layers.1.self_attn.q_proj"):
-        export(model, tmp_path / "out", format="vllm")
+        export_model(model, tmp_path / "out", format="vllm")
     assert not [*tmp_path.iterdir()]
 
 
@@ -255,7 +255,7 @@ def test_vllm_folder_that_lacks_a_tensor_is_not_written(tmp_path, monkeypatch):
 def test_what_cannot_be_served_is_refused(format, architecture, overrides, reason, tmp_path):
     model, _ = pruned(architecture, ["mlp.1"], **overrides)
     with pytest.raises(ModelError, match=reason):
-        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+        export_model(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
     assert not [*tmp_path.iterdir()]
 
 
@@ -270,25 +270,25 @@ def test_what_no_runtime_is_known_to_read_is_refused(format, tmp_path):
     model, _ = pruned("llama", ["mlp.1"])
     model.config = Newer(**model.config.to_dict(), residual_multiplier=0.2)
     with pytest.raises(ModelError, match="does not read residual_multiplier = 0.2 of the config"):
-        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+        export_model(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
     own = type("Own", (type(model),), {"__module__": "a_module_that_came_with_it"})
     model.config.residual_multiplier, model.__class__ = 1.0, own
     with pytest.raises(ModelError, match="what Own of a_module_that_came_with_it does otherwise is not known"):
-        export(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
+        export_model(model, tmp_path / "out", format=format, tokenizer=character_tokenizer())
     assert not [*tmp_path.iterdir()]
 
 
 def test_unknown_formats_and_options_are_refused(tmp_path):
     model = tiny_model("llama")
     with pytest.raises(ModelError, match="no export format; known are hf, hf-remote-code"):
-        export(model, tmp_path / "out", format="onxx")
+        export_model(model, tmp_path / "out", format="onxx")
     with pytest.raises(ModelError, match="has no option weights"):
-        export(model, tmp_path / "out", format="vllm", weights="f16")
+        export_model(model, tmp_path / "out", format="vllm", weights="f16")
 
 
 def test_the_verb(tmp_path, capsys):
     model, expected = pruned("llama", SETS[1])
-    folder = export(model, tmp_path / "pruned", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "pruned", tokenizer=character_tokenizer())
     out = tmp_path / "served"
     assert main(["export", str(folder), "--format", "vllm", "--output", str(out)]) == 0
     assert f"written: {out}" in capsys.readouterr().out

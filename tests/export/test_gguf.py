@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_prune.__main__ import main
 from lit_prune.errors import ModelError
-from lit_prune.export import export, gguf_tokenizer, llama_cpp
+from lit_prune.export import export_model, gguf_tokenizer, llama_cpp
 from lit_prune.export import gguf as gguf_module
 from lit_prune.export.gguf_tokenizer import pre_tokenizer
 from lit_prune.export.llama_cpp_process import server
@@ -66,7 +66,7 @@ def model_of(names, **overrides):
 def test_llama_cpp_writes_the_same_tokens(names, weights, tmp_path):
     tokenizer = byte_tokenizer()
     model = model_of(names)
-    file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights=weights)
+    file = export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights=weights)
     tokens = tokenizer(TEXT)["input_ids"]
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     expected = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()
@@ -86,7 +86,7 @@ def test_llama_cpp_writes_the_same_tokens(names, weights, tmp_path):
 def test_llama_cpp_cuts_text_alike(kind, tmp_path):
     tokenizer = byte_tokenizer(kind)
     # What is likeliest after the text is compared in there, and every token of the text matters.
-    file = export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
+    file = export_model(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
     with server(file) as llama:
         answer = llama.handle_completions({"prompt": TEXT, "n_predict": 1})
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(TEXT)["input_ids"])
@@ -117,7 +117,7 @@ def test_llama_cpp_cuts_text_alike(kind, tmp_path):
 def test_positions_and_tied_embeddings(overrides, name, tmp_path):
     tokenizer = byte_tokenizer()
     model = model_of(["attention.1"], **overrides)
-    assert export(model, tmp_path / name, format="gguf", tokenizer=tokenizer, weights="f32").is_file()
+    assert export_model(model, tmp_path / name, format="gguf", tokenizer=tokenizer, weights="f32").is_file()
 
 
 @needs_llama_cpp
@@ -128,7 +128,7 @@ def test_half_a_character_may_be_likeliest(tmp_path):
     with torch.no_grad():
         model.lm_head.weight[half] = model.model(tokens).last_hidden_state[0, -1]
     assert model(tokens).logits[0, -1].argmax() == half
-    assert export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32").is_file()
+    assert export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32").is_file()
 
 
 @needs_llama_cpp
@@ -136,12 +136,12 @@ def test_what_llama_cpp_says_of_a_file_is_passed_on(tmp_path, monkeypatch, capfd
     told = pytest.raises(ModelError, match="does not read this file: .*cannot find tokenizer merges")
     with monkeypatch.context() as patched, told:
         patched.setattr(gguf.GGUFWriter, "add_token_merges", lambda *_: None)
-        export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=byte_tokenizer())
+        export_model(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=byte_tokenizer())
     assert "merges" not in capfd.readouterr().err
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["a\0b"])  # at which llama.cpp ends its process
     with pytest.raises(ModelError, match="does not read this file: .*ASSERT"):
-        export(model_of([], vocab_size=400), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+        export_model(model_of([], vocab_size=400), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
     assert not [*tmp_path.iterdir()]
 
 
@@ -151,33 +151,33 @@ def test_a_tokenizer_without_merges(tmp_path):
     core = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
     core.pre_tokenizer, core.decoder = STEPS["gpt-2"][0], decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    assert export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer).is_file()
+    assert export_model(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer).is_file()
 
 
 @needs_llama_cpp
 def test_text_that_llama_cpp_cuts_otherwise_is_refused_unless_the_tokenizer_is_lent(tmp_path, monkeypatch):
     model, tokenizer = model_of([]), byte_tokenizer("llama-bpe")
     tokenizer.add_tokens(["<one>", " two "])
-    lender = export(model, tmp_path / "sound.gguf", format="gguf", tokenizer=tokenizer)
+    lender = export_model(model, tmp_path / "sound.gguf", format="gguf", tokenizer=tokenizer)
     monkeypatch.setattr(gguf_tokenizer, "pre_tokenizer", lambda data: "qwen2")  # which cuts single digits
     with pytest.raises(ModelError, match=r"cuts 'The 3 .* otherwise: into \['2', .*--tokenizer_from"):
-        export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
-    other = export(model, tmp_path / "other.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"))
+        export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+    other = export_model(model, tmp_path / "other.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"))
     with pytest.warns(UserWarning, match="cuts 'The 3 .* otherwise"):
-        export(model, tmp_path / "warned.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(other))
-    export(model, tmp_path / "lent.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(lender))
+        export_model(model, tmp_path / "warned.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(other))
+    export_model(model, tmp_path / "lent.gguf", format="gguf", tokenizer=tokenizer, tokenizer_from=str(lender))
 
 
 def test_more_tokens_than_rows_are_refused(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), 388)])
     with pytest.raises(ModelError, match="'<387>' with the number 387, and the model has 384 rows"):
-        export(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+        export_model(model_of([]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
     assert not [*tmp_path.iterdir()]
 
 
 def test_what_transformers_does_not_read_is_one_clear_sentence(tmp_path, capsys):
-    file = export(model_of([]), tmp_path / "own.gguf", format="gguf", tokenizer=byte_tokenizer(), verify=False)
+    file = export_model(model_of([]), tmp_path / "own.gguf", format="gguf", tokenizer=byte_tokenizer(), verify=False)
     assert main(["evaluate", str(file)]) == 2
     assert len(said := capsys.readouterr().err) < 300
     assert "reads no GGUF file of the architecture 'deci'; give the folder" in said
@@ -187,7 +187,7 @@ def test_chat_templates_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
-    fields = gguf.GGUFReader(export(model_of([]), tmp_path / "o.gguf", format="gguf", tokenizer=tokenizer)).fields
+    fields = gguf.GGUFReader(export_model(model_of([]), tmp_path / "o.gguf", format="gguf", tokenizer=tokenizer)).fields
     found = {name: fields[f"tokenizer.chat_template{name}"].contents() for name in ("", ".tool_use")}
     assert found == {"": "{{ 1 }}", ".tool_use": "{{ 2 }}"}
 
@@ -199,14 +199,14 @@ def test_a_file_that_llama_cpp_reads_otherwise_is_not_written(tmp_path, monkeypa
     # As transformers keeps them: the rotation would turn the wrong pairs.
     monkeypatch.setattr(gguf_module, "interleaved", lambda weight, heads: weight)
     with pytest.raises(ModelError, match="llama.cpp reads the file otherwise"):
-        export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
+        export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
     assert not [*tmp_path.iterdir()]
 
 
 def test_without_llama_cpp_tensors_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     tokenizer = byte_tokenizer()
-    file = export(model_of(SETS[2]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
+    file = export_model(model_of(SETS[2]), tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer)
     fields = gguf.GGUFReader(file).fields
     assert fields["general.architecture"].contents() == "deci"
     assert fields["deci.attention.head_count"].contents() == [1, 4, 4, 0]
@@ -216,7 +216,7 @@ def test_without_llama_cpp_tensors_are_compared(tmp_path, monkeypatch):
     quantise = gguf.quants.quantize
     monkeypatch.setattr(gguf.quants, "quantize", lambda data, kind: quantise(data * 1.01, kind))
     with pytest.raises(ModelError, match="has other values"):
-        export(model_of([]), tmp_path / "other.gguf", format="gguf", tokenizer=tokenizer)
+        export_model(model_of([]), tmp_path / "other.gguf", format="gguf", tokenizer=tokenizer)
     assert [each.name for each in tmp_path.iterdir()] == ["out.gguf"]
 
 
@@ -251,12 +251,12 @@ def test_sentence_pieces(scheme, tmp_path):
     options = {"format": "gguf", "tokenizer": tokenizer}
     if scheme == "first":  # no space after a special token, where llama.cpp has one
         with pytest.raises(ModelError, match="llama.cpp cuts 'a<unk>a.* otherwise: into .*--tokenizer_from"):
-            export(model, tmp_path / "out.gguf", **options)
+            export_model(model, tmp_path / "out.gguf", **options)
         return
     # One space more is no other space to transformers, as it is to SentencePiece and llama.cpp.
     told = pytest.warns(UserWarning, match="cuts ' .* otherwise") if scheme == "always" else nullcontext()
     with told:
-        file = export(model, tmp_path / "out.gguf", **options)
+        file = export_model(model, tmp_path / "out.gguf", **options)
     with server(file) as llama:
         answer = llama.handle_completions({"prompt": TEXT + " q", "n_predict": 1})
     assert answer["usage"]["prompt_tokens"] == len(tokenizer(TEXT + " q")["input_ids"])
@@ -265,13 +265,13 @@ def test_sentence_pieces(scheme, tmp_path):
 def test_unknown_tokenizers_are_refused_until_a_file_lends_one(tmp_path):
     model = model_of(["mlp.1"])
     with pytest.raises(ModelError, match="WordLevel.*--tokenizer_from"):
-        export(model, tmp_path / "out.gguf", format="gguf", tokenizer=character_tokenizer())
+        export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=character_tokenizer())
     steps = {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"\w+"}}}
     with pytest.raises(ModelError, match="not known to cut text"):
         pre_tokenizer(steps)
     assert not [*tmp_path.iterdir()]
-    lender = export(model, tmp_path / "a.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"))
-    file = export(
+    lender = export_model(model, tmp_path / "a.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"))
+    file = export_model(
         model, tmp_path / "b.gguf", format="gguf", tokenizer=byte_tokenizer("qwen2"), tokenizer_from=str(lender)
     )
     one, two = (
@@ -291,20 +291,20 @@ def test_unknown_tokenizers_are_refused_until_a_file_lends_one(tmp_path):
 )
 def test_bad_options(options, reason, tmp_path):
     with pytest.raises(ModelError, match=reason):
-        export(model_of([]), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer(), **options)
+        export_model(model_of([]), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer(), **options)
     assert not [*tmp_path.iterdir()]
 
 
 def test_positions_that_llama_cpp_does_not_know_are_refused(tmp_path):
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
     with pytest.raises(ModelError, match="type yarn are not written"):
-        export(model_of([], rope_parameters=yarn), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer())
+        export_model(model_of([], rope_parameters=yarn), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer())
 
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "x.gguf").write_text("mine")
     with pytest.raises(ModelError, match="would be overwritten"):
-        export(model_of([]), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer())
+        export_model(model_of([]), tmp_path / "x.gguf", format="gguf", tokenizer=byte_tokenizer())
     assert (tmp_path / "x.gguf").read_text() == "mine"
 
 
@@ -315,7 +315,7 @@ def test_every_family_in_the_table_is_tried():
 @needs_llama_cpp
 def test_the_verb(tmp_path, capsys):
     tokenizer = byte_tokenizer()
-    folder = export(model_of(SETS[1]), tmp_path / "pruned", tokenizer=tokenizer)
+    folder = export_model(model_of(SETS[1]), tmp_path / "pruned", tokenizer=tokenizer)
     out = tmp_path / "model.gguf"
     assert main(["export", str(folder), "--format", "gguf", "--output", str(out), "--weights", "bf16"]) == 0
     assert f"compared with llama.cpp\nwritten: {out}" in capsys.readouterr().out

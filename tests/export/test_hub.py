@@ -14,7 +14,7 @@ from transformers.utils import hub as transformers_hub
 
 from lit_prune.__main__ import main
 from lit_prune.errors import ModelError
-from lit_prune.export import export, hub
+from lit_prune.export import export_model, hub
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import remove
 from tests.export.test_gguf import byte_tokenizer, model_of
@@ -70,14 +70,14 @@ def pruned():
 
 
 def test_a_folder_goes_with_its_card(remote, tmp_path):
-    folder = export(pruned(), tmp_path / "out", push_to_hub="user/small", private=True)
+    folder = export_model(pruned(), tmp_path / "out", push_to_hub="user/small", private=True)
     assert remote.private
     assert remote.files == {file.name: file.read_bytes() for file in folder.iterdir()}
     assert ModelCard(remote.files["README.md"].decode()).data.tags == ["lit-prune", "pruned"]
 
 
 def test_a_file_goes_with_a_card(remote, tmp_path):
-    file = export(
+    file = export_model(
         model_of(["mlp.1"]), tmp_path / "a.gguf", format="gguf", tokenizer=byte_tokenizer(), push_to_hub="u/a"
     )
     assert remote.files["a.gguf"] == file.read_bytes()
@@ -88,10 +88,10 @@ def test_a_file_goes_with_a_card(remote, tmp_path):
 def test_whoever_is_not_logged_in_is_told_so_before_any_work(remote, tmp_path, capsys):
     remote.known = False
     with pytest.raises(ModelError, match="hf auth login"):
-        export(pruned(), tmp_path / "out", push_to_hub="user/small")
+        export_model(pruned(), tmp_path / "out", push_to_hub="user/small")
     with pytest.raises(ModelError, match="'a/b/c' is no name of a repository"):
-        export(pruned(), tmp_path / "out", push_to_hub="a/b/c")
-    folder = export(pruned(), tmp_path / "pruned", tokenizer=character_tokenizer())
+        export_model(pruned(), tmp_path / "out", push_to_hub="a/b/c")
+    folder = export_model(pruned(), tmp_path / "pruned", tokenizer=character_tokenizer())
     options = ["--format", "hf", "--output", str(tmp_path / "out"), "--push_to_hub", "user/small"]
     assert main(["export", str(folder), *options]) == 2
     assert "hf auth login" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_whoever_is_not_logged_in_is_told_so_before_any_work(remote, tmp_path, c
 def test_what_is_not_uploaded_stays(remote, tmp_path):
     remote.full = True
     with pytest.raises(ModelError, match=r"out is written, but not uploaded: no room; try `hf upload user/small"):
-        export(pruned(), tmp_path / "out", push_to_hub="user/small")
+        export_model(pruned(), tmp_path / "out", push_to_hub="user/small")
     assert (tmp_path / "out/config.json").is_file()
 
 
@@ -122,11 +122,11 @@ def test_transformers_own_way_uploads_tombstones(remote, tmp_path, monkeypatch):
 
 
 def test_the_license_is_the_base_models(tmp_path):
-    base = export(pruned(), tmp_path / "base")
+    base = export_model(pruned(), tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: own\n---\n# Base")
     model = pruned()
     model.config.name_or_path = str(base)
-    data = ModelCard((export(model, tmp_path / "out") / "README.md").read_text()).data
+    data = ModelCard((export_model(model, tmp_path / "out") / "README.md").read_text()).data
     assert (data.license, data.license_name, data.base_model) == ("other", "own", None)
     (base / "README.md").write_text("---\n: : [\n---\n")
-    assert ModelCard((export(model, tmp_path / "two") / "README.md").read_text()).data.license is None
+    assert ModelCard((export_model(model, tmp_path / "two") / "README.md").read_text()).data.license is None

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from lit_prune.errors import ModelError
-from lit_prune.export import export, llama_cpp
+from lit_prune.export import export_model, llama_cpp
 from lit_prune.export.kin import as_llama, in_halves, interleaved
 from lit_prune.export.llama_cpp_process import server
 from lit_prune.export.targets import KIN
@@ -57,7 +57,7 @@ def test_folders_hold_what_was_folded(format, tmp_path):
     remove(model, [SublayerId.parse(each) for each in ("attention.0", "mlp.2")])
     with torch.no_grad():
         expected = model(TOKENS, use_cache=False).logits
-    folder = export(model, tmp_path / "out", format=format)
+    folder = export_model(model, tmp_path / "out", format=format)
     assert torch.allclose(decilm_logits(folder, TOKENS), expected, atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_settings_that_nobody_reads_are_refused_still(tmp_path):
         "phi3", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     )
     with pytest.raises(ModelError, match=r"does not read partial_rotary_factor = 0.5"):
-        export(model, tmp_path / "out", format="vllm")
+        export_model(model, tmp_path / "out", format="vllm")
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_llama_cpp_writes_the_same_tokens(architecture, names, tmp_path):
     model, tokenizer = tiny_model(architecture, seed=11, **OVERRIDES.get(architecture, {}) | sizes), byte_tokenizer()
     model.config.name_or_path = "tiny"  # llama.cpp looks for tokens of Phi-3 where a name has that in it
     remove(model, [SublayerId.parse(each) for each in names])
-    file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
+    file = export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
     tokens = tokenizer(TEXT)["input_ids"]
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     expected = model.generate(torch.tensor([tokens]), **options)[0, len(tokens) :].tolist()

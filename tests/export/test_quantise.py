@@ -7,7 +7,7 @@ import pytest
 
 from lit_prune.__main__ import main
 from lit_prune.errors import ModelError
-from lit_prune.export import export, llama_cpp, quantise
+from lit_prune.export import export_model, llama_cpp, quantise
 from lit_prune.export.llama_cpp_process import server
 from lit_prune.export.targets import GGUF_QUANTISED
 from tests.export.test_gguf import TEXT, byte_tokenizer, model_of
@@ -33,7 +33,7 @@ def tool(tmp_path, monkeypatch):
 def quantised(tmp_path, **options):
     (tmp_path / "made").mkdir(exist_ok=True)
     chosen = {"format": "gguf", "weights": "q4_k_m", "tokenizer": byte_tokenizer(), **options}
-    return export(model_of(["mlp.1"]), tmp_path / "made/out.gguf", **chosen)
+    return export_model(model_of(["mlp.1"]), tmp_path / "made/out.gguf", **chosen)
 
 
 def test_the_tool_gets_the_weights_as_they_are(tool, tmp_path):
@@ -53,7 +53,7 @@ def test_the_tool_gets_the_weights_as_they_are(tool, tmp_path):
     ],
 )
 def test_what_the_tool_gets_wrong_leaves_nothing(script, reason, tool, tmp_path):
-    other = export(model_of(["mlp.1"], seed=3), tmp_path / "o.gguf", format="gguf", tokenizer=byte_tokenizer())
+    other = export_model(model_of(["mlp.1"], seed=3), tmp_path / "o.gguf", format="gguf", tokenizer=byte_tokenizer())
     tool(script.format(other=other))
     with pytest.raises(ModelError, match=reason):
         quantised(tmp_path)
@@ -61,7 +61,7 @@ def test_what_the_tool_gets_wrong_leaves_nothing(script, reason, tool, tmp_path)
 
 
 def test_without_the_tool_it_is_said_before_any_work(tmp_path, monkeypatch, capsys):
-    folder = export(model_of([]), tmp_path / "pruned", tokenizer=byte_tokenizer())
+    folder = export_model(model_of([]), tmp_path / "pruned", tokenizer=byte_tokenizer())
     monkeypatch.setattr(quantise, "TOOL", "llama-quantize-that-is-not-there")
     monkeypatch.setattr("lit_prune.loading.models.load", lambda *_, **__: pytest.fail("loaded"))
     out = tmp_path / "x.gguf"
@@ -76,7 +76,7 @@ def test_without_the_tool_it_is_said_before_any_work(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("width", [256, 64])  # rows of whole blocks, and of none
 def test_llama_cpp_answers_with_what_its_tool_wrote(weights, width, tmp_path):
     model, tokenizer = model_of(["attention.0", "mlp.1"], hidden_size=width, intermediate_size=512), byte_tokenizer()
-    file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights=weights)
+    file = export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights=weights)
     kinds = {each.tensor_type.name for each in gguf.GGUFReader(file).tensors}
     assert kinds & {"Q3_K", "Q4_K", "Q5_K", "Q6_K"} if width == 256 else kinds - {"F32", "F16"}
     with server(file) as llama:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_prune.export import export, llama_cpp
+from lit_prune.export import export_model, llama_cpp
 from lit_prune.export.llama_cpp_process import server
 from lit_prune.export.targets import KIN, VLLM_MODELLED
 from lit_prune.loading.models import load, load_tokenizer
@@ -71,7 +71,7 @@ def served(request):
 
 def test_transformers_without_lit_prune(served, tmp_path):
     model, tokenizer, prompts, expected = served
-    folder = export(model, tmp_path / "out", format="hf-remote-code", tokenizer=tokenizer)
+    folder = export_model(model, tmp_path / "out", format="hf-remote-code", tokenizer=tokenizer)
     program = f"""
 import json, sys
 sys.modules["lit_prune"] = None
@@ -94,7 +94,7 @@ json.dump(found, open({str(tmp_path / "found.json")!r}, "w"))
 @pytest.mark.skipif(not llama_cpp.is_installed(), reason="xllamacpp is not installed")
 def test_llama_cpp(served, tmp_path):
     model, tokenizer, prompts, expected = served
-    file = export(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
+    file = export_model(model, tmp_path / "out.gguf", format="gguf", tokenizer=tokenizer, weights="f32")
     options = {"n_predict": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "n_probs": 1}
     with server(file) as runtime:
         answers = [runtime.handle_completions({"prompt": each, **options}) for each in prompts]
@@ -118,17 +118,17 @@ def test_vllm_of_every_type_in_the_tables(architecture, tmp_path):
     model = tiny_model(architecture, **sizes, **({"sliding_window": None} if architecture == "mistral" else {}))
     remove(model, [SublayerId.parse(each) for each in ("attention.0", "mlp.1", "attention.2", "mlp.2")])
     prompts = torch.randint(3, 100, (3, 12), generator=torch.Generator().manual_seed(5)).tolist()
-    folder = export(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
+    folder = export_model(model, tmp_path / "out", format="vllm", tokenizer=character_tokenizer())
     assert written_by_vllm(folder, prompts, tmp_path) == tokens_by_transformers(model, prompts)
 
 
 @needs_vllm
 def test_vllm(served, tmp_path):
     model, tokenizer, prompts, expected = served
-    folder = export(model, tmp_path / "out", format="vllm", tokenizer=tokenizer)
+    folder = export_model(model, tmp_path / "out", format="vllm", tokenizer=tokenizer)
     assert written_by_vllm(folder, prompts, tmp_path) == expected
     with pytest.raises(subprocess.CalledProcessError) as stopped:
-        written_by_vllm(export(model, tmp_path / "hf", format="hf", tokenizer=tokenizer), prompts, tmp_path)
+        written_by_vllm(export_model(model, tmp_path / "hf", format="hf", tokenizer=tokenizer), prompts, tmp_path)
     said = stopped.value.stderr
     assert "Attempted to load weight" in said or "exceeds dimension size" in said
 
@@ -146,7 +146,7 @@ def test_mlx(served, tmp_path):
     mx = pytest.importorskip("mlx.core")
     generate = pytest.importorskip("mlx_lm.generate")
     model, tokenizer, prompts, expected = served
-    runtime, _ = mlx_lm.load(str(export(model, tmp_path / "out", format="mlx", tokenizer=tokenizer)))
+    runtime, _ = mlx_lm.load(str(export_model(model, tmp_path / "out", format="mlx", tokenizer=tokenizer)))
     # Ended texts would go on otherwise: transformers may not choose the end here.
     end = mx.zeros(model.config.vocab_size)
     end[mx.array(model.generation_config.eos_token_id)] = -1e9

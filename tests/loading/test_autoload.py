@@ -27,7 +27,7 @@ from transformers import (
 import lit_prune
 from lit_prune import describe
 from lit_prune.errors import AnatomyError
-from lit_prune.export import export, save
+from lit_prune.export import export_model, save
 from lit_prune.loading import autoload
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove
@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
         model = tiny_model("llama")
         remove(model, gone)
         place = tmp_path_factory.mktemp("models") / kind
-        made[kind] = export(model, place, format=kind, tokenizer=character_tokenizer())
+        made[kind] = export_model(model, place, format=kind, tokenizer=character_tokenizer())
     return made
 
 

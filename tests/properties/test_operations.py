@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_prune import PrunePlan, apply_plan, load
 from lit_prune.anatomy import find_sublayers
-from lit_prune.export import export, save
+from lit_prune.export import export_model, save
 from lit_prune.plan import KINDS, Candidate, PruneStep, SublayerId
 from lit_prune.surgery import compacted, mute, remove
 from tests.tiny import NUM_BLOCKS, tiny_model
@@ -49,7 +49,7 @@ def loaded_by_transformers(model, folder):
 
 def exported(model, folder):
     return AutoModelForCausalLM.from_pretrained(
-        export(model, folder / "exported", format="hf-remote-code"), trust_remote_code=True
+        export_model(model, folder / "exported", format="hf-remote-code"), trust_remote_code=True
     )
 
 

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lit_prune.errors import ModelError
-from lit_prune.export import export
+from lit_prune.export import export_model
 from lit_prune.loading import autoload
 from lit_prune.plan import SublayerId
 from lit_prune.surgery import mute, remove, set_tombstones_aside
@@ -36,7 +36,7 @@ def saved_by_accelerate(folder):
 
 
 def saved_from_its_own_code(folder):
-    export(pruned(), folder / "first", format="hf-remote-code")
+    export_model(pruned(), folder / "first", format="hf-remote-code")
     with autoload.teaching(False):
         model = AutoModelForCausalLM.from_pretrained(folder / "first", trust_remote_code=True)
         model.save_pretrained(folder)
