@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import context_length, count_parameters
+from lit_prune.anatomy import context_length, count_parameters, find_sublayers
 from lit_prune.errors import LitPruneError
-from lit_prune.evaluation import Speed, answer, compare_speed, dense_twin, perplexity
+from lit_prune.evaluation import Ideal, Speed, answer, compare_speed, dense_twin, perplexity
 from lit_prune.files import write_text
 from lit_prune.loading.processes import processes_of_trainer
 from lit_prune.loading.trees import EitherCallback, either
+from lit_prune.plan import PrunePlan
 from lit_prune.report import (
     Answer,
     Row,
@@ -33,11 +34,13 @@ from lit_prune.report import (
     save_summary,
     summary_markdown,
 )
+from lit_prune.report.page import report_page
 
 from . import requirements, trainers
 from .sublayer_prune import SublayerPruneCallback
 from .validation import inputs_of, validation_batches
 
+PAGE_FILE = "report.html"
 FIGURES = ("final/ppl_before", "final/ppl", "final/prefill_speedup", "final/decode_speedup")
 """Logged at the end: perplexities, then how many times as fast as before a prompt is read, and a token is written."""
 
@@ -54,11 +57,12 @@ class HeldOut:
 class BeforeAfterCallback(EitherCallback):
     """Measures parameters, held-out perplexity, speed and one answer before and after pruning.
 
-    Leaves `summary.md`, `summary.json` and `score_map.png` in the run's folder, shows the summary on the screen, and
-    logs the answers. Put it behind `SublayerPruneCallback`, whose plan it reports.
+    Leaves `summary.md`, `summary.json`, `score_map.png` and `report.html` in the run's folder, shows the summary
+    on the screen, and logs the answers. Put it behind `SublayerPruneCallback`, whose plan it reports.
 
     Perplexity is on the data module's test batches, which neither training nor scoring sees. Speed compares the pruned
-    model with a randomly initialised dense copy at the end of the run, in turns, so that a busy machine hits both.
+    model with a randomly initialised dense copy at the end of the run, in turns, so that a busy machine hits both; on a
+    CPU beside the ideal, the dense model's time less that of what went.
 
     Args:
         question: The question that is asked before and after, and answered by greedy decoding.
@@ -138,20 +142,22 @@ class BeforeAfterCallback(EitherCallback):
         self, trainer: L.Trainer, module: L.LightningModule, folder: Path, held_out: HeldOut, after: dict[str, Any]
     ) -> None:
         plan, before = self._pruning(trainer).whole_plan(trainer), self._before
-        speeds = self._speeds(trainers.model_in(module, self.model))
+        speeds = self._speeds(trainers.model_in(module, self.model), plan)
         rows = [
             Row("parameters", before["parameters"], after["parameters"]),
             Row(f"perplexity on {held_out.kind}", before["ppl"], after["ppl"]),
-            *(_speed_rows(*speeds) if speeds else ()),
+            *(_speed_rows(speeds["before"], speeds["after"]) if speeds else ()),
         ]
         answers = [Answer(self.question, before["answer"], after["answer"])] if "answer" in after else []
-        summary = Summary(rows, plan, answers, [f"Perplexity: {held_out.name}, {after['windows']}."])
-        ratios = speeds[1].times_as_fast(speeds[0]) if speeds else ()
+        notes = [f"Perplexity: {held_out.name}, {after['windows']}.", *_ideal_in_words(speeds)]
+        summary = Summary(rows, plan, answers, notes)
+        ratios = speeds["after"].times_as_fast(speeds["before"]) if speeds else ()
         print_summary(summary)
         files = [] if trainers.leaves_nothing(trainer) else _written(folder, summary)
         _log(trainer, dict(zip(FIGURES, (before["ppl"], after["ppl"], *ratios), strict=False)), answers, files)
         if files:
-            trainer.print(f"written: {folder / 'summary.md'}, {folder / 'score_map.png'}")
+            shown = ", ".join(str(folder / name) for name in ("summary.md", "score_map.png", PAGE_FILE))
+            trainer.print(f"written: {shown}")
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, held_out: HeldOut) -> dict[str, Any]:
         model = trainers.model_in(module, self.model)
@@ -177,15 +183,21 @@ class BeforeAfterCallback(EitherCallback):
         name = "test batches, used neither for training nor for scoring"
         return HeldOut("held-out text", name, (inputs_of(trainer, batch) for batch in data.test_dataloader()))
 
-    def _speeds(self, model: PreTrainedModel) -> tuple[Speed, ...]:
-        """The speeds of the dense and of the pruned model, none where they are not asked for."""
+    def _speeds(self, model: PreTrainedModel, plan: PrunePlan) -> dict[str, Speed]:
+        """The speeds of the dense and of the pruned model, and the ideal one; none where they are not asked for."""
         if not self.repeats:
-            return ()
+            return {}
         models = {"before": dense_twin(model), "after": model}
-        timed = compare_speed(
-            models, prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, repeats=self.repeats
+        whole = find_sublayers(models["before"])
+        gone = [part.path for part in whole.parts(sublayer for sublayer in plan.removed if sublayer in whole)]
+        ideals = {"ideal": Ideal("before", gone)} if gone and model.device.type == "cpu" else {}
+        return compare_speed(
+            models,
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            repeats=self.repeats,
+            ideals=ideals,
         )
-        return timed["before"], timed["after"]
 
     def _pruning(self, trainer: L.Trainer) -> SublayerPruneCallback:
         callbacks = trainers.callbacks_of(trainer)
@@ -197,11 +209,21 @@ class BeforeAfterCallback(EitherCallback):
 
 def _written(folder: Path, summary: Summary) -> list[Path]:
     title = f"{summary.plan.scorer.get('name', '')} of every sublayer, and what went"
-    return [
+    files = [
         write_text(folder / "summary.md", summary_markdown(summary)),
         save_summary(folder, summary),
         save_figure(plan_score_map(summary.plan, title), folder / "score_map.png"),
     ]
+    return [*files, write_text(folder / PAGE_FILE, report_page([folder]))]
+
+
+def _ideal_in_words(speeds: Mapping[str, Speed]) -> Iterator[str]:
+    if "ideal" in speeds:
+        read, written = speeds["ideal"].times_as_fast(speeds["before"])
+        yield (
+            "Ideal: without the time of what went, the dense model would read the prompt "
+            f"{read:.2f} times as fast, and write {written:.2f} times as fast."
+        )
 
 
 def _log(trainer: L.Trainer, figures: dict[str, float | None], answers: list[Answer], files: list[Path]) -> None:

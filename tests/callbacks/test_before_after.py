@@ -51,6 +51,8 @@ def test_figures_are_those_of_the_model_before_and_after(tmp_path, reported, tok
     assert sum("prefill" in name or "decoding" in name for name in rows) == 2
     page = (tmp_path / "summary.md").read_text()
     assert "how?" in page
+    assert "Ideal: without the time of what went" in page
+    assert "how?" in (tmp_path / "report.html").read_text()
     summary = read_summary(tmp_path / "summary.json")
     assert list(summary.rows) == reported[0]
     assert summary.plan == trained.callbacks[0].plan
