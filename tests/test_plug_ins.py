@@ -140,7 +140,7 @@ def test_a_module_beside_the_work_is_found_before_the_model_is_loaded(tmp_path, 
 
 
 def test_the_page_about_them_runs(tmp_path, monkeypatch, tokenizer):
-    page = (Path(__file__).parent.parent / "docs/extend.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/guides/extend.md").read_text()
     monkeypatch.chdir(tmp_path)
     tiny_model("llama").save_pretrained("model")
     tokenizer.save_pretrained("model")

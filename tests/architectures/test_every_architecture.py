@@ -1,4 +1,4 @@
-"""What must hold for every architecture. What each test finds is a cell of docs/architectures.md."""
+"""What must hold for every architecture. What each test finds is a cell of docs/reference/architectures.md."""
 
 import copy
 from contextlib import contextmanager
