@@ -279,9 +279,9 @@ def plan_schema() -> str:
 
     parts = [
         "# prune_plan.json",
-        f"A plan says what was removed, in which order, and why. It is JSON, schema {SCHEMA_VERSION}, with a checksum of "
-        "itself. It applies to any copy of the model that it was made for (`lit-prune apply PLAN MODEL --output DIR`) and "
-        "is refused by other models. A file of a newer schema is refused as well. In Python: `PrunePlan.load(path)`.",
+        f"A plan says what was removed, in which order, and why. It is JSON, schema {SCHEMA_VERSION}, with a checksum "
+        "of itself. It applies to any copy of the model that it was made for (`lit-prune apply PLAN MODEL --output "
+        "DIR`) and is refused by other models, as is a file of a newer schema. In Python: `PrunePlan.load(path)`.",
     ]
     for title, kind in {"The plan": PrunePlan, "model": ModelFacts, "Each of steps": PruneStep}.items():
         texts = _documented(kind)
