@@ -64,7 +64,7 @@ def command_line() -> str:
 def _options(command: str) -> Iterator[str]:
     """A command's help as Markdown: what it does, and a list of definitions for each group of options."""
     described, listed = _help(command)
-    yield f"`lit-prune {command}`: {described}"
+    yield f"`lit-prune {command}`: {described.removesuffix('.')}."
     group: list[str] = []
     for line in listed:
         if found := re.match(r"^(\S.*):$", line):
@@ -100,7 +100,9 @@ def _help(command: str) -> tuple[str, list[str]]:
         main(arguments)
     usage, described, *rest = shown.getvalue().split("\n\n")
     assert usage.startswith("usage: lit-prune"), f"{command} has no help"
-    return _prose(described), "\n\n".join(rest).splitlines()
+    # With variables of the environment, as LightningCLI has, options begin with a word of their own.
+    lines = [line.replace("  ARG:   ", "  ", 1) for line in "\n\n".join(rest).splitlines()]
+    return _prose(described), [line for line in lines if not line.startswith("  ENV:   ")]
 
 
 def _prose(text: str) -> str:

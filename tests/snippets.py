@@ -28,10 +28,6 @@ SMALL = {
         "--speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}",
     ],
     "bench speed": ["--prompt_tokens=8", "--new_tokens=2", "--repeats=1", "--dtype=float32", "--device=cpu"],
-    "fit": [
-        *("--data.window=32", "--data.train_windows=8", "--data.val_windows=2", "--data.test_windows=2"),
-        *("--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
-    ],
 }
 """What makes a verb quick on a tiny model."""
 SMALL_CODE = {

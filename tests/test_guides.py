@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_prune import PrunePlan
 from lit_prune.__main__ import VERBS, main
 from lit_prune.commands.arguments import option_types
 from tests.snippets import ROOT, blocks, commands, furnish, names_of_a_script, run_command, small_code, small_command
@@ -22,9 +23,22 @@ MADE_BEFORE = {
     "evaluation": f"lit-prune evaluate pruned --against {MODEL} --texts text.jsonl --output evaluation",
 }
 """What pages take from each other, in the order in which it is made."""
+LEFT = {
+    "index": ["run/lightning_logs/version_0/pruned", "smaller/config.json", "healed/prune_plan.json", "report.html"],
+    "trainer": ["run/lightning_logs/version_0/pruned/prune_plan.json", "run/lightning_logs/version_0/summary.md"],
+    "own-module": ["run/lightning_logs/version_0/pruned", "out/prune_plan.json"],
+    "checkpoints": [*(f"checkpoints/epoch={epoch}.ckpt" for epoch in range(3)), "from-checkpoint/config.json"],
+    "methods": ["comparison/comparison.md", "comparison/comparison.csv", "comparison/comparison.pdf"],
+    "evaluate": ["evaluation/evaluation.md", "answers/answers.md", "answers/model_answer", "answers/alpaca_eval"],
+    "see": ["report.html", "analysis/analysis.md"],
+    "serve": ["anywhere/modeling_lit_prune.py", "served/config.json", "for-mlx/config.json"],
+}
+"""What a page says that one finds at its end, if it is followed."""
 OTHER_PROGRAMS = ("pip", "git", "vllm", "llama-server", "mlx_lm.generate", "tensorboard", "LIT_PRUNE=")
-UNDERSTOOD = re.compile(r"--devices|--push_to_hub|--format gguf|^fabric run")
-"""Commands that start processes, go to the hub or want a tokenizer with merges: their options are only read."""
+UNDERSTOOD = re.compile(r"--devices|--push_to_hub|--format gguf|lit-prune\"?\)?\"? fit")
+"""Commands that start processes, go to the hub, want a tokenizer with merges or train the model of a file that
+tests/commands/test_fit.py trains: their options are only read."""
+SLOW = ("heal", "methods", "see")
 FORBIDDEN = re.compile(r"\.\./shared|(?<!\w)/(work|tmp|home|root)/|\bat hand\b|\blent\b|\black of time\b|\bsessions?\b")
 PAGES = runpy.run_path(str(DOCS / "reference_pages.py"))["PAGES"]
 
@@ -42,7 +56,10 @@ def furnished(tmp_path_factory, tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # a run that is resumed
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in GUIDES]
+)
 def test_a_guide_runs_from_its_first_line_to_its_last(path, furnished, tmp_path, monkeypatch):
     page = path.read_text()
     lines = [line for _, listing in blocks(page, "bash") for line in commands(listing)]
@@ -61,6 +78,12 @@ def test_a_guide_runs_from_its_first_line_to_its_last(path, furnished, tmp_path,
         elif language == "bash":
             for command in commands(listing):
                 run_line(command, monkeypatch)
+    assert [left for left in LEFT.get(path.stem, ()) if not Path(left).exists()] == []
+    if path.stem == "extend":
+        plans = [PrunePlan.load(name) for name in ("pruned", "again", "thrifty")]
+        assert [str(each) for each in plans[0].removed] == ["attention.3", "mlp.3"]
+        assert plans[1].scorer == {"name": "costly.Rise", "bonus": 0.1}
+        assert plans[2].search == {"name": "thrifty.halves"}
 
 
 def run_line(command, monkeypatch):

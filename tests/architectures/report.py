@@ -33,6 +33,7 @@ COLUMNS = (
     "costs",
     "foldable",
     "refit",
+    "runtimes",
 )
 
 _cells: dict[str, dict[str, str]] = {}

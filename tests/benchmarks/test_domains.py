@@ -1,4 +1,4 @@
-"""Texts for the figures: the same from the hub, by a stand-in, as from a folder; and shared out so that none is in both."""
+"""Texts for the figures: from the hub, by a stand-in, the same as from a folder; no document is in both parts."""
 
 import json
 import sys
