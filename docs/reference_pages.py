@@ -106,7 +106,8 @@ def _help(command: str) -> tuple[str, list[str]]:
 
 
 def _prose(text: str) -> str:
-    """Words of a terminal in Markdown, where braces, stars and brackets mean nothing."""
+    """Words of a terminal in Markdown, where braces, stars and brackets mean nothing; without lists of all classes."""
+    text = re.sub(r",? known subclasses: [^)]*", "", text)
     return re.sub(r"([\\*_<>|\[\]{}])", r"\\\1", " ".join(text.split()))
 
 
