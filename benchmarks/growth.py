@@ -1,4 +1,4 @@
-"""How the cost of a search grows with depth: `python -m benchmarks.growth` prints the table of docs/performance.md.
+"""How the cost of a search grows with depth: `python -m benchmarks.growth` prints a table of docs/benchmarks/.
 
 Tiny Llama-shaped models with random weights, which score text that they wrote themselves; counts alone mean anything.
 """

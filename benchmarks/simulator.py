@@ -2,8 +2,8 @@
 
 Pruner, search, measure and its bookkeeping of states are the real ones; the model is on the meta device, and what would
 have been a pass through it is counted and answered from a table. What is drawn has the spread that was seen in real
-searches (docs/performance.md). Counts are those of a search that finds such losses: where removals fall decides how
-much of the states stays valid, and how often lazy search is surprised.
+searches (docs/benchmarks/performance.md). Counts are those of a search that finds such losses: where removals fall
+decides how much of the states stays valid, and how often lazy search is surprised.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DrawnLosses:
 
     A sublayer costs 0.14 nats in the middle of the model and more at its ends; two that are both gone cost 0.035 nats
     more or less than their sum within two blocks, 0.008 farther off; batches differ by 0.09 nats, and by 0.02 in how
-    the costs change (standard deviations; docs/performance.md has where these come from).
+    the costs change (standard deviations; docs/benchmarks/performance.md has where these come from).
 
     Args:
         num_blocks: Number of the model's blocks.

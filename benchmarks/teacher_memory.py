@@ -1,6 +1,7 @@
 """Peak memory of a distillation step: the dense model inside the student against a second copy of it.
 
-`python -m benchmarks.teacher_memory MODEL PRUNED` prints the table of docs/results.md, each row from its own process.
+`python -m benchmarks.teacher_memory MODEL PRUNED` prints the table of docs/benchmarks/results.md, each row from a
+process of its own.
 """
 
 from __future__ import annotations

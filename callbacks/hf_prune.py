@@ -51,7 +51,7 @@ class HfPruneCallback(TrainerCallback):
         num_epochs: The number of epochs to spread over, where the training data is a stream.
         plan: A plan that a search found before, as a file or the folder that holds it: its removals are dropped in
             their order, and nothing is scored. It stands for `scorer`, `search`, `granularity` and `protect`.
-        scorer: A name in the README's table, a mapping such as `{name: nri, baseline: original}`, or an import path.
+        scorer: A scorer's name, a mapping such as `{name: nri, baseline: original}`, or an import path.
         search: `progressive`, `lazy`, `one_shot`, `portfolio`, or an import path.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.
         protect: What must stay, such as `attention.0`, `mlp.3`, `block.2`.

@@ -64,7 +64,7 @@ class SublayerPruneCallback(EitherCallback):
             `max_epochs=-1`).
         plan: A plan that a search found before, as a file or the folder that holds it: its removals are dropped in
             their order, and nothing is scored. It stands for `scorer`, `search`, `granularity` and `protect`.
-        scorer: A name in the README's table, a mapping such as `{name: nri, baseline: original}`, or an import path.
+        scorer: A scorer's name, a mapping such as `{name: nri, baseline: original}`, or an import path.
         search: `progressive`, `lazy`, `one_shot`, `portfolio` (a whole set, decided before the first drop), or an
             import path.
         granularity: What goes at a time: a `sublayer` of either kind, `attention` only, `mlp` only, a whole `block`.

@@ -45,7 +45,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finds(request, record_property):
-    """Write the cell of this test's architecture and capability into the table of docs/architectures.md."""
+    """Write the cell of this test's architecture and capability into the table of docs/reference/architectures.md."""
     mark = request.node.get_closest_marker("capability")
     record_property("capability", mark.args[0])
     record_property("architecture", request.node.callspec.params["architecture"])

@@ -1,10 +1,7 @@
 """Scorers, searches and compensations of a user's own: found before the model is loaded, checked before any removal."""
 
-import re
-import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -137,21 +134,3 @@ def test_a_module_beside_the_work_is_found_before_the_model_is_loaded(tmp_path, 
         assert main(["prune", "dense", "--output", "out", "--scorer", name]) == 2
         assert message in capsys.readouterr().err
     assert sys.path == before
-
-
-def test_the_page_about_them_runs(tmp_path, monkeypatch, tokenizer):
-    page = (Path(__file__).parent.parent / "docs/extend.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    tiny_model("llama").save_pretrained("model")
-    tokenizer.save_pretrained("model")
-    for code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
-        Path(code[0]).write_text(code[1])
-    small = ["--window", "16", "--num_windows", "4", "--compensate", "none", "--num_unseen", "0", "--device", "cpu"]
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 3
-    for command in commands:
-        assert main([*shlex.split(command)[1:], *small]) == 0
-    plans = [PrunePlan.load(name) for name in ("pruned", "again", "thrifty")]
-    assert [str(each) for each in plans[0].removed] == ["attention.3", "mlp.3"]
-    assert plans[1].scorer == {"name": "costly.Rise", "bonus": 0.1}
-    assert plans[2].search == {"name": "thrifty.halves"}

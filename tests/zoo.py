@@ -302,4 +302,4 @@ ZOO = {
         {"depth": NUM_BLOCKS, "num_heads": 4, "out_hidden_size": HIDDEN_SIZE},
     ),
 }
-"""By the names that docs/architectures.md uses; variants of one model type stand behind a comma."""
+"""By the names that docs/reference/architectures.md uses; variants of one model type stand behind a comma."""

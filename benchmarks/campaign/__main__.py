@@ -1,5 +1,6 @@
-"""`python -m benchmarks.campaign [ROW ...] --repeats N --seed S`: the table of docs/reliability.md, on a POSIX machine.
+"""Faults in the real programs: `python -m benchmarks.campaign [ROW ...] --repeats N --seed S`, on a POSIX machine.
 
+Prints the table of docs/benchmarks/reliability.md.
 Ends with 1 where something was lost, half-written or silently wrong, and keeps the folders of these cases.
 """
 

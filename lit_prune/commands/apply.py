@@ -50,7 +50,7 @@ def apply_to_model(
             YAML. By default refit where the plan was made with it, and the factors of the plan where it has some.
         text: The text that a compensation is measured on.
         loading: How the model is loaded.
-        layout: YAML or JSON file that describes blocks which are not understood: see docs/architectures.md.
+        layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
     """
     from lit_prune.export import require_empty, save
     from lit_prune.healing import create_compensation

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -53,6 +53,10 @@ class Registry:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._factories)
+
+    def items(self) -> ItemsView[str, Callable[..., Any]]:
+        """Names with the factories behind them, in the order in which they were registered."""
+        return self._factories.items()
 
     def create(self, name: str, **options: Any) -> Any:
         """Make the object registered as `name`, or found at the import path `name`.

@@ -73,7 +73,7 @@ def _compare(
     raise AnatomyError(
         f"{sublayer.path} of this {anatomy.model_type} model was read as {sublayer.form!r}, and the block without "
         f"it is not the block with its output zeroed: {trouble}. Describe the blocks with a layout: see "
-        "docs/architectures.md"
+        "docs/reference/architectures.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""Collects what the tests of every architecture found, and holds docs/architectures.md against it.
+"""Collects what the tests of every architecture found, and holds docs/reference/architectures.md against it.
 
 A pytest plugin (see addopts). `make architectures` writes the table; a full run fails where the table says otherwise.
 """
@@ -16,7 +16,7 @@ import pytest
 from lit_prune.files import markdown_table
 from tests.zoo import ZOO
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/architectures.md"
 START, END = "<!-- table: written by `make architectures` -->", "<!-- end of table -->"
 FORM = "residual form"
 COLUMNS = (
@@ -33,6 +33,7 @@ COLUMNS = (
     "costs",
     "foldable",
     "refit",
+    "runtimes",
 )
 
 _cells: dict[str, dict[str, str]] = {}
@@ -50,7 +51,9 @@ def capability(name: str) -> Callable[..., Any]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-architectures", action="store_true", help="write the table of docs/architectures.md")
+    parser.addoption(
+        "--write-architectures", action="store_true", help="write the table of docs/reference/architectures.md"
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -65,7 +68,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     if unknown := [architecture for architecture in ZOO if set(_cells.get(architecture, {})) != set(COLUMNS)]:
         if session.config.getoption("--write-architectures"):
-            print(f"\ndocs/architectures.md is not written: {', '.join(unknown)} were not run")
+            print(f"\ndocs/reference/architectures.md is not written: {', '.join(unknown)} were not run")
         return
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
@@ -73,7 +76,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-architectures"):
         PAGE.write_text(new, encoding="utf-8")
     elif new != text:
-        print("\ndocs/architectures.md says something else than the tests: run `make architectures`")
+        print("\ndocs/reference/architectures.md says something else than the tests: run `make architectures`")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -1,15 +1,17 @@
-"""What must hold for every architecture. What each test finds is a cell of docs/architectures.md."""
+"""What must hold for every architecture. What each test finds is a cell of docs/reference/architectures.md."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 
 from lit_prune.anatomy import CORRECTIONS, cache_of, find_sublayers
 from lit_prune.costs import count_costs
-from lit_prune.errors import PlanError
-from lit_prune.export import save
+from lit_prune.errors import ModelError, PlanError
+from lit_prune.export import export, save
+from lit_prune.export.served import require_served
+from lit_prune.export.targets import POSITIONS
 from lit_prune.healing import LoraHealing, attach_lora, merge
 from lit_prune.loading import autoload
 from lit_prune.loading.models import load
@@ -293,3 +295,23 @@ def scaled_stream(model, sublayers, factor):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def runtimes_of(model, folder):
+    """Names of the runtimes whose formats take a pruned model; those of folders write it, and read it back."""
+    found = []
+    for name, format in (("vLLM", "vllm"), ("mlx-lm", "mlx")):
+        with suppress(ModelError):
+            export(model, folder / format, format=format)
+            found.append(name)
+    with suppress(ModelError):  # a file would need a tokenizer with merges
+        require_served(model, "llama.cpp's deci", POSITIONS)
+        found.append("llama.cpp")
+    return found
+
+
+@capability("runtimes")
+def test_formats_of_runtimes_take_it_or_refuse_it_by_name(architecture, finds, tmp_path):
+    model = tiny_model(architecture)
+    remove(model, ids(FEWER[3]))
+    finds(", ".join(runtimes_of(model, tmp_path)) or "none")

@@ -1,11 +1,11 @@
-"""The table of docs/reliability.md has every row of the campaign, and none that is not there."""
+"""The table of docs/benchmarks/reliability.md has every row of the campaign, and none that is not there."""
 
 import re
 from pathlib import Path
 
 from benchmarks.campaign.__main__ import ROWS
 
-DOC = (Path(__file__).parents[2] / "docs/reliability.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs/benchmarks/reliability.md").read_text()
 
 
 def test_every_fault_has_its_row_and_nothing_was_lost():

@@ -1,4 +1,4 @@
-"""docs/security.md, fact by fact: files of strangers that would leave a marker if any of their code ran."""
+"""docs/design/security.md, fact by fact: files of strangers that would leave a marker if any of their code ran."""
 
 import json
 import os
