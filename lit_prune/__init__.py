@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import Distillation, LoraHealing, PrunePlan
-    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune
+    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune, speculative
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
 
@@ -36,6 +36,7 @@ __all__ = [
     "prune",
     "restore_structure",
     "shard",
+    "speculative",
     "teach_loaders",
 ]
 
@@ -56,6 +57,7 @@ _MODULES = {
     "prune": "pruning",
     "restore_structure": "training",
     "shard": "loading.fsdp",
+    "speculative": "pruning",
     "teach_loaders": "loading.autoload",
 }
 

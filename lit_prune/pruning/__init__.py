@@ -5,6 +5,7 @@ from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.offline import describe_run, prune, require_shardable
 from lit_prune.pruning.progress import SearchBar, progress_bar
 from lit_prune.pruning.pruner import Pruner
+from lit_prune.pruning.speculative import speculative
 
 __all__ = [
     "Pruner",
@@ -16,4 +17,5 @@ __all__ = [
     "progress_bar",
     "prune",
     "require_shardable",
+    "speculative",
 ]
