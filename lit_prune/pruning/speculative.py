@@ -52,14 +52,21 @@ def speculative(model: nn.Module, plan: PrunePlan | str | Path, *, num_tokens: i
     if not any(sublayer.kind == "attention" for sublayer in find_sublayers(draft).ids):
         raise PlanError("the plan leaves no attention, and a draft without a cache cannot assist; keep some of it")
     if num_tokens is not None:
-        own = draft.generation_config
-        own.num_assistant_tokens, own.num_assistant_tokens_schedule = num_tokens, "constant"
-        own.assistant_confidence_threshold = 0.0
+        set_draft_length(draft, num_tokens)
     return draft
+
+
+def set_draft_length(draft: PreTrainedModel, num_tokens: int) -> None:
+    """Have a model write so many tokens at a time, always, wherever it is the `assistant_model`."""
+    own: Any = draft.generation_config
+    own.num_assistant_tokens, own.num_assistant_tokens_schedule = num_tokens, "constant"
+    own.assistant_confidence_threshold = 0.0
 
 
 def _require_rewinding(model: Any) -> None:
     """Refuse what transformers' assisted decoding refuses, before any text is there."""
+    if getattr(model, "generation_config", None) is None:
+        raise ModelError(f"{type(model).__name__} writes no text, so that there is nothing to draft for it")
     if getattr(model, "_is_stateful", False):
         raise ModelError(
             f"{type(model).__name__} keeps a state that cannot be wound back to the tokens that stayed, so that "
