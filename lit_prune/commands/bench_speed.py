@@ -68,7 +68,7 @@ def bench_speed(
         tables = drafting.tables(names[0], lengths, loading, **sizes)
     elif len(names) < 2:
         raise LitPruneError(
-            "bench speed compares: name two models or more, commas between them, the reference first, or one and --draft"
+            "bench speed compares: name two models or more, commas between, the reference first, or one and --draft"
         )
     else:
         tables = _tables(names, itertools.product(_listed(batch), lengths), loading, ideal=ideal, **sizes)
