@@ -19,9 +19,9 @@ from lit_prune.errors import DataError, MeasureError
 from lit_prune.evaluation.speed import Speedup, require_room, require_sizes, speedup
 from lit_prune.surgery import evaluating
 
-NEAR = 16
-"""Rounding errors of the largest logit by which two likeliest tokens may differ: kernels for one token and for several
-sum in another order, and no order is the right one."""
+NEAR = 4
+"""Rounding steps of the largest logit by which the logits of two tokens may differ for one to take the other's place:
+kernels for one token and for several sum in another order, and none is the right one."""
 
 
 @dataclass
@@ -117,10 +117,10 @@ def _write(
     into: Drafting, model: PreTrainedModel, draft: PreTrainedModel | None, prompt: Tensor, new_tokens: int
 ) -> Tensor:
     """Write greedily with a draft or none, and add what it took; the whole text [1, seq]."""
-    # A token that no vocabulary has: all texts have the same length.
-    config = GenerationConfig.from_dict(
-        {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True, "eos_token_id": -1, "pad_token_id": 0}
-    )
+    # No token ends a text, so that all have the same length.
+    nothing = model.config.get_text_config(decoder=True).vocab_size
+    settings = {"do_sample": False, "use_cache": True, "eos_token_id": nothing, "pad_token_id": 0}
+    config = GenerationConfig.from_dict({"max_new_tokens": new_tokens, **settings})
     models = {"model": model} if draft is None else {"model": model, "draft": draft}
     with _counted(models) as runs:
         started = now(model)
