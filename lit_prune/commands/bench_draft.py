@@ -157,8 +157,8 @@ def draft_table(alone: Drafting, drafts: Mapping[str, Drafting], conditions: str
     ]
     ties = {name: found.ties for name, found in drafts.items() if found.ties}
     same = "The greedy text is the same with and without draft"
-    told = "".join(f", but for {number} of the texts with {name}" for name, number in ties.items())
-    rounding = ", which part at two tokens whose logits rounding does not tell apart" if ties else ""
+    told = ", but for " + ", ".join(f"{number} with {name}" for name, number in ties.items()) if ties else ""
+    rounding = ", of all texts: there they part at two tokens whose logits rounding does not tell apart" if ties else ""
     return f"{markdown_table(DRAFT_HEADS, lines)}\n\n{conditions} {same}{told}{rounding}.\n"
 
 
