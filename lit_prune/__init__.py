@@ -29,6 +29,7 @@ What is listed here and in `lit_prune.callbacks` is stable: a name or an argumen
 - Pruning: `prune`, `PrunePlan`, `apply_plan`, `front_of`, `refit`, `compensate_plan`
 - Healing: `heal`, `HealingSettings`, `LoraHealing`, `DenseTeacher`, `merge`, `Distillation`
 - Measuring: `perplexity`, `task_scores`, `compare_speed`
+- Drafts: `speculative`
 - Lightning: `LitCausalLM`, `restore_structure`, and the callbacks
 - Errors: `LitPruneError`, of which all others are kinds
 """
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import Distillation, HealingSettings, LoraHealing, PrunePlan
-    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune, refit
+    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune, refit, speculative
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
 
@@ -96,6 +97,7 @@ __all__ = [
     "restore_structure",
     "save",
     "shard",
+    "speculative",
     "task_scores",
     "teach_loaders",
 ]
@@ -132,6 +134,7 @@ _MODULES = {
     "front_of": "pruning",
     "prune": "pruning",
     "refit": "pruning",
+    "speculative": "pruning",
     "describe": "surgery",
     "LitCausalLM": "training",
     "restore_structure": "training",

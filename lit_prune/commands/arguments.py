@@ -89,7 +89,7 @@ LEAST = {
     **dict.fromkeys(("num_windows", "val_windows", "batch_size", "stride", "limit", "num_prompts"), 1),
     **dict.fromkeys(("max_new_tokens", "prompt_tokens", "new_tokens", "batch", "repeats", "measured_tokens"), 1),
     **dict.fromkeys(("devices", "forks", "tokens", "draws"), 1),
-    **dict.fromkeys(("warmup", "seed", "temperature", "patience", "num_unseen"), 0),
+    **dict.fromkeys(("warmup", "seed", "temperature", "patience", "num_unseen", "draft_tokens"), 0),
 }
 """The least values of options, by their names in every verb."""
 MOST, MOST_OF_SEED = 2**31 - 1, 2**32 - 1

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from inspect import getdoc
 
 from lit_prune.commands.arguments import call
+from lit_prune.commands.bench_draft import bench_draft
 from lit_prune.commands.bench_scale import bench_scale
 from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.errors import LitPruneError, did_you_mean
 from lit_prune.files import say
 
-KINDS: dict[str, Callable[..., None]] = {"speed": bench_speed, "scale": bench_scale}
+KINDS: dict[str, Callable[..., None]] = {"speed": bench_speed, "draft": bench_draft, "scale": bench_scale}
 FROM_A_CHECKOUT = ("search", "memory")
 """Measure lit-prune itself, and are not shipped."""
 
@@ -26,7 +27,9 @@ def run(program: str, arguments: Sequence[str]) -> None:
     elif kind in FROM_A_CHECKOUT:
         raise LitPruneError(f"bench {kind} is now python -m benchmarks.{kind}, run from a checkout of lit-prune")
     else:
-        raise LitPruneError(f"bench knows {' and '.join(KINDS)}; found {kind!r}{did_you_mean(kind, KINDS)}")
+        raise LitPruneError(
+            f"bench knows {', '.join([*KINDS][:-1])} and {[*KINDS][-1]}; found {kind!r}{did_you_mean(kind, KINDS)}"
+        )
 
 
 def _overview(program: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_prune.commands.arguments import model_names, require_writable
+from lit_prune.commands.bench_draft import Drafts
 from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
 from lit_prune.files import markdown_table, say, write_text
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from lit_prune.evaluation import Ideal, Speed
 
-LOADING = Loading()
+LOADING, DRAFTS = Loading(), Drafts()
 RATIO, SIZES = "times as fast", ("files, MB", "weights, MB", "cache, MB", "peak, MB")
 HEADS = ("model", "prefill, ms", RATIO, "decode, ms", RATIO, "tokens/s", *SIZES)
 IDEAL = "ideal of "
@@ -33,57 +34,68 @@ def bench_speed(
     repeats: int = 21,
     warmup: int = 2,
     ideal: bool = False,
+    drafting: Drafts = DRAFTS,
     loading: Loading = LOADING,
     output: str | None = None,
 ) -> None:
     """Time models in turns on the same random prompts; ratios to the first, with 95 % intervals, and bytes.
 
-    All models are in memory at once. Prefill is one pass over the prompts, decode one greedy step with the cache.
+    All models are in memory at once. Prefill is one pass over the prompts, decode one greedy step with the cache. With
+    a draft, one model writes alone and with it (speculative decoding), on prompts of real text, and the text has to be
+    the same.
 
     Args:
         models: Two or more, separated by commas, the reference first - hub names, folders (pruned too), GGUF files, or
-            package:NAME. The same one twice shows what the machine's noise is.
+            package:NAME. The same one twice shows what the machine's noise is. With a draft, one.
         prompt_tokens: Tokens in a prompt; of several numbers - [128, 512] - each makes a table.
         new_tokens: Greedy steps in a turn.
         batch: Prompts at a time; the same.
         repeats: Turns that count; 6 at least for an interval, else the range is shown.
         warmup: Turns before them that do not.
         ideal: Set every pruned model beside the first one's time less that of what was removed, on a CPU.
+        drafting: Drafts of one model, in the place of others.
         loading: How the models are loaded.
         output: Markdown file for the tables.
     """
+    require_writable(output)
+    names, lengths = model_names(models), _listed(prompt_tokens)
+    if not _listed(batch) or not lengths:
+        raise LitPruneError("batch and prompt_tokens name a number at least, such as [1, 8]")
+    sizes = {"new_tokens": new_tokens, "repeats": repeats, "warmup": warmup}
+    if drafting.draft is not None:
+        if len(names) > 1 or ideal or _listed(batch) != [1]:
+            raise LitPruneError("with drafts one model writes for one prompt at a time; leave batch and ideal out")
+        tables = drafting.tables(names[0], lengths, loading, **sizes)
+    elif len(names) < 2:
+        raise LitPruneError(
+            "bench speed compares: name two models or more, commas between, the reference first, or one and --draft"
+        )
+    else:
+        tables = _tables(names, itertools.product(_listed(batch), lengths), loading, ideal=ideal, **sizes)
+    pages = []
+    for table in tables:
+        pages.append(table)
+        if output is not None:
+            write_text(output, "\n".join(pages))
+    say("\n".join(pages))
+
+
+def _tables(
+    names: Sequence[str], shapes: Iterable[tuple[int, int]], loading: Loading, *, ideal: bool, **sizes: int
+) -> Iterator[str]:
     from lit_prune.evaluation import compare_speed
 
-    require_writable(output)
-    names = model_names(models)
-    if len(names) < 2:
-        raise LitPruneError("bench speed compares: name two models or more, separated by commas, the reference first")
-    if not _listed(batch) or not _listed(prompt_tokens):
-        raise LitPruneError("batch and prompt_tokens name a number at least, such as [1, 8]")
     # Keys that differ, where the same model is named twice.
     loaded = {
         f"{name} ({number})" if names.count(name) > 1 else name: loading.model(name)
         for number, name in enumerate(names, start=1)
     }
     ideals = _ideals(loaded) if ideal else {}
-    pages = []
-    for number, length in itertools.product(_listed(batch), _listed(prompt_tokens)):
-        speeds = compare_speed(
-            loaded,
-            prompt_tokens=length,
-            new_tokens=new_tokens,
-            batch=number,
-            repeats=repeats,
-            warmup=warmup,
-            ideals=ideals,
-            footprints=True,
-        )
-        pages.append(speed_table(speeds))
+    for batch, length in shapes:
+        speeds = compare_speed(loaded, prompt_tokens=length, batch=batch, ideals=ideals, footprints=True, **sizes)
+        yield speed_table(speeds)
         if ideals:
-            pages.append(ideal_table(speeds))
-        if output is not None:
-            write_text(output, "\n".join(pages))
-    say("\n".join(pages))
+            yield ideal_table(speeds)
 
 
 def _listed(numbers: int | list[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from lit_prune.costs.counts import NORMALISERS, Costs, candidate_shares, count_costs
 from lit_prune.costs.inventory import Inventory, SublayerEntry, take_inventory
-from lit_prune.costs.latency import WARMUP, Latency, inference_options, kinds_of, measure_latency, now
+from lit_prune.costs.latency import WARMUP, Latency, inference_options, kinds_of, measure_latency, measure_passes, now
 from lit_prune.costs.prices import Prices, price
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "inference_options",
     "kinds_of",
     "measure_latency",
+    "measure_passes",
     "now",
     "price",
     "take_inventory",

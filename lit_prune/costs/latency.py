@@ -93,8 +93,9 @@ def measure_latency(
     kinds = kinds_of(network, anatomy)
     tokens, seed = decoder_config(network).vocab_size, torch.Generator().manual_seed(0)
     prompt = torch.randint(tokens, (batch, length), generator=seed).to(network.device)
+    own = 1 if phase == "decode" and inference_options(network)["use_cache"] else length
     with evaluating(network):
-        timers = [_timer(network, anatomy, kind[::2], prompt, phase) for kind in ([], *kinds)]
+        timers = [_timer(network, anatomy, kind[::2], prompt, own) for kind in ([], *kinds)]
         rounds = [[seconds(clock) for seconds in timers] for _ in range(WARMUP + repeats)][WARMUP:]
     found: dict[SublayerId, float] = {}
     whole, *without = zip(*rounds, strict=True)
@@ -102,6 +103,35 @@ def measure_latency(
         seconds_of_muted = statistics.median(map(operator.sub, whole, times))
         found |= dict.fromkeys(kind, seconds_of_muted / len(kind[::2]))
     return Latency(statistics.median(whole), found)
+
+
+def measure_passes(
+    model: nn.Module, *, length: int, most_tokens: int, repeats: int = 15, clock: Clock = now
+) -> list[float]:
+    """Time passes over 1 to `most_tokens` tokens behind a cache of others, in turns; seconds by those of one token.
+
+    Such passes verify what a draft proposed. Medians over turns; two before them do not count.
+
+    Args:
+        model: A causal language model with a KV cache; its modes are restored afterwards.
+        length: Tokens of the text, those of a pass included.
+        most_tokens: The most tokens of a pass.
+        repeats: How many turns count.
+        clock: Reads the time in seconds, once the model's device is done.
+
+    Raises:
+        MeasureError: A number cannot be, the text exceeds the context, or the model keeps no cache.
+    """
+    network: PreTrainedModel = language_model(model)
+    _require_possible(network, "decode", 1, length, repeats)
+    if not 1 <= most_tokens < length or not decoder_config(network).use_cache:
+        raise MeasureError(f"a pass over {most_tokens} tokens goes on from a cache of others; found a text of {length}")
+    seed = torch.Generator().manual_seed(0)
+    prompt = torch.randint(decoder_config(network).vocab_size, (1, length), generator=seed).to(network.device)
+    with evaluating(network):
+        timers = [_timer(network, find_sublayers(network), (), prompt, number) for number in range(1, most_tokens + 1)]
+        rounds = [[seconds(clock) for seconds in timers] for _ in range(WARMUP + repeats)][WARMUP:]
+    return [statistics.median(turn[number] / turn[0] for turn in rounds) for number in range(most_tokens)]
 
 
 def kinds_of(model: nn.Module, anatomy: Anatomy) -> list[list[SublayerId]]:
@@ -123,14 +153,16 @@ def _signature(model: nn.Module, sublayer: Sublayer) -> Any:
 
 
 def _timer(
-    model: PreTrainedModel, anatomy: Anatomy, muted: Sequence[SublayerId], prompt: Tensor, phase: str
+    model: PreTrainedModel, anatomy: Anatomy, muted: Sequence[SublayerId], prompt: Tensor, num_tokens: int
 ) -> Callable[[Clock], float]:
-    """A function that runs the model without some sublayers, and gives the seconds that this took."""
-    options, tokens, kept = inference_options(model), prompt, None
-    if phase == "decode" and options["use_cache"]:
+    """A function that runs the last tokens of a prompt [batch, seq] without some sublayers, and gives the seconds."""
+    options, kept = inference_options(model), None
+    if num_tokens < prompt.shape[1]:
         with mute(model, muted, anatomy=anatomy):
-            kept = cache_of(model(input_ids=prompt[:, :-1], **options))
-        tokens = prompt[:, -1:]
+            kept = cache_of(model(input_ids=prompt[:, :-num_tokens], **options))
+    tokens = prompt[:, -num_tokens:]
+    if 1 < num_tokens < prompt.shape[1]:
+        options.pop("logits_to_keep", None)  # all of them are looked at
 
     def seconds(clock: Clock) -> float:
         cache = copy.deepcopy(kept)  # the pass writes into it

@@ -3,6 +3,7 @@
 from lit_prune.evaluation.answers import Turn, answer, answers, question, spoken
 from lit_prune.evaluation.comparison import Comparison
 from lit_prune.evaluation.damage import Reference, Signs, references, signs
+from lit_prune.evaluation.drafting import Drafting, compare_drafts
 from lit_prune.evaluation.estimate import (
     MODES,
     SearchWork,
@@ -16,6 +17,7 @@ from lit_prune.evaluation.estimate import (
     unfilled,
 )
 from lit_prune.evaluation.footprint import measure_footprint
+from lit_prune.evaluation.forecast import Forecast, forecasts, predicted_speedup
 from lit_prune.evaluation.knee import knee
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
@@ -49,7 +51,9 @@ __all__ = [
     "Batches",
     "Comparison",
     "DepthFigures",
+    "Drafting",
     "Entry",
+    "Forecast",
     "Ideal",
     "Measured",
     "PathFigures",
@@ -74,10 +78,12 @@ __all__ = [
     "apart_by_task",
     "averaged",
     "chosen_tasks",
+    "compare_drafts",
     "compare_speed",
     "dense_twin",
     "estimated_work",
     "exceeds_error",
+    "forecasts",
     "knee",
     "load_of",
     "measure_footprint",
@@ -86,6 +92,7 @@ __all__ = [
     "named_shapes",
     "perplexity",
     "perplexity_interval",
+    "predicted_speedup",
     "question",
     "rank_correlation",
     "read_prompts",

@@ -15,7 +15,7 @@ from lit_prune.measure.batches import (
     read_batches,
     tensors_of,
 )
-from lit_prune.measure.divergence import Divergence, kl_divergence
+from lit_prune.measure.divergence import AGREEMENTS, Divergence, disagreement, kl_divergence, total_variation
 from lit_prune.measure.fingerprints import inputs_fingerprint, model_fingerprints
 from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.journal import Journal
@@ -35,6 +35,7 @@ from lit_prune.measure.trace import Trace
 from lit_prune.measure.what_if import Progress, WhatIf
 
 __all__ = [
+    "AGREEMENTS",
     "IGNORED",
     "Compute",
     "Divergence",
@@ -48,6 +49,7 @@ __all__ = [
     "Trace",
     "WhatIf",
     "counted_positions",
+    "disagreement",
     "hint_if_implausible",
     "input_ids_of",
     "inputs_fingerprint",
@@ -71,5 +73,6 @@ __all__ = [
     "shares_of",
     "stream_means",
     "tensors_of",
+    "total_variation",
     "weights_of",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,23 +13,30 @@ from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.runner import Compute, Figure
 from lit_prune.measure.trace import Trace
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Takes logits of the dense model and of another, [positions, vocab]; returns a sum over positions, float32."""
+
 
 class Divergence(Figure):
-    """The Kullback-Leibler divergence from the dense model, in nats: a sum over the predicted tokens of each sequence.
+    """How far the model is from the dense one: a sum over the predicted tokens of each sequence.
 
     The reference is the model as it was at the first measurement of a `WhatIf`. Of that, the states behind the last
     block are kept for every batch ([batch, seq, hidden], the model's dtype); final norm and head make logits of them.
+
+    Args:
+        distance: Compares the two; the Kullback-Leibler divergence from the dense model, in nats, when None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, distance: Distance | None = None) -> None:
+        self._distance = distance or kl_divergence
         self._dense: dict[Place, Trace] = {}
         self._reference: tuple[Place, Tensor] | None = None
 
     def __call__(self, compute: Compute, portion: Portion) -> Tensor:
-        """KL(dense, model) of each sequence, summed over the positions that predict a label, [batch]."""
+        """The distance of each sequence, summed over the positions that predict a label, [batch]."""
         logits, labels = compute(portion.logits), labels_of(portion.inputs)
         rows = zip(self._reference_logits(portion), logits, predicts(labels), strict=True)
-        return torch.stack([kl_divergence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
+        return torch.stack([self._distance(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
     def wants_dense(self, index: int) -> bool:
         """Where nothing of the batch is kept, as later it may have been pruned."""
@@ -76,3 +85,32 @@ def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:
     """
     log_p, log_q = dense.float().log_softmax(-1), other.float().log_softmax(-1)
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+def disagreement(dense: Tensor, other: Tensor) -> Tensor:
+    """The number of positions at which the likeliest token is another one: greedy text would not accept a draft's.
+
+    Takes and gives what `kl_divergence` does.
+
+    Example:
+        >>> disagreement(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 3.0]])).item()
+        1.0
+    """
+    return (dense.argmax(-1) != other.argmax(-1)).sum().float()
+
+
+def total_variation(dense: Tensor, other: Tensor) -> Tensor:
+    """1 - sum of min(p, q), summed over positions: how often a token that is drawn from q would not be accepted.
+
+    Takes and gives what `kl_divergence` does. Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5.
+
+    Example:
+        >>> total_variation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -1e9]])).item()
+        0.5
+    """
+    p, q = dense.float().softmax(-1), other.float().softmax(-1)
+    return (p - q).abs().sum() / 2
+
+
+AGREEMENTS: Mapping[str, Distance] = {"greedy": disagreement, "sampling": total_variation}
+"""How often a dense model refuses a token of a draft, by how the text is written."""

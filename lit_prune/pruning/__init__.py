@@ -5,6 +5,7 @@ from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.offline import describe_run, prune, require_shardable
 from lit_prune.pruning.progress import SearchBar, progress_bar
 from lit_prune.pruning.pruner import Pruner
+from lit_prune.pruning.speculative import set_draft_length, speculative
 
 __all__ = [
     "Pruner",
@@ -17,4 +18,6 @@ __all__ = [
     "prune",
     "refit",
     "require_shardable",
+    "set_draft_length",
+    "speculative",
 ]

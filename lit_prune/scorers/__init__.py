@@ -4,7 +4,7 @@ A new one is a factory decorated with `SCORERS.register`, or is passed by its im
 """
 
 from lit_prune.scorers.base import SCORERS, RandomOrder, Scorer
-from lit_prune.scorers.impact import NormalisedRelativeImpact, OutputDivergence, Perplexity, relative_impact
+from lit_prune.scorers.impact import Acceptance, NormalisedRelativeImpact, OutputDivergence, Perplexity, relative_impact
 from lit_prune.scorers.sampled import Regression, Shapley
 from lit_prune.scorers.stream import AngularDistance, BlockInfluence, CosineDistance, RelativeNorm, Sensitivity
 from lit_prune.scorers.task import Task
@@ -12,6 +12,7 @@ from lit_prune.scorers.weights import Magnitude, Taylor
 
 __all__ = [
     "SCORERS",
+    "Acceptance",
     "AngularDistance",
     "BlockInfluence",
     "CosineDistance",

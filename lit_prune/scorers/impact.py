@@ -1,15 +1,16 @@
-"""Scores by what the model would say without a candidate: `nri` (the default), `ri`, `ppl` and `kl`."""
+"""Scores by what the model would say without a candidate: `nri` (the default), `ri`, `ppl`, `kl` and `acceptance`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from lit_prune.costs import NORMALISERS, candidate_shares
 from lit_prune.errors import LitPruneError
-from lit_prune.measure import Divergence, WhatIf
+from lit_prune.measure import AGREEMENTS, Divergence, WhatIf
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
@@ -36,9 +37,7 @@ class NormalisedRelativeImpact(Scorer):
 
     def __post_init__(self) -> None:
         choices = {"baseline": ("current", "original"), "impact": ("relative", "log"), "normaliser": NORMALISERS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise LitPruneError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
+        _require_known(self, choices)
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one what-if loss per candidate."""
@@ -60,11 +59,7 @@ class NormalisedRelativeImpact(Scorer):
 
     def _score(self, difference: float, share: float) -> float:
         impact = _relative_rise(difference) if self.impact == "relative" else difference
-        if self.normaliser == "none":
-            return impact
-        if impact <= 0:
-            return -share
-        return impact / share if share else math.inf
+        return impact if self.normaliser == "none" else _per_share(impact, share)
 
 
 @SCORERS.register("ri")
@@ -103,6 +98,53 @@ class OutputDivergence(Scorer):
         """Score by one what-if divergence per candidate."""
         losses = what_if.beside("kl", Divergence).losses(candidates)
         return Scores(dict(losses.without), zero=losses.base)
+
+
+@SCORERS.register("acceptance")
+@dataclass(frozen=True)
+class Acceptance(Scorer):
+    """How many fewer tokens the dense model would accept from a draft without a candidate, by the time that it saves.
+
+    For drafts of speculative decoding (see `lit_prune.speculative`). The acceptance is measured on the calibration text
+    beside the dense model, the one before the first removal, as for `kl`; the score is how much it falls below that of
+    the model as it is, divided by the share that a candidate costs. Where it does not fall, the larger saving goes
+    first, as for NRI. For any candidate; one pass for each and round, less what is carried.
+
+    Args:
+        agreement: A token is accepted where it is the likeliest one of both (`greedy`), or with the chance that
+            `sampling` gives it: the sum of min(p, q) (Leviathan et al. 2023, arXiv 2211.17192).
+        normaliser: What a candidate costs, as for `nri`. The step of a draft waits for the weights that it reads, which
+            are the `active_parameters`.
+    """
+
+    agreement: Literal["greedy", "sampling"] = "greedy"
+    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "none"] = "active_parameters"
+
+    def __post_init__(self) -> None:
+        _require_known(self, {"agreement": tuple(AGREEMENTS), "normaliser": NORMALISERS})
+
+    def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
+        """Score by one what-if acceptance per candidate."""
+        figure = partial(Divergence, AGREEMENTS[self.agreement])
+        refused = what_if.beside(f"acceptance {self.agreement}", figure).losses(candidates)
+        shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
+        falls = {candidate: share - refused.base for candidate, share in refused.without.items()}
+        if self.normaliser == "none":
+            return Scores(falls)
+        return Scores({candidate: _per_share(fall, shares[candidate]) for candidate, fall in falls.items()})
+
+
+def _require_known(scorer: Scorer, choices: Mapping[str, Sequence[str]]) -> None:
+    for name, known in choices.items():
+        if getattr(scorer, name) not in known:
+            raise LitPruneError(f"{name} must be one of {', '.join(known)}; found {getattr(scorer, name)!r}")
+
+
+def _per_share(loss: float, share: float) -> float:
+    """A loss by what is saved; where nothing is lost, the larger saving is the lower."""
+    if loss <= 0:
+        return -share
+    return loss / share if share else math.inf
 
 
 def _relative_rise(difference: float) -> float:

@@ -24,6 +24,7 @@ from lit_prune.surgery.outputs import (
 from lit_prune.surgery.proof import require_understood
 from lit_prune.surgery.remove import put_back, remove, removed_sublayers, require_recorded
 from lit_prune.surgery.sharded import is_sharded, reshard
+from lit_prune.surgery.sharing import sharing_copy
 from lit_prune.surgery.tombstones import are_aside, set_tombstones_aside, tombstones, without_tombstones
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "run_few_tokens",
     "set_cache",
     "set_tombstones_aside",
+    "sharing_copy",
     "stock_config",
     "tombstones",
     "without_tombstones",

@@ -21,7 +21,7 @@ for line in {lines}:
 
 
 def test_no_help_waits_for_torch():
-    lines = [*(verb for verb in VERBS if verb not in OF_LIGHTNING), "bench speed", "bench scale"]
+    lines = [*(verb for verb in VERBS if verb not in OF_LIGHTNING), "bench speed", "bench draft", "bench scale"]
     script = SCRIPT.format(lines=lines)
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.naive import NaiveWhatIf
+from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Candidate
 from lit_prune.pruning import prune
@@ -113,3 +114,48 @@ def test_losses_and_divergences_do_not_mix():
     assert losses.base == pytest.approx(naive.mean_loss(model, BATCHES), abs=1e-5)
     assert SCORERS.create("kl")(what_if, CANDIDATES, []).importance == first
     assert NaiveWhatIf(model, BATCHES).losses(CANDIDATES).without == pytest.approx(losses.without, abs=1e-5)
+
+
+@pytest.mark.parametrize("agreement", ["greedy", "sampling"])
+@pytest.mark.parametrize("normaliser", ["none", "active_parameters"])
+def test_acceptance_is_how_often_the_dense_model_would_take_a_drafts_token(agreement, normaliser):
+    model, reference = tiny_model("mixtral"), tiny_model("mixtral")
+    dense, what_if = probabilities(reference), WhatIf(model, BATCHES)
+    scorer = SCORERS.create("acceptance", agreement=agreement, normaliser=normaliser)
+
+    def refused(gone):
+        with naive.zeroed(reference, "mixtral", gone):
+            pairs = list(zip(dense, probabilities(reference), strict=True))
+        if agreement == "greedy":
+            found = [(p.argmax(-1) != q.argmax(-1)).double() for p, q in pairs]
+        else:
+            found = [1 - torch.minimum(p, q).sum(-1) for p, q in pairs]
+        return float(torch.cat([each.flatten() for each in found]).mean())
+
+    # Of four experts a token goes through two: beside them norms, router and attention.
+    sizes = {
+        each: sum(weight.numel() for weight in model.get_submodule(each).parameters())
+        for each in ("model.layers.0.self_attn", "model.layers.0.mlp")
+    }
+    idle = sum(weight.numel() for name, weight in model.named_parameters() if ".mlp.experts" in name) // NUM_BLOCKS // 2
+    active = sum(weight.numel() for weight in model.parameters()) - NUM_BLOCKS * idle
+    norm, gone = 32, []
+    for _ in range(2):
+        left = [name for name in NAMES if name not in gone]
+        scores = scorer(what_if, [Candidate.parse(f"{kind}.{block}") for kind, block in left], []).importance
+        for kind, block in left:
+            own = sizes[f"model.layers.0.{'self_attn' if kind == 'attention' else 'mlp'}"]
+            share = (own + norm - (idle if kind == "mlp" else 0)) / active
+            fall = refused([*gone, (kind, block)]) - refused(gone)
+            expected = fall if normaliser == "none" else fall / share if fall > 1e-9 else -share
+            assert scores[Candidate.parse(f"{kind}.{block}")] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        best = min(scores, key=scores.__getitem__)
+        own = sizes[f"model.layers.0.{'self_attn' if best.sublayers[0].kind == 'attention' else 'mlp'}"]
+        active -= own + norm - (idle if best.sublayers[0].kind == "mlp" else 0)
+        gone.append((best.sublayers[0].kind, best.block))
+        remove(model, best.sublayers)
+
+
+def test_an_agreement_that_nobody_knows_is_refused():
+    with pytest.raises(LitPruneError, match="agreement must be one of greedy, sampling; found 'loud'"):
+        SCORERS.create("acceptance", agreement="loud")
