@@ -28,6 +28,7 @@ SMALL = {
         "--speed={prompt_tokens: 8, new_tokens: 2, repeats: 1}",
     ],
     "bench speed": ["--prompt_tokens=8", "--new_tokens=2", "--repeats=1", "--dtype=float32", "--device=cpu"],
+    "bench draft": ["--window=32", "--num_windows=2", "--dtype=float32", "--device=cpu"],
 }
 """What makes a verb quick on a tiny model."""
 SMALL_CODE = {
