@@ -38,6 +38,7 @@ SMALL_CODE = {
     r"TrainingArguments\(": "TrainingArguments(use_cpu=True, report_to=[], disable_tqdm=True, ",
     r'dtype="bfloat16"(, device="cuda")?': 'dtype="float32"',
     r"window=256": "window=32",
+    r"window=512, wanted=32": "window=32, wanted=4",
 }
 
 

@@ -1,8 +1,6 @@
-"""What holds for every registered scorer: name, option, file, progressive use, the README's table."""
+"""What holds for every registered scorer: name, option, file, progressive use."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from lit_prune.scorers import SCORERS
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 BATCHES = [{"input_ids": torch.randint(3, 100, (4, 20), generator=torch.Generator().manual_seed(1))}]
 SMALL = {
     "taylor": {"protect_first": 1, "protect_last": 1},
@@ -70,8 +67,3 @@ def test_from_the_command_line_and_from_a_file(scorer, way, tmp_path, tokenizer)
     plan = PrunePlan.load(tmp_path / "out")
     assert {name: plan.scorer[name] for name in scorer} == scorer
     assert set(plan.steps[0].errors) == (set(plan.steps[0].scores) if scorer["name"] == "shapley" else set())
-
-
-def test_the_readme_has_a_row_for_each():
-    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", README[README.index("| scorer |") :], re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"[a-z_]+", row)} == set(SCORERS)
