@@ -117,28 +117,25 @@ def python_api() -> str:
 
     import lit_prune
 
+    topics = re.findall(r"^- (\w+): (.*)$", lit_prune.__doc__ or "", re.MULTILINE)
     groups = {
-        "lit_prune": [f"lit_prune.{name}" for name in lit_prune.__all__],
+        **{topic: [f"lit_prune.{name}" for name in re.findall(r"`(\w+)`", names)] for topic, names in topics},
         "lit_prune.callbacks": [f"callbacks.{name}" for name in lit_prune.callbacks.__all__],
         "Scorers, searches and compensations of your own": [
             *("lit_prune.scorers.Scorer", "lit_prune.searches.Search", "lit_prune.healing.Compensation"),
             *("lit_prune.plan.Scores", "lit_prune.plan.Candidate", "lit_prune.measure.WhatIf"),
         ],
-        "Errors": [f"lit_prune.errors.{name}" for name in _errors()],
     }
-    parts = ["# Python", "What is public. Everything else may change between releases."]
+    parts = [
+        "# Python",
+        (
+            "What is public, and stable: a name or an argument leaves one minor version after a `DeprecationWarning` "
+            "said so. All else may change with any version."
+        ),
+    ]
     for title, names in groups.items():
         parts += [f"## {title}", *(f"::: {name}" for name in names)]
     return "\n\n".join(parts) + "\n"
-
-
-def _errors() -> list[str]:
-    from lit_prune import errors
-
-    found = [
-        name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == errors.__name__
-    ]
-    return [name for name in found if name != "LitPruneError"]
 
 
 def yaml_schema() -> str:
