@@ -117,7 +117,7 @@ def python_api() -> str:
 
     import lit_prune
 
-    topics = re.findall(r"^- (\w+): (.*)$", lit_prune.__doc__ or "", re.MULTILINE)
+    topics = re.findall(r"^- (\w+): ((?:.|\n  )*)", lit_prune.__doc__ or "", re.MULTILINE)
     groups = {
         **{topic: [f"lit_prune.{name}" for name in re.findall(r"`(\w+)`", names)] for topic, names in topics},
         "lit_prune.callbacks": [f"callbacks.{name}" for name in lit_prune.callbacks.__all__],

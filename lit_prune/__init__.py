@@ -31,7 +31,8 @@ What is listed here and in `lit_prune.callbacks` is stable: a name or an argumen
 - Measuring: `perplexity`, `task_scores`, `compare_speed`
 - Drafts: `speculative`
 - Lightning: `LitCausalLM`, `restore_structure`, and the callbacks
-- Errors: `LitPruneError`; its kinds `AnatomyError`, `BudgetError`, `DataError`, `MeasureError`, `ModelError`, `PlanError`
+- Errors: `LitPruneError`, of which are `AnatomyError`, `BudgetError`, `DataError`, `MeasureError`, `ModelError`,
+  `PlanError`
 """
 
 from __future__ import annotations
