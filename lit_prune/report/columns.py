@@ -21,6 +21,7 @@ from lit_prune.evaluation import (
 from lit_prune.report.pieces import Cell, Table
 
 PHASES = ("prefill", "decode")
+FEWEST_SIZES = 3
 
 
 class Column(NamedTuple):
@@ -86,10 +87,11 @@ def knee_of(rows: Sequence[Result]) -> Result | None:
 
 
 def knee_in_words(rows: Sequence[Result]) -> str | None:
-    """Where the knee of a curve is; None where there is none."""
+    """Where the knee of a curve is; None of what is no curve, or has too few sizes."""
     found = knee_of(rows)
     if found is None:
-        return None
+        straight = "There is no knee: what goes later costs no more, by log-perplexity, than what went before."
+        return straight if is_curve(rows) and len(by_amount(rows)) >= FEWEST_SIZES else None
     return f"The knee is at {found.share_removed:.1%}: what goes beyond it costs more than what went before."
 
 

@@ -99,7 +99,7 @@ def comparison_pieces(folder: Path) -> Iterator[Piece]:
         yield Piece("figures", list(_quality_drawings(means)) if amounts else [])
         yield from (Piece("note", note) for note in _notes(rows))
         for title, table, _ in comparison_tables(rows, columns):
-            yield Piece("subheading", title)
+            yield Piece("subheading", f"{title[0].upper()}{title[1:]}")
             yield Piece("table", table)
         for amount, pruned in amounts.items():
             if any(row.removed for row in pruned):

@@ -81,6 +81,7 @@ def test_amounts_of_prune_are_a_curve_of_one_search(folder, tmp_path, capsys):
     assert len(others) == 4
     assert "95 % interval" in head
     assert "KV cache left" in head
+    assert "knee" in table
     assert "dense" in first
     # The interval of the largest amount by hand: a ratio estimator over windows, Student's t of 5 degrees (2.571).
     (text,) = dense["losses"]
