@@ -21,8 +21,8 @@ from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import file_name
 from lit_prune.measure import Journal, WhatIf, model_fingerprints, perplexity_of
 from lit_prune.plan import Method, PrunePlan
-from lit_prune.pruning import Pruner, describe_run, progress_bar
-from lit_prune.searches import Budget
+from lit_prune.pruning import Pruner, describe_run, expected_of, progress_bar
+from lit_prune.searches import Budget, Quota
 from lit_prune.surgery import compacted
 
 
@@ -133,6 +133,7 @@ class Comparison:
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
         ):
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
+            bar.foresee(expected_of(pruner, Quota(budget.target), what_if), len(what_if.batches))
             started = self.clock()
             for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
