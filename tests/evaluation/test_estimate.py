@@ -5,7 +5,20 @@ import pytest
 from lit_prune.evaluation import Sizes, shaped
 
 
-@pytest.mark.parametrize(("name", "billions"), [("7b", 6.738), ("8b", 8.030), ("70b", 70.554), ("405b", 405.853)])
+SIZES = [
+    *[
+        ("7b", 6.738),
+        ("8b", 8.030),
+        ("70b", 70.554),
+        ("405b", 405.853),
+        ("llama-2-13b", 13.016),
+        ("llama-2-70b", 68.977),
+    ],
+    *[("opt-13b", 12.853), ("opt-30b", 29.975), ("opt-66b", 65.720)],
+]
+
+
+@pytest.mark.parametrize(("name", "billions"), SIZES)
 def test_shapes_have_the_sizes_that_were_published(name, billions):
     sizes = Sizes.of(shaped(name))
     assert sizes.parameters / 1e9 == pytest.approx(billions, abs=0.001)

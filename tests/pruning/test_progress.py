@@ -99,6 +99,13 @@ def test_what_is_expected_is_near_what_runs(search, least, most, granularity):
     assert abs(expected.num_removed - len(steps)) <= 1
 
 
+def test_a_search_says_ahead_what_is_expected(capsys):
+    prune(tiny_model("llama"), BATCHES, amount=0.2)
+    assert "scoring: about 11 dense passes over its text are expected" in capsys.readouterr().err
+    prune(tiny_model("llama"), BATCHES, amount=0.2, progress=False)
+    assert "expected" not in capsys.readouterr().err
+
+
 def test_nothing_is_expected_where_nobody_can_tell():
     model = tiny_model("llama")
     what_if, quota = WhatIf(model, BATCHES), Quota(1000)
