@@ -4,7 +4,6 @@ import pytest
 
 from lit_prune.evaluation import Sizes, shaped
 
-
 SIZES = [
     *[
         ("7b", 6.738),
