@@ -2,6 +2,7 @@
 
 import pytest
 
+from lit_prune.anatomy import find_sublayers
 from lit_prune.evaluation import Sizes, shaped
 
 SIZES = [
@@ -19,5 +20,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("name", "billions"), SIZES)
 def test_shapes_have_the_sizes_that_were_published(name, billions):
-    sizes = Sizes.of(shaped(name))
+    model = shaped(name)
+    sizes = Sizes.of(model)
+    assert len(find_sublayers(model).sublayers) == 2 * sizes.num_blocks
     assert sizes.parameters / 1e9 == pytest.approx(billions, abs=0.001)
