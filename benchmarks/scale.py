@@ -41,7 +41,8 @@ def scale(
     """Work, seconds and memory of searches on shapes: simulated counts, a block that is timed, and arithmetic.
 
     Args:
-        shapes: Separated by commas - 8b, 70b, 405b, 300m, or models as for `prune`, of which only the config is read.
+        shapes: Separated by commas - 8b, 70b, 405b, 300m and others of lit_prune/evaluation/shapes.json, or models as
+            for `prune`, of which only the config is read.
         setting: What is searched for, on how much text; with `check` the modes are one_shot and lazy by default.
         rates: How fast devices are.
         measured_tokens: Tokens on which a block and the head are timed; the time is taken as linear in tokens.

@@ -13,7 +13,7 @@ from lit_prune.costs import Prices
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import PrunePlan, PruneStep, Recipe
-from lit_prune.pruning import Pruner, SearchBar, describe_run, progress_bar
+from lit_prune.pruning import Pruner, SearchBar, describe_run, expected_of, progress_bar
 from lit_prune.searches import Budget, Goal, Quota, Schedule
 
 from .allowance import Allowance
@@ -111,7 +111,9 @@ class Course:
         pruner, title = self.pruner, f"epoch {epoch}: scoring"
         goal, reached = quota.goal(*pruner.so_far)
         with isolate_rng(), progress_bar(title, goal=goal, reached=reached, shown=shown) as bar:
-            for step in pruner.steps(scored_on(bar), self.budget, quota, optimizers=optimizers, epoch=epoch):
+            what_if = scored_on(bar)
+            bar.foresee(expected_of(pruner, quota, what_if), len(what_if.batches))
+            for step in pruner.steps(what_if, self.budget, quota, optimizers=optimizers, epoch=epoch):
                 bar.removed(quota.goal(*pruner.so_far)[1])
                 on_removal(step)
             pruner.mend(lambda: fitted_on(bar))

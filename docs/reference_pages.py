@@ -162,7 +162,9 @@ def yaml_schema() -> str:
         "takes every argument of Lightning's Trainer. Callbacks of lit-prune are known by their short names: "
         "`--trainer.callbacks+=SublayerPruneCallback --trainer.callbacks.amount=0.2`. `lit-prune fit --config FILE "
         "--print_config` prints a file with every argument. `--config quickstart` finds a file that is in every "
-        "installation; it is this one:",
+        "installation, and so does `--config models/llama-3.1-8b`, one of those for well-known models "
+        "([configs/models](https://github.com/lit-prune/lit-prune/tree/main/configs/models): Llama, Qwen, Mistral, "
+        "Gemma, OPT), each with the hours and gigabytes of its search. This is the first of them:",
         f"```yaml\n{(ROOT / 'configs/quickstart.yaml').read_text(encoding='utf-8').strip()}\n```",
     ]
     for title, kind in sections.items():

@@ -88,7 +88,8 @@ def bench_scale(shapes: str, *, setting: Setting = SETTING, rates: Rates = RATES
     """Estimate passes, hours and memory of searches on shapes, by arithmetic.
 
     Args:
-        shapes: Separated by commas - 8b, 70b, 405b, 300m, or models as for `prune`, of which only the config is read.
+        shapes: Separated by commas - 8b, 70b, 405b, 300m and others of lit_prune/evaluation/shapes.json, or models as
+            for `prune`, of which only the config is read.
         setting: What is searched for, on how much text.
         rates: How fast devices are.
         output: Markdown file for the tables.

@@ -1,8 +1,9 @@
-"""Runs of `lit-prune fit` that are in every installation, and loggers for them, by their bare names."""
+"""Runs of `lit-prune fit` that are in every installation, and loggers for them, by their names."""
 
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 from lit_prune.errors import LitPruneError, did_you_mean
 
 OPTIONS = ("--config", "-c")
-LOGGERS = "loggers/"
-"""What a logger's name begins with; a run is before it: `--config quickstart --config loggers/csv`."""
+FOLDERS = ("", "loggers/", "models/")
+"""What names of runs begin with, of loggers behind a run (`--config quickstart --config loggers/csv`), and of runs on
+well-known models."""
+NAME = re.compile(rf"({'|'.join(FOLDERS)})[\w-]+(\.\d[\w-]*)*")
+"""With a suffix or another folder it is a path, which the parser looks for; what has several lines is YAML."""
 
 
 def with_recipes(arguments: Sequence[str]) -> list[str]:
@@ -31,12 +35,11 @@ def with_recipes(arguments: Sequence[str]) -> list[str]:
 
 
 def _path(name: str) -> str:
-    # With a suffix or another folder it is a path, which the parser looks for; what has several lines is YAML.
-    if Path(name).is_file() or not name.removeprefix(LOGGERS).replace("-", "").replace("_", "").isalnum():
+    if Path(name).is_file() or not NAME.fullmatch(name):
         return name
     known = {
         f"{folder}{path.name.removesuffix('.yaml')}": path
-        for folder in ("", LOGGERS)
+        for folder in FOLDERS
         for path in _folder().joinpath(folder).iterdir()
         if path.name.endswith(".yaml")
     }

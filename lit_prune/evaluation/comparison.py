@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,8 @@ from lit_prune.evaluation.tasks import TaskScore
 from lit_prune.files import file_name
 from lit_prune.measure import Journal, WhatIf, model_fingerprints, perplexity_of
 from lit_prune.plan import Method, PrunePlan
-from lit_prune.pruning import Pruner, describe_run, progress_bar
-from lit_prune.searches import Budget
+from lit_prune.pruning import Pruner, describe_run, expected_of, progress_bar
+from lit_prune.searches import Budget, Quota
 from lit_prune.surgery import compacted
 
 
@@ -36,6 +37,7 @@ class Comparison:
         speed: Options of `compare_speed`.
         progress: Whether to show a progress bar.
         impossible: What was left out so far, and why.
+        clock: Reads the time in seconds.
     """
 
     unseen: Mapping[str, Batches]
@@ -44,6 +46,7 @@ class Comparison:
     speed: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     impossible: list[str] = field(default_factory=list)
+    clock: Callable[[], float] = time.perf_counter
 
     def rows(
         self,
@@ -79,11 +82,11 @@ class Comparison:
 
     def _row(self, name: str, model: PreTrainedModel, entry: Entry, amount: float) -> Result:
         require_room(name, model, **self.speed)  # before anything is measured
-        plan, zeros = None, 0.0
+        plan, zeros, seconds = None, 0.0, 0.0
         anatomy, kept = find_sublayers(model), count_costs(model, 1)
         total = sum(parameter.numel() for parameter in model.parameters())
         if entry.method is not None:
-            plan = self._prune(name, model, entry, entry.method, amount)
+            plan, seconds = self._prune(name, model, entry, entry.method, amount)
         elif entry.label == WANDA:
             zeros = wanda_2_4(model, entry.calibration)
         gone = plan.num_removed_parameters if plan else 0
@@ -112,9 +115,12 @@ class Comparison:
             dtype=str(model.dtype).removeprefix("torch."),
             cache=1 - uncached / max(1, kept.total_kv_elements),
             searched=0.0 if last is None else perplexity_of(last),
+            seconds=seconds,
         )
 
-    def _prune(self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float) -> PrunePlan:
+    def _prune(
+        self, name: str, model: PreTrainedModel, entry: Entry, method: Method, amount: float
+    ) -> tuple[PrunePlan, float]:
         pruner = Pruner(model, method, model_name=name)
         budget = Budget(amount, pruner.num_parameters)
         pruner.require_reachable(budget)
@@ -127,13 +133,16 @@ class Comparison:
             progress_bar(f"{entry.label} {amount:.0%}", goal=budget.target, shown=self.progress) as bar,
         ):
             what_if = WhatIf(model, entry.calibration, progress=bar, journal=journal)
+            bar.foresee(expected_of(pruner, Quota(budget.target), what_if), len(what_if.batches))
+            started = self.clock()
             for _ in pruner.steps(what_if, budget):
                 bar.removed(pruner.reached)
+            seconds = self.clock() - started
         with progress_bar(f"{entry.label} {amount:.0%}, compensating", shown=self.progress, in_one=True) as bar:
             pruner.mend(lambda: WhatIf(model, entry.text or entry.calibration, progress=bar))
         pruner.record_outcome(budget, left="amount")
         pruner.plan.save(self.folder / f"plans/{stem}-{amount:g}.json")
-        return pruner.plan
+        return pruner.plan, seconds
 
     def _speedups(self, model: PreTrainedModel) -> dict[str, Speedup]:
         # The twin comes first: where the stack is closed, the config tells of fewer blocks.

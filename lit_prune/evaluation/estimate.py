@@ -17,7 +17,7 @@ from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import LitPruneError
 from lit_prune.loading.models import skeleton
 from lit_prune.measure.states import STATES_SHARE
-from lit_prune.pruning import Pruner
+from lit_prune.pruning import Pruner, expected_search
 from lit_prune.searches import Budget
 
 MODES: Mapping[str, tuple[str, bool]] = {
@@ -83,11 +83,7 @@ def require_mode(name: str) -> None:
 
 
 def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) -> SearchWork:
-    """Estimate what a search runs, before it is known which sublayers go.
-
-    A candidate is scored by the blocks behind it, half of all on average; every round has a full pass as well. Lazy
-    search scores all candidates once, and two again for every removal (none to five were seen). Scores by the share of
-    parameters, such as NRI, take a sublayer with a chance that grows with its size; those of one pass do not.
+    """Estimate what a search runs, before it is known which sublayers go, as `expected_search` does.
 
     Args:
         model: A causal language model on any device, the meta device too; nothing in it runs.
@@ -104,18 +100,10 @@ def estimated_work(model: Any, mode: str, *, amount: float, num_batches: int) ->
     budget = Budget(amount, anatomy.num_parameters)
     Pruner(model).require_reachable(budget)
     sizes = [sublayer.num_parameters for sublayer in anatomy.sublayers]
-    typical = sum(sizes) / len(sizes) if in_one_pass else sum(size * size for size in sizes) / sum(sizes)
-    num_removed = min(math.ceil(budget.target / typical), len(sizes))
-    rounds = num_removed if search == "progressive" else 1
-    scored = {
-        "progressive": sum(len(sizes) - number for number in range(num_removed)),
-        "lazy": len(sizes) + 2 * num_removed,
-        "one_shot": len(sizes),
-    }[search]
     length = len(anatomy.blocks)
-    blocks = rounds * length + (0 if in_one_pass else scored * (length + 1) // 2)
-    heads = rounds if in_one_pass else scored + 1
-    return SearchWork(mode, num_removed, blocks * num_batches, heads * num_batches, blocks / length)
+    found = expected_search(sizes, budget.target, num_blocks=length, search=search, in_one_pass=in_one_pass)
+    blocks, heads = found.block_evaluations * num_batches, found.head_evaluations * num_batches
+    return SearchWork(mode, found.num_removed, blocks, heads, found.dense_passes)
 
 
 @dataclass(frozen=True)

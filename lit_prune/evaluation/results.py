@@ -101,6 +101,7 @@ class Result:
     dtype: str = ""
     cache: float = 1.0
     searched: float = 0.0
+    seconds: float = 0.0
 
     @property
     def mean_accuracy(self) -> float:
@@ -169,6 +170,7 @@ def _mean(draws: Sequence[Result]) -> Result:
         decode=fmean(row.decode for row in draws),
         passes=fmean(row.passes for row in draws),
         searched=fmean(row.searched for row in draws),
+        seconds=fmean(row.seconds for row in draws),
     )
 
 

@@ -30,10 +30,11 @@ from lit_prune.measure import (
 )
 from lit_prune.plan import Named, PrunePlan, Recipe, Scores
 from lit_prune.pruning.chained import go_on, prices_after
+from lit_prune.pruning.expected import expected_of
 from lit_prune.pruning.progress import progress_bar
 from lit_prune.pruning.pruner import Pruner
 from lit_prune.pruning.unseen import Unseen
-from lit_prune.searches import Budget, Goal, require_limits, unit_options
+from lit_prune.searches import Budget, Goal, Quota, require_limits, unit_options
 from lit_prune.surgery import compact, is_sharded, require_understood
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def prune(
         progress_bar("scoring", goal=budget.target, shown=progress and processes.is_first) as bar,
     ):
         what_if = measure(shares, processes=processes, progress=bar, journal=kept)
+        bar.foresee(expected_of(pruner, Quota(budget.target), what_if), len(shares))
         for _ in pruner.steps(what_if, budget, optimizers=optimizers):
             bar.removed(pruner.reached)
             if processes.is_first:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_prune.files import INTERVAL, open_bar, time_left
+
+if TYPE_CHECKING:
+    from lit_prune.pruning.expected import ExpectedSearch
 
 LONGEST = 40
 """The most letters of what is being measured: a set of many sublayers has a long name."""
@@ -32,12 +36,31 @@ class SearchBar:
         self._marks = [(clock(), reached)]  # the beginning, and every removal since then
         self._drawn = -math.inf
         self._sweep = (clock(), 0)  # when the one that runs now began, and how many blocks it has
+        self._begun: float | None = None  # when the first block was to run
+        self._ran, self._expected = 0, math.inf  # blocks that ran in sweeps before this one, and in all of the search
+        self._done = 0  # those of this sweep
+
+    def foresee(self, expected: ExpectedSearch | None, num_batches: int) -> None:
+        """Say what a search on so many batches is expected to take, where that can be told.
+
+        Until the first removal, the time left is then that of all of it.
+        """
+        if expected is None:
+            return
+        self._expected = expected.block_evaluations * num_batches
+        if not self._bar.disable:
+            passes = f"{expected.dense_passes:,.0f} dense passes over its text"
+            self._bar.write(f"{self._bar.desc}: about {passes} are expected", sys.stderr)
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` blocks of a sweep were evaluated, and what is being measured."""
         self._measured |= total > 0
+        if self._begun is None and total:
+            self._begun = self._clock()
         if not done or total != self._sweep[1]:
+            self._ran += self._done
             self._sweep = (self._clock(), total)
+        self._done = done
         if self._in_one:
             self._goal, self._marks = 1.0, [self._marks[0], (self._clock(), done / total if total else 0.0)]
         if self._clock() - self._drawn < INTERVAL:
@@ -59,7 +82,10 @@ class SearchBar:
         self._bar.update(min(reached, self._goal) - self._bar.n)
 
     def _sweep_left(self, done: int) -> str:
-        """How long the sweep will take yet, before anything tells how many there will be."""
+        """How long all will take yet, by what is expected, or else the sweep: nothing tells how many there will be."""
+        ran = self._ran + done
+        if self._begun is not None and 0 < ran < self._expected < math.inf:
+            return time_left((self._clock() - self._begun) * (self._expected - ran) / ran)
         begun, total = self._sweep
         return f"{time_left((self._clock() - begun) * (total - done) / done)} of it" if 0 < done < total else ""
 

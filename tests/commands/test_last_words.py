@@ -122,8 +122,11 @@ def test_a_run_is_found_by_its_name_and_a_file_of_that_name_first(tmp_path, monk
         assert Path(path).read_text() == (CONFIGS / f"{name}.yaml").read_text()
         assert with_recipes([f"--config={name}"]) == [f"--config={path}"]
     assert Path(with_recipes(["-c", "loggers/csv"])[1]).parts[-2:] == ("loggers", "csv.yaml")
+    assert Path(with_recipes(["-c", "models/llama-3.1-8b"])[1]).parts[-2:] == ("models", "llama-3.1-8b.yaml")
     for kept in (["--config", "here.yaml"], ["-c", "some/where"], ["--config", "{trainer: 1}"], ["quickstart"]):
         assert with_recipes(kept) == kept
+    with pytest.raises(LitPruneError, match=r"did you mean 'models/opt-6.7b'"):
+        with_recipes(["--config", "models/opt-67b"])
     with pytest.raises(LitPruneError, match=r"quickstrat.* did you mean 'quickstart'\?: .*heal-at-end, heal-between"):
         with_recipes(["--config", "quickstrat"])
     (tmp_path / "quickstart").write_text("trainer:\n")

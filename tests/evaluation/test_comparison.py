@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from itertools import count
 from xml.etree.ElementTree import fromstring
 
 import pytest
@@ -46,7 +47,8 @@ def entries(*names):
 
 
 def rows_of(folder, *names, amounts=(0.1, 0.2), model=make):
-    comparison = Comparison({"unseen": UNSEEN}, speed=SPEED, folder=folder, progress=False)
+    clock = count().__next__  # a second from each reading to the next
+    comparison = Comparison({"unseen": UNSEEN}, speed=SPEED, folder=folder, progress=False, clock=clock)
     kept = Results(folder / "results.jsonl", {"window": 16})
     return list(comparison.rows("tiny", model, entries(*names), amounts, kept))
 
@@ -55,6 +57,7 @@ def test_a_row_says_what_is_left_and_how_good_it_is(tmp_path):
     dense, small, large = rows_of(tmp_path, "blockpruner")
     assert (dense.label, dense.amount, dense.removed) == (DENSE, 0.0, ())
     assert dense.perplexities["unseen"] == pytest.approx(math.exp(naive.mean_loss(make(), UNSEEN)), rel=1e-5)
+    assert [row.seconds for row in (dense, small, large)] == [0, 1, 1]
     assert small.share_removed < large.share_removed
     assert large.share_removed >= 0.2
     plan = PrunePlan.load(tmp_path / "plans/tiny/blockpruner-0.2.json")

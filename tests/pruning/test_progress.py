@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lit_prune import prune
-from lit_prune.pruning import progress_bar
+from lit_prune.measure import WhatIf
+from lit_prune.pruning import Pruner, expected_of, expected_search, progress_bar
+from lit_prune.searches import Budget, Quota
 from tests.tiny import tiny_model
 
 BATCHES = [{"input_ids": torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(1))} for _ in range(2)]
@@ -64,6 +66,53 @@ def test_the_first_round_tells_how_long_its_sweep_will_take(monkeypatch, clock):
     seen = stream.getvalue()
     assert "50% of a sweep, without mlp.0, about 01:00 left of it" in seen
     assert "25% of a sweep, without mlp.1, about 00:18 left of it" in seen
+
+
+def test_what_is_expected_is_said_first_and_tells_the_time_of_all_before_the_first_removal(monkeypatch, clock):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("scoring", goal=100, clock=clock) as bar:
+        bar.foresee(expected_search([1.0] * 8, 2.0, num_blocks=4, search="progressive"), 10)
+        assert "scoring: about 11 dense passes over its text are expected" in stream.getvalue()
+        for done in (0, 20, 50):
+            bar(done, 100, "mlp.0")
+            clock.now += 30
+        bar(0, 40, "mlp.1")
+        clock.now += 6
+        bar(10, 40, "mlp.1")
+    seen = stream.getvalue()
+    # 450 blocks in all: after 50 in 60 s, 400 are left; after 60 in 96 s, 390.
+    assert "50% of a sweep, without mlp.0, about 08:00 left" in seen
+    assert "25% of a sweep, without mlp.1, about 10:24 left" in seen
+
+
+@pytest.mark.parametrize(("search", "least", "most"), [("progressive", 0.7, 1.3), ("one_shot", 1, 1), ("lazy", 0.5, 2)])
+@pytest.mark.parametrize("granularity", ["sublayer", "block", "mlp"])
+def test_what_is_expected_is_near_what_runs(search, least, most, granularity):
+    model = tiny_model("llama")
+    pruner = Pruner(model, search=search, granularity=granularity)
+    budget = Budget(0.3, pruner.num_parameters)
+    what_if = WhatIf(model, BATCHES)
+    expected = expected_of(pruner, Quota(budget.target), what_if)
+    steps = [*pruner.steps(what_if, budget)]
+    assert least <= expected.block_evaluations * len(BATCHES) / what_if.num_block_evaluations <= most
+    assert abs(expected.num_removed - len(steps)) <= 1
+
+
+def test_a_search_says_ahead_what_is_expected(capsys):
+    prune(tiny_model("llama"), BATCHES, amount=0.2)
+    assert "scoring: about 11 dense passes over its text are expected" in capsys.readouterr().err
+    prune(tiny_model("llama"), BATCHES, amount=0.2, progress=False)
+    assert "expected" not in capsys.readouterr().err
+
+
+def test_nothing_is_expected_where_nobody_can_tell():
+    model = tiny_model("llama")
+    what_if, quota = WhatIf(model, BATCHES), Quota(1000)
+    for recipe in ({"scorer": "cosine"}, {"search": "evolutionary"}, {"scorer": "taylor"}):
+        assert expected_of(Pruner(model, **recipe), quota, what_if) is None
+    assert expected_of(Pruner(model), Quota(math.inf), what_if) is None
+    assert expected_of(Pruner(model), Quota(math.inf, num_steps=2), what_if).num_removed == 2
 
 
 def test_rounds_of_a_journal_say_nothing(clock):
