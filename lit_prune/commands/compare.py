@@ -194,14 +194,14 @@ def _entry(
 
 def best_in_words(rows: Sequence[Result]) -> Iterator[str]:
     """Which method leaves the least perplexity of each model at each amount, on each text."""
+    if len({row.label for row in rows if row.amount}) == 1:  # there is nothing to choose from
+        return
     groups: dict[tuple[str, float, str], list[Result]] = {}
     for row in rows:
         for text in row.perplexities:
             if row.amount:
                 groups.setdefault((row.model, row.amount, text), []).append(row)
     for (model, amount, text), own in groups.items():
-        if len({row.label for row in own}) == 1:  # there is nothing to choose from
-            continue
         best = min(own, key=lambda row: row.perplexities[text])
         yield f"least perplexity of {model} less {amount:.0%}: {best.perplexities[text]:.2f} on {text}, by {best.label}"
 
