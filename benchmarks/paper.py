@@ -48,7 +48,6 @@ METHODS: tuple[str | dict[str, Any], ...] = (
     {"method": "shortgpt"},
 )
 """The paper's own, this project's, and those with published figures."""
-TEST = "WikiText-2"
 DASH = "-"
 
 
@@ -85,6 +84,11 @@ class Protocol:
     limit: int | None = None
     new_tokens: int = 128
     repeats: int = 10
+
+    @property
+    def measured_on(self) -> str:
+        """What the test text is called in the table."""
+        return "WikiText-2" if self.test is None and self.data == "wikitext" else Path(self.test or self.data).stem
 
     def require_possible(self) -> None:
         """Refuse numbers below 1."""
@@ -149,7 +153,7 @@ def paper(
     require_sizes(speed)
     calibration, held_out = protocol.calibration(tokenizer), protocol.held_out(tokenizer)
     comparison = Comparison(
-        {TEST: held_out},
+        {protocol.measured_on: held_out},
         folder=Path(output),
         tasks=partial(
             task_scores, tokenizer=tokenizer, tasks=tasks, include_path=protocol.include_path, limit=protocol.limit
@@ -162,7 +166,7 @@ def paper(
     published = read_published(sum(parameter.numel() for parameter in shape.parameters()))
     page = ""
     for row in comparison.rows(model, partial(loading.model, model), _entries(lines, calibration), [amount], kept):
-        say(f"{row.label}: perplexity {row.perplexities[TEST]:.2f}", flush=True)
+        say(f"{row.label}: perplexity {row.perplexities[protocol.measured_on]:.2f}", flush=True)
         own = [found for found in kept.found if found.model == model]
         page = "\n\n".join([paper_table(own, published), _protocol_in_words(settings, speed), ""])
         write_text(Path(output) / "paper.md", page)
@@ -215,7 +219,16 @@ def paper_table(rows: Sequence[Result], published: Sequence[Published]) -> str:
         left = [line for line in left if line not in same]
         lines += [_of_publication(line, len(tasks)) for line in same]
     lines += [_of_publication(line, len(tasks)) for line in left]
-    heads = ["line", "parameters", "removed", f"ppl {TEST}", *tasks, "mean of tasks", "prefill", "decode"]
+    heads = [
+        "line",
+        "parameters",
+        "removed",
+        f"ppl {next(iter(rows[0].perplexities))}",
+        *tasks,
+        "mean of tasks",
+        "prefill",
+        "decode",
+    ]
     return markdown_table([*heads, "faster, as published", "search, minutes", "search, passes"], lines)
 
 
@@ -225,7 +238,7 @@ def _measured(row: Result) -> tuple[str, ...]:
         row.label,
         f"{row.num_parameters:,}",
         f"{row.share_removed:.1%}",
-        f"{row.perplexities[TEST]:.2f}",
+        f"{next(iter(row.perplexities.values())):.2f}",
         *(f"{score.value:.3f}" for score in row.tasks.values()),
         DASH if math.isnan(row.mean_accuracy) else f"{row.mean_accuracy:.3f}",
         f"{row.prefill:.2f}",

@@ -1,6 +1,7 @@
 """Pages of the reference that are made from the code while the site is built: a hook of mkdocs.
 
-Nothing is written to disk. What the pages say stands in signatures, docstrings and `--help`, so that it is said once.
+Files of their names in the repository, to which links lead there, say so. What the pages say stands in signatures,
+docstrings and `--help`, so that it is said once.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ WIDE = "100000"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages to those that mkdocs found."""
+    """Put the pages in the place of the files of their names."""
     from mkdocs.structure.files import File
 
     for name, page in PAGES.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=page()))
+        address = f"reference/{name}.md"
+        files.remove(files.get_file_from_path(address))
+        files.append(File.generated(config, address, content=page()))
     return files
 
 

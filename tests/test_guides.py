@@ -116,6 +116,18 @@ def test_guides_are_short_and_end_in_what_a_reader_sees(path):
     assert re.findall(r"^## (.*)", page, re.MULTILINE)[-1] in ("What you see", "What comes of it")
 
 
+def test_links_between_pages_go_to_files_of_the_repository():
+    links = [
+        (page.relative_to(ROOT), link)
+        for page in DOCS.rglob("*.md")
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    ]
+    assert len(links) > 100
+    assert [(page, link) for page, link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    made = {path.stem for path in DOCS.glob("reference/*.md") if "while the site is built" in path.read_text()}
+    assert made == set(PAGES)
+
+
 def test_no_text_names_what_a_reader_cannot_have():
     pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("configs/**/*.yaml")]
     found = [f"{page.relative_to(ROOT)}: {hit[0]}" for page in pages for hit in FORBIDDEN.finditer(page.read_text())]

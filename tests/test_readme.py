@@ -16,14 +16,14 @@ from tests.snippets import ROOT, blocks, commands, furnish, run_command, small_c
 
 README = (ROOT / "README.md").read_text()
 SHELL = [line for _, listing in blocks(README, "bash") for line in commands(listing)]
-BIG_MODEL = "meta-llama/Llama-3.1-8B"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.fixture
 def place(tmp_path, tokenizer, monkeypatch):
     """A folder with a tiny model named as the README's, and text."""
     monkeypatch.chdir(tmp_path)
-    furnish(tokenizer, BIG_MODEL)
+    furnish(tokenizer, MODEL)
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from benchmarks import paper
-from benchmarks.paper import PUBLISHED, TEST, Published, main, paper_table, read_published
+from benchmarks.paper import PUBLISHED, Published, main, paper_table, read_published
 from lit_prune.evaluation import Result, shaped
 from lit_prune.loading.models import load
 from tests import naive
@@ -40,14 +40,14 @@ def test_every_line_is_measured_on_all_of_the_test_text_and_the_same_command_goe
     dense, nri, beside, shortgpt = table_of(page)
     assert [row["line"] for row in (dense, nri, shortgpt)] == ["dense", "nri", "shortgpt"]
     assert beside["line"] == "nri, published for Tiny (a paper)"
-    assert [beside[name] for name in ("removed", f"ppl {TEST}", "faster, as published", "prefill")] == [
+    assert [beside[name] for name in ("removed", "ppl test", "faster, as published", "prefill")] == [
         "15 %", "12.50", "1.37", "-",
     ]  # fmt: skip
     tokens = torch.tensor(tokenizer(SENTENCE * 9)["input_ids"])
     windows = tokens[: len(tokens) // 16 * 16].view(-1, 16)
     assert f"{len(windows)} of the test text" in page
     by_hand = math.exp(naive.mean_loss(load(str(model_folder)), [{"input_ids": windows}]))
-    assert float(dense[f"ppl {TEST}"]) == pytest.approx(by_hand, abs=0.01)
+    assert float(dense["ppl test"]) == pytest.approx(by_hand, abs=0.01)
     assert dense["search, passes"] == "-"
     assert float(nri["search, passes"]) > float(shortgpt["search, passes"]) == 1
     monkeypatch.setattr(paper.Loading, "model", lambda *_: pytest.fail("what is there is not measured again"))
@@ -63,7 +63,7 @@ def test_what_was_published_is_of_models_that_there_are_and_nothing_is_invented_
 
 
 def test_a_publication_of_no_line_comes_last():
-    row = Result("m", "dense", {}, 0.0, 10, 0.0, 0.0, {TEST: 5.0}, {}, 1.0, 1.0, 2, 0.0, ())
+    row = Result("m", "dense", {}, 0.0, 10, 0.0, 0.0, {"WikiText-2": 5.0}, {}, 1.0, 1.0, 2, 0.0, ())
     lines = [Published(10, "M", "other", "x"), Published(10, "M", "dense", "y", ppl=5.47)]
     assert [line["line"] for line in table_of(paper_table([row], lines))] == [
         "dense", "dense, published for M (y)", "other, published for M (x)",
