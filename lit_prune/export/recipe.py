@@ -89,7 +89,7 @@ def save_recipe(
         ModelError: The folder is not empty, there is no plan of all that is gone, the model is not finished, its
             weights are quantised, or the dense model is another one's. Nothing is left behind then.
     """
-    path, plan = require_empty(directory), _whole_plan(model, plan)
+    path, plan = require_empty(directory), require_whole_plan(model, plan)
     if dense is None:
         dense = load(plan.model.name, dtype=model.dtype, revision=plan.model.revision, layout=_record(model).layout)
     try:
@@ -161,7 +161,8 @@ def rebuild(model: PreTrainedModel, folder: str | Path) -> PrunePlan:
     return plan
 
 
-def _whole_plan(model: PreTrainedModel, plan: PrunePlan | None) -> PrunePlan:
+def require_whole_plan(model: PreTrainedModel, plan: PrunePlan | None) -> PrunePlan:
+    """The plan of a model; a ModelError where it tells of less than is gone, or the model is not finished."""
     require_finished(model, plan)
     if plan is None:
         raise ModelError(f"a recipe is a plan and what differs, and there is no plan: give the folder with {PLAN_FILE}")
