@@ -61,6 +61,8 @@ RULES: dict[str, Rule] = {
     "dense behind a restored one": none_behind_a_restored,
     "share still gone": share_gone,
     "share still gone in front": share_gone_in_front,
+    "share of the number": lambda gone: _still(gone.everywhere) / len(gone.everywhere),
+    "its square": lambda gone: (_still(gone.everywhere) / len(gone.everywhere)) ** 2,
     "square of the share": lambda gone: share_gone(gone) ** 2,
 }
 

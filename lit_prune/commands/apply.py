@@ -49,7 +49,7 @@ def apply_to_model(
 
     Args:
         plan: A prune_plan.json, a folder that holds one, perhaps a recipe, or the address of either - https://… or
-            hf://owner/name on the Hub.
+            hf://owner/name on the Hub; or a config.json with block_configs, as Puzzletron writes it.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         amount: Only the first removals of the plan, up to this share of the model (in the plan's unit); the last is the
@@ -75,7 +75,7 @@ def apply_to_model(
     limits = {"amount": amount, "num_steps": steps, "max_rise": max_rise}
     limits = {name: value for name, value in limits.items() if value is not None}
     with local_plan(plan, CHANGES_FILE, partial(_most_bytes, model, loading)) as place:
-        found = PrunePlan.load(place)
+        found = _plan_at(place, model, loading, layout)
         recipe = None if limits or uncompensated or compensate else recipe_of(place)
         if recipe is not None:
             network, found = _rebuilt(place, recipe, model, loading, layout)
@@ -90,6 +90,14 @@ def apply_to_model(
 
 
 run = partial(call, apply_to_model)
+
+
+def _plan_at(place: str, model: str, loading: Loading, layout: str | None) -> PrunePlan:
+    from lit_prune.export import plan_of_config
+    from lit_prune.loading.models import skeleton
+
+    bare = partial(skeleton, model, layout=layout, trust_remote_code=loading.trust_remote_code)
+    return plan_of_config(place, bare) or PrunePlan.load(place)
 
 
 def _own(plan: PrunePlan) -> dict[str, Any] | None:

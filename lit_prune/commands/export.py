@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_prune.commands.arguments import call
+from lit_prune.commands.arguments import call, require_writable
 from lit_prune.errors import LitPruneError
-from lit_prune.files import say
+from lit_prune.files import say, write_text
 from lit_prune.plan import PLAN_FILE, PrunePlan
 
 TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
@@ -33,7 +34,7 @@ def write_for(
     source: str,
     *,
     format: str,
-    output: str,
+    output: str | None = None,
     model: str | None = None,
     part: str | None = None,
     dtype: str = "auto",
@@ -49,8 +50,10 @@ def write_for(
         source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).
         format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
             tool, saves nothing), vllm, mlx, gguf for llama.cpp, or recipe (the plan and what differs from the dense
-            model, of which apply rebuilds it).
-        output: A folder that does not exist or is empty; for gguf a file that does not exist.
+            model, of which apply rebuilds it). Of a plan alone: llama-prune-layers (llama.cpp's llama-quantize),
+            mergekit, or puzzletron (block_configs of NVIDIA's ModelOpt).
+        output: A folder that does not exist or is empty; for gguf a file that does not exist. A plan for
+            other tools is printed without it.
         model: For a checkpoint, the dense model that the training began with, and for a recipe the one that its plan
             was made for; by default the one that is named there.
         part: For a checkpoint, the attribute path of the model in the module, where there are several.
@@ -62,12 +65,17 @@ def write_for(
         private: Make that repository private, if it is not there yet.
         trust_remote_code: Run code that comes with the model.
     """
-    from lit_prune.export import FORMATS, export_model, require_free
+    from lit_prune.export import FORMATS, PLAN_FORMATS, export_model, require_free
     from lit_prune.export.hub import require_login
     from lit_prune.export.quantise import require_weights
 
+    if format in PLAN_FORMATS:
+        _write_plan(source, PLAN_FORMATS[format], output)
+        return
     if format not in FORMATS:
-        raise LitPruneError(f"{format!r} is no export format; known are {', '.join(FORMATS)}")
+        raise LitPruneError(f"{format!r} is no export format; known are {', '.join((*FORMATS, *PLAN_FORMATS))}")
+    if output is None:
+        raise LitPruneError(f"say where the model goes: --output {'FILE' if format == 'gguf' else 'FOLDER'}")
     chosen = {"weights": weights, "tokenizer_from": tokenizer_from}
     options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options and format != "gguf":
@@ -90,6 +98,16 @@ def write_for(
 
 
 run = partial(call, write_for)
+
+
+def _write_plan(source: str, form: Callable[[PrunePlan], str], output: str | None) -> None:
+    """Print or write a plan as another tool takes it."""
+    text = form(PrunePlan.load(source)).rstrip()
+    if output is None:
+        print(text)
+        return
+    require_writable(output)
+    say(f"written: {write_text(Path(output).expanduser(), f'{text}{chr(10)}')}")
 
 
 def _require_checkpoint(source: str, format: str, model: str | None, part: str | None) -> None:
