@@ -50,7 +50,7 @@ def write_for(
         source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).
         format: hf (with lit_prune imported), hf-remote-code (without it), hf-stock (whole blocks went), hf-zeroed (any
             tool, saves nothing), vllm, mlx, gguf for llama.cpp, or recipe (the plan and what differs from the dense
-            model, of which apply rebuilds it). Of a plan alone: llama-prune-layers (llama.cpp's llama-quantize),
+            model, of which apply rebuilds it). Of a plan alone: llama-quantize (its option --prune-layers),
             mergekit, or puzzletron (block_configs of NVIDIA's ModelOpt).
         output: A folder that does not exist or is empty; for gguf a file that does not exist. A plan for
             other tools is printed without it.

@@ -70,7 +70,7 @@ def puzzletron(plan: PrunePlan) -> str:
 
 
 PLAN_FORMATS: dict[str, Callable[[PrunePlan], str]] = {
-    "llama-prune-layers": prune_layers,
+    "llama-quantize": prune_layers,
     "mergekit": mergekit,
     "puzzletron": puzzletron,
 }

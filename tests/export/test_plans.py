@@ -21,7 +21,7 @@ def plan_of(*names, name="meta-llama/Llama-3.1-8B", blocks=32):
 
 
 def test_llama_quantize_takes_numbers_from_0_with_commas():
-    assert PLAN_FORMATS["llama-prune-layers"](plan_of("block.9", "block.3", "attention.7", "mlp.7")) == (
+    assert PLAN_FORMATS["llama-quantize"](plan_of("block.9", "block.3", "attention.7", "mlp.7")) == (
         "--prune-layers 3,7,9"
     )
 
@@ -42,7 +42,7 @@ merge_method: passthrough
     assert yaml.safe_load(PLAN_FORMATS["mergekit"](plan)) == yaml.safe_load(expected)
 
 
-@pytest.mark.parametrize("form", ["llama-prune-layers", "mergekit"])
+@pytest.mark.parametrize("form", ["llama-quantize", "mergekit"])
 def test_single_sublayers_are_refused_where_blocks_are_all_that_is_known(form):
     with pytest.raises(PlanError, match=r"removes attention\.3 alone, and this tool knows whole blocks"):
         PLAN_FORMATS[form](plan_of("block.9", "attention.3"))
@@ -134,7 +134,7 @@ def test_what_is_no_plan_is_refused(tmp_path):
 
 def test_a_plan_is_printed_without_an_output(tmp_path, capsys):
     plan_of("block.3", "block.5").save(tmp_path / "prune_plan.json")
-    assert main(["export", str(tmp_path), "--format", "llama-prune-layers"]) == 0
+    assert main(["export", str(tmp_path), "--format", "llama-quantize"]) == 0
     assert capsys.readouterr().out == "--prune-layers 3,5\n"
     assert main(["export", str(tmp_path), "--format", "vllm"]) == 2
     assert "--output FOLDER" in capsys.readouterr().err
