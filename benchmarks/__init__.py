@@ -5,6 +5,7 @@
 - `scale`: searches simulated on shapes that no machine at hand holds, and predictions beside what was measured
 - `growth`: how the cost of a search grows with depth
 - `paper`: a model pruned as the paper does and by its rivals, beside what was published
+- `dialling`: every size between a pruned model and its dense one, by several rules
 - `domains`: texts of five kinds, for the figures in docs
 - `teacher_memory`: the memory of a distillation step, with the teacher inside the student and beside it
 - `campaign`: faults injected into the real programs; `campaign.soak` runs many rounds in one process

@@ -26,7 +26,7 @@ What is listed here and in `lit_prune.callbacks` is stable: a name or an argumen
 
 - Models: `load`, `load_tokenizer`, `save`, `export_model`, `describe`, `shard`, `teach_loaders`
 - Text: `TextDataModule`, `drawn_windows`, `calibration_batches`
-- Pruning: `prune`, `PrunePlan`, `apply_plan`, `front_of`, `refit`, `compensate_plan`
+- Pruning: `prune`, `PrunePlan`, `apply_plan`, `front_of`, `dial`, `refit`, `compensate_plan`
 - Healing: `heal`, `HealingSettings`, `LoraHealing`, `DenseTeacher`, `merge`, `Distillation`
 - Measuring: `perplexity`, `task_scores`, `compare_speed`
 - Drafts: `speculative`
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from lit_prune.loading.fsdp import shard
     from lit_prune.loading.models import load, load_tokenizer
     from lit_prune.plan import Distillation, HealingSettings, LoraHealing, PrunePlan
-    from lit_prune.pruning import apply_plan, compensate_plan, front_of, prune, refit, speculative
+    from lit_prune.pruning import apply_plan, compensate_plan, dial, front_of, prune, refit, speculative
     from lit_prune.surgery import describe
     from lit_prune.training import LitCausalLM, restore_structure
 
@@ -85,6 +85,7 @@ __all__ = [
     "compare_speed",
     "compensate_plan",
     "describe",
+    "dial",
     "drawn_windows",
     "export_model",
     "front_of",
@@ -132,6 +133,7 @@ _MODULES = {
     "PrunePlan": "plan",
     "apply_plan": "pruning",
     "compensate_plan": "pruning",
+    "dial": "pruning",
     "front_of": "pruning",
     "prune": "pruning",
     "refit": "pruning",

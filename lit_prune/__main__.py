@@ -22,7 +22,8 @@ VERBS = {
     "compare": "compare the field's methods in one table",
     "export": "write a model for another runtime: remote code, vLLM, llama.cpp",
     "report": "one HTML page about what pruning did",
-    "apply": "apply a prune plan to a copy of its model",
+    "apply": "apply a prune plan or recipe to a copy of its model",
+    "dial": "make any size between a pruned model and its dense one",
 }
 """What every verb does; `lit_prune.commands` has a module of its name, with a function `run`."""
 MODULES = {"validate": "fit", "test": "fit"}

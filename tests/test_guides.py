@@ -30,12 +30,13 @@ LEFT = {
     "checkpoints": [*(f"checkpoints/epoch={epoch}.ckpt" for epoch in range(3)), "from-checkpoint/config.json"],
     "methods": ["comparison/comparison.md", "comparison/comparison.csv", "comparison/comparison.pdf"],
     "evaluate": ["evaluation/evaluation.md", "answers/answers.md", "answers/model_answer", "answers/alpaca_eval"],
+    "between": ["rebuilt/config.json", "seven/config.json", "merge.yaml", "blocks.json", "as-there/config.json"],
     "see": ["report.html", "analysis/analysis.md"],
     "serve": ["anywhere/modeling_lit_prune.py", "served/config.json", "for-mlx/config.json"],
 }
 """What a page says that one finds at its end, if it is followed."""
 OTHER_PROGRAMS = ("pip", "git", "vllm", "llama-server", "mlx_lm.generate", "tensorboard", "LIT_PRUNE=")
-UNDERSTOOD = re.compile(r"--devices|--push_to_hub|--format gguf|lit-prune\"?\)?\"? fit")
+UNDERSTOOD = re.compile(r"hf://|--devices|--push_to_hub|--format gguf|lit-prune\"?\)?\"? fit")
 """Commands that start processes, go to the hub, want a tokenizer with merges or train the model of a file that
 tests/commands/test_fit.py trains: their options are only read."""
 SLOW = ("heal", "methods", "see")

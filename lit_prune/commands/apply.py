@@ -13,7 +13,14 @@ from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.plan import PrunePlan
 
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lit_prune.export import Recipe
+
 REFIT = "refit"
+BYTES_OF_A_WEIGHT, MARGIN = 4, 1 << 20
 MIXTURE, LOADING = Mixture(), Loading()
 
 
@@ -33,12 +40,16 @@ def apply_to_model(
 ) -> None:
     """Remove what a plan says from an unpruned copy of its model, and save it.
 
+    Of a recipe (export --format recipe) the model is rebuilt that it was made of, refitted and healed, to the last bit,
+    unless an option below asks for another one. Nothing is measured then.
+
     With a compensation, its weights are measured anew, on far more text than a search can look at: refit takes some
     four passes over it, the others one for each removal. Without one, the model stays on the CPU unless a device is
     named.
 
     Args:
-        plan: A prune_plan.json, or a folder that holds one.
+        plan: A prune_plan.json, a folder that holds one, perhaps a recipe, or the address of either - https://… or
+            hf://owner/name on the Hub; or a config.json with block_configs, as Puzzletron writes it.
         model: A hub name, a folder, a GGUF file, or package:NAME for the GGUF file inside an installed package.
         output: Folder for the pruned model; it must not exist, or be empty.
         amount: Only the first removals of the plan, up to this share of the model (in the plan's unit); the last is the
@@ -52,39 +63,102 @@ def apply_to_model(
         loading: How the model is loaded.
         layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
     """
-    from lit_prune.export import require_empty, save
-    from lit_prune.healing import create_compensation
-    from lit_prune.pruning import apply_plan, compensate_plan, front_of
-    from lit_prune.report import made_up_for
+    from lit_prune.export import CHANGES_FILE, recipe_of, require_empty, save
+    from lit_prune.loading.fetched import local_plan
 
     require_empty(output)
     text.require_possible()
-    found = PrunePlan.load(plan)
     if compensate in ("none", {"name": "none"}):  # as prune takes it
         compensate, uncompensated = None, True
     if compensate is not None and uncompensated:
         raise LitPruneError("uncompensated removes alone; leave it or compensate out")
-    if compensate is None and not uncompensated and found.compensation.get("name") == REFIT:
-        compensate = found.asked_compensation
-    create_compensation("none" if compensate is None else compensate)  # before the model is loaded
-    tokenizer = loading.tokenizer(model)
-    if compensate is None:
-        loading = replace(loading, device=loading.device or "cpu")
-    network = loading.model(model, layout)
-    if (amount, steps, max_rise) != (None, None, None):
-        found = front_of(found, network, amount=amount, num_steps=steps, max_rise=max_rise)
-    if compensate is None:
-        found = apply_plan(network, found, uncompensated=uncompensated)
-    else:
-        batches = text.batches(tokenizer, network.config, lambda: network)
-        source = {"source": ", ".join(text.texts), "window": text.window}
-        found = compensate_plan(network, found, batches, compensate, calibration=source, progress=True)
+    limits = {"amount": amount, "num_steps": steps, "max_rise": max_rise}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    with local_plan(plan, CHANGES_FILE, partial(_most_bytes, model, loading)) as place:
+        found = _plan_at(place, model, loading, layout)
+        recipe = None if limits or uncompensated or compensate else recipe_of(place)
+        if recipe is not None:
+            network, found = _rebuilt(place, recipe, model, loading, layout)
+        else:
+            mends = None if uncompensated else compensate or _own(found)
+            network, found = _pruned(found, model, limits, mends, uncompensated, text, loading, layout)
     if model != found.model.name:  # which heal takes for the dense model
         found = replace(found, model=replace(found.model, name=model, revision=None))
-    folder = save(network, output, tokenizer=tokenizer, plan=found)
-    mended = [made_up_for(found)] if found.compensation and not uncompensated else []
-    say("\n".join([*removed_in_words(found), *mended, f"written: {folder}"]))
+    folder = save(network, output, tokenizer=loading.tokenizer(model), plan=found)
+    say("\n".join([*removed_in_words(found), *_mended(found, recipe, uncompensated), f"written: {folder}"]))
     say_next(what_next(output, model))
 
 
 run = partial(call, apply_to_model)
+
+
+def _plan_at(place: str, model: str, loading: Loading, layout: str | None) -> PrunePlan:
+    from lit_prune.export import plan_of_config
+    from lit_prune.loading.models import skeleton
+
+    bare = partial(skeleton, model, layout=layout, trust_remote_code=loading.trust_remote_code)
+    return plan_of_config(place, bare) or PrunePlan.load(place)
+
+
+def _own(plan: PrunePlan) -> dict[str, Any] | None:
+    """The plan's own compensation, where its weights are not in the plan."""
+    return plan.asked_compensation if plan.compensation.get("name") == REFIT else None
+
+
+def _pruned(
+    plan: PrunePlan,
+    model: str,
+    limits: dict[str, Any],
+    mends: str | dict[str, Any] | None,
+    uncompensated: bool,
+    text: Mixture,
+    loading: Loading,
+    layout: str | None,
+) -> tuple[PreTrainedModel, PrunePlan]:
+    """The dense model without what the plan says, and with what makes up for it."""
+    from lit_prune.healing import create_compensation
+    from lit_prune.pruning import apply_plan, compensate_plan, front_of
+
+    create_compensation("none" if mends is None else mends)  # before the model is loaded
+    tokenizer = loading.tokenizer(model)
+    network = (_on_the_cpu(loading) if mends is None else loading).model(model, layout)
+    if limits:
+        plan = front_of(plan, network, **limits)
+    if mends is None:
+        return network, apply_plan(network, plan, uncompensated=uncompensated)
+    batches = text.batches(tokenizer, network.config, lambda: network)
+    source = {"source": ", ".join(text.texts), "window": text.window}
+    return network, compensate_plan(network, plan, batches, mends, calibration=source, progress=True)
+
+
+def _rebuilt(
+    place: str, recipe: Recipe, model: str, loading: Loading, layout: str | None
+) -> tuple[PreTrainedModel, PrunePlan]:
+    """The model of a recipe, and its plan."""
+    from lit_prune.export import rebuild
+
+    if loading.dtype not in ("auto", recipe.dtype):
+        raise LitPruneError(f"the recipe is of a model in {recipe.dtype}, not in {loading.dtype}; leave dtype out")
+    network = replace(_on_the_cpu(loading), dtype=recipe.dtype).model(model, layout)
+    return network, rebuild(network, place)
+
+
+def _on_the_cpu(loading: Loading) -> Loading:
+    return replace(loading, device=loading.device or "cpu")
+
+
+def _most_bytes(model: str, loading: Loading) -> int:
+    """The most that a file of changes may have: every weight of the model changed, in the widest type."""
+    from lit_prune.anatomy import find_sublayers
+    from lit_prune.loading.models import skeleton
+
+    network = skeleton(model, trust_remote_code=loading.trust_remote_code)
+    return find_sublayers(network).num_parameters * BYTES_OF_A_WEIGHT + MARGIN
+
+
+def _mended(plan: PrunePlan, recipe: Recipe | None, uncompensated: bool) -> list[str]:
+    from lit_prune.report import made_up_for
+
+    if recipe is not None:
+        return [f"rebuilt to the last bit: the SHA-256 of the weights is {recipe.rebuilt}"]
+    return [made_up_for(plan)] if plan.compensation and not uncompensated else []

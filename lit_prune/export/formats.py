@@ -16,6 +16,7 @@ from lit_prune.export.card import model_card
 from lit_prune.export.folder import FolderFormat, require_empty, save, write_loadable
 from lit_prune.export.gguf import require_no_file, save_gguf, usage_of_gguf
 from lit_prune.export.hub import push, require_login
+from lit_prune.export.recipe import save_recipe
 from lit_prune.plan import PrunePlan
 from lit_prune.surgery import compacted
 
@@ -36,14 +37,15 @@ def export_model(
     Args:
         model: A model of transformers without adapters.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
-        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf; see
-            docs/reference/runtimes.md.
+        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf, see
+            docs/reference/runtimes.md; or recipe, the plan and what differs from the dense model.
         tokenizer: The tokenizer, which is written with the model; gguf wants one.
         plan: The plan, which is written with the model.
         push_to_hub: A repository on the Hub, `user/name`, to which what was written is uploaded with its card; it is
             made if it is not there.
         private: Whether a repository that is made so is private.
-        options: Options of the format: `verify` of all of them, `weights` and `tokenizer_from` of gguf.
+        options: Options of the format: `verify` of all of them, `weights` and `tokenizer_from` of gguf, `dense` of
+            recipe.
 
     Returns:
         What was written.
@@ -91,4 +93,5 @@ FORMATS: dict[str, Callable[..., Path]] = {
     "vllm": FolderFormat(vllm.write, vllm.require_serving),
     "mlx": FolderFormat(mlx.write, mlx.require_mlx),
     "gguf": save_gguf,
+    "recipe": save_recipe,
 }

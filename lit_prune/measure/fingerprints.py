@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lit_prune.anatomy import language_model
-from lit_prune.loading.devices import values_of
+from lit_prune.loading.digests import add_tensor, weights_digest
 from lit_prune.measure.objective import objective_of
 
-BYTES_AT_A_TIME = 1 << 26
 NAMES = ("_name_or_path", "_commit_hash", "transformers_version")
 """Entries of a config that say where a model is from."""
 NO_SETTINGS = ("training", "gradient_checkpointing", "name_or_path")
@@ -29,7 +28,7 @@ def model_fingerprints(model: nn.Module) -> dict[str, str]:
         model: A causal language model. If it is sharded over processes, all of them must ask.
     """
     root = language_model(model)
-    return {"weights": _weights(root), "network": _network(root)}
+    return {"weights": weights_digest(root)[:16], "network": _network(root)}
 
 
 def inputs_fingerprint(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> str:
@@ -40,28 +39,8 @@ def inputs_fingerprint(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
             leaves, form = tree_flatten(value)
             digest.update(f"{name}{form}".encode())
             for leaf in leaves:
-                _add(digest, leaf if isinstance(leaf, Tensor) else torch.tensor([]))
+                add_tensor(digest, leaf if isinstance(leaf, Tensor) else torch.tensor([]))
     return digest.hexdigest()[:16]
-
-
-def _weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    kept = set(model.state_dict(keep_vars=True))
-    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
-    for name, tensor in [*model.named_parameters(), *buffers]:
-        digest.update(name.encode())
-        values = values_of(model, name, tensor)
-        # torchao's are no plain tensors.
-        packed = type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        _add(digest, values.dequantize() if packed else values)
-    return digest.hexdigest()[:16]
-
-
-def _add(digest: Any, values: Tensor) -> None:
-    digest.update(f"{tuple(values.shape)}{values.dtype}".encode())
-    for part in torch.split(values.detach().contiguous().flatten().view(torch.uint8), BYTES_AT_A_TIME):
-        # A copy, as FSDP2 could no longer free what numpy has seen.
-        digest.update(part.to("cpu", copy=True).numpy().data)
 
 
 def _network(model: Any) -> str:

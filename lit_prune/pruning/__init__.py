@@ -1,6 +1,7 @@
 """The one step of pruning, and a model pruned without training. Scores, order and mending are decided elsewhere."""
 
 from lit_prune.pruning.applied import apply_plan, compensate_plan, refit
+from lit_prune.pruning.dialled import dial
 from lit_prune.pruning.expected import expected_of, expected_search
 from lit_prune.pruning.fronts import front_of
 from lit_prune.pruning.offline import describe_run, prune, require_shardable
@@ -14,6 +15,7 @@ __all__ = [
     "apply_plan",
     "compensate_plan",
     "describe_run",
+    "dial",
     "expected_of",
     "expected_search",
     "front_of",

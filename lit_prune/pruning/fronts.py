@@ -49,7 +49,7 @@ def front_of(
         raise BudgetError(f"the plan has {len(plan.steps)} removals; {num_steps} cannot be its front")
     _require_order(plan)
     anatomy = find_sublayers(model)
-    prices = _prices(plan, model) if amount is not None else Prices.in_parameters(anatomy)
+    prices = prices_of(plan, model) if amount is not None else Prices.in_parameters(anatomy)
     budget = None if amount is None else Budget(amount, prices.total, of=prices.of)
     front: list[PruneStep] = []
     gone: list[SublayerId] = []
@@ -83,7 +83,8 @@ def _require_order(plan: PrunePlan) -> None:
         )
 
 
-def _prices(plan: PrunePlan, model: nn.Module) -> Prices:
+def prices_of(plan: PrunePlan, model: nn.Module) -> Prices:
+    """What sublayers cost in the unit of a plan; a BudgetError where another device would say something else."""
     of = plan.budget.get("of", "params")
     if of == "latency":
         raise BudgetError("a share of latency is that of the device of the search; say how many steps instead")

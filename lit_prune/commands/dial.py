@@ -1,0 +1,62 @@
+"""`lit-prune dial`: a model of any size between a pruned one and its dense one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from lit_prune.commands.arguments import call
+from lit_prune.commands.options import Loading
+from lit_prune.commands.outcomes import removed_in_words, say_next
+from lit_prune.errors import LitPruneError
+from lit_prune.files import say
+from lit_prune.plan import PrunePlan
+
+LOADING = Loading()
+
+
+def dial_model(
+    model: str,
+    *,
+    output: str,
+    amount: float | None = None,
+    steps: int | None = None,
+    dense: str | None = None,
+    loading: Loading = LOADING,
+) -> None:
+    """Put removed sublayers back into a refitted or healed model, the last removal first, without training.
+
+    They come from the dense model. Changes of the weights that stayed go back to it by the share that is back. On the
+    CPU, unless a device is named.
+
+    Args:
+        model: A folder that lit-prune wrote, with its prune_plan.json.
+        output: Folder for the model between; it must not exist, or be empty.
+        amount: The largest share of the model that is gone from it (in the plan's unit), such as 0.07; 0 gives the
+            dense model.
+        steps: Instead, how many of the plan's removals are left.
+        dense: The dense model; by default the one that the plan names.
+        loading: How the models are loaded.
+    """
+    from lit_prune.export import require_empty, save
+    from lit_prune.loading.models import load
+    from lit_prune.pruning import dial
+
+    require_empty(output)
+    if (amount is None) == (steps is None):
+        raise LitPruneError("say how large: either --amount, the share that may be gone, or --steps, the removals left")
+    plan, loading = PrunePlan.load(model), replace(loading, device=loading.device or "cpu")
+    tokenizer, pruned = loading.tokenizer(model), loading.model(model)
+    name = dense or plan.model.name
+    revision = plan.model.revision if name == plan.model.name else None
+    code = loading.trust_remote_code
+    whole = load(name, dtype=pruned.dtype, device=loading.place, revision=revision, trust_remote_code=code)
+    between = dial(pruned, whole, plan, amount=amount, num_steps=steps)
+    if name != plan.model.name:
+        between = replace(between, model=replace(between.model, name=name, revision=None))
+    folder = save(whole, output, tokenizer=tokenizer, plan=between)
+    say("\n".join([*removed_in_words(between), f"written: {folder}"]))
+    say_next({"talk to it": ["chat", output, "--against", name], "measure it": ["evaluate", output, "--against", name]})
+
+
+run = partial(call, dial_model)
