@@ -18,6 +18,8 @@ PLENTY = 8
 """How many times as many bytes as characters are wanted must be there, so that draws are of different places."""
 STRETCH = 1 << 16
 """Bytes of a plain text that are drawn at a time."""
+PARTS = 8
+"""In how many turns a row group of a Parquet file is drawn."""
 
 
 def are_large(files: Sequence[Path], enough: int) -> bool:
@@ -118,9 +120,13 @@ def _of_the_beginning(file: Path, field: str, wanted: float, draw: random.Random
 
 
 def _of_row_groups(file: Path, field: str, draw: random.Random) -> Iterator[tuple[str, Any]]:
+    """Rows of groups that are drawn, a part of each at a time, so that they are not all neighbours."""
     with opened_columns(file) as columns:
         wanted = [field] if field in columns.schema_arrow.names else None
-        for group in draw.sample(range(columns.num_row_groups), columns.num_row_groups):
-            rows = columns.read_row_group(group, columns=wanted).to_pylist()
-            draw.shuffle(rows)
-            yield from ((f"{file}, row group {group}", row) for row in rows)
+        order = draw.sample(range(columns.num_row_groups), columns.num_row_groups)
+        seed = draw.getrandbits(64)
+        for part in range(PARTS):
+            for group in order:
+                rows = columns.read_row_group(group, columns=wanted).to_pylist()
+                random.Random(seed + group).shuffle(rows)
+                yield from ((f"{file}, row group {group}", row) for row in rows[part::PARTS])

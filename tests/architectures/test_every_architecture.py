@@ -9,7 +9,7 @@ import torch
 from lit_prune.anatomy import CORRECTIONS, cache_of, find_sublayers
 from lit_prune.costs import count_costs
 from lit_prune.errors import ModelError, PlanError
-from lit_prune.export import export, save
+from lit_prune.export import export_model, save
 from lit_prune.export.served import require_served
 from lit_prune.export.targets import POSITIONS
 from lit_prune.healing import LoraHealing, attach_lora, merge
@@ -302,7 +302,7 @@ def runtimes_of(model, folder):
     found = []
     for name, format in (("vLLM", "vllm"), ("mlx-lm", "mlx")):
         with suppress(ModelError):
-            export(model, folder / format, format=format)
+            export_model(model, folder / format, format=format)
             found.append(name)
     with suppress(ModelError):  # a file would need a tokenizer with merges
         require_served(model, "llama.cpp's deci", POSITIONS)

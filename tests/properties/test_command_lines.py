@@ -17,7 +17,7 @@ from lit_prune.commands.arguments import option_types
 from lit_prune.commands.bench_speed import bench_speed
 from lit_prune.commands.compare import compare
 from lit_prune.commands.evaluate import evaluate
-from lit_prune.commands.export import export_model
+from lit_prune.commands.export import write_for
 from lit_prune.commands.heal import heal_model
 from lit_prune.commands.prune import prune_model
 from tests.tiny import character_tokenizer, tiny_model
@@ -33,7 +33,7 @@ SMALL = {
     "apply": (apply_to_model, ["PRUNED", "MODEL", "--output=OUT"]),
     "heal": (heal_model, ["PRUNED", "--data=[TEXT]", "--window=16", "--val_windows=2", "--training.tokens=64",
                           "--output=OUT"]),
-    "export": (export_model, ["PRUNED", "--format=vllm", "--output=OUT"]),
+    "export": (write_for, ["PRUNED", "--format=vllm", "--output=OUT"]),
     "evaluate": (evaluate, ["PRUNED", "--texts=[TEXT]", "--window=16", "--num_windows=2", "--output=OUT"]),
     SEARCH: (search.search, ["MODEL", "--data=TEXT", "--window=16", "--num_windows=2", "--num_unseen=1",
                              "--searches=[one_shot]"]),
