@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,8 @@ def write_for(
     from lit_prune.export.quantise import require_weights
 
     if format in PLAN_FORMATS:
+        given = {"model": model, "part": part, "weights": weights, "tokenizer_from": tokenizer_from}
+        _require_none(format, {**given, "push_to_hub": push_to_hub})
         _write_plan(source, PLAN_FORMATS[format], output)
         return
     if format not in FORMATS:
@@ -98,6 +100,12 @@ def write_for(
 
 
 run = partial(call, write_for)
+
+
+def _require_none(format: str, given: Mapping[str, Any]) -> None:
+    """Refuse options of models where a plan alone is written."""
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise LitPruneError(f"{format} is of a plan alone, and takes no {', '.join(wrong)}")
 
 
 def _write_plan(source: str, form: Callable[[PrunePlan], str], output: str | None) -> None:

@@ -138,3 +138,5 @@ def test_a_plan_is_printed_without_an_output(tmp_path, capsys):
     assert capsys.readouterr().out == "--prune-layers 3,5\n"
     assert main(["export", str(tmp_path), "--format", "vllm"]) == 2
     assert "--output FOLDER" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--format", "mergekit", "--push_to_hub", "user/name"]) == 2
+    assert "mergekit is of a plan alone, and takes no push_to_hub" in capsys.readouterr().err
