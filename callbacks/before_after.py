@@ -188,9 +188,8 @@ class BeforeAfterCallback(EitherCallback):
         if not self.repeats:
             return {}
         models = {"before": dense_twin(model), "after": model}
-        whole = find_sublayers(models["before"])
-        gone = [part.path for part in whole.parts(sublayer for sublayer in plan.removed if sublayer in whole)]
-        ideals = {"ideal": Ideal("before", gone)} if gone and model.device.type == "cpu" else {}
+        ideal = Ideal.of("before", find_sublayers(models["before"]), plan.removed)
+        ideals = {"ideal": ideal} if ideal.without and model.device.type == "cpu" else {}
         return compare_speed(
             models,
             prompt_tokens=self.prompt_tokens,

@@ -15,7 +15,7 @@ from lit_prune.plan import PrunePlan
 
 TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lit_prune.export import Recipe
 
@@ -75,16 +75,16 @@ def apply_to_model(
     limits = {"amount": amount, "num_steps": steps, "max_rise": max_rise}
     limits = {name: value for name, value in limits.items() if value is not None}
     with local_plan(plan, CHANGES_FILE, partial(_most_bytes, model, loading)) as place:
-        found = _plan_at(place, model, loading, layout)
+        found, tokenizer = _plan_at(place, model, loading, layout), loading.tokenizer(model)
         recipe = None if limits or uncompensated or compensate else recipe_of(place)
         if recipe is not None:
             network, found = _rebuilt(place, recipe, model, loading, layout)
         else:
             mends = None if uncompensated else compensate or _own(found)
-            network, found = _pruned(found, model, limits, mends, uncompensated, text, loading, layout)
+            network, found = _pruned(found, model, limits, mends, uncompensated, text, tokenizer, loading, layout)
     if model != found.model.name:  # which heal takes for the dense model
         found = replace(found, model=replace(found.model, name=model, revision=None))
-    folder = save(network, output, tokenizer=loading.tokenizer(model), plan=found)
+    folder = save(network, output, tokenizer=tokenizer, plan=found)
     say("\n".join([*removed_in_words(found), *_mended(found, recipe, uncompensated), f"written: {folder}"]))
     say_next(what_next(output, model))
 
@@ -112,6 +112,7 @@ def _pruned(
     mends: str | dict[str, Any] | None,
     uncompensated: bool,
     text: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
     loading: Loading,
     layout: str | None,
 ) -> tuple[PreTrainedModel, PrunePlan]:
@@ -120,8 +121,7 @@ def _pruned(
     from lit_prune.pruning import apply_plan, compensate_plan, front_of
 
     create_compensation("none" if mends is None else mends)  # before the model is loaded
-    tokenizer = loading.tokenizer(model)
-    network = (_on_the_cpu(loading) if mends is None else loading).model(model, layout)
+    network = (loading.on_the_cpu if mends is None else loading).model(model, layout)
     if limits:
         plan = front_of(plan, network, **limits)
     if mends is None:
@@ -139,12 +139,8 @@ def _rebuilt(
 
     if loading.dtype not in ("auto", recipe.dtype):
         raise LitPruneError(f"the recipe is of a model in {recipe.dtype}, not in {loading.dtype}; leave dtype out")
-    network = replace(_on_the_cpu(loading), dtype=recipe.dtype).model(model, layout)
+    network = replace(loading.on_the_cpu, dtype=recipe.dtype).model(model, layout)
     return network, rebuild(network, place)
-
-
-def _on_the_cpu(loading: Loading) -> Loading:
-    return replace(loading, device=loading.device or "cpu")
 
 
 def _most_bytes(model: str, loading: Loading) -> int:

@@ -51,9 +51,10 @@ class Drafts:
             prompts = sample.windows(tokenizer)
             alone, found = compare_drafts(network, drafts, prompts, new_tokens=new_tokens, warmup=warmup)
             at_a_time = f"{self.draft_tokens} drafted at a time" if self.draft_tokens else "drafted by the draft's rule"
+            place = place_in_words(network.device.type, str(network.dtype).removeprefix("torch."))
             conditions = (
                 f"{repeats} prompts of {length} tokens of {sample.source}, {new_tokens} tokens written behind each, "
-                f"reading included, {at_a_time}; {_place(network)}. In brackets 95 % intervals of the median ratio."
+                f"reading included, {at_a_time}; {place}. In brackets 95 % intervals of the median ratio."
             )
             yield draft_table(alone, found, conditions)
 
@@ -70,10 +71,10 @@ class Drafts:
         return names
 
 
-def _place(model: PreTrainedModel) -> str:
+def place_in_words(device: str, dtype: str) -> str:
+    """Where and in which type was measured, with the threads of a CPU."""
     import torch
 
-    device, dtype = model.device.type, str(model.dtype).removeprefix("torch.")
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     return f"{device}{threads}, {dtype}"
 

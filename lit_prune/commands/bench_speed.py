@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_prune.commands.arguments import model_names, require_writable
-from lit_prune.commands.bench_draft import Drafts
+from lit_prune.commands.bench_draft import Drafts, place_in_words
 from lit_prune.commands.options import Loading
 from lit_prune.errors import LitPruneError
 from lit_prune.files import markdown_table, say, write_text
@@ -111,17 +111,15 @@ def _ideals(models: Mapping[str, PreTrainedModel]) -> dict[str, Ideal]:
     ideals = {}
     for name in others:
         anatomy = find_sublayers(models[name])
-        gone = [sublayer for sublayer in anatomy.removed if sublayer in whole]
-        if anatomy.num_blocks != whole.num_blocks or not gone:
+        ideal = Ideal.of(first, whole, anatomy.removed)
+        if anatomy.num_blocks != whole.num_blocks or not ideal.without:
             raise LitPruneError(f"{name} is no pruned copy of {first}, so that there is nothing to compare it with")
-        ideals[IDEAL + name] = Ideal(first, [part.path for part in whole.parts(gone)])
+        ideals[IDEAL + name] = ideal
     return ideals
 
 
 def speed_table(speeds: Mapping[str, Speed]) -> str:
     """Seconds, ratios to the first model and bytes as a Markdown table, one model a row."""
-    import torch
-
     own = {name: speed for name, speed in speeds.items() if not name.startswith(IDEAL)}
     first = next(iter(own.values()))
     lines = []
@@ -133,10 +131,9 @@ def speed_table(speeds: Mapping[str, Speed]) -> str:
         sizes = ("", "", "") if found is None else (found.weights, found.cache, found.peak)
         megabytes = (value if isinstance(value, str) else f"{value / 1e6:,.1f}" for value in sizes)
         lines.append((name, read, prefill, write, decode, tokens, _files(name), *megabytes))
-    threads = f", {torch.get_num_threads()} threads" if first.device == "cpu" else ""
     conditions = (
         f"{first.batch} x {first.prompt_tokens} tokens read, then {first.new_tokens} steps; {first.repeats} turns; "
-        f"{first.device}{threads}, {first.dtype}. In brackets 95 % intervals of the median ratio."
+        f"{place_in_words(first.device, first.dtype)}. In brackets 95 % intervals of the median ratio."
     )
     return f"{markdown_table(HEADS, lines)}\n\n{conditions}\n"
 

@@ -45,7 +45,7 @@ def dial_model(
     require_empty(output)
     if (amount is None) == (steps is None):
         raise LitPruneError("say how large: either --amount, the share that may be gone, or --steps, the removals left")
-    plan, loading = PrunePlan.load(model), replace(loading, device=loading.device or "cpu")
+    plan, loading = PrunePlan.load(model), loading.on_the_cpu
     tokenizer, pruned = loading.tokenizer(model), loading.model(model)
     name = dense or plan.model.name
     revision = plan.model.revision if name == plan.model.name else None

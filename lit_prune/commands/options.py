@@ -39,6 +39,11 @@ class Loading:
         """The device that was named, else a GPU where there is one."""
         return default_device(self.device)
 
+    @property
+    def on_the_cpu(self) -> Loading:
+        """The same, on the CPU unless a device was named."""
+        return replace(self, device=self.device or "cpu")
+
     def model(self, name: str, layout: str | None = None) -> PreTrainedModel:
         """Load a model, straight onto its device; `layout` is a file that describes blocks."""
         from lit_prune.loading.models import load

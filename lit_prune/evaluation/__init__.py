@@ -18,7 +18,7 @@ from lit_prune.evaluation.estimate import (
 )
 from lit_prune.evaluation.footprint import measure_footprint
 from lit_prune.evaluation.forecast import Forecast, forecasts, predicted_speedup
-from lit_prune.evaluation.knee import knee
+from lit_prune.evaluation.knee import FEWEST_POINTS, knee
 from lit_prune.evaluation.measured import Measured, exceeds_error
 from lit_prune.evaluation.perplexity import TokenLoss, perplexity
 from lit_prune.evaluation.prompts import Prompt, alpaca_eval_outputs, mt_bench_answers, read_prompts
@@ -45,6 +45,7 @@ __all__ = [
     "BIASES",
     "DENSE",
     "EMBEDDING",
+    "FEWEST_POINTS",
     "MODES",
     "WANDA",
     "Analysis",

@@ -91,13 +91,14 @@ def forecasts(
         raise LitPruneError(f"agreement must be one of {', '.join(AGREEMENTS)}; found {agreement!r}")
     if not plan.steps:
         raise LitPruneError("the plan removes nothing, and a draft that is the model itself saves no time")
-    plan.model.require_same(find_sublayers(model).facts())
+    anatomy = find_sublayers(model)
+    plan.model.require_same(anatomy.facts())
     front_of(plan, model, num_steps=1)  # refuses a set that has no fronts
     gone = [step.removed for step in plan.steps]
     fronts = [Candidate.together(gone[:number]) for number in range(1, len(gone) + 1)]
     what_if = WhatIf(model, list(batches), progress=progress, runner=Runner(Divergence(AGREEMENTS[agreement])))
     refused = what_if.losses(fronts).without
-    positions, anatomy = what_if.num_positions, find_sublayers(model)
+    positions = what_if.num_positions
     prices = price(model, "latency", num_positions=positions)
     pass_times = measure_passes(model, length=positions, most_tokens=MOST_TOKENS + 1)[1:]
     found = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-FEWEST = 4
+FEWEST_POINTS = 4
+"""Points of a curve, the dense model's among them, of fewer of which no bend is told."""
 LEAST_BEND = 0.05
 """Depth below the chord, of its height, under which a curve counts as straight."""
 
@@ -27,7 +28,7 @@ def knee(shares: Sequence[float], losses: Sequence[float]) -> int | None:
         >>> knee([0.0, 0.1, 0.2, 0.3], [3.0, 3.1, 3.2, 3.3])
     """
     width, height = shares[-1] - shares[0], losses[-1] - losses[0]
-    if len(shares) < FEWEST or width <= 0 or height <= 0:
+    if len(shares) < FEWEST_POINTS or width <= 0 or height <= 0:
         return None
     below = [
         (share - shares[0]) / width - (loss - losses[0]) / height for share, loss in zip(shares, losses, strict=True)

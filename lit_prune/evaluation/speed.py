@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_prune.anatomy import Record, cache_of, cache_option, context_length, decoder_config, language_model
+from lit_prune.anatomy import Anatomy, Record, cache_of, cache_option, context_length, decoder_config, language_model
 from lit_prune.costs import inference_options, now
 from lit_prune.errors import DataError, ModelError
 from lit_prune.evaluation.footprint import Footprint, measure_footprint
+from lit_prune.plan import SublayerId
 from lit_prune.surgery import evaluating, stock_config
 
 TAIL = 0.025
@@ -68,6 +69,12 @@ class Ideal:
 
     model: str
     without: Sequence[str]
+
+    @classmethod
+    def of(cls, model: str, whole: Anatomy, removed: Iterable[SublayerId]) -> Ideal:
+        """That of a dense model, by its anatomy, less what was removed; what it does not have does not count."""
+        gone = [sublayer for sublayer in removed if sublayer in whole]
+        return cls(model, [part.path for part in whole.parts(gone)])
 
 
 def compare_speed(

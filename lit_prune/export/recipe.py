@@ -31,7 +31,7 @@ from lit_prune.loading.digests import is_packed, weights_digest, weights_of
 from lit_prune.loading.models import load
 from lit_prune.loading.sources import is_path
 from lit_prune.plan import PLAN_FILE, PrunePlan, SublayerId
-from lit_prune.surgery import compact, compacted, make_recorded_biases, remove, removed_sublayers
+from lit_prune.surgery import compact, compacted, make_biases, remove, removed_sublayers
 
 CHANGES_FILE = "changes.safetensors"
 """Differences of the weights that were changed, by their names in the pruned model; absent where none was."""
@@ -196,9 +196,7 @@ def _require_plain(model: PreTrainedModel) -> None:
 
 def _take_out(model: PreTrainedModel, plan: PrunePlan, biases: Mapping[str, str]) -> None:
     remove(model, plan.removed)
-    config = decoder_config(model)
-    replace(Record.of(config), biases=dict(biases)).write(config)
-    make_recorded_biases(model)
+    make_biases(model, biases)
     compact(model)
 
 

@@ -20,7 +20,7 @@ from lit_prune.export.recipe import require_whole_plan
 from lit_prune.loading.digests import weights_of
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning.fronts import prices_of
-from lit_prune.surgery import compact, make_recorded_biases, remove
+from lit_prune.surgery import compact, make_biases, remove
 
 SMALL = 1e-9
 """Of a share, what rounding may make of it."""
@@ -90,10 +90,7 @@ def dial(
     share_of = _shares(anatomy, plan.removed, staying, rule)
     remove(dense, kept.removed)
     if staying:  # the dense model itself has no biases that were added
-        config = decoder_config(dense)
-        biases = Record.of(decoder_config(pruned)).biases
-        replace(Record.of(config), biases=biases).write(config)
-        make_recorded_biases(dense)
+        make_biases(dense, Record.of(decoder_config(pruned)).biases)
     _mix(dense, changed, share_of)
     compact(dense)
     return kept

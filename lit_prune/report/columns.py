@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from lit_prune.evaluation import (
+    FEWEST_POINTS,
     Result,
     apart_by_perplexity,
     apart_by_speed,
@@ -21,7 +22,6 @@ from lit_prune.evaluation import (
 from lit_prune.report.pieces import Cell, Table
 
 PHASES = ("prefill", "decode")
-FEWEST_SIZES = 3
 
 
 class Column(NamedTuple):
@@ -91,7 +91,7 @@ def knee_in_words(rows: Sequence[Result]) -> str | None:
     found = knee_of(rows)
     if found is None:
         straight = "There is no knee: what goes later costs no more, by log-perplexity, than what went before."
-        return straight if is_curve(rows) and len(by_amount(rows)) >= FEWEST_SIZES else None
+        return straight if is_curve(rows) and len(by_amount(rows)) + 1 >= FEWEST_POINTS else None
     return f"The knee is at {found.share_removed:.1%}: what goes beyond it costs more than what went before."
 
 

@@ -3,6 +3,7 @@
 from lit_prune.surgery.compact import closable_blocks, compact, compacted
 from lit_prune.surgery.config import (
     describe,
+    make_biases,
     make_recorded_biases,
     record_bias,
     record_removal,
@@ -40,6 +41,7 @@ __all__ = [
     "hidden_states",
     "is_linear",
     "is_sharded",
+    "make_biases",
     "make_recorded_biases",
     "mute",
     "output_projections",

@@ -88,6 +88,13 @@ def record_bias(model: Any, sublayer: SublayerId, path: str) -> None:
     replace(record, biases={**record.biases, str(sublayer): path}).write(config)
 
 
+def make_biases(model: Any, biases: Mapping[str, str]) -> None:
+    """Record these biases, paths of projections by their sublayers, in the place of all others, and make them."""
+    config = decoder_config(model)
+    replace(Record.of(config), biases=dict(biases)).write(config)
+    make_recorded_biases(model)
+
+
 def make_recorded_biases(model: Any) -> None:
     """Give the projections that the config names a bias, zeros until weights are loaded.
 

@@ -53,16 +53,20 @@ def test_a_dear_first_round_is_not_taken_for_the_rule(clock):
         assert bar.seconds_left == pytest.approx(70 * 6 / 20)
 
 
+def two_sweeps(bar, clock):
+    for done in (0, 20, 50):
+        bar(done, 100, "mlp.0")
+        clock.now += 30
+    bar(0, 40, "mlp.1")
+    clock.now += 6
+    bar(10, 40, "mlp.1")
+
+
 def test_the_first_round_tells_how_long_its_sweep_will_take(monkeypatch, clock):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with progress_bar("scoring", goal=100, clock=clock) as bar:
-        for done in (0, 20, 50):
-            bar(done, 100, "mlp.0")
-            clock.now += 30
-        bar(0, 40, "mlp.1")
-        clock.now += 6
-        bar(10, 40, "mlp.1")
+        two_sweeps(bar, clock)
     seen = stream.getvalue()
     assert "50% of a sweep, without mlp.0, about 01:00 left of it" in seen
     assert "25% of a sweep, without mlp.1, about 00:18 left of it" in seen
@@ -74,12 +78,7 @@ def test_what_is_expected_is_said_first_and_tells_the_time_of_all_before_the_fir
     with progress_bar("scoring", goal=100, clock=clock) as bar:
         bar.foresee(expected_search([1.0] * 8, 2.0, num_blocks=4, search="progressive"), 10)
         assert "scoring: about 11 dense passes over its text are expected" in stream.getvalue()
-        for done in (0, 20, 50):
-            bar(done, 100, "mlp.0")
-            clock.now += 30
-        bar(0, 40, "mlp.1")
-        clock.now += 6
-        bar(10, 40, "mlp.1")
+        two_sweeps(bar, clock)
     seen = stream.getvalue()
     # 450 blocks in all: after 50 in 60 s, 400 are left; after 60 in 96 s, 390.
     assert "50% of a sweep, without mlp.0, about 08:00 left" in seen
