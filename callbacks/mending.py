@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -32,6 +33,7 @@ class Mending:
         self._adapted: PreTrainedModel | None = None
         self._teacher: DenseTeacher | None = None
         self._taught: L.LightningModule | None = None
+        self._loading = ExitStack()
 
     def require_possible(self, module: L.LightningModule) -> None:
         """Refuse a module that optimizes by hand, whose loss cannot be replaced by a teacher's."""
@@ -57,18 +59,25 @@ class Mending:
                 self._teacher = DenseTeacher(model)
             attach_lora(model, self.lora)
             self._adapted = model
+        self._loading.enter_context(self.noting())
         if self._teacher is not None and self.distillation:
             self._taught = module
             # An attribute of the object hides the method of its class.
             object.__setattr__(module, "training_step", taught_step(module, self._teacher, self.distillation))
 
-    def to(self, device: torch.device) -> None:
-        """Bring what belongs to the teacher alone to a device."""
+    def noting(self) -> AbstractContextManager[None]:
+        """Let the teacher take note, in a `with` block, of the weights that change while it lasts."""
+        return nullcontext() if self._teacher is None else self._teacher.noting()
+
+    def loaded(self, device: torch.device) -> None:
+        """Go on when a checkpoint may have been loaded: bring what belongs to the teacher alone to a device."""
+        self._loading.close()
         if self._teacher is not None:
             self._teacher.to(device)
 
     def detach(self) -> None:
         """Give the module its own training step back."""
+        self._loading.close()
         if self._taught is not None:
             self._taught.__dict__.pop("training_step", None)
             self._taught = None

@@ -49,8 +49,6 @@ def against_refit(trainer: L.Trainer, module: nn.Module, model: nn.Module, mendi
     """Why weights that stay are better left as they are in a training, where nobody asked for their change."""
     if mending.finds_others(model):
         return "the model has adapters of yours, which are for the weights as they are"
-    if mending.distillation is not None:
-        return "distill learns from the weights as they were"
     if averaging_callbacks(trainer) or averages_in(module, model):
         return "weights are averaged over the training"
     if any(is_a(callback, ModelPruning) for callback in callbacks_of(trainer)):

@@ -71,13 +71,13 @@ class SublayerPruneCallback(EitherCallback):
         protect: What must stay, such as `attention.0`, `mlp.3`, `block.2`.
         compensate: What makes up for removals in weights that stay: `none`, `refit`, `scale` or `linear`; see `Recipe`.
             None is `refit`, after every drop and on training examples, where nothing speaks against it: a form of
-            blocks that it is not possible for, examples without numbers, `distill`, averaged weights, a sharded model.
+            blocks that it is not possible for, examples without numbers, averaged weights, a sharded model.
             The plan says so then.
         healing: The settings of LoRA adapters, which are attached at set-up, trained between drops and merged at the
             end: `LoraHealing`, or True for its defaults. False trains the model's own weights.
         distill: With healing, what training steps learn from the model as it was at set-up, instead of from the text:
-            `Distillation`, or True for its defaults. There is no second copy of the weights, and what is removed is
-            freed at the end.
+            `Distillation`, or True for its defaults. Of the dense weights only those that are removed or refitted are
+            kept beside the model's, until the end.
         model: The attribute path of the model in your module, where there are several.
         loss: What scores: `tokens`, the mean loss of predicting each label from the tokens before it, or `module`, what
             your `validation_step` returns or logs, at a pass of the whole model for each sublayer.
@@ -125,8 +125,6 @@ class SublayerPruneCallback(EitherCallback):
         recipe = Recipe(scorer, search, granularity, protect or (), mended)
         rhythm = Schedule(schedule, start_epoch, every_n_epochs)
         self.course = Course(Goal(amount, of, max_rise), rhythm, num_epochs, recipe, plan)
-        if distill and compensate not in (None, "none"):
-            raise LitPruneError("distill and compensate do not go together: the weights that teach would change")
         self.mending = Mending(healing, distill)
         if loss not in LOSSES:
             raise LitPruneError(f"loss is one of {' and '.join(LOSSES)}; found {loss!r}")
@@ -205,7 +203,7 @@ class SublayerPruneCallback(EitherCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse unusable validation batches before any work is done."""
         pruner = self.course.pruner
-        self.mending.to(pl_module.device)
+        self.mending.loaded(pl_module.device)
         for optimizer in trainer.optimizers:
             require_forgetful(optimizer)
         if pruner.mends and (why := unnumbered(tree_leaves(trainer.train_dataloader))) is not None:
@@ -296,5 +294,6 @@ class SublayerPruneCallback(EitherCallback):
             log_removal(trainer, self.whole_plan(trainer), self._costs)
 
         shown, optimizers = self.progress and trainer.is_global_zero, trainer.optimizers
-        self.course.drop(epoch, quota, scored_on, fitted_on, optimizers=optimizers, on_removal=removed, shown=shown)
+        with self._together(trainer)[0].mending.noting():
+            self.course.drop(epoch, quota, scored_on, fitted_on, optimizers=optimizers, on_removal=removed, shown=shown)
         trainers.renew_ddp(trainer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_prune.anatomy import Record, decoder_config, find_sublayers
+from lit_prune.anatomy import Record, decoder_config, find_sublayers, own_parameters
 from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing.lora import adapters_off
 from lit_prune.measure import model_inputs
@@ -153,6 +153,23 @@ class DenseTeacher(Teacher):
         """Remember the dense values of weights of the student that will be trained; not of adapters."""
         for parameter in parameters:
             self._dense.setdefault(id(parameter), (parameter, parameter.detach().clone()))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Remember the dense values of weights that are changed in a `with` block; not of adapters.
+
+        Whatever changes them, in place: a compensation, a checkpoint that is loaded. Copies of the others are held in
+        main memory while the block lasts.
+        """
+        noted = [each for _, each in own_parameters(self.student) if id(each) not in self._dense]
+        before = [parameter.detach().to("cpu", copy=True) for parameter in noted]
+        try:
+            yield
+        finally:
+            for parameter, value in zip(noted, before, strict=True):
+                value = value.to(parameter.dtype)  # a trainer may have cast the model
+                if not torch.equal(value, parameter.detach().cpu()):
+                    self._dense[id(parameter)] = (parameter, value.to(parameter.device))
 
     @contextmanager
     def restored(self) -> Iterator[Any]:
