@@ -38,7 +38,7 @@ LEFT = {
 OTHER_PROGRAMS = ("pip", "git", "vllm", "llama-server", "mlx_lm.generate", "tensorboard", "LIT_PRUNE=")
 UNDERSTOOD = re.compile(r"hf://|--devices|--push_to_hub|--format gguf|lit-prune\"?\)?\"? fit")
 """Commands that start processes, go to the hub, want a tokenizer with merges or train the model of a file that
-tests/commands/test_fit.py trains: their options are only read."""
+tests/commands/test_fit.py trains: their options are only read here; tests/test_snippets_in_processes.py runs them."""
 SLOW = ("heal", "methods", "see")
 FORBIDDEN = re.compile(r"\.\./shared|(?<!\w)/(work|tmp|home|root)/|\bat hand\b|\blent\b|\black of time\b|\bsessions?\b")
 PAGES = runpy.run_path(str(DOCS / "reference_pages.py"))["PAGES"]
