@@ -77,6 +77,18 @@ def faster_on_cpu(dtype: torch.dtype) -> tuple[torch.dtype, float] | None:
     return (fastest, times) if times > WORTH_IT else None
 
 
+def fastest_dtype(device: str | torch.device | None = None) -> torch.dtype:
+    """The type in which models run fast on a device: float32 on CPUs that multiply no faster in bfloat16, by a trial.
+
+    Without a device it is a GPU where there is one, to which a trainer will bring the model.
+    """
+    there = torch.accelerator.is_available() if device is None else torch.device(device).type != "cpu"
+    if there:
+        return torch.bfloat16
+    found = faster_on_cpu(torch.float32)
+    return torch.float32 if found is None else found[0]
+
+
 def _seconds_of_a_product(dtype: torch.dtype) -> float:
     states, weights = (torch.ones(TRIAL).to(dtype) for _ in range(2))
     found = []

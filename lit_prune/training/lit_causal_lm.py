@@ -19,7 +19,7 @@ from lit_prune.errors import LitPruneError, ModelError
 from lit_prune.healing import TokenMean, adamw, checkpoint_activations, merge
 from lit_prune.loading.checksums import require_intact_checkpoint
 from lit_prune.loading.fsdp import shard
-from lit_prune.loading.models import load, load_tokenizer
+from lit_prune.loading.models import load, load_tokenizer, weights_dtype
 from lit_prune.measure import labels_of, mean_loss, model_inputs
 from lit_prune.training.checkpoint import STRUCTURE_KEY, follow_checkpoints, restore_structure, structure_of
 
@@ -40,7 +40,7 @@ class LitCausalLM(TokenMean):
         lr_schedule: A name that `transformers.get_scheduler` knows, such as `constant`, `linear`, `cosine`; the
             schedule is stepped with every optimizer step.
         warmup_steps: The number of optimizer steps until the full learning rate, with a schedule that has a warm-up.
-        dtype: The dtype of the weights: `float32`, `bfloat16`, `auto`.
+        dtype: The dtype of the weights: `float32`, `bfloat16`, `auto`, `fastest`, as for `lit_prune.load`.
         attn_implementation: One of `sdpa`, `eager` and `flash_attention_2`; None leaves the choice to transformers.
         layout: A description of blocks that are not understood by themselves, or a YAML or JSON file: see `describe`.
         gradient_checkpointing: Whether activations are computed again in the backward pass instead of kept.
@@ -71,6 +71,7 @@ class LitCausalLM(TokenMean):
             raise LitPruneError(f"unknown lr_schedule {lr_schedule!r}; transformers knows {known}")
         if not isinstance(model, str | nn.Module):
             raise ModelError(f"expected the name of a model, or a model; found {model!r}")
+        dtype = str(weights_dtype(dtype)).removeprefix("torch.")  # a checkpoint goes on in it on any machine
         self.save_hyperparameters(ignore=() if isinstance(model, str) else ("model",))
         self.model_name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
         self._trust_remote_code = trust_remote_code

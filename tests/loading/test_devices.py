@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lit_prune import load, prune
+from lit_prune import LitCausalLM, load, prune
 from lit_prune.errors import ModelError
 from lit_prune.export import save
 from lit_prune.loading import devices
 from lit_prune.loading.devices import faster_on_cpu, is_spread, require_device
+from lit_prune.loading.models import weights_dtype
 from lit_prune.measure import model_fingerprints
 from tests.tiny import tiny_model
 
@@ -120,3 +121,15 @@ def test_the_data_type_that_a_cpu_is_fast_in(monkeypatch, dtype, seconds, found)
     assert faster_on_cpu(getattr(torch, dtype)) == found
     monkeypatch.undo()
     assert devices._seconds_of_a_product(torch.float32) > 0
+
+
+@pytest.mark.parametrize(("seconds", "here"), [((6.0, 2.0), "bfloat16"), ((2.0, 80.0), "float32")])
+def test_the_fastest_is_what_the_device_is_fast_in(monkeypatch, folder, seconds, here):
+    monkeypatch.setattr(devices, "_seconds_of_a_product", lambda each: seconds[each is torch.bfloat16])
+    module = LitCausalLM(str(folder), dtype="fastest")
+    assert module.model.dtype is getattr(torch, here)
+    assert module.hparams["dtype"] == here, "a checkpoint goes on in it elsewhere"
+    assert weights_dtype("fastest", "cpu") is getattr(torch, here)
+    assert weights_dtype("fastest", "cuda:0") is torch.bfloat16
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert weights_dtype("fastest") is torch.bfloat16
