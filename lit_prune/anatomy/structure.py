@@ -143,7 +143,7 @@ def _block_list(model: Any, length: int, layout: Layout | None) -> tuple[str, nn
         raise AnatomyError(
             f"{type(model).__name__} has {len(fitting)} module lists of {length} decoder blocks "
             f"(its num_hidden_layers), expected one; module lists found: {_listed(lists)}. "
-            "A layout with `blocks: PATH` says which: see docs/reference/architectures.md"
+            "A layout with `blocks: PATH` says which: the reference page of architectures says how"
         )
     return fitting.popitem()
 

@@ -26,8 +26,8 @@ def analyse(
 ) -> None:
     """Draw what every sublayer does to the residual stream, what it is worth, and how the logits come about.
 
-    Writes OUTPUT/analysis.json, analysis.md and a picture for each topic, with models side by side on the same scales:
-    docs/reference/analysis.md says how to read them.
+    Writes OUTPUT/analysis.json, analysis.md and a picture for each topic, with models side by side on the same scales.
+    The reference page "What the sublayers do" says how to read them.
 
     Args:
         models: One or more, separated by commas: hub names, folders (pruned too), GGUF files, or package:NAME.
@@ -35,7 +35,8 @@ def analyse(
         sample: The text that is measured on.
         impact: Whether to measure RI and NRI, a what-if loss for every sublayer; all else takes one pass.
         loading: How the models are loaded.
-        layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
+        layout: YAML or JSON file that describes blocks which are not understood; the reference page of architectures
+            has its fields.
     """
     from lit_prune.data import calibration_batches
     from lit_prune.evaluation import analyse as measure

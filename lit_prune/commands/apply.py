@@ -61,7 +61,8 @@ def apply_to_model(
             YAML. By default refit where the plan was made with it, and the factors of the plan where it has some.
         text: The text that a compensation is measured on.
         loading: How the model is loaded.
-        layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
+        layout: YAML or JSON file that describes blocks which are not understood; the reference page of architectures
+            has its fields.
     """
     from lit_prune.export import CHANGES_FILE, recipe_of, require_empty, save
     from lit_prune.loading.fetched import local_plan

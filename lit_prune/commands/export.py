@@ -44,7 +44,7 @@ def write_for(
     private: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a model, pruned or dense, for another runtime: see docs/reference/runtimes.md.
+    """Write a model, pruned or dense, for another runtime; the reference page of runtimes says what each loads.
 
     Args:
         source: A folder that lit-prune wrote, anything that prune takes, or a checkpoint of Lightning's (a .ckpt file).

@@ -35,7 +35,8 @@ def inspect_model(
             bfloat16.
         json: Print JSON, and nothing else, to the standard output.
         all: Show every block, where blocks that are the same stand together otherwise.
-        layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
+        layout: YAML or JSON file that describes blocks which are not understood; the reference page of architectures
+            has its fields.
         trust_remote_code: Run code that comes with the model.
     """
     from lit_prune.costs import take_inventory

@@ -29,7 +29,7 @@ class Choice:
     Attributes:
         method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the five
             options below are what it is made of, and change it where they are given.
-        scorer: nri, or another of docs/reference/scorers.md; options as YAML, such as
+        scorer: nri, or another of those on the reference page of scorers; options as YAML, such as
             '{name: nri, baseline: original}'.
         search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
             contiguous, evolutionary, refine, draws or portfolio (whole sets, judged on text that chose none of them);
@@ -140,7 +140,8 @@ def prune_model(
         data_field: Key of the text in JSON lines and hub data sets.
         machine: What the search runs on.
         loading: How the model is loaded.
-        layout: YAML or JSON file that describes blocks which are not understood: see docs/reference/architectures.md.
+        layout: YAML or JSON file that describes blocks which are not understood; the reference page of architectures
+            has its fields.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from transformers import PreTrainedModel

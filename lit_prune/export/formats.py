@@ -37,8 +37,8 @@ def export_model(
     Args:
         model: A model of transformers without adapters.
         output: A folder that does not exist or is empty; for gguf a file that does not exist.
-        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf, see
-            docs/reference/runtimes.md; or recipe, the plan and what differs from the dense model.
+        format: Name of the format: hf, hf-remote-code, hf-stock, hf-zeroed, vllm, mlx or gguf, which the
+            reference page of runtimes describes; or recipe, the plan and what differs from the dense model.
         tokenizer: The tokenizer, which is written with the model; gguf wants one.
         plan: The plan, which is written with the model.
         push_to_hub: A repository on the Hub, `user/name`, to which what was written is uploaded with its card; it is

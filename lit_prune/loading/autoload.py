@@ -1,7 +1,7 @@
 """With lit_prune imported, transformers builds pruned models as they are, whoever asks: loaders, `from_config`, peft.
 
 A model of transformers ends its `__init__` with `post_init`, before weights are read. There, what the config records as
-gone is taken out. docs/reference/runtimes.md says why there, and what each loader does without lit_prune.
+gone is taken out. The reference page of runtimes says why there, and what each loader does without lit_prune.
 """
 
 from __future__ import annotations

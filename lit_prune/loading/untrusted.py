@@ -1,7 +1,7 @@
 """What may not come from strangers' files: code, other files of this machine, models that fill the memory.
 
 Holds for `lit_prune.load` and everything above it, and for checkpoints. With `trust_remote_code` the code that comes
-with a model may run, and nothing else changes. docs/design/security.md has all of it.
+with a model may run, and nothing else changes. The page on security has all of it.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class Lazy(Search):
     first that is found to help is taken.
 
     With bounds that hold and endless patience, it removes what a progressive search removes. The defaults are tighter
-    than that, so that a search costs about what scoring all candidates once does; docs/benchmarks/performance.md shows
-    what it finds then.
+    than that, so that a search costs about what scoring all candidates once does; the page on what searches cost
+    shows what it finds then.
 
     The order is disturbed where the best of the round fell below its bound although it lost no neighbour. Then all
     others are screened again, unless fewer than an eighth of the candidates went since that was last done; so the cost

@@ -23,7 +23,7 @@ def describe(model: Any, layout: Mapping[str, Any]) -> None:
     """Say how the decoder blocks of a model are built that lit-prune does not understand by itself.
 
     The description goes into the model's config and is saved with it. Keys are the attributes of
-    `lit_prune.anatomy.Layout`; see docs/reference/architectures.md.
+    `lit_prune.anatomy.Layout`; the reference page of architectures explains them.
 
     Args:
         model: A causal language model of transformers, unpruned.

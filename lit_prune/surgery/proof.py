@@ -72,8 +72,8 @@ def _compare(
         trouble = repr(failure)
     raise AnatomyError(
         f"{sublayer.path} of this {anatomy.model_type} model was read as {sublayer.form!r}, and the block without "
-        f"it is not the block with its output zeroed: {trouble}. Describe the blocks with a layout: see "
-        "docs/reference/architectures.md"
+        f"it is not the block with its output zeroed: {trouble}. Describe the blocks with a layout: the "
+        "reference page of architectures says how"
     )
 
 
