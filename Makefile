@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help quickstart test test-slow oldest architectures map campaign site lint
+.PHONY: help quickstart test test-slow vllm oldest architectures map campaign site lint
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -19,6 +19,8 @@ test-slow: .venv/.model  ## what needs the SmolLM2 package or a browser
 	$(BIN)/python -m pytest -m slow
 
 # An environment of its own: vLLM wants another transformers.
+vllm: .venv-vllm/.installed  ## vLLM in an environment of its own, for the slow tests of exports
+
 .venv-vllm/.installed: tests/export/vllm.txt
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install torch==2.13.0 -r tests/export/vllm.txt

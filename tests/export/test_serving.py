@@ -39,7 +39,7 @@ PLANS = {
     ),
     "mlps alone": "mlp.3 mlp.5 mlp.12 mlp.14 mlp.17 mlp.25",
 }
-needs_vllm = pytest.mark.skipif(not VLLM.exists(), reason="vLLM's environment is absent: make .venv-vllm/.installed")
+needs_vllm = pytest.mark.skipif(not VLLM.exists(), reason="vLLM's environment is absent: make vllm")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
