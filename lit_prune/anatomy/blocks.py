@@ -106,7 +106,8 @@ class BlockAnatomy:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in self._block.named_children())
         return AnatomyError(
             f"the blocks of this {self._config.model_type} model ({type(self._block).__name__}) are not understood: "
-            f"{why}. Children: {children}. Describe the blocks with a layout: the reference page of architectures says how"
+            f"{why}. Children: {children}. Describe the blocks with a layout: the "
+            "reference page of architectures says how"
         )
 
     def _returns_tuple(self, mlp: nn.Module, residual: ResidualArgument | None) -> bool:
