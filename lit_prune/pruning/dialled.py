@@ -5,6 +5,7 @@ After Boomerang distillation (arXiv 2510.05064), which puts blocks of the teache
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -17,6 +18,7 @@ from lit_prune.anatomy import Anatomy, Record, decoder_config, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, ModelError, PlanError
 from lit_prune.export.recipe import require_whole_plan
+from lit_prune.healing import scale_sublayers
 from lit_prune.loading.digests import weights_of
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning.fronts import prices_of
@@ -44,6 +46,10 @@ Rule = Callable[[Gone], float]
 """The share of its change that a weight keeps: 1 leaves it as it is in the pruned model, 0 as in the dense one."""
 
 
+Strength = Callable[[float], float]
+"""What the outputs of sublayers that are back are multiplied by, by the share that is back of all that went."""
+
+
 def share_gone(gone: Gone) -> float:
     """The share of what went that is still gone, in parameters."""
     whole = sum(size for size, _ in gone.everywhere)
@@ -59,11 +65,13 @@ def dial(
     amount: float | None = None,
     num_steps: int | None = None,
     rule: Rule = share_gone,
+    strength: Strength = math.sqrt,
 ) -> PrunePlan:
     """Make of the dense model one of a size between it and the pruned one, in place and without training.
 
-    What went comes back as it was, the last removal first, until no more than the amount is gone. Weights that were
-    refitted or healed lie between the two models then.
+    What went comes back, the last removal first, until no more than the amount is gone. Weights that were refitted or
+    healed lie between the two models then. They have made up for what comes back, and it would be there twice: so that
+    counts little at first, and fully where nothing is gone any more.
 
     Args:
         pruned: The pruned model, refitted or healed; it stays as it is.
@@ -72,6 +80,8 @@ def dial(
         amount: The largest share of the model's cost that is gone, in the unit of the plan, from 0.
         num_steps: Instead, the number of removals that are left.
         rule: How much of its change a weight keeps.
+        strength: What the outputs of sublayers that are back are multiplied by, folded into their last layer, of the
+            share of the removed parameters that is back; experts, which end in no single layer, come back whole.
 
     Returns:
         The plan of the model between.
@@ -92,6 +102,10 @@ def dial(
     if staying:  # the dense model itself has no biases that were added
         make_biases(dense, Record.of(decoder_config(pruned)).biases)
     _mix(dense, changed, share_of)
+    restored = [anatomy[each] for each in plan.removed if each not in staying]
+    if restored and staying:
+        share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
+        scale_sublayers(dense, restored, strength(share_back))
     compact(dense)
     return kept
 
