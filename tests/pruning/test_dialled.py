@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_prune import PrunePlan, dial, load, save
+from lit_prune import PrunePlan, dial, front_of, load, refit, save
 from lit_prune.__main__ import main
 from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import BudgetError, ModelError, PlanError
@@ -115,6 +115,21 @@ def test_what_is_back_adds_as_much_of_its_output_as_its_strength_says(architectu
     assert torch.allclose(between(**BATCHES[0]).logits, expected, atol=1e-5)
 
 
+def test_what_is_refitted_without_changes_is_the_plan_s_front_refitted():
+    model, plan = pruned()
+    changed(model)
+    batches = [{"input_ids": torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(i))} for i in (1, 2)]
+    between, expected = tiny_model("llama"), tiny_model("llama")
+    dense_alone = {"rule": lambda _: 0.0, "strength": lambda _: 1.0}
+    kept = dial(model, between, plan, num_steps=2, batches=batches, calibration={"source": "some"}, **dense_alone)
+    found = refit(expected, front_of(plan, expected, num_steps=2), batches, progress=False)
+    assert any(facts["ridge"] is not None for facts in kept.compensation["refitted"].values())
+    assert kept.compensation["refitted"] == found.compensation["refitted"]
+    assert kept.compensation["calibration"]["source"] == "some"
+    weights = between.state_dict()
+    assert all(torch.equal(weights[name], values) for name, values in expected.state_dict().items())
+
+
 def test_biases_that_were_added_shrink_with_what_is_gone():
     model, plan = pruned(compensate="bias")
     names = [name for name in model.state_dict() if name.endswith(("o_proj.bias", "down_proj.bias"))]
@@ -160,11 +175,18 @@ def test_the_command_line(tmp_path, capsys):
     tiny_model("llama").save_pretrained(dense)
     character_tokenizer().save_pretrained(dense)
     save(model, out, plan=plan, tokenizer=character_tokenizer())
-    assert main(["dial", out, "--dense", dense, "--amount", "0.2", "--output", between]) == 0
+    few = ["--window", "16", "--num_windows", "4", "--device", "cpu"]
+    assert main(["dial", out, "--dense", dense, "--amount", "0.2", "--output", between, *few]) == 0
     kept = PrunePlan.load(between)
     assert 0 < kept.num_removed_parameters <= 0.2 * plan.model.num_parameters
     assert kept.model.name == dense
     assert set(map(str, removed_sublayers(load(between)))) == set(names_of(plan, len(kept.steps)))
-    assert f"written: {between}" in capsys.readouterr().out
+    assert kept.compensation["refitted"]
+    assert kept.compensation["calibration"]["source"] == "mixed"
+    said = capsys.readouterr().out
+    assert f"written: {between}" in said
+    assert "output projections refitted" in said
+    assert main(["dial", out, "--steps", "1", "--compensate", "scale", "--output", str(tmp_path / "none")]) == 2
+    assert "refitted or left as it is" in capsys.readouterr().err
     assert main(["dial", out, "--dense", dense, "--output", str(tmp_path / "none")]) == 2
     assert "either --amount" in capsys.readouterr().err
