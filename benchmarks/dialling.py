@@ -114,10 +114,10 @@ def dialling(
     for row in _rows(plan, pruned, whole, rules or list(RULES), numbers, batches, text):
         say(" | ".join(row))
         table.append(row)
-    text = markdown_table(heads, table)
-    say(text)
+    written = markdown_table(heads, table)
+    say(written)
     if output is not None:
-        write_text(output, f"{text}\n")
+        write_text(output, f"{written}\n")
 
 
 def _rows(
