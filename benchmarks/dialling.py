@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 
 from benchmarks import run
 from lit_prune.commands.arguments import require_writable
-from lit_prune.commands.options import Loading, Sample
+from lit_prune.commands.options import Loading, Mixture, Sample
 from lit_prune.data import MIXED, calibration_batches, read_texts, share_out
 from lit_prune.errors import LitPruneError
 from lit_prune.evaluation import perplexity
 from lit_prune.files import markdown_table, say, write_text
 from lit_prune.loading.models import load
 from lit_prune.plan import PrunePlan
-from lit_prune.pruning.dialled import Gone, Rule, dial, share_gone
+from lit_prune.pruning.dialled import Gone, Rule, Strength, dial, share_gone
 
 SAMPLE, LOADING = Sample(window=256, num_windows=24, batch_size=4), Loading()
 
@@ -55,16 +55,25 @@ def _still(facts: tuple[tuple[int, bool], ...]) -> int:
     return sum(not is_back for _, is_back in facts)
 
 
-RULES: dict[str, Rule] = {
-    "all stay": all_changes,
-    "dense behind a whole front": none_behind_a_whole_front,
-    "dense behind a restored one": none_behind_a_restored,
-    "share still gone": share_gone,
-    "share still gone in front": share_gone_in_front,
-    "share of the number": lambda gone: _still(gone.everywhere) / len(gone.everywhere),
-    "its square": lambda gone: (_still(gone.everywhere) / len(gone.everywhere)) ** 2,
-    "square of the share": lambda gone: share_gone(gone) ** 2,
+def fully(_: float) -> float:
+    """What is back counts fully."""
+    return 1.0
+
+
+RULES: dict[str, tuple[Rule, Strength]] = {
+    "all stay": (all_changes, fully),
+    "dense behind a whole front": (none_behind_a_whole_front, fully),
+    "dense behind a restored one": (none_behind_a_restored, fully),
+    "share still gone": (share_gone, fully),
+    "share still gone in front": (share_gone_in_front, fully),
+    "share of the number": (lambda gone: _still(gone.everywhere) / len(gone.everywhere), fully),
+    "its square": (lambda gone: (_still(gone.everywhere) / len(gone.everywhere)) ** 2, fully),
+    "square of the share": (lambda gone: share_gone(gone) ** 2, fully),
+    "share back, its square gone": (lambda gone: 1 - (1 - share_gone(gone)) ** 2, lambda share: share),
+    "share back": (share_gone, lambda share: share),
+    "root of the share back": (share_gone, math.sqrt),
 }
+"""How much of its change a weight keeps, and how much what is back counts, by name."""
 
 
 def dialling(
@@ -74,6 +83,7 @@ def dialling(
     dense: str | None = None,
     rules: list[str] | None = None,
     steps: list[int] | None = None,
+    refit: str | None = None,
     output: str | None = None,
     loading: Loading = LOADING,
 ) -> None:
@@ -85,6 +95,7 @@ def dialling(
         dense: The dense model; by default the one that the plan names.
         rules: Rules by their names; all by default.
         steps: Numbers of removals that are left; all by default, from the pruned model to the dense one.
+        refit: Text to refit on at every size, 96 windows of it; nothing is refitted without.
         output: File for the table as Markdown.
         loading: How models are loaded.
     """
@@ -96,16 +107,17 @@ def dialling(
     whole = load(dense or plan.model.name, dtype=pruned.dtype, device=loading.place)
     tokenizer = loading.tokenizer(dense or plan.model.name)
     batches = calibration_batches(sample.windows(tokenizer), sample.batch_size)
+    text = Mixture(data=[refit], num_windows=96).batches(tokenizer, whole.config, lambda: whole) if refit else None
     heads = ("removals left", "parameters gone", *(rules or RULES))
     table = []
     numbers = range(len(plan.steps), -1, -1) if steps is None else steps
-    for row in _rows(plan, pruned, whole, rules or list(RULES), numbers, batches):
+    for row in _rows(plan, pruned, whole, rules or list(RULES), numbers, batches, text):
         say(" | ".join(row))
         table.append(row)
-    text = markdown_table(heads, table)
-    say(text)
+    written = markdown_table(heads, table)
+    say(written)
     if output is not None:
-        write_text(output, f"{text}\n")
+        write_text(output, f"{written}\n")
 
 
 def _rows(
@@ -115,13 +127,16 @@ def _rows(
     rules: Sequence[str],
     numbers: Sequence[int],
     batches: list[Any],
+    text: list[Any] | None,
 ) -> Iterator[list[str]]:
     reference = perplexity(whole, batches)
     for number in numbers:
         row, gone = [], 0.0
         for rule in rules:
             between = copy.deepcopy(whole)
-            kept = dial(pruned, between, plan, num_steps=number, rule=RULES[rule])
+            kept_by, strength = RULES[rule]
+            how: dict[str, Any] = {"rule": kept_by, "strength": strength, "batches": text}
+            kept = dial(pruned, between, plan, num_steps=number, **how)
             gone = kept.num_removed_parameters / plan.model.num_parameters
             found = perplexity(between, batches)
             error = found.error_of_rise(reference) or 0.0

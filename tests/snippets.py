@@ -19,6 +19,7 @@ SENTENCE = "the quick brown fox jumps over the lazy dog"
 SMALL = {
     "prune": ["--window=32", "--num_windows=2", "--num_unseen=2", "--refit.window=32", "--refit.num_windows=4"],
     "apply": ["--window=32", "--num_windows=4"],
+    "dial": ["--window=32", "--num_windows=4"],
     "heal": ["--window=32", "--val_windows=4", "--training.tokens=512", "--device=cpu"],
     "evaluate": ["--window=32", "--num_windows=4", "--tasks=null", "--max_new_tokens=4", "--device=cpu"],
     "chat": ["--max_new_tokens=4", "--device=cpu"],

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lit_prune.commands.arguments import call
-from lit_prune.commands.options import Loading
+from lit_prune.commands.options import Loading, Mixture
 from lit_prune.commands.outcomes import removed_in_words, say_next
 from lit_prune.errors import LitPruneError
 from lit_prune.files import say
 from lit_prune.plan import PrunePlan
 
-LOADING = Loading()
+REFIT = "refit"
+MIXTURE, LOADING = Mixture(), Loading()
 
 
 def dial_model(
@@ -22,12 +24,14 @@ def dial_model(
     amount: float | None = None,
     steps: int | None = None,
     dense: str | None = None,
+    compensate: str = REFIT,
+    text: Mixture = MIXTURE,
     loading: Loading = LOADING,
 ) -> None:
     """Put removed sublayers back into a refitted or healed model, the last removal first, without training.
 
-    They come from the dense model. Changes of the weights that stayed go back to it by the share that is back. On the
-    CPU, unless a device is named.
+    They come from the dense model. Changes of the weights that stayed go back to it by the share that is back, and
+    then the output projections are solved for anew, in some four passes over the text.
 
     Args:
         model: A folder that lit-prune wrote, with its prune_plan.json.
@@ -36,26 +40,36 @@ def dial_model(
             dense model.
         steps: Instead, how many of the plan's removals are left.
         dense: The dense model; by default the one that the plan names.
+        compensate: refit, or none, which measures nothing and stays on the CPU, unless a device is named.
+        text: The text that is refitted on.
         loading: How the models are loaded.
     """
     from lit_prune.export import require_empty, save
     from lit_prune.loading.models import load
     from lit_prune.pruning import dial
+    from lit_prune.report import made_up_for
 
     require_empty(output)
+    text.require_possible()
+    if compensate not in (REFIT, "none"):
+        raise LitPruneError(f"what is dialled is refitted or left as it is; found --compensate {compensate}")
     if (amount is None) == (steps is None):
         raise LitPruneError("say how large: either --amount, the share that may be gone, or --steps, the removals left")
-    plan, loading = PrunePlan.load(model), loading.on_the_cpu
+    plan, loading = PrunePlan.load(model), loading if compensate == REFIT else loading.on_the_cpu
     tokenizer, pruned = loading.tokenizer(model), loading.model(model)
     name = dense or plan.model.name
     revision = plan.model.revision if name == plan.model.name else None
     code = loading.trust_remote_code
     whole = load(name, dtype=pruned.dtype, device=loading.place, revision=revision, trust_remote_code=code)
-    between = dial(pruned, whole, plan, amount=amount, num_steps=steps)
+    batches = text.batches(tokenizer, whole.config, lambda: whole) if compensate == REFIT else None
+    source = {"source": ", ".join(text.texts), "window": text.window}
+    refit: dict[str, Any] = {"batches": batches, "calibration": source, "progress": True}
+    between = dial(pruned, whole, plan, amount=amount, num_steps=steps, **refit)
     if name != plan.model.name:
         between = replace(between, model=replace(between.model, name=name, revision=None))
     folder = save(whole, output, tokenizer=tokenizer, plan=between)
-    say("\n".join([*removed_in_words(between), f"written: {folder}"]))
+    mended = [made_up_for(between)] if "refitted" in between.compensation else []
+    say("\n".join([*removed_in_words(between), *mended, f"written: {folder}"]))
     say_next({"talk to it": ["chat", output, "--against", name], "measure it": ["evaluate", output, "--against", name]})
 
 

@@ -57,7 +57,7 @@ def write_for(
         model: For a checkpoint, the dense model that the training began with, and for a recipe the one that its plan
             was made for; by default the one that is named there.
         part: For a checkpoint, the attribute path of the model in the module, where there are several.
-        dtype: Data type of the weights: float32, bfloat16, float16, auto for that of the files, or fastest on the device.
+        dtype: Data type of the weights: float32, bfloat16, float16, auto for that of the files, fastest on the device.
         weights: Data type of the weights in a gguf file - f32, f16, bf16 or q8_0; f16 by default. With llama.cpp's own
             llama-quantize also q3_k_m, q4_k_m, q5_k_m and q6_k.
         tokenizer_from: A GGUF file of the dense model, whose tokenizer goes into the new one.

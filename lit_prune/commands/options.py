@@ -25,7 +25,7 @@ class Loading:
     """How models are loaded.
 
     Attributes:
-        dtype: Data type of the weights: float32, bfloat16, float16, auto for that of the files, or fastest on the device.
+        dtype: Data type of the weights: float32, bfloat16, float16, auto for that of the files, fastest on the device.
         device: Device, such as cuda:0 or cpu; by default a GPU where there is one.
         trust_remote_code: Run code that comes with the model.
     """

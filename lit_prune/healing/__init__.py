@@ -9,6 +9,7 @@ from lit_prune.healing.compensation import (
     fold_factor,
     is_required,
     require_possible,
+    scale_sublayers,
     wants_dense,
 )
 from lit_prune.healing.distillation import distillation_loss, taught_loss, written_windows
@@ -62,6 +63,7 @@ __all__ = [
     "restore_adapters",
     "restore_switches",
     "save_adapter",
+    "scale_sublayers",
     "switches_of",
     "taught_loss",
     "wants_dense",

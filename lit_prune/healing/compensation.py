@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -213,11 +213,16 @@ def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:
 
     The sublayer, which will go, is still there.
     """
-    anatomy = find_sublayers(model)
+    scale_sublayers(model, find_sublayers(model).behind(sublayer), 1 / factor)
+
+
+def scale_sublayers(model: nn.Module, sublayers: Iterable[Sublayer], factor: float) -> None:
+    """Multiply what sublayers add to the stream; one that ends in no single layer, such as experts, stays as it is."""
     projections = output_projections(model)
-    for behind in anatomy.behind(sublayer):
-        path = behind.output if behind.form == SANDWICH else projections[behind.id]
-        scale_output(model.get_submodule(path), 1 / factor)
+    for sublayer in sublayers:
+        path = sublayer.output if sublayer.form == SANDWICH else projections.get(sublayer.id)
+        if path is not None:
+            scale_output(model.get_submodule(path), factor)
 
 
 def _projection_before(model: nn.Module, sublayer: SublayerId) -> tuple[Sublayer | None, str]:

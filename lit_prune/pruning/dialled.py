@@ -5,9 +5,13 @@ After Boomerang distillation (arXiv 2510.05064), which puts blocks of the teache
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +21,14 @@ from lit_prune.anatomy import Anatomy, Record, decoder_config, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, ModelError, PlanError
 from lit_prune.export.recipe import require_whole_plan
+from lit_prune.healing import DenseTeacher, Refit, finish, require_possible, scale_sublayers
 from lit_prune.loading.digests import weights_of
-from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.plan import PrunePlan, SublayerId, described
+from lit_prune.pruning.applied import measured_work
 from lit_prune.pruning.fronts import prices_of
 from lit_prune.surgery import compact, make_biases, remove
 
+REFIT = "refit"
 SMALL = 1e-9
 """Of a share, what rounding may make of it."""
 
@@ -44,6 +51,10 @@ Rule = Callable[[Gone], float]
 """The share of its change that a weight keeps: 1 leaves it as it is in the pruned model, 0 as in the dense one."""
 
 
+Strength = Callable[[float], float]
+"""What the outputs of sublayers that are back are multiplied by, by the share that is back of all that went."""
+
+
 def share_gone(gone: Gone) -> float:
     """The share of what went that is still gone, in parameters."""
     whole = sum(size for size, _ in gone.everywhere)
@@ -59,11 +70,16 @@ def dial(
     amount: float | None = None,
     num_steps: int | None = None,
     rule: Rule = share_gone,
+    strength: Strength = math.sqrt,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> PrunePlan:
     """Make of the dense model one of a size between it and the pruned one, in place and without training.
 
-    What went comes back as it was, the last removal first, until no more than the amount is gone. Weights that were
-    refitted or healed lie between the two models then.
+    What went comes back, the last removal first, until no more than the amount is gone. Weights that were refitted or
+    healed lie between the two models then. They have made up for what comes back, and it would be there twice: so that
+    counts little at first, and fully where nothing is gone any more.
 
     Args:
         pruned: The pruned model, refitted or healed; it stays as it is.
@@ -72,13 +88,19 @@ def dial(
         amount: The largest share of the model's cost that is gone, in the unit of the plan, from 0.
         num_steps: Instead, the number of removals that are left.
         rule: How much of its change a weight keeps.
+        strength: What the outputs of sublayers that are back are multiplied by, folded into their last layer, of the
+            share of the removed parameters that is back; experts, which end in no single layer, come back whole.
+        batches: Text to refit on, batches as for `prune`: every output projection behind the first removal is then
+            solved for anew, from the weights that the rule gives towards the dense model's stream.
+        calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
+        progress: Whether a refit shows a progress bar.
 
     Returns:
         The plan of the model between.
 
     Raises:
         BudgetError: Neither or both of the sizes are given, one is negative, or the pruned model is larger than that.
-        ModelError: The dense model is another one's, or in another type.
+        ModelError: The dense model is another one's, or in another type, or a refit is not possible in it.
         PlanError: The plan is another model's.
     """
     require_whole_plan(pruned, plan)
@@ -88,10 +110,23 @@ def dial(
     changed = dict(_by_original_names(pruned))
     staying = {sublayer for step in kept.steps for sublayer in step.removed.sublayers}
     share_of = _shares(anatomy, plan.removed, staying, rule)
+    refit, refits = Refit(), batches is not None and bool(staying)
+    if refits:
+        require_possible(refit, dense)
+    teacher = DenseTeacher(dense)
     remove(dense, kept.removed)
     if staying:  # the dense model itself has no biases that were added
         make_biases(dense, Record.of(decoder_config(pruned)).biases)
-    _mix(dense, changed, share_of)
+    with teacher.noting() if refits else nullcontext():
+        _mix(dense, changed, share_of)
+        restored = [anatomy[each] for each in plan.removed if each not in staying]
+        if restored and staying:
+            share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
+            scale_sublayers(dense, restored, strength(share_back))
+    if batches is not None and refits:
+        work = partial(finish, refit, teacher=teacher)
+        done = measured_work(dense, batches, work, calibration=calibration, progress=progress)
+        kept = replace(kept, compensation={**described(REFIT, refit), **done})
     compact(dense)
     return kept
 

@@ -1,10 +1,13 @@
 """Sizes between a pruned model and its dense one, tensor by tensor."""
 
+import math
+
 import pytest
 import torch
 
-from lit_prune import PrunePlan, dial, load, save
+from lit_prune import PrunePlan, dial, front_of, load, refit, save
 from lit_prune.__main__ import main
+from lit_prune.anatomy import find_sublayers
 from lit_prune.errors import BudgetError, ModelError, PlanError
 from lit_prune.pruning import prune
 from lit_prune.surgery import mute, removed_sublayers
@@ -61,8 +64,10 @@ def test_between_them_lie_the_weights_by_the_share_that_is_gone():
             of_mlp = ".mlp." in name or "post_attention_layernorm" in name
             is_gone = of_mlp and name.startswith(tuple(went[:number]))
             is_back = of_mlp and name.startswith(tuple(went[number:]))
+            factor = math.sqrt(1 - share) if is_back and "down_proj" in name and number else 1
             assert bool(values.numel()) != is_gone
-            assert is_gone or torch.allclose(values, dense[name] + (0 if is_back else 0.5 * share), atol=1e-6), name
+            expected = factor * (dense[name] + (0 if is_back else 0.5 * share))
+            assert is_gone or torch.allclose(values, expected, atol=1e-6), name
 
 
 def test_the_amount_is_the_most_that_is_gone():
@@ -86,10 +91,43 @@ def test_a_restored_block_works_where_blocks_were_closed_up():
     model, plan = pruned(granularity="block", amount=0.5)
     assert len(model.model.layers) < 4
     between, dense = tiny_model("llama"), tiny_model("llama")
-    kept = dial(model, between, plan, num_steps=1)
+    kept = dial(model, between, plan, num_steps=1, strength=lambda _: 1.0)
     with mute(dense, kept.removed):
         expected = dense(**BATCHES[0]).logits
     assert torch.allclose(between(**BATCHES[0]).logits, expected, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "cohere"])
+def test_what_is_back_adds_as_much_of_its_output_as_its_strength_says(architecture):
+    model, plan = pruned(architecture)
+    between, dense = tiny_model(architecture), tiny_model(architecture)
+    kept = dial(model, between, plan, num_steps=1, strength=lambda share: share / 4)
+    factor = (1 - kept.num_removed_parameters / plan.num_removed_parameters) / 4
+
+    def weakened(_, args, output):
+        return (output[0] * factor, *output[1:]) if isinstance(output, tuple) else output * factor
+
+    for sublayer in plan.removed[len(kept.removed) :]:
+        dense.get_submodule(find_sublayers(dense)[sublayer].output).register_forward_hook(weakened)
+    with mute(dense, kept.removed):
+        expected = dense(**BATCHES[0]).logits
+    assert torch.allclose(between(**BATCHES[0]).logits, expected, atol=1e-5)
+
+
+def test_what_is_refitted_without_changes_is_the_plan_s_front_refitted():
+    model, plan = pruned()
+    changed(model)
+    batches = [{"input_ids": torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(i))} for i in (1, 2)]
+    between, expected = tiny_model("llama"), tiny_model("llama")
+    dense_alone = {"rule": lambda _: 0.0, "strength": lambda _: 1.0}
+    kept = dial(model, between, plan, num_steps=2, batches=batches, calibration={"source": "some"}, **dense_alone)
+    found = refit(expected, front_of(plan, expected, num_steps=2), batches, progress=False)
+    assert any(facts["ridge"] is not None for facts in kept.compensation["refitted"].values())
+    assert kept.compensation["refitted"] == found.compensation["refitted"]
+    assert kept.compensation["calibration"]["source"] == "some"
+    weights = between.state_dict()
+    assert all(torch.equal(weights[name], values) for name, values in expected.state_dict().items())
 
 
 def test_biases_that_were_added_shrink_with_what_is_gone():
@@ -137,11 +175,18 @@ def test_the_command_line(tmp_path, capsys):
     tiny_model("llama").save_pretrained(dense)
     character_tokenizer().save_pretrained(dense)
     save(model, out, plan=plan, tokenizer=character_tokenizer())
-    assert main(["dial", out, "--dense", dense, "--amount", "0.2", "--output", between]) == 0
+    few = ["--window", "16", "--num_windows", "4", "--device", "cpu"]
+    assert main(["dial", out, "--dense", dense, "--amount", "0.2", "--output", between, *few]) == 0
     kept = PrunePlan.load(between)
     assert 0 < kept.num_removed_parameters <= 0.2 * plan.model.num_parameters
     assert kept.model.name == dense
     assert set(map(str, removed_sublayers(load(between)))) == set(names_of(plan, len(kept.steps)))
-    assert f"written: {between}" in capsys.readouterr().out
+    assert kept.compensation["refitted"]
+    assert kept.compensation["calibration"]["source"] == "mixed"
+    said = capsys.readouterr().out
+    assert f"written: {between}" in said
+    assert "output projections refitted" in said
+    assert main(["dial", out, "--steps", "1", "--compensate", "scale", "--output", str(tmp_path / "none")]) == 2
+    assert "refitted or left as it is" in capsys.readouterr().err
     assert main(["dial", out, "--dense", dense, "--output", str(tmp_path / "none")]) == 2
     assert "either --amount" in capsys.readouterr().err
