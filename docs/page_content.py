@@ -1,6 +1,6 @@
 """What every page of the site gets beside its Markdown: links to papers and pictures, and room for words in tables.
 
-A hook of mkdocs. Papers are named by their numbers on arXiv; a picture leads to its own file, as it is small on a phone.
+A hook of mkdocs. Papers are named by their numbers on arXiv; a picture leads to its own file: it is small on a phone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ PAPER = re.compile(r"<(a|code|pre|h1)\b.*?</\1>|\b(?:arXiv )?(\d\d(?:0[1-9]|1[0-
 PICTURE = re.compile(r'<a\b.*?</a>|(<img [^>]*src="([^"]+)"[^>]*>)', re.DOTALL)
 CODE = re.compile(r"<pre\b.*?</pre>|(?<=<code>)([^<]+)(?=</code>)", re.DOTALL)
 HYPHENATED = re.compile(r"[^\s,]*-[^\s,]*")
-LONGEST = 32
+LONGEST = 42
 """Characters of code that fit on one line of a phone."""
 LONG = 40
 """Characters of a cell that want a column of some width."""

@@ -33,7 +33,9 @@ NAMED = (
     *("lit_prune.plan.Named", "lit_prune.pruning.dialled.Gone", "lit_prune.pruning.dialled.Rule"),
     *("lit_prune.plan.HealingReport", "lit_prune.healing.Teacher", "lit_prune.healing.OtherTeacher"),
     *("lit_prune.healing.Solutions", "lit_prune.evaluation.TaskScore", "lit_prune.evaluation.Speed"),
-    *("lit_prune.evaluation.Ideal", "lit_prune.measure.Losses", "lit_prune.searches.Round"),
+    *("lit_prune.evaluation.Ideal", "lit_prune.evaluation.TokenLoss", "lit_prune.evaluation.Analysis"),
+    *("lit_prune.evaluation.footprint.Footprint", "lit_prune.measure.Losses", "lit_prune.measure.Figure"),
+    "lit_prune.searches.Round",
     *("lit_prune.searches.PerEpoch", "lit_prune.loading.devices.DeviceMap"),
 )
 """Types that signatures of public functions name, and that are not public by themselves."""
