@@ -70,7 +70,8 @@ class HfPruneCallback(TrainerCallback):
 
     Example::
 
-        trainer = Trainer(model, args, train_dataset=train, eval_dataset=val, callbacks=[HfPruneCallback(amount=0.2)])
+        pruning = HfPruneCallback(amount=0.2)
+        trainer = Trainer(model, args, train_dataset=train, eval_dataset=val, callbacks=[pruning])
         trainer.train()
     """
 

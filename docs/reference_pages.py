@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,30 @@ ROOT = Path(__file__).parents[1]
 SOURCE = "https://github.com/lit-prune/lit-prune/blob/main"
 WIDE = "100000"
 """Columns of a terminal in which argparse breaks no line."""
+TRAINER = "https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags"
+NAMED = (
+    *("lit_prune.plan.Recipe", "lit_prune.plan.PruneStep", "lit_prune.plan.ModelFacts", "lit_prune.plan.SublayerId"),
+    *("lit_prune.plan.Named", "lit_prune.pruning.dialled.Gone", "lit_prune.pruning.dialled.Rule"),
+    *("lit_prune.plan.HealingReport", "lit_prune.healing.Teacher", "lit_prune.healing.OtherTeacher"),
+    *("lit_prune.healing.Solutions", "lit_prune.evaluation.TaskScore", "lit_prune.evaluation.Speed"),
+    *("lit_prune.evaluation.Ideal", "lit_prune.evaluation.TokenLoss", "lit_prune.evaluation.Analysis"),
+    *("lit_prune.evaluation.footprint.Footprint", "lit_prune.measure.Losses", "lit_prune.measure.Figure"),
+    "lit_prune.searches.Round",
+    *("lit_prune.searches.PerEpoch", "lit_prune.loading.devices.DeviceMap"),
+)
+"""Types that signatures of public functions name, and that are not public by themselves."""
+JSON = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "None": "null",
+    "Mapping": "object",
+    "Candidate": "string",
+    "ModelFacts": "object, [below](#model)",
+    "tuple[PruneStep, ...]": "array of objects, [below](#each-of-steps)",
+}
+"""What types of Python are in JSON."""
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -57,6 +81,7 @@ def command_line() -> str:
         if verb in ("validate", "test"):
             parts.append(f"`lit-prune {verb}`: {text}. It takes the options of [`fit`](#fit).")
         elif verb == "bench":
+            parts.append(f"`lit-prune bench KIND`: {text}. KIND is one of {', '.join(f'`{kind}`' for kind in KINDS)}.")
             for kind in KINDS:
                 parts += [f"### bench {kind}", *_options(f"bench {kind}")]
         else:
@@ -71,21 +96,33 @@ def _options(command: str) -> Iterator[str]:
     group: list[str] = []
     for line in listed:
         if found := re.match(r"^(\S.*):$", line):
-            yield from _group(group)
+            yield from _group(group, described)
             group = [found[1]]
         elif found := re.match(r"^  (\S.*?)(?:\s{2,}(.*))?$", line):
-            group += [f"`{found[1]}`", *([f":   {_prose(found[2])}"] if found[2] else [])]
+            group += [f"`{found[1]}`", *([_definition(found[2])] if found[2] else [])]
         elif line.strip():
-            group.append(f":   {_prose(line)}")
-    yield from _group(group)
+            group.append(_definition(line))
+    yield from _group(group, described)
 
 
-def _group(lines: list[str]) -> Iterator[str]:
-    """A heading and its definitions; what every command has is left out."""
+def _group(lines: list[str], described: str) -> Iterator[str]:
+    """A heading and its definitions; what every command has is left out, and what Lightning tells of its Trainer."""
     title, *rest = lines or [""]
-    if rest and title != "options":
+    if rest and rest[0].startswith("`--trainer "):
+        yield f"**Trainer**\n\n`--trainer.NAME VALUE`\n:   Any argument of [Lightning's Trainer]({TRAINER})."
+    elif rest and title != "options":
+        titles = {"positional arguments": "Arguments", described.removesuffix("."): "Options"}
         pairs = "\n".join(line if line.startswith(":") else f"\n{line}" for line in rest)
-        yield f"**{'Arguments' if title == 'positional arguments' else title}**\n{pairs}"
+        yield f"**{titles.get(_prose(title), _prose(title))}**\n{pairs}"
+
+
+def _definition(text: str) -> str:
+    """What is said of an option; where values are told one by one, behind dashes, as a list."""
+    told, *values = re.split(r" - (?=\S+: )", text)
+    if len(values) < 2:
+        return f":   {_prose(text)}"
+    last, kind = re.fullmatch(r"(.*?)( \((?:required, )?type: .*\))?", values[-1]).groups("")
+    return "\n".join([f":   {_prose(told + kind)}\n", *(f"    - {_prose(value)}" for value in (*values[:-1], last))])
 
 
 def _help(command: str) -> tuple[str, list[str]]:
@@ -109,9 +146,23 @@ def _help(command: str) -> tuple[str, list[str]]:
 
 
 def _prose(text: str) -> str:
-    """Words of a terminal in Markdown, where braces, stars and brackets mean nothing; without lists of all classes."""
-    text = re.sub(r",? known subclasses: [^)]*", "", text)
-    return re.sub(r"([\\*_<>|\[\]{}])", r"\\\1", " ".join(text.split()))
+    """Words of a terminal in Markdown, where braces, stars and brackets mean nothing outside of code.
+
+    Without lists of all classes; with Lightning's markup of Sphinx as Markdown, and links to pages of docs/.
+    """
+    text = re.sub(r",? known subclasses: [^)]*", "", " ".join(text.split()))
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text.replace("``", "`"))
+    words = [each if each[:1] == "`" else _escaped(each) for each in re.split(r"(`[^`<]+`(?!_))", text)]
+    return "".join(words)
+
+
+def _escaped(text: str) -> str:
+    links = r"`([^`<]+) <([^>]+)>`_|docs/(\S+?)\.md"
+    parts = []
+    for words, named, address, page in zip(*[iter([*re.split(links, text), None, None, None])] * 4, strict=True):
+        link = f"[{page}](../{page}.md)" if page else f"[{named}]({address})" if named else ""
+        parts.append(re.sub(r"([\\*_<>|\[\]{}])", r"\\\1", words) + link)
+    return "".join(parts)
 
 
 def python_api() -> str:
@@ -122,12 +173,13 @@ def python_api() -> str:
 
     topics = re.findall(r"^- (\w+): ((?:.|\n  )*)", lit_prune.__doc__ or "", re.MULTILINE)
     groups = {
-        **{topic: [f"lit_prune.{name}" for name in re.findall(r"`(\w+)`", names)] for topic, names in topics},
+        **{topic: [_own(lit_prune, name) for name in re.findall(r"`(\w+)`", names)] for topic, names in topics},
         "lit_prune.callbacks": [f"callbacks.{name}" for name in lit_prune.callbacks.__all__],
         "Scorers, searches and compensations of your own": [
             *("lit_prune.scorers.Scorer", "lit_prune.searches.Search", "lit_prune.healing.Compensation"),
             *("lit_prune.plan.Scores", "lit_prune.plan.Candidate", "lit_prune.measure.WhatIf"),
         ],
+        "Types that others return or take": NAMED,
     }
     parts = [
         "# Python",
@@ -139,6 +191,33 @@ def python_api() -> str:
     for title, names in groups.items():
         parts += [f"## {title}", *(f"::: {name}" for name in names)]
     return "\n\n".join(parts) + "\n"
+
+
+def _own(package: Any, name: str) -> str:
+    """The path by which mkdocstrings finds an object: a module of the same name would stand before it."""
+    path = f"{getattr(package, name).__module__}.{name}"
+    return path if path.endswith(f".{name}.{name}") else f"{package.__name__}.{name}"
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Give what is public the anchors of its public names."""
+    if page.file.src_uri != "reference/python.md":
+        return html
+    for link in _every_link(page.toc):
+        link.id = _public(link.id)
+    return re.sub(r'(?<= id=")[^"]+|(?<= href="#)[^"]+', lambda found: _public(found[0]), html)
+
+
+def _every_link(links: Iterable[Any]) -> Iterator[Any]:
+    for link in links:
+        yield link
+        yield from _every_link(link.children)
+
+
+def _public(anchor: str) -> str:
+    return re.sub(
+        r"^callbacks(?=\.)", "lit_prune.callbacks", re.sub(r"^lit_prune\.\w+\.(\w+)(?=\.\1$)", "lit_prune", anchor)
+    )
 
 
 def yaml_schema() -> str:
@@ -153,8 +232,8 @@ def yaml_schema() -> str:
         "model": LitCausalLM,
         "data": TextDataModule,
         "trainer.callbacks: SublayerPruneCallback": SublayerPruneCallback,
-        "its healing: LoraHealing": LoraHealing,
-        "its distill: Distillation": Distillation,
+        "healing of SublayerPruneCallback: LoraHealing": LoraHealing,
+        "distill of SublayerPruneCallback: Distillation": Distillation,
         "trainer.callbacks: BeforeAfterCallback": BeforeAfterCallback,
         "trainer.callbacks: SublayerAnalysisCallback": SublayerAnalysisCallback,
     }
@@ -183,8 +262,15 @@ def _arguments(callable_: Callable[..., Any], documented: Any) -> str:
         if name not in texts:
             continue
         default = "required" if parameter.default is parameter.empty else f"default `{_written(parameter.default)}`"
-        lines.append(f"\n`{name}`: {default}\n:   {texts[name]}")
+        lines.append(f"\n`{name}`: {default}\n:   {_in_yaml(texts[name])}")
     return "\n".join(lines)
+
+
+def _in_yaml(text: str) -> str:
+    """What a docstring says, with the constants of Python as YAML writes them."""
+    for python, name in {"None": "null", "True": "true", "False": "false"}.items():
+        text = re.sub(rf"(?<![\w`]){python}(?![\w`])", f"`{name}`", text)
+    return text
 
 
 def _documented(documented: Any) -> dict[str, str]:
@@ -198,6 +284,8 @@ def _written(value: Any) -> str:
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, tuple | frozenset):
         value = list(value)
+    if isinstance(value, list):
+        value = [round(each, 4) if isinstance(each, float) else each for each in value]
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
@@ -209,16 +297,21 @@ def _first_sentence(documented: Any) -> str:
     return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
 
 
+def _description(documented: Any) -> str:
+    """What a docstring says ahead of its sections, its paths of pages as links."""
+    told = docstring_parser.parse(inspect.getdoc(documented) or "").description or ""
+    return re.sub(r"docs/(\S+?)\.md", r"[\1](../\1.md)", told)
+
+
 def _registered(title: str, opening: str, registry: Any) -> str:
     parts = [f"# {title}", opening]
     for name, factory in registry:
-        parts += [f"## {name}", _first_sentence(factory), _arguments(factory, factory), _where(factory)]
+        parts += [f"## {name}", _description(factory), _arguments(factory, factory), _where(factory)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _where(factory: Any) -> str:
-    path = factory.__module__.replace(".", "/") + ".py"
-    return f"[{path}]({SOURCE}/{path})"
+    return f"[Source]({SOURCE}/{factory.__module__.replace('.', '/')}.py)"
 
 
 def scorers() -> str:
@@ -259,12 +352,9 @@ def methods() -> str:
     for name in method_names():
         method = read_method(name)
         made_of = ", ".join(f"{part} `{_written(_plain(value))}`" for part, value in _parts(method).items())
-        parts += [f"## {name}", f"{method.title} ({_paper(method.source)}): {made_of}.", method.differs or ""]
+        differs = "" if method.differs == "Nothing." else f"**Differs from the original.** {method.differs}"
+        parts += [f"## {name}", f"{method.title} ({method.source}): {made_of}.", differs]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _paper(source: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
 
 
 def _parts(method: Any) -> dict[str, Any]:
@@ -291,12 +381,14 @@ def plan_schema() -> str:
     for title, kind in {"The plan": PrunePlan, "model": ModelFacts, "Each of steps": PruneStep}.items():
         texts = _documented(kind)
         version = [("schema_version", "int", "The version of this schema.")] if kind is PrunePlan else []
-        found = [*version, *((each.name, str(each.type), texts.get(each.name, "")) for each in fields(kind))]
-        rows = [
-            [Markdown(f"`{name}`"), Markdown(f"`{of}`".replace("|", "\\|")), Markdown(text)] for name, of, text in found
-        ]
+        found = [*version, *((each.name, str(each.type), texts[each.name]) for each in fields(kind))]
+        rows = [[Markdown(f"`{name}`"), Markdown(_in_json(of)), Markdown(_in_yaml(text))] for name, of, text in found]
         parts += [f"## {title}", _table(["field", "type", "what it is"], rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_json(annotation: str) -> str:
+    return " or ".join(JSON.get(each, JSON.get(each.partition("[")[0], each)) for each in annotation.split(" | "))
 
 
 PAGES: dict[str, Callable[[], str]] = {

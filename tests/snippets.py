@@ -50,8 +50,13 @@ def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
 
 
 def commands(listing: str) -> list[str]:
-    """The lines of a listing of the shell, without remarks."""
-    return [line.split(" #")[0].strip() for line in listing.splitlines() if line.strip()]
+    r"""The commands of a listing of the shell, each as one line, without remarks.
+
+    A command goes on behind a backslash, and inside of quotes.
+    """
+    whole = re.sub(r" \\\n *", " ", listing)
+    whole = re.sub(r"'[^']*'", lambda quoted: re.sub(r"\n *", " ", quoted[0]), whole)
+    return [line.split(" #")[0].strip() for line in whole.splitlines() if line.strip()]
 
 
 def small_code(code: str) -> str:

@@ -1,6 +1,7 @@
 """The guides: what they tell a user to run runs, they stay short, and they say nothing that a reader cannot have."""
 
 import io
+import pkgutil
 import re
 import runpy
 import shlex
@@ -42,6 +43,7 @@ tests/commands/test_fit.py trains: their options are only read here; tests/test_
 SLOW = ("heal", "methods", "see")
 FORBIDDEN = re.compile(r"\.\./shared|(?<!\w)/(work|tmp|home|root)/|\bat hand\b|\blent\b|\black of time\b|\bsessions?\b")
 PAGES = runpy.run_path(str(DOCS / "reference_pages.py"))["PAGES"]
+FINISH = runpy.run_path(str(DOCS / "page_content.py"))["on_page_content"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,9 @@ def test_the_reference_has_every_option_of_every_verb():
     for function, nested in verbs:
         names = list(option_types(function, nested))[1:]
         assert [name for name in names if f"`--{name} " not in page and f"`--{name}, " not in page] == []
-    assert "`--trainer.max_epochs MAX_EPOCHS" in page
+    assert "`--trainer.NAME VALUE`" in page
+    assert "`--trainer.max_epochs" not in page, "Lightning tells it"
+    assert [code for line in page.splitlines() for code in line.split("`")[1::2] if "\\" in code] == []
     assert "`--data.window " in page
 
 
@@ -163,3 +167,22 @@ def test_the_reference_has_every_scorer_search_method_and_field():
     assert [name for name in names if f"| `{name}` |" not in plan] == []
     assert "`amount`: default `null`" in PAGES["yaml"]()
     assert "::: lit_prune.prune\n" in PAGES["python"]()
+
+
+def test_the_reference_of_python_shows_functions_not_the_modules_of_their_names():
+    paths = re.findall(r"^::: (\S+)", PAGES["python"](), re.MULTILINE)
+    found = {path: pkgutil.resolve_name(re.sub("^callbacks", "lit_prune.callbacks", path)) for path in paths}
+    homes = {path: f"{getattr(named, '__module__', '')}.{path.rpartition('.')[2]}" for path, named in found.items()}
+    assert [path for path, home in homes.items() if re.search(r"\.(\w+)\.\1$", home) and path != home] == []
+    assert {"lit_prune.healing.heal.heal", "lit_prune.plan.Recipe"} <= set(paths)
+
+
+def test_every_page_links_papers_and_pictures_and_breaks_no_option():
+    page = '<p>(LoRA, arXiv 2106.09685) <code>--num_windows 2402.02834</code> <a href="x">2402.09025</a></p>'
+    paper = '<a href="https://arxiv.org/abs/2106.09685">arXiv 2106.09685</a>'
+    option = '<code><span class="whole">--num_windows</span> 2402.02834</code>'
+    assert FINISH(page, None, None, None) == f'<p>(LoRA, {paper}) {option} <a href="x">2402.09025</a></p>'
+    assert FINISH('<img alt="a" src="b.svg">', None, None, None) == '<a href="b.svg"><img alt="a" src="b.svg"></a>'
+    table = "<table><tr><th>a</th></tr><tr><td>1</td><td>{}</td></tr></table>"
+    assert 'class="long"' not in FINISH(table.format("short"), None, None, None)
+    assert FINISH(table.format("long " * 9), None, None, None).count('<td class="long">long') == 1

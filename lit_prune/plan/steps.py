@@ -23,8 +23,14 @@ class PruneStep:
         nll_after: Mean token loss (nats) without what was removed, before any training.
         cost: Work spent on finding it, in dense forward passes over the calibration tokens.
         epoch: Training epoch at whose start it went, None outside training.
-        scores: Importance of every candidate of the round, by name; with `measured`, `screened`, `disturbed`,
-            `errors`, `margins` and `chosen` as in the round's `Scores`.
+        scores: Importance of every candidate of the round, by name.
+        measured: Share of the tokens on which a candidate was measured in the round, by name; empty for a search that
+            measures all candidates on all tokens.
+        screened: Importance on the share of the tokens that the search screened on in the round, by name.
+        disturbed: Whether a search that spares itself work found a score outside of what it had expected.
+        errors: Standard error of the importance, by name, where the scorer draws samples.
+        margins: Standard error of how far the importance is above the lowest, by name, where the scorer knows it.
+        chosen: Share of the sets in which a candidate is among those that go, by name, where the search makes several.
         compensation: Facts about what was folded into weights that stay, by the sublayer's name.
     """
 
@@ -86,13 +92,15 @@ class PruneStep:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model of a plan; `name` and `revision` are for people.
+    """The model of a plan.
 
     Attributes:
         model_type: transformers' `config.model_type`.
         num_blocks: Decoder blocks of the original model.
         hidden_size: Width of the residual stream.
         num_parameters: All parameters of the model before this plan, embeddings and head included, tied ones once.
+        name: Name or path by which it was loaded, for people; nothing goes by it.
+        revision: Commit of the Hub that it was loaded from, for people; None where there is none.
     """
 
     model_type: str

@@ -21,11 +21,12 @@ class NormalisedRelativeImpact(Scorer):
     """NRI: how much perplexity rises without a candidate, divided by the share of the model that it costs.
 
     RI_i = (PPL_i - PPL) / PPL and NRI_i = RI_i / P_i ("Rethinking the Impact of Heterogeneous Sublayers in
-    Transformers"), with P_i as a share of the whole model. Where removal helps (RI <= 0), dividing by P_i would favour
-    the smaller candidate; there the score is -P_i, so that the larger saving goes first.
+    Transformers"): PPL is the perplexity of the model, PPL_i that without candidate i, P_i the share of the whole model
+    that it costs. Where removal helps (RI <= 0), dividing by P_i would favour the smaller candidate; there the score is
+    -P_i, so that the larger saving goes first.
 
     Args:
-        baseline: PPL is that of the `current` model, or of the `original` one (before the first removal).
+        baseline: The model whose perplexity is PPL: the `current` one, or the `original` (before the first removal).
         impact: `relative` perplexity, or its logarithm (`log`: the difference of the mean token losses in nats).
         normaliser: What a candidate costs: `parameters`; `active_parameters` (of experts, those that a token goes
             through); `flops` or `kv_cache` of a token; or `none`.

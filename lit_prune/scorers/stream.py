@@ -24,7 +24,8 @@ from lit_prune.scorers.base import SCORERS, Scorer
 class BlockInfluence(Scorer):
     """BI = 1 - E cos(x_in, x_out): how far a block turns the hidden states (ShortGPT, arXiv 2403.03853).
 
-    The mean is over all tokens; 0 is a block that turns nothing, 2 the most. For whole blocks and runs of them.
+    x_in and x_out are the residual stream before and behind it. The mean E is over all tokens; 0 is a block that turns
+    nothing, 2 the most. For whole blocks and runs of them.
 
     Raises:
         LitPruneError: When called, a candidate is no block; nothing has run then.
@@ -43,8 +44,8 @@ class BlockInfluence(Scorer):
 class CosineDistance(Scorer):
     """1 - E cos(x, y): x the residual stream before a candidate, y that plus what it adds (LLM-Drop, 2406.15786).
 
-    The mean is over all tokens; 0 is a candidate that turns nothing, 2 the most. For attention and mlp sublayers, alone
-    (`granularity` attention or mlp) or ranked together (LLM-Drop's joint drop), whole blocks and runs of them.
+    The mean E is over all tokens; 0 is a candidate that turns nothing, 2 the most. For attention and mlp sublayers,
+    alone (`granularity` attention or mlp) or ranked together (LLM-Drop's joint drop), whole blocks and runs of them.
     """
 
     together = True
@@ -59,8 +60,8 @@ class CosineDistance(Scorer):
 class AngularDistance(Scorer):
     """E (1/pi) arccos cos(x_l, x_l+n): the angle across n blocks at the last token (Gromov et al., 2403.17887).
 
-    The mean is over sequences; 0 is no angle, 1 a half turn. For whole blocks and for runs of n neighbouring ones
-    (`Candidate.together`), any number of which are scored by the same pass.
+    x_l is the residual stream before block l. The mean E is over sequences; 0 is no angle, 1 a half turn. For whole
+    blocks and for runs of n neighbouring ones (`Candidate.together`), any number of which are scored by the same pass.
 
     Raises:
         LitPruneError: When called, a candidate is no block and no run of blocks; nothing has run then.
@@ -79,8 +80,9 @@ class AngularDistance(Scorer):
 class RelativeNorm(Scorer):
     """E |f(x)|_p / |x + f(x)|_p: what a candidate adds, as a share of the residual stream behind it.
 
-    Relative L1 and L2 of Siddiqui et al. (2407.16286), after Samragh et al. (2312.09299). The mean is over all tokens;
-    0 is a candidate that adds nothing. For attention and mlp sublayers, whole blocks and runs of them.
+    Relative L1 and L2 of Siddiqui et al. (2407.16286), after Samragh et al. (2312.09299): x is the residual stream
+    before a candidate, f(x) what that adds, and the norm is L1 or L2. The mean E is over all tokens; 0 is a candidate
+    that adds nothing. For attention and mlp sublayers, whole blocks and runs of them.
 
     Args:
         norm: `l1` or `l2`.
@@ -108,8 +110,9 @@ class Sensitivity(Scorer):
     """E (y - x)^2: the mean squared error of the residual stream behind a candidate when it is left out.
 
     EDGE-LLM's sensitivity of a layer (arXiv 2406.15758), the error of its output when it is compressed on its own, for
-    the strongest compression there is. The mean is over tokens and channels; 0 is a candidate that adds nothing. For
-    attention and mlp sublayers, whole blocks and runs of them.
+    the strongest compression there is: y is the stream behind a candidate, x the stream without what it adds. The mean
+    E is over tokens and channels; 0 is a candidate that adds nothing. For attention and mlp sublayers, whole blocks and
+    runs of them.
     """
 
     together = True

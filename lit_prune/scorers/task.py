@@ -37,7 +37,7 @@ class Task(Scorer):
 
     Args:
         data: JSON lines with `prompt` and `completion`, or `prompt`, `choices` and `answer` (its number or text).
-        metric: The figure, one of the three above.
+        metric: The figure: `loss`, `accuracy` or `accuracy_norm`.
         tokenizer: Name of the tokenizer, as of a model; None takes the name of the model.
         batch_size: Number of sequences in a batch; every choice is one.
 

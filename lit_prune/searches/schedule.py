@@ -11,6 +11,7 @@ from lit_prune.errors import BudgetError
 from lit_prune.searches.budget import Quota, share_of
 
 PerEpoch = int | float | Callable[[int], int | float]
+"""How much goes in an epoch: a number of removals, a share of the model's cost, or a function of the epoch."""
 
 
 @dataclass(frozen=True)

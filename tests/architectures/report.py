@@ -20,6 +20,8 @@ PAGE = Path(__file__).parents[2] / "docs/reference/architectures.md"
 START, END = "<!-- table: written by `make architectures` -->", "<!-- end of table -->"
 FORM = "residual form"
 COLUMNS = (
+    "runtimes",
+    "LoRA",
     FORM,
     "mute",
     "remove",
@@ -29,11 +31,9 @@ COLUMNS = (
     "save, load",
     "resume",
     "whole blocks",
-    "LoRA",
     "costs",
     "foldable",
     "refit",
-    "runtimes",
 )
 
 _cells: dict[str, dict[str, str]] = {}
