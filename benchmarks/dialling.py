@@ -84,6 +84,7 @@ def dialling(
     rules: list[str] | None = None,
     steps: list[int] | None = None,
     refit: str | None = None,
+    before: str | None = None,
     output: str | None = None,
     loading: Loading = LOADING,
 ) -> None:
@@ -96,6 +97,7 @@ def dialling(
         rules: Rules by their names; all by default.
         steps: Numbers of removals that are left; all by default, from the pruned model to the dense one.
         refit: Text to refit on at every size, 96 windows of it; nothing is refitted without.
+        before: With it, the folder that was healed.
         output: File for the table as Markdown.
         loading: How models are loaded.
     """
@@ -108,10 +110,11 @@ def dialling(
     tokenizer = loading.tokenizer(dense or plan.model.name)
     batches = calibration_batches(sample.windows(tokenizer), sample.batch_size)
     text = Mixture(data=[refit], num_windows=96).batches(tokenizer, whole.config, lambda: whole) if refit else None
+    base = None if before is None else loading.model(before)
     heads = ("removals left", "parameters gone", *(rules or RULES))
     table = []
     numbers = range(len(plan.steps), -1, -1) if steps is None else steps
-    for row in _rows(plan, pruned, whole, rules or list(RULES), numbers, batches, text):
+    for row in _rows(plan, pruned, whole, rules or list(RULES), numbers, batches, text, base):
         say(" | ".join(row))
         table.append(row)
     written = markdown_table(heads, table)
@@ -128,6 +131,7 @@ def _rows(
     numbers: Sequence[int],
     batches: list[Any],
     text: list[Any] | None,
+    base: PreTrainedModel | None,
 ) -> Iterator[list[str]]:
     reference = perplexity(whole, batches)
     for number in numbers:
@@ -135,7 +139,7 @@ def _rows(
         for rule in rules:
             between = copy.deepcopy(whole)
             kept_by, strength = RULES[rule]
-            how: dict[str, Any] = {"rule": kept_by, "strength": strength, "batches": text}
+            how: dict[str, Any] = {"rule": kept_by, "strength": strength, "batches": text, "before": base}
             kept = dial(pruned, between, plan, num_steps=number, **how)
             gone = kept.num_removed_parameters / plan.model.num_parameters
             found = perplexity(between, batches)

@@ -25,13 +25,14 @@ def dial_model(
     steps: int | None = None,
     dense: str | None = None,
     compensate: str = REFIT,
+    before: str | None = None,
     text: Mixture = MIXTURE,
     loading: Loading = LOADING,
 ) -> None:
     """Put removed sublayers back into a refitted or healed model, the last removal first, without training.
 
-    They come from the dense model. Changes of the weights that stayed go back to it by the share that is back, and
-    then the output projections are solved for anew, in some four passes over the text.
+    They come from the dense model. What is still gone is refitted as for that size alone, in some four passes over the
+    text, and what healing has changed since its own refit counts by the share that is still gone.
 
     Args:
         model: A folder that lit-prune wrote, with its prune_plan.json.
@@ -40,7 +41,10 @@ def dial_model(
             dense model.
         steps: Instead, how many of the plan's removals are left.
         dense: The dense model; by default the one that the plan names.
-        compensate: refit, or none, which measures nothing and stays on the CPU, unless a device is named.
+        compensate: refit, or none, which lays weights between those of the two models, measures nothing and stays on
+            the CPU, unless a device is named.
+        before: The folder that was healed, with the refit's weights; without it they are found again on the text, in
+            twice the passes.
         text: The text that is refitted on.
         loading: How the models are loaded.
     """
@@ -53,6 +57,8 @@ def dial_model(
     text.require_possible()
     if compensate not in (REFIT, "none"):
         raise LitPruneError(f"what is dialled is refitted or left as it is; found --compensate {compensate}")
+    if before is not None and compensate == "none":
+        raise LitPruneError("--before is for a refit; leave it or --compensate none out")
     if (amount is None) == (steps is None):
         raise LitPruneError("say how large: either --amount, the share that may be gone, or --steps, the removals left")
     plan, loading = PrunePlan.load(model), loading if compensate == REFIT else loading.on_the_cpu
@@ -63,7 +69,8 @@ def dial_model(
     whole = load(name, dtype=pruned.dtype, device=loading.place, revision=revision, trust_remote_code=code)
     batches = text.batches(tokenizer, whole.config, lambda: whole) if compensate == REFIT else None
     source = {"source": ", ".join(text.texts), "window": text.window}
-    refit: dict[str, Any] = {"batches": batches, "calibration": source, "progress": True}
+    healed = None if before is None else loading.model(before)
+    refit: dict[str, Any] = {"batches": batches, "before": healed, "calibration": source, "progress": True}
     between = dial(pruned, whole, plan, amount=amount, num_steps=steps, **refit)
     if name != plan.model.name:
         between = replace(between, model=replace(between.model, name=name, revision=None))

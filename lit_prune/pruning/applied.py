@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -113,34 +113,17 @@ def compensate_plan(
         raise LitPruneError("there is nothing to compensate with; name a compensation, or call apply_plan")
     model_facts = _require_fit(model, plan)
     require_possible(compensation, model)
-    teacher = DenseTeacher(model, adapted=True) if wants_dense(compensation) else None
-    corrections: list[dict[str, Any]] = []
-
-    def work(what_if: WhatIf) -> dict[str, Any]:
-        corrections.extend(take_out(what_if, step.removed, compensation)[1] for step in plan.steps)
-        return {} if teacher is None else finish(compensation, what_if, teacher)
-
-    done = measured_work(model, batches, work, calibration=calibration, progress=progress)
-    steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
-    compact(model)
-    facts = {**described(compensate, compensation), **done}
-    return replace(plan, model=model_facts, steps=steps, compensation=facts, unseen={})
-
-
-def measured_work(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    work: Callable[[WhatIf], Mapping[str, Any]],
-    *,
-    calibration: Mapping[str, Any] | None,
-    progress: bool,
-) -> dict[str, Any]:
-    """Let a compensation work on batches; returns what it did, on what and in how many passes, for the plan."""
     batches = list(batches)
     with progress_bar("compensating", shown=progress, in_one=True) as bar:
         what_if = WhatIf(model, batches, progress=bar)
-        done = work(what_if)
-    return {"calibration": {**(calibration or {}), **fingerprint(batches)}, **done, "cost": what_if.cost}
+        teacher = DenseTeacher(model, adapted=True) if wants_dense(compensation) else None
+        corrections = [take_out(what_if, step.removed, compensation)[1] for step in plan.steps]
+        done = {} if teacher is None else finish(compensation, what_if, teacher)
+    steps = tuple(replace(step, compensation=made) for step, made in zip(plan.steps, corrections, strict=True))
+    compact(model)
+    text = {**(calibration or {}), **fingerprint(batches)}
+    facts = {**described(compensate, compensation), "calibration": text, **done, "cost": what_if.cost}
+    return replace(plan, model=model_facts, steps=steps, compensation=facts, unseen={})
 
 
 def refit(

@@ -5,11 +5,10 @@ After Boomerang distillation (arXiv 2510.05064), which puts blocks of the teache
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -21,10 +20,10 @@ from lit_prune.anatomy import Anatomy, Record, decoder_config, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, ModelError, PlanError
 from lit_prune.export.recipe import require_whole_plan
-from lit_prune.healing import DenseTeacher, Refit, finish, require_possible, scale_sublayers
+from lit_prune.healing import scale_sublayers
 from lit_prune.loading.digests import weights_of
-from lit_prune.plan import PrunePlan, SublayerId, described
-from lit_prune.pruning.applied import measured_work
+from lit_prune.plan import PrunePlan, SublayerId
+from lit_prune.pruning.applied import compensate_plan
 from lit_prune.pruning.fronts import prices_of
 from lit_prune.surgery import compact, make_biases, remove
 
@@ -69,17 +68,19 @@ def dial(
     *,
     amount: float | None = None,
     num_steps: int | None = None,
-    rule: Rule = share_gone,
-    strength: Strength = math.sqrt,
     batches: Iterable[Mapping[str, Any]] | None = None,
+    before: PreTrainedModel | None = None,
     calibration: Mapping[str, Any] | None = None,
     progress: bool = False,
+    rule: Rule = share_gone,
+    strength: Strength = math.sqrt,
 ) -> PrunePlan:
     """Make of the dense model one of a size between it and the pruned one, in place and without training.
 
-    What went comes back, the last removal first, until no more than the amount is gone. Weights that were refitted or
-    healed lie between the two models then. They have made up for what comes back, and it would be there twice: so that
-    counts little at first, and fully where nothing is gone any more.
+    What went comes back, the last removal first, until no more than the amount is gone. With text, the removals that
+    are left are refitted as if there had been no others, and what healing has changed since the refit of the pruned
+    model is added by the share that is still gone. Without text, weights that were refitted or healed lie between the
+    two models by that share; they make up for what comes back, so that it counts little at first.
 
     Args:
         pruned: The pruned model, refitted or healed; it stays as it is.
@@ -87,13 +88,15 @@ def dial(
         plan: The plan of all that is gone from it.
         amount: The largest share of the model's cost that is gone, in the unit of the plan, from 0.
         num_steps: Instead, the number of removals that are left.
-        rule: How much of its change a weight keeps.
-        strength: What the outputs of sublayers that are back are multiplied by, folded into their last layer, of the
-            share of the removed parameters that is back; experts, which end in no single layer, come back whole.
-        batches: Text to refit on, batches as for `prune`: every output projection behind the first removal is then
-            solved for anew, from the weights that the rule gives towards the dense model's stream.
+        batches: Text to refit on, batches as for `prune`.
+        before: With text, the refitted model that was healed; None refits the whole plan on the text again, which is
+            that model where it is the same text, and takes twice the passes.
         calibration: Facts about the origin of the batches, in plain types, for the plan's readers.
         progress: Whether a refit shows a progress bar.
+        rule: How much of its change a weight keeps.
+        strength: Without text, what the outputs of sublayers that are back are multiplied by, folded into their last
+            layer, of the share of the removed parameters that is back; experts, which end in no single layer, come
+            back whole.
 
     Returns:
         The plan of the model between.
@@ -107,26 +110,25 @@ def dial(
     anatomy = find_sublayers(dense)
     _require_dense(anatomy, plan, pruned, dense)
     kept = _front(plan, dense, amount, num_steps)
-    changed = dict(_by_original_names(pruned))
     staying = {sublayer for step in kept.steps for sublayer in step.removed.sublayers}
     share_of = _shares(anatomy, plan.removed, staying, rule)
-    refit, refits = Refit(), batches is not None and bool(staying)
-    if refits:
-        require_possible(refit, dense)
-    teacher = DenseTeacher(dense)
+    if batches is not None and 0 < len(kept.steps) < len(plan.steps):  # else it is one of the two models
+        batches = list(batches)
+        if before is None:
+            before = copy.deepcopy(dense)
+            compensate_plan(before, plan, batches, REFIT, progress=progress)
+        kept = compensate_plan(dense, kept, batches, REFIT, calibration=calibration, progress=progress)
+        _add_changes(dense, pruned, before, share_of)
+        return kept
+    changed = dict(_by_original_names(pruned))
     remove(dense, kept.removed)
     if staying:  # the dense model itself has no biases that were added
         make_biases(dense, Record.of(decoder_config(pruned)).biases)
-    with teacher.noting() if refits else nullcontext():
-        _mix(dense, changed, share_of)
-        restored = [anatomy[each] for each in plan.removed if each not in staying]
-        if restored and staying:
-            share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
-            scale_sublayers(dense, restored, strength(share_back))
-    if batches is not None and refits:
-        work = partial(finish, refit, teacher=teacher)
-        done = measured_work(dense, batches, work, calibration=calibration, progress=progress)
-        kept = replace(kept, compensation={**described(REFIT, refit), **done})
+    _mix(dense, changed, share_of)
+    restored = [anatomy[each] for each in plan.removed if each not in staying]
+    if restored and staying:
+        share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
+        scale_sublayers(dense, restored, strength(share_back))
     compact(dense)
     return kept
 
@@ -193,6 +195,17 @@ def _shares(
         return rule(Gone(tuple(fact for number, fact in went if number < place), tuple(fact for _, fact in went)))
 
     return share_of
+
+
+def _add_changes(
+    model: PreTrainedModel, healed: PreTrainedModel, refitted: PreTrainedModel, share_of: Callable[[str], float]
+) -> None:
+    """Add what healing has made other than the refit had left it, of weights that all three models have."""
+    after, before = dict(_by_original_names(healed)), dict(_by_original_names(refitted))
+    for name, own in _by_original_names(model):
+        if name in after and name in before and own.is_floating_point():
+            new, old = (found[name].to(own.device).float() for found in (after, before))
+            own.copy_(own.float() + share_of(name) * (new - old))
 
 
 def _mix(dense: PreTrainedModel, changed: Mapping[str, Tensor], share_of: Callable[[str], float]) -> None:

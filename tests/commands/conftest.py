@@ -29,7 +29,11 @@ def config(tmp_path, tokenizer):
     settings["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "runs")
     timing = {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1, "max_new_tokens": 8, "question": "how?"}
     settings["trainer"]["callbacks"][1]["init_args"].update(timing)
-    settings["model"]["model"] = str(folder)
+    # Over several epochs, on the text itself and in one type on every machine.
+    settings["trainer"]["max_epochs"] = 3
+    pruning = settings["trainer"]["callbacks"][0]["init_args"]
+    pruning.update(search="progressive", healing={"rank": 8}, distill=False)
+    settings["model"].update(model=str(folder), dtype="float32", learning_rate=3e-4)
     settings["data"].update(source=str(text), window=32, train_windows=16, val_windows=5, test_windows=4)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))

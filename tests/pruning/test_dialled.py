@@ -1,5 +1,6 @@
 """Sizes between a pruned model and its dense one, tensor by tensor."""
 
+import copy
 import math
 
 import pytest
@@ -115,19 +116,35 @@ def test_what_is_back_adds_as_much_of_its_output_as_its_strength_says(architectu
     assert torch.allclose(between(**BATCHES[0]).logits, expected, atol=1e-5)
 
 
-def test_what_is_refitted_without_changes_is_the_plan_s_front_refitted():
-    model, plan = pruned()
-    changed(model)
+def refitted(plan, number, batches):
+    model = tiny_model("llama")
+    found = refit(model, front_of(plan, model, num_steps=number), batches, progress=False)
+    return model, found
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_with_text_a_front_is_refitted_and_what_healing_changed_is_added(is_given):
     batches = [{"input_ids": torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(i))} for i in (1, 2)]
-    between, expected = tiny_model("llama"), tiny_model("llama")
-    dense_alone = {"rule": lambda _: 0.0, "strength": lambda _: 1.0}
-    kept = dial(model, between, plan, num_steps=2, batches=batches, calibration={"source": "some"}, **dense_alone)
-    found = refit(expected, front_of(plan, expected, num_steps=2), batches, progress=False)
+    plan = pruned(granularity="mlp")[1]
+    model, whole = refitted(plan, len(plan.steps), batches)
+    before = copy.deepcopy(model)
+    changed(model)  # by a half, which a healing has made
+    expected, found = refitted(plan, 1, batches)
+    between = tiny_model("llama")
+    given = {"before": before if is_given else None, "calibration": {"source": "some"}}
+    kept = dial(model, between, whole, num_steps=1, batches=batches, **given)
     assert any(facts["ridge"] is not None for facts in kept.compensation["refitted"].values())
     assert kept.compensation["refitted"] == found.compensation["refitted"]
     assert kept.compensation["calibration"]["source"] == "some"
-    weights = between.state_dict()
-    assert all(torch.equal(weights[name], values) for name, values in expected.state_dict().items())
+    share = found.num_removed_parameters / plan.num_removed_parameters
+    names, weights = {name for name, values in before.state_dict().items() if values.numel()}, between.state_dict()
+    assert weights.keys() > names, "some are back"
+    for name, values in expected.state_dict().items():
+        change = 0.5 * share if name in names and values.numel() else 0.0
+        assert torch.allclose(weights[name], values + change, atol=1e-5), name
+    ends = tiny_model("llama")
+    dial(model, ends, whole, num_steps=len(plan.steps), batches=batches)
+    assert all(torch.equal(values, model.state_dict()[name]) for name, values in ends.state_dict().items())
 
 
 def test_biases_that_were_added_shrink_with_what_is_gone():
@@ -188,5 +205,9 @@ def test_the_command_line(tmp_path, capsys):
     assert "output projections refitted" in said
     assert main(["dial", out, "--steps", "1", "--compensate", "scale", "--output", str(tmp_path / "none")]) == 2
     assert "refitted or left as it is" in capsys.readouterr().err
+    none = ["--steps", "1", "--compensate", "none"]
+    assert main(["dial", out, *none, "--before", out, "--output", str(tmp_path / "none")]) == 2
+    assert main(["dial", out, "--dense", dense, *none, "--output", str(tmp_path / "one")]) == 0
+    assert "refitted" not in PrunePlan.load(tmp_path / "one").compensation
     assert main(["dial", out, "--dense", dense, "--output", str(tmp_path / "none")]) == 2
     assert "either --amount" in capsys.readouterr().err
