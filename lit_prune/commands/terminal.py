@@ -17,7 +17,7 @@ OWN = "lit_prune"
 RELAYS = ("warnings.py", "rank_zero.py")
 """Files of functions by which others warn."""
 INSTALLED = {"site-packages", "dist-packages"}
-ADVERTS = ("Tip: ", "`weights_only` was not set")
+ADVERTS = ("Tip: ", "`weights_only` was not set", "Loading `train_dataloader` to estimate")
 LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 TALKERS = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector", "utilities.seed", "trainer.call")
 
