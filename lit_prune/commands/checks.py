@@ -96,7 +96,7 @@ CHECKS: dict[Callable[[Any, bool], None], tuple[str, ...]] = {
     _require_place: ("prompts", "include_path"),
     require_texts: ("data", "texts", "unseen"),
     _require_gguf: ("tokenizer_from",),
-    _require_model: ("model", "against", "dense", "teacher"),
+    _require_model: ("model", "against", "dense", "before", "teacher"),
     _require_models: ("models",),
 }
 """What is asked of options, by their names in every verb."""

@@ -217,12 +217,11 @@ def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:
 
 
 def scale_sublayers(model: nn.Module, sublayers: Iterable[Sublayer], factor: float) -> None:
-    """Multiply what sublayers add to the stream; one that ends in no single layer, such as experts, stays as it is."""
+    """Multiply what sublayers add to the stream; each ends in one linear layer, or in a norm."""
     projections = output_projections(model)
     for sublayer in sublayers:
-        path = sublayer.output if sublayer.form == SANDWICH else projections.get(sublayer.id)
-        if path is not None:
-            scale_output(model.get_submodule(path), factor)
+        path = sublayer.output if sublayer.form == SANDWICH else projections[sublayer.id]
+        scale_output(model.get_submodule(path), factor)
 
 
 def _projection_before(model: nn.Module, sublayer: SublayerId) -> tuple[Sublayer | None, str]:

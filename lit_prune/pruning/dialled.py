@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_prune.anatomy import Anatomy, Record, decoder_config, find_sublayers
+from lit_prune.anatomy import SANDWICH, Anatomy, Record, decoder_config, find_sublayers
 from lit_prune.costs import Prices
 from lit_prune.errors import BudgetError, ModelError, PlanError
 from lit_prune.export.recipe import require_whole_plan
@@ -25,7 +25,7 @@ from lit_prune.loading.digests import weights_of
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning.applied import compensate_plan
 from lit_prune.pruning.fronts import prices_of
-from lit_prune.surgery import compact, make_biases, remove
+from lit_prune.surgery import compact, make_biases, output_projections, remove
 
 REFIT = "refit"
 SMALL = 1e-9
@@ -106,7 +106,8 @@ def dial(
         ModelError: The dense model is another one's, or in another type, or a refit is not possible in it.
         PlanError: The plan is another model's.
     """
-    require_whole_plan(pruned, plan)
+    for model in (pruned, before or pruned):
+        require_whole_plan(model, plan)
     anatomy = find_sublayers(dense)
     _require_dense(anatomy, plan, pruned, dense)
     kept = _front(plan, dense, amount, num_steps)
@@ -125,10 +126,12 @@ def dial(
     if staying:  # the dense model itself has no biases that were added
         make_biases(dense, Record.of(decoder_config(pruned)).biases)
     _mix(dense, changed, share_of)
-    restored = [anatomy[each] for each in plan.removed if each not in staying]
-    if restored and staying:
+    if 0 < len(kept.steps) < len(plan.steps):
         share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
-        scale_sublayers(dense, restored, strength(share_back))
+        restored = [anatomy[each] for each in plan.removed if each not in staying]
+        ending = output_projections(dense)
+        scalable = [each for each in restored if each.form == SANDWICH or each.id in ending]
+        scale_sublayers(dense, scalable, strength(share_back))
     compact(dense)
     return kept
 

@@ -142,6 +142,8 @@ def test_with_text_a_front_is_refitted_and_what_healing_changed_is_added(is_give
     for name, values in expected.state_dict().items():
         change = 0.5 * share if name in names and values.numel() else 0.0
         assert torch.allclose(weights[name], values + change, atol=1e-5), name
+    with pytest.raises(ModelError, match="which this model still has"):
+        dial(model, tiny_model("llama"), whole, num_steps=1, batches=batches, before=tiny_model("llama"))
     ends = tiny_model("llama")
     dial(model, ends, whole, num_steps=len(plan.steps), batches=batches)
     assert all(torch.equal(values, model.state_dict()[name]) for name, values in ends.state_dict().items())
