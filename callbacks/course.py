@@ -108,16 +108,17 @@ class Course:
         Raises:
             MeasureError: Losses are NaN or infinite; nothing is removed then.
         """
-        pruner, title = self.pruner, f"epoch {epoch}: scoring"
+        pruner = self.pruner
         goal, reached = quota.goal(*pruner.so_far)
-        with isolate_rng(), progress_bar(title, goal=goal, reached=reached, shown=shown) as bar:
+        with isolate_rng(), progress_bar(f"epoch {epoch}: scoring", goal=goal, reached=reached, shown=shown) as bar:
             what_if = scored_on(bar)
             bar.foresee(expected_of(pruner, quota, what_if), len(what_if.batches))
             for step in pruner.steps(what_if, self.budget, quota, optimizers=optimizers, epoch=epoch):
                 bar.removed(quota.goal(*pruner.so_far)[1])
                 on_removal(step)
+        with isolate_rng(), progress_bar(f"epoch {epoch}: compensating", shown=shown, in_one=True) as bar:
             pruner.mend(lambda: fitted_on(bar))
-            self.is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
+        self.is_full = quota.allows(*pruner.so_far) and bool(pruner.candidates())
 
     def end(self) -> str | None:
         """Write into the plan what the training came to; returns what to tell the user, None where all went well."""

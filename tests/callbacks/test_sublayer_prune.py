@@ -429,7 +429,7 @@ def test_a_live_model_goes_back_to_a_larger_checkpoint_and_on(tmp_path, own, hea
     ],
     ids=str,
 )
-def test_works_with_what_trainers_do(tmp_path, options):
+def test_works_with_what_trainers_do(tmp_path, options, capsys):
     options = {**options, "logger": CSVLogger(tmp_path)} if "logger" in options else options
     callback = pruning(amount=0.15, progress=True)
     extras = [EarlyStopping("val_loss", patience=5), ModelCheckpoint(tmp_path / "best", monitor="val_loss")]
@@ -438,6 +438,8 @@ def test_works_with_what_trainers_do(tmp_path, options):
     model = module(lr_schedule="linear", warmup_steps=2)
     trainer(tmp_path, callback, *extras, **options).fit(model, *loaders())
     assert callback.plan.num_removed_parameters >= 0.15 * callback.plan.model.num_parameters
+    shown = capsys.readouterr().err
+    assert 0 <= shown.find("epoch 0: scoring") < shown.find("epoch 0: compensating"), "a refit is no round of a search"
 
 
 @pytest.mark.parametrize(
