@@ -59,6 +59,7 @@ class WhatIf:
 
     Attributes:
         objective: The loss that the model was made for.
+        shares: Of a search that has a budget, gives the share of it that each candidate saves, in the budget's unit.
         states: What is kept from round to round, and what was found to fit into memory at a time.
         num_block_evaluations: Decoder blocks computed so far; one counts once for all sequences of a batch.
         num_head_evaluations: Losses computed so far, counted likewise.
@@ -91,6 +92,7 @@ class WhatIf:
         self._progress = progress or (lambda done, total, what: None)
         self._runner = runner or Runner(Loss(in_parts=offload))
         self._by_full_pass = by_full_pass
+        self.shares: Callable[[Sequence[Candidate]], Mapping[Candidate, float]] | None = None
         self._narrowed: Callable[[int], range] = range
         self._beside: dict[str, WhatIf] = {}
         self._weights = WeightChanges()

@@ -38,6 +38,7 @@ class ModelRound:
         self.anatomy = find_sublayers(self.what_if.model)
         self.blocks: Sequence[int] = self.anatomy.blocks
         self.num_batches = len(self.what_if.batches)
+        self.what_if.shares = self._shares
         self._is_first_score = not self.history
         self._known: dict[tuple[float | range, Candidate], Scores] = {}
 
@@ -63,6 +64,10 @@ class ModelRound:
             self._is_first_score = False
             hint_if_implausible(scores.base_nll, model)
         return scores
+
+    def _shares(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        freed = {candidate: self.prices.freed(self.anatomy, candidate.sublayers) for candidate in candidates}
+        return {candidate: saved / self.prices.total for candidate, saved in freed.items()}
 
     def _without(self, out: Candidate) -> AbstractContextManager[None]:
         return mute(self.what_if.model, out.sublayers, anatomy=self.anatomy) if out.sublayers else nullcontext()

@@ -14,6 +14,9 @@ from lit_prune.measure import AGREEMENTS, Divergence, WhatIf
 from lit_prune.plan import Candidate, PruneStep, Scores
 from lit_prune.scorers.base import SCORERS, Scorer
 
+BUDGET = "budget"
+KNOWN = (*NORMALISERS, BUDGET)
+
 
 @SCORERS.register("nri")
 @dataclass(frozen=True)
@@ -29,21 +32,22 @@ class NormalisedRelativeImpact(Scorer):
         baseline: The model whose perplexity is PPL: the `current` one, or the `original` (before the first removal).
         impact: `relative` perplexity, or its logarithm (`log`: the difference of the mean token losses in nats).
         normaliser: What a candidate costs: `parameters`; `active_parameters` (of experts, those that a token goes
-            through); `flops` or `kv_cache` of a token; or `none`.
+            through); `flops` or `kv_cache` of a token; `budget`, what the search's budget is a share of, such as
+            seconds that are measured (`of="latency"`); or `none`.
     """
 
     baseline: Literal["current", "original"] = "current"
     impact: Literal["relative", "log"] = "relative"
-    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "none"] = "parameters"
+    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "budget", "none"] = "parameters"
 
     def __post_init__(self) -> None:
-        choices = {"baseline": ("current", "original"), "impact": ("relative", "log"), "normaliser": NORMALISERS}
+        choices = {"baseline": ("current", "original"), "impact": ("relative", "log"), "normaliser": KNOWN}
         _require_known(self, choices)
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one what-if loss per candidate."""
         losses = what_if.losses(candidates)
-        shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
+        shares = _shares(what_if, candidates, self.normaliser)
         reference = losses.base
         if self.baseline == "original" and history and history[0].nll_before is not None:
             reference = history[0].nll_before
@@ -115,24 +119,33 @@ class Acceptance(Scorer):
         agreement: A token is accepted where it is the likeliest one of both (`greedy`), or with the chance that
             `sampling` gives it: the sum of min(p, q) (Leviathan et al. 2023, arXiv 2211.17192).
         normaliser: What a candidate costs, as for `nri`. The step of a draft waits for the weights that it reads, which
-            are the `active_parameters`.
+            are the `active_parameters`; `budget` with `of="latency"` goes by measured seconds.
     """
 
     agreement: Literal["greedy", "sampling"] = "greedy"
-    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "none"] = "active_parameters"
+    normaliser: Literal["parameters", "active_parameters", "flops", "kv_cache", "budget", "none"] = "active_parameters"
 
     def __post_init__(self) -> None:
-        _require_known(self, {"agreement": tuple(AGREEMENTS), "normaliser": NORMALISERS})
+        _require_known(self, {"agreement": tuple(AGREEMENTS), "normaliser": KNOWN})
 
     def __call__(self, what_if: WhatIf, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Score by one what-if acceptance per candidate."""
         figure = partial(Divergence, AGREEMENTS[self.agreement])
         refused = what_if.beside(f"acceptance {self.agreement}", figure).losses(candidates)
-        shares = candidate_shares(what_if.model, candidates, self.normaliser, num_positions=what_if.num_positions)
+        shares = _shares(what_if, candidates, self.normaliser)
         falls = {candidate: share - refused.base for candidate, share in refused.without.items()}
         if self.normaliser == "none":
             return Scores(falls)
         return Scores({candidate: _per_share(fall, shares[candidate]) for candidate, fall in falls.items()})
+
+
+def _shares(what_if: WhatIf, candidates: Sequence[Candidate], normaliser: str) -> Mapping[Candidate, float]:
+    """The share of the model's cost that goes with each candidate."""
+    if normaliser != BUDGET:
+        return candidate_shares(what_if.model, candidates, normaliser, num_positions=what_if.num_positions)
+    if what_if.shares is None:
+        raise LitPruneError("the normaliser `budget` is for a search that has one; take parameters or flops")
+    return what_if.shares(candidates)
 
 
 def _require_known(scorer: Scorer, choices: Mapping[str, Sequence[str]]) -> None:

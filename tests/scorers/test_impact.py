@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_prune.costs import candidate_shares
+from lit_prune.anatomy import find_sublayers
+from lit_prune.costs import Latency, candidate_shares, prices
 from lit_prune.errors import LitPruneError
 from lit_prune.measure import WhatIf
 from lit_prune.plan import Candidate, PruneStep, create
@@ -89,6 +90,25 @@ def test_shares_of_experts_whole_and_active_by_hand():
     for normaliser in ("parameters", "active_parameters"):
         found = scored(model, "nri", normaliser=normaliser).importance[candidate]
         assert found == pytest.approx(ri / share(normaliser) if ri > 0 else -share(normaliser))
+
+
+@pytest.mark.parametrize("name", ["nri", "acceptance"])
+def test_a_budget_s_own_unit_is_that_unit_and_measured_seconds_are_its_shares(name, monkeypatch):
+    def scores(of, normaliser):
+        options = {"amount": 0.3, "of": of, "scorer": {"name": name, "normaliser": normaliser}, "progress": False}
+        plan = prune(tiny_model("llama"), BATCHES, **options)
+        return plan.steps[0].scores, plan.removed
+
+    assert scores("flops", "budget") == scores("flops", "flops")
+    model = tiny_model("llama")
+    seconds = {sublayer: 0.1 + 0.01 * number for number, sublayer in enumerate(find_sublayers(model).ids)}
+    monkeypatch.setattr(prices, "measure_latency", lambda *_, **__: Latency(2.0, seconds))
+    found, impact = scores("latency", "budget")[0], scores("latency", "none")[0]
+    for sublayer, took in seconds.items():
+        lost = impact[str(sublayer)]
+        assert found[str(sublayer)] == pytest.approx(lost / (took / 2.0) if lost > 0 else -took / 2.0)
+    with pytest.raises(LitPruneError, match="for a search that has one"):
+        scored(model, name, normaliser="budget")
 
 
 def test_what_costs_no_cache_is_kept_when_the_cache_is_what_counts():
