@@ -49,8 +49,7 @@ class WhatIf:
         journal: The journal that keeps measurements, and knows those that were made before; in memory by default.
         max_state_bytes: The most memory for states that are kept from round to round; a tenth of the model's own when
             None. One batch's states are held in any case while it is measured.
-        forks: How many candidates share one pass through the blocks behind all of them: more work at a time for a GPU,
-            and memory for as many logits.
+        forks: How many candidates share a pass through the blocks behind all of them: more work, more logits at a time.
         offload: Whether to spare the device's memory: states are held in the CPU's, the one that a measurement starts
             from is fetched, and the head runs on a few positions at a time.
         runner: Runs the model, and says what is measured of a pass: the loss by default.
