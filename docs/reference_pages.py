@@ -148,7 +148,7 @@ def _help(command: str) -> tuple[str, list[str]]:
 def _prose(text: str) -> str:
     """Words of a terminal in Markdown, where braces, stars and brackets mean nothing outside of code.
 
-    Without lists of all classes; with Lightning's markup of Sphinx as Markdown, and links to pages of docs/.
+    Without lists of all classes; with Lightning's markup of Sphinx as Markdown.
     """
     text = re.sub(r",? known subclasses: [^)]*", "", " ".join(text.split()))
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text.replace("``", "`"))
@@ -157,10 +157,10 @@ def _prose(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    links = r"`([^`<]+) <([^>]+)>`_|docs/(\S+?)\.md"
     parts = []
-    for words, named, address, page in zip(*[iter([*re.split(links, text), None, None, None])] * 4, strict=True):
-        link = f"[{page}](../{page}.md)" if page else f"[{named}]({address})" if named else ""
+    pieces = re.split(r"`([^`<]+) <([^>]+)>`_", text)
+    for words, named, address in zip(*[iter([*pieces, None, None])] * 3, strict=True):
+        link = f"[{named}]({address})" if named else ""
         parts.append(re.sub(r"([\\*_<>|\[\]{}])", r"\\\1", words) + link)
     return "".join(parts)
 
@@ -298,9 +298,8 @@ def _first_sentence(documented: Any) -> str:
 
 
 def _description(documented: Any) -> str:
-    """What a docstring says ahead of its sections, its paths of pages as links."""
-    told = docstring_parser.parse(inspect.getdoc(documented) or "").description or ""
-    return re.sub(r"docs/(\S+?)\.md", r"[\1](../\1.md)", told)
+    """What a docstring says ahead of its sections."""
+    return docstring_parser.parse(inspect.getdoc(documented) or "").description or ""
 
 
 def _registered(title: str, opening: str, registry: Any) -> str:

@@ -128,8 +128,7 @@ def _pruned(
     if mends is None:
         return network, apply_plan(network, plan, uncompensated=uncompensated)
     batches = text.batches(tokenizer, network.config, lambda: network)
-    source = {"source": ", ".join(text.texts), "window": text.window}
-    return network, compensate_plan(network, plan, batches, mends, calibration=source, progress=True)
+    return network, compensate_plan(network, plan, batches, mends, calibration=text.recorded, progress=True)
 
 
 def _rebuilt(

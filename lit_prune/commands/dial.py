@@ -69,8 +69,7 @@ def dial_model(
     whole = load(name, dtype=pruned.dtype, device=loading.place, revision=revision, trust_remote_code=code)
     refitted = None if before is None else loading.model(before)
     batches = text.batches(tokenizer, whole.config, lambda: whole) if compensate == REFIT else None
-    source = {"source": ", ".join(text.texts), "window": text.window}
-    refit: dict[str, Any] = {"batches": batches, "before": refitted, "calibration": source, "progress": True}
+    refit: dict[str, Any] = {"batches": batches, "before": refitted, "calibration": text.recorded, "progress": True}
     between = dial(pruned, whole, plan, amount=amount, num_steps=steps, **refit)
     if name != plan.model.name:
         between = replace(between, model=replace(between.model, name=name, revision=None))

@@ -105,6 +105,11 @@ class Mixture:
 
         return self.data or [MIXED]
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a plan says of the texts."""
+        return {"source": ", ".join(self.texts), "window": self.window}
+
     def beside(self, searched: Sequence[str]) -> Mixture:
         """The same, with the texts of a search among the texts where none are given."""
         from lit_prune.data import BUILTIN, MIXED

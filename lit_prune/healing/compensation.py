@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -213,12 +213,13 @@ def fold_factor(model: nn.Module, sublayer: SublayerId, factor: float) -> None:
 
     The sublayer, which will go, is still there.
     """
-    scale_sublayers(model, find_sublayers(model).behind(sublayer), 1 / factor)
+    scale_sublayers(model, find_sublayers(model).behind(sublayer), 1 / factor, output_projections(model))
 
 
-def scale_sublayers(model: nn.Module, sublayers: Iterable[Sublayer], factor: float) -> None:
-    """Multiply what sublayers add to the stream; each ends in one linear layer, or in a norm."""
-    projections = output_projections(model)
+def scale_sublayers(
+    model: nn.Module, sublayers: Iterable[Sublayer], factor: float, projections: Mapping[SublayerId, str]
+) -> None:
+    """Multiply what sublayers add to the stream: each ends in a norm, or in one of the output projections."""
     for sublayer in sublayers:
         path = sublayer.output if sublayer.form == SANDWICH else projections[sublayer.id]
         scale_output(model.get_submodule(path), factor)

@@ -49,7 +49,6 @@ class Gone:
 Rule = Callable[[Gone], float]
 """The share of its change that a weight keeps: 1 leaves it as it is in the pruned model, 0 as in the dense one."""
 
-
 Strength = Callable[[float], float]
 """What the outputs of sublayers that are back are multiplied by, by the share that is back of all that went."""
 
@@ -106,8 +105,9 @@ def dial(
         ModelError: The dense model is another one's, or in another type, or a refit is not possible in it.
         PlanError: The plan is another model's.
     """
-    for model in (pruned, before or pruned):
-        require_whole_plan(model, plan)
+    require_whole_plan(pruned, plan)
+    if before is not None:
+        require_whole_plan(before, plan)
     anatomy = find_sublayers(dense)
     _require_dense(anatomy, plan, pruned, dense)
     kept = _front(plan, dense, amount, num_steps)
@@ -129,9 +129,9 @@ def dial(
     if 0 < len(kept.steps) < len(plan.steps):
         share_back = 1 - anatomy.num_freed(kept.removed) / anatomy.num_freed(plan.removed)
         restored = [anatomy[each] for each in plan.removed if each not in staying]
-        ending = output_projections(dense)
-        scalable = [each for each in restored if each.form == SANDWICH or each.id in ending]
-        scale_sublayers(dense, scalable, strength(share_back))
+        projections = output_projections(dense)
+        scalable = [each for each in restored if each.form == SANDWICH or each.id in projections]
+        scale_sublayers(dense, scalable, strength(share_back), projections)
     compact(dense)
     return kept
 
