@@ -147,8 +147,11 @@ def test_distillation_is_the_divergence_of_the_distributions():
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(2, 5, 7, generator=generator).double().unbind()
     p, q = (torch.softmax(each / 2, -1) for each in (teacher, student))
-    expected = 4 * (p * (p / q).log()).sum(-1).mean()
-    assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    each = 4 * (p * (p / q).log()).sum(-1)
+    assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(each.mean().item(), rel=1e-5)
+    # Half of it by damage: each token once more as many times as it has lost more than the mean.
+    damaged = (each.mean() + each.square().mean() / each.mean()) / 2
+    assert distillation_loss(teacher, student, 2.0, 0.5).item() == pytest.approx(damaged.item(), rel=1e-5)
 
 
 def test_gradients_of_the_divergence_are_those_of_all_positions_at_once():
@@ -573,7 +576,7 @@ def test_what_cannot_work_is_one_line(pruned_folder, text, tmp_path, capsys, ext
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("options", [{"cross_entropy": 2}, {"temperature": 0}, {"hidden": -1}])
+@pytest.mark.parametrize("options", [{"cross_entropy": 2}, {"damage": 2}, {"temperature": 0}, {"hidden": -1}])
 @pytest.mark.parametrize("settings", [Distillation, HealingSettings])
 def test_distillation_that_cannot_be_is_refused(options, settings):
     with pytest.raises(LitPruneError, match="distillation takes"):
