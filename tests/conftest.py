@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread, and a tokenizer made in code."""
+"""What all tests share: no network, one thread, one seed, and a tokenizer made in code."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     # In pyproject.toml it would have pytest import Lightning, and huggingface_hub with it, ahead of this file.
     config.addinivalue_line("filterwarnings", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same draws in every run, from a process whose seed PyTorch takes from the system."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

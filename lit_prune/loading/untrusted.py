@@ -35,6 +35,8 @@ OTHERS = (
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),  # as Python 3.13 writes it
+    ("pathlib._local", "WindowsPath"),
     ("collections", "OrderedDict"),
     ("builtins", "set"),
 )
