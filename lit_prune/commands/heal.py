@@ -34,13 +34,15 @@ def heal_model(
     teaching: Teaching = TEACHING,
     lora: LoraHealing = LORA,
     training: HealingSettings = TRAINING,
+    rates: list[float] | None = None,
     keep_adapter: bool = False,
     loading: Loading = LOADING,
 ) -> None:
     """Train low-rank updates of a pruned model, with the dense model or another as teacher, and save what came of it.
 
-    Of several prunings of one model all are trained to the first validation, and the best half goes on, until one is
-    left that is trained to the end: which is best before a healing says little of which is best after it.
+    Of several prunings of one model, or several learning rates, all are trained to the first validation, and the best
+    half goes on, until one is left that is trained to the end: which is best before a healing says little of which is
+    best after it, and what is a good rate differs by model.
 
     A training that was stopped, by Ctrl-C or by force, goes on from its last validation when the same command is given
     again; until then its state is in the folder OUTPUT.healing, and after Ctrl-C the best model so far in
@@ -57,6 +59,7 @@ def heal_model(
         teaching: Who teaches.
         lora: The adapters.
         training: How they are trained.
+        rates: Learning rates to choose from, in place of that of `training`.
         keep_adapter: Write the adapter alone, as peft does, instead of a model with it merged.
         loading: How the models are loaded.
     """
@@ -73,33 +76,42 @@ def heal_model(
     plans = {name: PrunePlan.load(name) for name in names}
     texts, dense = lessons.texts(taught=teaching.distill), teaching.of(plans)
     teaching.require_there(dense, texts, loading)
+    # By what tells them apart: the pruning, and the rate where there are several.
+    entrants = {
+        f"{name} at {rate:g}" if rates else name: (name, replace(training, seed=lessons.seed, learning_rate=rate))
+        for name in names
+        for rate in rates or [training.learning_rate]
+    }
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
+    of |= {"rates": rates} if rates else {}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
     teaching.require_tokens(tokenizer, loading)
     train, validation = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer))
     options: dict[str, Any] = {
         "lora": lora,
-        "settings": replace(training, seed=lessons.seed),
         "batch_size": lessons.batch_size,
     }
+    states = {entrant: stay.state(number) for number, entrant in enumerate(entrants)}
 
-    def healed(name: str, pause: int | None = None) -> tuple[PreTrainedModel, HealingReport]:
+    def healed(entrant: str, pause: int | None = None) -> tuple[PreTrainedModel, HealingReport]:
+        name, settings = entrants[entrant]
         network, teacher = teaching.student(writer, name, loading)
-        state, device = stay.state(names.index(name)), _on(loading.place, network.dtype)
-        report = heal(network, train, validation, teacher=teacher, state=state, pause=pause, **options, **device)
+        asked = {**options, "settings": settings, **_on(loading.place, network.dtype)}
+        report = heal(network, train, validation, teacher=teacher, state=states[entrant], pause=pause, **asked)
         if report.stopped and pause is not None:
             _stop(target)
         return network, report
 
-    def merit(name: str, pause: int) -> float:
-        known = merits_in(stay.state(names.index(name)))
-        return known[pause] if len(known) > pause else healed(name, pause)[1].merit
+    def merit(entrant: str, pause: int) -> float:
+        known = merits_in(states[entrant])
+        return known[pause] if len(known) > pause else healed(entrant, pause)[1].merit
 
     if stay.state().exists():
         say(f"going on with the training in {stay.folder}")
-    best, merits = race(names, merit)
-    network, report = healed(best)
+    entrant, merits = race(list(entrants), merit)
+    network, report = healed(entrant)
+    best, training = entrants[entrant]
     if report.stopped:
         shutil.rmtree(place := stay.folder / "best", ignore_errors=True)
     else:

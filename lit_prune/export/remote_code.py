@@ -45,6 +45,8 @@ BIASES: list[str] = {biases}
 class {name}(Dense):
     """{name} without what lit-prune removed."""
 
+    _auto_class = "AutoModelForCausalLM"  # who saves it saves this file too
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if not isinstance(self, {name}):

@@ -20,23 +20,18 @@ USERS_WORDS = "what-the-user-says"
 POSITIONS_AT_A_TIME = 64
 
 
-def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0, damage: float = 0.0) -> Tensor:
-    """Mean KL(teacher, student) in nats of logits [positions, vocab], times temperature² as in arXiv 1503.02531.
-
-    In the share `damage` of it a position counts by its own divergence, relative to the mean.
-    """
+def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean KL(teacher, student) in nats of logits [positions, vocab], times temperature² as in arXiv 1503.02531."""
     # A few positions at a time, computed again in the backward pass: float32 distributions of all of them would be the
     # largest tensors of the training.
     pairs = zip(*(torch.split(logits, POSITIONS_AT_A_TIME) for logits in (teacher, student)), strict=True)
-    parts: list[Tensor] = [checkpoint(_divergences, *pair, temperature, use_reentrant=False) for pair in pairs]
-    found = torch.cat(parts)
-    weights = 1 - damage + damage * found.detach() / found.detach().mean().clamp(min=1e-6) if damage > 0 else 1.0
-    return (weights * found).sum() / max(len(student), 1) * temperature**2
+    sums: list[Tensor] = [checkpoint(_divergence, *pair, temperature, use_reentrant=False) for pair in pairs]
+    return torch.stack(sums).sum() / max(len(student), 1) * temperature**2
 
 
-def _divergences(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def _relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
@@ -63,7 +58,7 @@ def taught_loss(
         # Where one model has more rows of padding than the other, over the tokens that both have.
         width = min(taught.logits.shape[-1], out.logits.shape[-1])
         theirs, own = (logits[:, :-1, :width][mask] for logits in (taught.logits, out.logits))
-        loss = loss + (1 - share) * distillation_loss(theirs, own, settings.temperature, settings.damage)
+        loss = loss + (1 - share) * distillation_loss(theirs, own, settings.temperature)
     cuts = _cut_states(student) if settings.hidden > 0 else []
     if cuts:
         distances = [_relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]

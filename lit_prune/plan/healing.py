@@ -55,8 +55,6 @@ class Distillation:
         temperature: The temperature of both distributions in the divergence from the teacher, above 0.
         cross_entropy: The weight of the loss on the text itself beside the divergence, from 0 to 1; without a teacher
             it is 1.
-        damage: The share of the divergence in which a token counts by its own divergence, relative to the mean of the
-            batch, from 0 to 1: a few tokens carry most of what is lost.
         hidden: The weight of the relative squared distance from the teacher's hidden states behind blocks that lost
             something, 0 or more.
 
@@ -66,15 +64,13 @@ class Distillation:
 
     temperature: float = 1.0
     cross_entropy: float = 0.0
-    damage: float = 0.0
     hidden: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.cross_entropy, self.damage)
-        if self.temperature <= 0 or not all(0 <= share <= 1 for share in shares) or self.hidden < 0:
+        if self.temperature <= 0 or not 0 <= self.cross_entropy <= 1 or self.hidden < 0:
             raise LitPruneError(
-                "distillation takes a temperature above 0, cross_entropy and damage from 0 to 1 and hidden of 0 or "
-                f"more; found {self.temperature}, {self.cross_entropy}, {self.damage} and {self.hidden}"
+                "distillation takes a temperature above 0, cross_entropy from 0 to 1 and hidden of 0 or more; "
+                f"found {self.temperature}, {self.cross_entropy} and {self.hidden}"
             )
 
 

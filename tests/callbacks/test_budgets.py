@@ -49,7 +49,8 @@ def test_flops_are_spread_evenly_by_hand(tmp_path):
     callback = pruning(amount=0.3, of="flops")
     trainer(tmp_path, callback, max_epochs=3).fit(module(), *loaders())
     budget = callback.plan.budget
-    assert (budget["of"], budget["total"], budget["num_positions"]) == ("flops", TOTAL, 16)
+    assert (budget["of"], budget["num_positions"]) == ("flops", 16)
+    assert budget["total"] == pytest.approx(TOTAL, rel=1e-4)  # before 5.23, transformers multiplies for its angles
     saved = per_epoch(callback.plan, {"attention": ATTENTION, "mlp": MLP_FLOPS}, 3)
     dearest = max(ATTENTION, MLP_FLOPS)
     for epoch, value in enumerate(saved):

@@ -20,7 +20,10 @@ from tests.callbacks.test_sublayer_prune import TRAIN, VAL, pruning, trainer
 from tests.processes import in_torchrun
 from tests.tiny import tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of torch 2.6 needs a GPU"),
+]
 
 
 class Module(LitCausalLM):

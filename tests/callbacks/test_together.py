@@ -127,6 +127,7 @@ def compiled_in_place():
     return module
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 compiles guards that name what is not there")
 @pytest.mark.parametrize("compiled", [
     pytest.param(compiled_in_place, id="model.compile()"),
     pytest.param(lambda: torch.compile(small_module(), backend="eager"),

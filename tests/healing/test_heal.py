@@ -147,11 +147,8 @@ def test_distillation_is_the_divergence_of_the_distributions():
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(2, 5, 7, generator=generator).double().unbind()
     p, q = (torch.softmax(each / 2, -1) for each in (teacher, student))
-    each = 4 * (p * (p / q).log()).sum(-1)
-    assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(each.mean().item(), rel=1e-5)
-    # Half of it by damage: each token once more as many times as it has lost more than the mean.
-    damaged = (each.mean() + each.square().mean() / each.mean()) / 2
-    assert distillation_loss(teacher, student, 2.0, 0.5).item() == pytest.approx(damaged.item(), rel=1e-5)
+    expected = 4 * (p * (p / q).log()).sum(-1).mean()
+    assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_gradients_of_the_divergence_are_those_of_all_positions_at_once():
@@ -494,12 +491,12 @@ def test_a_race_halves_the_field():
     assert race(["a"], lambda *_: pytest.fail("one is no race")) == ("a", {})
 
 
-def test_of_several_prunings_the_best_is_healed_as_if_alone(pruned_folder, text, tmp_path, monkeypatch, capsys):
+def test_of_prunings_and_rates_the_best_is_healed_as_if_alone(pruned_folder, text, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
     few = ["--data", str(text), "--window", "16", "--num_windows", "4", "--compensate", "none", "--num_unseen", "0"]
     assert main(["prune", str(tmp_path / "tiny"), "--output", str(other), "--amount", "0.3", *few]) == 0
     healing = [*options(text), "--training.validations", "4", "--training.cross_entropy", "0.9"]
-    both = ["heal", f"{other},{pruned_folder}", "--output", str(tmp_path / "best"), *healing]
+    four = ["heal", f"{other},{pruned_folder}", "--output", str(tmp_path / "best"), "--rates", "[1e-3, 1e-4]", *healing]
     trained = []
 
     def seen(*rows, **named):
@@ -510,15 +507,19 @@ def test_of_several_prunings_the_best_is_healed_as_if_alone(pruned_folder, text,
     with monkeypatch.context() as patch:
         patch.setattr("lit_prune.export.save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
-            main(both)
-    assert trained == [1, 1, None]
-    assert main(both) == 0
-    assert trained == [1, 1, None, None], "what the race has found is kept"
+            main(four)
+    assert trained == [1, 1, 1, 1, 2, 2, None]
+    assert main(four) == 0
+    assert trained == [1, 1, 1, 1, 2, 2, None, None], "what the race has found is kept"
     found = PrunePlan.load(tmp_path / "best").healing
-    assert {name: len(each) for name, each in found["race"].items()} == {str(other): 1, str(pruned_folder): 1}
-    best = min(found["race"], key=lambda name: found["race"][name])
+    assert {*found["race"]} == {f"{name} at {rate}" for name in (other, pruned_folder) for rate in ("0.001", "0.0001")}
+    assert sorted(len(each) for each in found["race"].values()) == [1, 1, 2, 2]
+    best = min(found["race"], key=lambda name: (-len(found["race"][name]), found["race"][name][-1]))
     assert f"{best}: loss and repetition behind the first validations" in capsys.readouterr().out
-    assert main(["heal", best, "--output", str(tmp_path / "alone"), *healing]) == 0
+    name, rate = best.split(" at ")
+    assert found["training"]["learning_rate"] == float(rate)
+    alone = ["heal", name, "--output", str(tmp_path / "alone"), *healing, "--training.learning_rate", rate]
+    assert main(alone) == 0
     alone, raced = lit_prune.load(tmp_path / "alone"), lit_prune.load(tmp_path / "best")
     assert torch.equal(logits(alone), logits(raced))
 
@@ -576,7 +577,7 @@ def test_what_cannot_work_is_one_line(pruned_folder, text, tmp_path, capsys, ext
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("options", [{"cross_entropy": 2}, {"damage": 2}, {"temperature": 0}, {"hidden": -1}])
+@pytest.mark.parametrize("options", [{"cross_entropy": 2}, {"temperature": 0}, {"hidden": -1}])
 @pytest.mark.parametrize("settings", [Distillation, HealingSettings])
 def test_distillation_that_cannot_be_is_refused(options, settings):
     with pytest.raises(LitPruneError, match="distillation takes"):

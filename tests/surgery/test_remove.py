@@ -1,6 +1,7 @@
 """What muting and removing do to a model, its optimizer and config; tests/architectures proves both exact."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_removal_in_steps_is_recorded_and_never_twice():
         remove(model, ids(name))
     assert [str(each) for each in removed_sublayers(model)] == ["attention.0", "mlp.0", "attention.1"]
     assert model.config.lit_prune["removed"] == ["attention.0", "mlp.0", "attention.1"]
-    assert model.config.to_dict()["per_layer_config"] == {
+    assert json.loads(model.config.to_json_string())["per_layer_config"] == {
         "0": {"skip": ["attention", "mlp"]},
         "1": {"skip": ["attention"]},
     }
