@@ -286,7 +286,7 @@ def _symlog(linear: float, axis: Axes) -> None:
     # Less than two powers of ten on either side would leave the axis with few numbers.
     subs = (1, 2, 5) if max(map(abs, axis.get_ylim())) < 100 * linear else (1,)
     axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=subs))
-    axis.yaxis.set_major_formatter("{x:,.6g}")
+    axis.yaxis.set_major_formatter("{x:,.7g}")
     axis.minorticks_off()
 
 

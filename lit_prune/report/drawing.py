@@ -79,7 +79,7 @@ def number_axis(axis: Axes) -> None:
     low, high = axis.get_ylim()
     if high > 5 * low:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-        axis.yaxis.set_major_formatter("{x:,.6g}")
+        axis.yaxis.set_major_formatter("{x:,.7g}")
     else:
         axis.yaxis.set_major_locator(AutoLocator())
         axis.yaxis.set_major_formatter(plain := ScalarFormatter(useOffset=False))
