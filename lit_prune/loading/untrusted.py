@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -105,6 +106,8 @@ class _Records(pickle.Unpickler):
     """Makes torch's records of a distributed checkpoint, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "pathlib._local" and sys.version_info < (3, 13):
+            raise pickle.UnpicklingError("Python 3.13 wrote it, and older ones cannot read it; take 3.13 or later")
         if (module, name) in OTHERS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         found = super().find_class(module, name) if module == RECORDS and "." not in name else None

@@ -285,6 +285,13 @@ def test_metadata_of_a_distributed_checkpoint_is_torchs_own(tmp_path, marker, va
     assert "no metadata of a distributed checkpoint" in capsys.readouterr().err
     with pytest.raises(ModelError, match="it names"):
         read_facts(bad)
+    (bad / ".metadata").write_bytes(b"cpathlib._local\nPosixPath\n.")
+    if sys.version_info < (3, 13):
+        with pytest.raises(ModelError, match="Python 3.13 wrote it"):
+            require_plain_metadata(bad)
+    else:
+        require_plain_metadata(bad)
+    (bad / ".metadata").write_bytes(pickle.dumps(Evil(marker)))
     # What torch does with it, without the check.
     with pytest.raises(AttributeError):
         distributed.FileSystemReader(bad).read_metadata()
