@@ -16,7 +16,7 @@ from lit_prune.surgery import removed_sublayers
 from tests import naive
 from tests.callbacks.test_sublayer_prune import VAL, Halt, Losses, loaders, module, pruning, trainer
 from tests.pruning.test_budgets import ATTENTION_FLOPS, MLP_FLOPS, TOTAL_FLOPS
-from tests.tiny import NUM_BLOCKS, tiny_model
+from tests.tiny import ANGLES, NUM_BLOCKS, tiny_model
 
 # Validation has 16 tokens where those tests have 20.
 SHORTER = 2 * 2 * 4 * 32
@@ -50,7 +50,7 @@ def test_flops_are_spread_evenly_by_hand(tmp_path):
     trainer(tmp_path, callback, max_epochs=3).fit(module(), *loaders())
     budget = callback.plan.budget
     assert (budget["of"], budget["num_positions"]) == ("flops", 16)
-    assert budget["total"] == pytest.approx(TOTAL, rel=1e-4)  # before 5.23, transformers multiplies for its angles
+    assert budget["total"] == pytest.approx(TOTAL, rel=ANGLES, abs=0)
     saved = per_epoch(callback.plan, {"attention": ATTENTION, "mlp": MLP_FLOPS}, 3)
     dearest = max(ATTENTION, MLP_FLOPS)
     for epoch, value in enumerate(saved):
