@@ -7,31 +7,84 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.rollouts import continued
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import predicts
+from lit_prune.measure import IGNORED
 from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
-POSITIONS_AT_A_TIME = 64
+ELEMENTS_AT_A_TIME = (2**18, 2**24)
+"""Of logits in float32: on a CPU what its caches hold, elsewhere enough to keep the device busy."""
 
 
-def distillation_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean KL(teacher, student) in nats of logits [positions, vocab], times temperature² as in arXiv 1503.02531."""
-    # A few positions at a time, computed again in the backward pass: float32 distributions of all of them would be the
-    # largest tensors of the training.
-    pairs = zip(*(torch.split(logits, POSITIONS_AT_A_TIME) for logits in (teacher, student)), strict=True)
-    sums: list[Tensor] = [checkpoint(_divergence, *pair, temperature, use_reentrant=False) for pair in pairs]
-    return torch.stack(sums).sum() / max(len(student), 1) * temperature**2
+def distillation_loss(
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float = 1.0,
+    *,
+    targets: Tensor | None = None,
+    cross_entropy: float = 0.0,
+) -> Tensor:
+    """Mean KL(teacher, student) in nats of logits [positions, vocab], times temperature² as in arXiv 1503.02531.
+
+    Where one has more rows of padding than the other, it is over the tokens that both have.
+
+    Args:
+        teacher: Logits of the teacher, without gradients.
+        student: Logits of the student.
+        temperature: The temperature of both distributions.
+        targets: The tokens that follow, LongTensor [positions], -100 at positions that do not count; all do by default.
+        cross_entropy: The weight of the student's mean loss on the targets, from 0 to 1; the divergence has the rest.
+    """
+    targets = torch.zeros(len(student), dtype=torch.long, device=student.device) if targets is None else targets
+    loss: Tensor = _Divergence.apply(student, teacher, targets, temperature, cross_entropy)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+class _Divergence(torch.autograd.Function):
+    """`distillation_loss`, whose gradient is computed beside it, a few positions at a time.
+
+    Distributions of all positions in float32 would be the largest tensors of a training, and, on a CPU, half its time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, share: float
+    ) -> Tensor:
+        wide = torch.promote_types(student.dtype, torch.float32)
+        counted = targets != IGNORED
+        weights = counted.to(wide) / counted.sum().clamp(min=1)
+        width = min(student.shape[-1], teacher.shape[-1])
+        loss, gradient = torch.zeros((), dtype=wide, device=student.device), torch.zeros_like(student)
+        number = max(1, ELEMENTS_AT_A_TIME[student.device.type != "cpu"] // student.shape[-1])
+        whole = (student, teacher, targets.clamp(min=0), weights, gradient)
+        parts = (torch.split(each, number) for each in whole)
+        for own, theirs, target, weight, found in zip(*parts, strict=True):
+            log_p, log_q = (
+                F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1, dtype=wide)
+                for logits in (theirs[:, :width], own[:, :width])
+            )
+            p, q = log_p.exp(), log_q.exp()
+            loss += (1 - share) * temperature**2 * (p * (log_p - log_q)).sum(dim=-1) @ weight
+            change = q.sub_(p).mul_((1 - share) * temperature * weight[:, None])
+            if share > 0:
+                is_same = temperature == 1 and width == own.shape[-1]
+                log_q = log_q if is_same else F.log_softmax(own, dim=-1, dtype=wide)
+                loss -= share * log_q.gather(1, target[:, None])[:, 0] @ weight
+                text = log_q.exp().mul_(share * weight[:, None])
+                text.scatter_add_(1, target[:, None], -share * weight[:, None])[:, :width] += change
+                change = text
+            found[:, : change.shape[-1]] = change
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0], None, None, None, None
 
 
 def _relative_distance(teacher: Tensor, student: Tensor) -> Tensor:
@@ -46,19 +99,19 @@ def taught_loss(
     """The loss of a batch that a teacher has seen as well, which the settings mix from its parts.
 
     Both outputs have `logits` [batch, seq, vocab], and `hidden_states` where they count. Where one of the labels
-    [batch, seq] is -100, the position before it is left out. `text` is the mean token loss on the text itself, None
-    where it has no weight.
+    [batch, seq] is -100, the position before it is left out. `text` is what the text itself is to cost; None stands for
+    the mean token loss.
     """
     share = settings.cross_entropy
     loss = torch.zeros((), device=out.logits.device)
     if text is not None and share > 0:
         loss = loss + share * text
-    if share < 1:
-        mask = predicts(labels)
-        # Where one model has more rows of padding than the other, over the tokens that both have.
-        width = min(taught.logits.shape[-1], out.logits.shape[-1])
-        theirs, own = (logits[:, :-1, :width][mask] for logits in (taught.logits, out.logits))
-        loss = loss + (1 - share) * distillation_loss(theirs, own, settings.temperature)
+    if share < 1 or text is None:
+        targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
+        theirs, own = (logits.flatten(0, 1) for logits in (taught.logits, out.logits))
+        on_text = {"cross_entropy": share} if text is None else {}
+        learned = distillation_loss(theirs, own, settings.temperature, targets=targets, **on_text)
+        loss = loss + (learned if text is None else (1 - share) * learned)
     cuts = _cut_states(student) if settings.hidden > 0 else []
     if cuts:
         distances = [_relative_distance(taught.hidden_states[cut], out.hidden_states[cut]) for cut in cuts]

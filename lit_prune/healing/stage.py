@@ -120,8 +120,7 @@ class HealingStage(TokenMean):
         if taught is None:
             loss = mean_loss(out.logits, labels)[0]
         else:
-            text = mean_loss(out.logits, labels)[0] if own.cross_entropy > 0 else None
-            loss = taught_loss(own, taught, out, labels, text=text, student=self.model)
+            loss = taught_loss(own, taught, out, labels, text=None, student=self.model)
         repaired = None if self.repairs is None else self.repairs.loss(self.model, batch_idx)
         if repaired is not None:
             loss = loss + own.repair * repaired

@@ -151,12 +151,23 @@ def test_distillation_is_the_divergence_of_the_distributions():
     assert distillation_loss(teacher, student, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_gradients_of_the_divergence_are_those_of_all_positions_at_once():
-    teacher, student = torch.randn(2, 150, 7, generator=torch.Generator().manual_seed(0)).unbind()
+@pytest.mark.parametrize(
+    ("width", "temperature", "share"), [(7, 2.0, 0.0), (7, 1.0, 0.3), (5, 2.0, 0.3), (9, 1.0, 1.0)]
+)
+def test_gradients_of_the_divergence_are_those_of_all_positions_at_once(monkeypatch, width, temperature, share):
+    monkeypatch.setattr("lit_prune.healing.distillation.ELEMENTS_AT_A_TIME", (5 * 7, 5 * 7))
+    draw = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(152, width, generator=draw), torch.randn(152, 7, generator=draw)
+    targets = torch.randint(7, (152,), generator=draw)
+    targets[[3, 151]] = -100
     found, expected = (student.clone().requires_grad_() for _ in range(2))
-    distillation_loss(teacher, found, 2.0).backward()
-    p, log_q = torch.softmax(teacher / 2, -1), torch.log_softmax(expected / 2, -1)
-    (4 * (p * (p.log() - log_q)).sum(-1).mean()).backward()
+    loss = distillation_loss(teacher, found, temperature, targets=targets, cross_entropy=share)
+    (3 * loss).backward()
+    log_p, log_q = (each[targets >= 0, : min(width, 7)] / temperature for each in (teacher, expected))
+    divergence = F.kl_div(log_q.log_softmax(-1), log_p.log_softmax(-1), log_target=True, reduction="batchmean")
+    wanted = (1 - share) * temperature**2 * divergence + share * F.cross_entropy(expected, targets)
+    (3 * wanted).backward()
+    torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(found.grad, expected.grad)
 
 
