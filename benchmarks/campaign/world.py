@@ -55,9 +55,9 @@ class World:
     def heal(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune heal`."""
         pruned = self.undisturbed["prune"] / "out"
-        sizes = ["--window", "32", "--val_windows", "6", "--training.tokens", "2500", "--lora.rank", "4"]
+        sizes = ["--window", "96", "--val_windows", "6", "--training.tokens", "2500", "--lora.rank", "4"]
         files = ["--output", str(folder / "out"), "--data", f"[{self.text}]", "--device", "cpu"]
-        return ["heal", str(pruned), *files, *sizes, "--training.validations", "3", "--distill", "false"]
+        return ["heal", str(pruned), *files, *sizes, "--training.validations", "3", "--training.repair", "0.5"]
 
     def fit_command(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune fit`, with the last whole checkpoint in `folder/kept` to go on from."""

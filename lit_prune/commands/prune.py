@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -18,8 +19,13 @@ from lit_prune.files import say
 from lit_prune.plan import PLAN_FILE, Method, create, read_method, with_defaults
 from lit_prune.searches import SEARCHES, Goal, Search
 
+TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
+if TYPE_CHECKING:
+    from torch import Tensor
+
 JOURNAL_FILE = "search.jsonl"
 DEFAULT_AMOUNT = 0.2
+DEFAULT_METHOD = "nri-portfolio"
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,10 @@ class Choice:
     """What decides which sublayers go.
 
     Attributes:
-        method: A method of the field by its name, such as blockpruner, sleb, shortgpt, llm-drop or evopress; the five
-            options below are what it is made of, and change it where they are given.
+        method: A method of the field by its name, such as nri, blockpruner, sleb, shortgpt, llm-drop or evopress; the
+            five options below are what it is made of, and change it where they are given. By default nri-portfolio;
+            nri where a scorer or a search is given; nri-lazy where whole sets cannot be compared: with amounts,
+            max_rise or draws, and on one window.
         scorer: nri, or another of those on the reference page of scorers; options as YAML, such as
             '{name: nri, baseline: original}'.
         search: progressive (score again in every round), lazy (only what may have become the best), one_shot,
@@ -43,7 +51,7 @@ class Choice:
             best on further windows is taken, and the plan says how many of the draws chose each sublayer.
     """
 
-    method: str = "nri"
+    method: str | None = None
     scorer: str | dict[str, Any] | None = None
     search: str | dict[str, Any] | None = None
     granularity: Literal["sublayer", "attention", "mlp", "block"] | None = None
@@ -56,11 +64,16 @@ class Choice:
         """The method with what is changed of it."""
         from lit_prune.pruning import Pruner
 
-        recipe = read_method(self.method).with_settings(self._changes)
+        recipe = read_method(self.method or DEFAULT_METHOD).with_settings(self._changes)
         if self.draws > 1:
             recipe = replace(recipe, search={"name": "draws", "of": recipe.search, "number": self.draws})
         Pruner.require_known(recipe)
         return recipe
+
+    def settled(self, *, whole: bool) -> Choice:
+        """The same with its method named; `whole` says whether whole sets can be compared."""
+        usual = DEFAULT_METHOD if whole and self.draws == 1 else "nri-lazy"
+        return replace(self, method=self.method or (usual if self.scorer is self.search is None else "nri"))
 
     @property
     def as_line(self) -> dict[str, Any]:
@@ -98,7 +111,7 @@ class Machine:
     offload: bool = False
 
 
-GOAL, CHOICE, SAMPLE = Goal(), Choice(), Sample(window=512, num_windows=32, batch_size=8)
+GOAL, CHOICE, SAMPLE = Goal(), Choice(), Sample(window=512, num_windows=32, batch_size=4)
 MACHINE, LOADING, REFIT = Machine(), Loading(), Mixture()
 
 
@@ -156,6 +169,7 @@ def prune_model(
     from lit_prune.pruning import prune
     from lit_prune.report import draws_in_words, made_up_for
 
+    choice = choice.settled(whole=amounts is None and goal.max_rise is None and sample.num_windows > 1)
     recipe = choice.recipe
     if amounts is not None:
         _require_plain(goal, machine, data_name, data_split, data_field, layout)
@@ -186,18 +200,8 @@ def prune_model(
         say(f"going on with the measurements in {journal}")
     tokenizer = loading.tokenizer(model)
     search = with_defaults(Search, create(SEARCHES, recipe.search))
-    num_batches = -(-sample.num_windows // sample.batch_size)
-    if choice.draws > 1:
-        wanted = choice.draws * num_batches
-        num_batches = next(number for number in count(wanted) if number - search.num_held_out(number) >= wanted)
-        sample = replace(sample, num_windows=num_batches * sample.batch_size)
-    num_searching = num_batches - search.num_held_out(num_batches)
-    windows, unseen = sample.apart(
-        tokenizer,
-        num_judging=max(0, sample.num_windows - num_searching * sample.batch_size),
-        num_unseen=num_unseen,
-        read=partial(read_texts, name=data_name, split=data_split, field=data_field),
-    )
+    read = partial(read_texts, name=data_name, split=data_split, field=data_field)
+    sample, windows, unseen = _drawn(sample, tokenizer, search, draws=choice.draws, num_unseen=num_unseen, read=read)
     if processes.is_first:
         _say_what_lacks(sample, len(windows), lacks_unseen=num_unseen > 0 and len(unseen) < len(sample.texts))
     network = load(
@@ -244,6 +248,28 @@ def prune_model(
 
 
 run = partial(call, prune_model, nested=["refit"])
+
+
+def _drawn(
+    sample: Sample, tokenizer: Any, search: Search, *, draws: int, num_unseen: int, read: Callable[..., Any]
+) -> tuple[Sample, Tensor, dict[str, Tensor]]:
+    """The sample as the search wants it, its windows, and those that nothing goes by."""
+    judges = draws == 1 and search.num_held_out(2) > 0
+
+    def in_batches(num_windows: int) -> Sample:
+        # Of few windows four batches, of which one judges.
+        return replace(sample, batch_size=max(1, min(sample.batch_size, num_windows // 4))) if judges else sample
+
+    sample = in_batches(sample.num_windows)
+    num_batches = -(-sample.num_windows // sample.batch_size)
+    if draws > 1:
+        wanted = draws * num_batches
+        num_batches = next(number for number in count(wanted) if number - search.num_held_out(number) >= wanted)
+        sample = replace(sample, num_windows=num_batches * sample.batch_size)
+    num_searching = num_batches - search.num_held_out(num_batches)
+    num_judging = max(0, sample.num_windows - num_searching * sample.batch_size)
+    windows, unseen = sample.apart(tokenizer, num_judging=num_judging, num_unseen=num_unseen, read=read)
+    return in_batches(len(windows)), windows, unseen
 
 
 def _say_what_lacks(sample: Sample, found: int, *, lacks_unseen: bool) -> None:

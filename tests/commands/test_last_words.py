@@ -36,6 +36,7 @@ def next_commands(printed):
 def test_pruning_ends_with_perplexity_the_target_and_what_comes_next(folder, text, tmp_path, capsys):
     out = str(tmp_path / "a folder")
     how = ["--data", str(text), "--window", "16", "--num_windows", "4", "--num_unseen", "0", "--compensate", "none"]
+    how += ["--method", "nri"]
     assert main(["prune", folder, "--output", out, "--amount", "0.2", "--device", "cpu", *how]) == 0
     printed = capsys.readouterr().out
     plan = PrunePlan.load(out)
