@@ -166,8 +166,8 @@ class Sample:
 
     Attributes:
         data: Texts: builtin (Python's help topics), mixed (these, novels, essays and source code), .txt, .jsonl, .json
-            or .parquet files, folders, or hub data sets, of texts or of dialogues (messages, or prompt and completion);
-            of more than one, one for each kind, every kind has its share.
+            or .parquet files, folders, or hub data sets, of texts or of dialogues (messages; prompt and completion;
+            instruction and output); of more than one, one for each kind, every kind has its share.
         window: Tokens in a window.
         num_windows: Windows, drawn from the texts.
         batch_size: Windows in a batch, whose states are held at a time.

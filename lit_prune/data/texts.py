@@ -67,8 +67,8 @@ def read_texts(
             data set on the hub, or files of one, such as `hf://datasets/allenai/c4/en/c4-validation.*.json.gz`.
         name: Configuration of a hub data set, such as `wikitext-2-raw-v1`; its default when None.
         split: Name of a hub data set's split; `train` when None.
-        field: Key of the text in rows of files and hub data sets. Rows without it may be dialogues, in TRL's forms:
-            `messages`, or `prompt` and `completion`.
+        field: Key of the text in rows of files and hub data sets. Rows without it may be dialogues, in forms of
+            TRL and of Alpaca: `messages`, or `prompt` and `completion`, or `instruction` and `output`.
         enough: Characters that are wanted. Of a data set on the hub no more is fetched, in a drawn order, and of files
             that hold far more it is drawn, as `draw_documents` says. Everything is read when None.
         seed: Decides what is drawn.

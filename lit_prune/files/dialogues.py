@@ -1,4 +1,4 @@
-"""Dialogues as people keep them for training: rows with messages, or with a prompt and its completion."""
+"""Dialogues as people keep them for training: rows with messages, a prompt and its completion, or an instruction."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Document = str | Dialogue
 
 
 def dialogue_of(row: Any, place: str) -> Dialogue | None:
-    """Take a dialogue out of a row in one of TRL's forms; None where the row has none.
+    """Take a dialogue out of a row in one of TRL's forms, or in Alpaca's; None where the row has none.
 
-    These are `messages`, a list of them, with or without `tools`; and `prompt` with `completion`, two such lists, or
-    two texts that no template is put around.
+    These are `messages`, a list of them, with or without `tools`; `prompt` with `completion`, two such lists, or two
+    texts that no template is put around; and `instruction`, perhaps with an `input`, with its `output`.
 
     Raises:
         DataError: A message is none; the message names its place.
@@ -55,6 +55,9 @@ def dialogue_of(row: Any, place: str) -> Dialogue | None:
         found = row["messages"]
     elif isinstance(prompt, list) and isinstance(completion, list):
         found = [*prompt, *completion]
+    elif isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+        asked = "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+        found = [{"role": "user", "content": asked}, {"role": ASSISTANT, "content": row["output"]}]
     else:
         return None
     if not isinstance(found, list) or not found or not all(map(_is_message, found)):

@@ -127,8 +127,8 @@ def document_of(row: Any, field: str, place: str) -> Document:
         raise DataError(f"{place}: the field {field!r} holds {found}, no text; take the row out, or put a text there")
     found = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
     raise DataError(
-        f"{place}: expected an object with text in the field {field!r}, or with messages, or a prompt and a "
-        f"completion; found {found}"
+        f"{place}: expected an object with text in the field {field!r}, or with messages, a prompt and a completion, "
+        f"or an instruction and an output; found {found}"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from lit_prune.__main__ import main
 from lit_prune.data import TextDataModule, calibration_batches, draw_windows, read_texts, share_out, token_windows
 from lit_prune.errors import DataError
+from lit_prune.evaluation import Prompt, alpaca_eval_outputs
 from lit_prune.files import Dialogue
 from lit_prune.measure import IGNORED
 from lit_prune.plan import PrunePlan
@@ -88,6 +89,16 @@ def test_forms_of_trl(tmp_path):
     assert seen.decode(row) == "addFalse"
 
 
+def test_rows_of_alpaca_and_of_answers_that_evaluate_writes(tmp_path):
+    rows = [{"instruction": "Say", "input": given, "output": said} for given, said in [("", "a"), ("it", "b")]]
+    answers = tmp_path / "answers.json"
+    answers.write_text(alpaca_eval_outputs("model", [Prompt(1, ("Say",))], [["c"]]))
+    found = [*read_texts(chat(tmp_path, *rows)), *read_texts(str(answers))]
+    said = [tuple(message["content"] for message in dialogue.messages) for dialogue in found]
+    assert said == [("Say", "a"), ("Say\n\nit", "b"), ("Say", "c")]
+    assert [message["role"] for message in found[0].messages] == ["user", "assistant"]
+
+
 def test_a_text_is_a_text_whatever_stands_beside_it(tmp_path):
     assert read_texts(chat(tmp_path, {"text": "a text", **short(1)})) == ["a text"]
 
@@ -132,7 +143,7 @@ def test_dialogues_are_shared_out_whole(tmp_path):
         ({"messages": [{"role": "user", "content": 3}]}, "line 1: messages are"),
         (
             {"prompt": "x"},
-            "line 1: expected .* or with messages, or a prompt and a completion; found the fields prompt",
+            "line 1: expected .* or with messages, a prompt and a completion, or an .*; found the fields prompt",
         ),
         ({"messages": [{"role": "user", "content": ""}]}, "holds no text"),
     ],
