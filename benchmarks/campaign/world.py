@@ -47,10 +47,15 @@ class World:
         folder.mkdir()
         return folder
 
-    def prune(self, folder: Path) -> list[str]:
+    def prune(self, folder: Path, method: str = "nri") -> list[str]:
         """The arguments of `lit-prune prune`."""
-        options = ["--amount", "0.3", "--batch_size", "2", "--num_windows", "6", "--window", "48", "--device", "cpu"]
+        options = ["--method", method]
+        options += ["--amount", "0.3", "--batch_size", "2", "--num_windows", "6", "--window", "48", "--device", "cpu"]
         return ["prune", str(self.dense), "--output", str(folder / "out"), "--data", str(self.text), *options]
+
+    def portfolio(self, folder: Path) -> list[str]:
+        """The same, of whole sets."""
+        return self.prune(folder, "nri-portfolio")
 
     def heal(self, folder: Path) -> list[str]:
         """The arguments of `lit-prune heal`."""

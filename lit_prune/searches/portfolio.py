@@ -26,7 +26,7 @@ class Portfolio(WholeSet):
     A greedy search decides between candidates that differ by less than a few thousand tokens can tell, and whatever
     chance decides leads to another set. So whole sets are compared, and not steps, all on the same tokens:
 
-    1. `lazy` searches, each on batches of its own, find the parents.
+    1. `lazy` searches, each on batches of its own, find the parents: more than `parents` where they take few passes.
     2. Children take what one parent removes in front of a block, and what another removes from there on. What saves
        too little takes more from its parents, smallest first; what is more than enough is put back, largest first.
     3. What each candidate does to the best set by going, or by coming back, is measured on the first batches. Swaps of
@@ -42,7 +42,7 @@ class Portfolio(WholeSet):
 
     Args:
         held_out: Share of the batches that judge, the last of them.
-        parents: Number of `lazy` searches.
+        parents: The least number of `lazy` searches; there are more while they take no more than half of the `passes`.
         parent_share: Share of the searching batches that one of them goes by.
         rounds: The most rounds; one that finds nothing better is the last.
         passes: The most passes over all batches, or half as many again as the parents took where that is more: a round
@@ -105,19 +105,20 @@ class _Breeding:
         self._blocks = np.array([candidate.block for candidate in candidates])
         self._draw = np.random.default_rng(search.seed)
         self._losses = SetLosses(self._score, candidates)
-        found = [frozenset(grown(Lazy(), Part(self._score, part), candidates)) for part in self._parts()]
+        found = [frozenset(grown(Lazy(), Part(self._score, part), candidates)) for part in self._affordable_parts()]
         sets = [np.array([candidate in members for candidate in candidates]) for members in dict.fromkeys(found)]
         self._known = {each.tobytes() for each in sets}
         self._limit = max(search.passes, 1.5 * self._score.passes)
         self._best = self._ranked(sets, 1.0)
 
-    def _parts(self) -> Iterator[range]:
-        """The batches of each parent's search: others, as long as there are some."""
+    def _affordable_parts(self) -> Iterator[range]:
+        """The batches of each parent's search: others, as long as there are some, and passes."""
         length = len(self._batches(self._search.parent_share))
-        for number in range(self._search.parents):
-            begin = number * length
-            if begin + length <= self._num_searching or number == 0:
-                yield range(begin, begin + length)
+        for number in range(max(1, self._num_searching // length)):
+            expected = self._score.passes * (number + 1) / max(1, number)
+            if number >= self._search.parents and expected > self._search.passes / 2:
+                return
+            yield range(number * length, (number + 1) * length)
 
     def _batches(self, share: float) -> range:
         return range(max(1, round(share * self._num_searching)))

@@ -108,6 +108,14 @@ def test_a_portfolio_finds_one_of_the_best_three_of_236_sets(seed):
     assert 1 <= len(held_out) <= 4, "what is held out judges the last few, and proposes nothing"
 
 
+@pytest.mark.parametrize(("passes", "parents"), [(1.0, 2), (1e9, 4)])
+def test_a_portfolio_has_more_parents_where_they_take_few_passes(passes, parents):
+    score = MadeUp(0, wanted=5)
+    SEARCHES.create("portfolio", passes=passes)(score, ALL, [])
+    begun = {batches.start // 3 for _, batches in score.asked if isinstance(batches, range)}
+    assert begun == set(range(parents)), "each on batches of its own, of the twelve that search"
+
+
 def test_a_portfolio_of_one_set():
     assert decided(SEARCHES.create("portfolio", held_out=0.9), MadeUp(0, wanted=1), ALL[:1]) == ALL[:1]
     assert decided(SEARCHES.create("portfolio"), MadeUp(0, wanted=3), ALL[4:6]) == ALL[4:6]
