@@ -21,8 +21,8 @@ from benchmarks.campaign.world import Case, World
 ROWS: dict[str, tuple[str, Case, int]] = {
     "kill-prune": ("`lit-prune prune` killed, up to 3 times in a row", kills.at_random_moments("prune"), 40),
     "kill-prune-file": ("the same, before each access to its files in turn", kills.at_an_access("prune"), 75),
-    "kill-portfolio": ("`--method nri-portfolio` killed, up to 3 times", kills.at_random_moments("portfolio"), 12),
     "kill-prune-real": ("the same, started as users do", kills.as_started_by_users, 3),
+    "kill-portfolio": ("`--method nri-portfolio` killed, up to 3 times", kills.at_random_moments("portfolio"), 12),
     "kill-heal": ("`lit-prune heal` killed, up to 3 times", kills.at_random_moments("heal"), 12),
     "kill-heal-file": ("the same, before each access to its files in turn", kills.at_an_access("heal"), 38),
     "kill-fit": ("a fit that drops, heals, writes checkpoints, killed", kills.at_random_moments("fit"), 15),
