@@ -28,7 +28,8 @@ class Portfolio(WholeSet):
 
     1. `lazy` searches, each on batches of its own, find the parents: more than `parents` where they take few passes.
     2. Children take what one parent removes in front of a block, and what another removes from there on. What saves
-       too little takes more from its parents, smallest first; what is more than enough is put back, largest first.
+       too little takes more from its parents, smallest first; what is more than enough is put back, largest first, or
+       makes way for something smaller.
     3. What each candidate does to the best set by going, or by coming back, is measured on the first batches. Swaps of
        which the sum promises most are children too.
     4. Children are measured on the first batches, the best of them on more, and the last few on all that search. The
@@ -106,7 +107,10 @@ class _Breeding:
         self._draw = np.random.default_rng(search.seed)
         self._losses = SetLosses(self._score, candidates)
         found = [frozenset(grown(Lazy(), Part(self._score, part), candidates)) for part in self._affordable_parts()]
-        sets = [np.array([candidate in members for candidate in candidates]) for members in dict.fromkeys(found)]
+        drawn = [np.array([candidate in members for candidate in candidates]) for members in found]
+        smallest = np.argsort(self._sizes, kind="stable")
+        exact = {each.tobytes(): each for parent in drawn if (each := self._trimmed(parent, smallest)) is not None}
+        sets = list(exact.values())
         self._known = {each.tobytes() for each in sets}
         self._limit = max(search.passes, 1.5 * self._score.passes)
         self._best = self._ranked(sets, 1.0)
@@ -198,7 +202,22 @@ class _Breeding:
             if saved - self._sizes[place] >= self._score.wanted:
                 child[place] = False
                 saved -= self._sizes[place]
-        return child if saved >= self._score.wanted else None
+        return self._tightened(child, saved, order) if saved >= self._score.wanted else None
+
+    def _tightened(self, child: Set, saved: float, order: NDArray[np.int_]) -> Set:
+        """The same with smaller candidates in the places of the largest, where more is saved than the smallest has."""
+        others = [*order, *np.argsort(self._sizes, kind="stable")]
+        for place in np.argsort(-self._sizes, kind="stable"):
+            excess = saved - self._score.wanted
+            if excess < self._sizes.min():
+                break
+            smaller = (
+                other for other in others if not child[other] and 0 < self._sizes[place] - self._sizes[other] <= excess
+            )
+            if child[place] and (other := next(smaller, None)) is not None:
+                child[place], child[other] = False, True
+                saved -= self._sizes[place] - self._sizes[other]
+        return child
 
     def judged(self) -> Scores:
         """The best on what was held out; among those within a standard error of it the best on all batches."""
