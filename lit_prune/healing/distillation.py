@@ -56,11 +56,10 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(student.dtype, torch.float32)
         counted = targets != IGNORED
-        weights = counted.to(wide) / counted.sum().clamp(min=1)
         width = min(student.shape[-1], teacher.shape[-1])
         loss, gradient = torch.zeros((), dtype=wide, device=student.device), torch.zeros_like(student)
         number = max(1, ELEMENTS_AT_A_TIME[student.device.type != "cpu"] // student.shape[-1])
-        whole = (student, teacher, targets.clamp(min=0), weights, gradient)
+        whole = (student, teacher, targets.clamp(min=0), counted.to(wide), gradient)
         parts = (torch.split(each, number) for each in whole)
         for own, theirs, target, weight, found in zip(*parts, strict=True):
             log_p, log_q = (
@@ -78,13 +77,15 @@ class _Divergence(torch.autograd.Function):
                 text.scatter_add_(1, target[:, None], -share * weight[:, None])[:, :width] += change
                 change = text
             found[:, : change.shape[-1]] = change
-        ctx.save_for_backward(gradient)
-        return loss
+        number_counted = counted.sum().clamp(min=1)
+        # The gradient is that of the sum: in half precision the mean's is too small until a scaler enlarges it.
+        ctx.save_for_backward(gradient, number_counted)
+        return loss / number_counted
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None, None, None
+        gradient, number = ctx.saved_tensors
+        return gradient * (outer[0] / number), None, None, None, None
 
 
 def _relative_distance(teacher: Tensor, student: Tensor) -> Tensor:

@@ -171,6 +171,15 @@ def test_gradients_of_the_divergence_are_those_of_all_positions_at_once(monkeypa
     torch.testing.assert_close(found.grad, expected.grad)
 
 
+def test_gradients_in_half_precision_are_there_for_a_scaler():
+    teacher, student = (8 * torch.randn(2, 64, 500, generator=torch.Generator().manual_seed(0))).half().unbind()
+    found, expected = (student.detach().to(dtype, copy=True).requires_grad_() for dtype in (torch.half, torch.float))
+    for each in (found, expected):
+        (2**14 * distillation_loss(teacher, each)).backward()
+    seen = expected.grad.abs() > 2e-3  # 1e-7 without the scale, which half precision has in steps of 6e-8
+    torch.testing.assert_close(found.grad[seen].float(), expected.grad[seen], rtol=2e-2, atol=0)
+
+
 @pytest.mark.parametrize("hidden", [0.0, 0.5])
 @pytest.mark.parametrize("taught", [True, False])
 def test_healing_helps_and_merges_into_the_same_logits(taught, hidden):
