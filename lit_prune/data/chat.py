@@ -59,8 +59,8 @@ def require_answers(windows: Tensor) -> None:
     """Refuse windows [num_windows, window] in which everything is to be learned, with a DataError."""
     if bool((windows >= 0).all()):
         raise DataError(
-            "answers_only wants dialogues: rows of `messages`, or of `prompt` and `completion`; there are none in the "
-            "texts that were given"
+            "answers_only wants dialogues, such as rows of `messages`, or of `prompt` and `completion`; there are none "
+            "in the texts that were given"
         )
 
 

@@ -46,8 +46,8 @@ class TextDataModule(L.LightningDataModule):
         test_windows: Number of windows for the test; all when None.
         num_workers: Number of processes that load; 0 is best, as the windows are in memory.
         seed: Decides the share-out, the draw of windows and the order in training.
-        answers_only: Whether only what the assistant says in dialogues (rows of `messages`, or `prompt` and
-            `completion`) has labels.
+        answers_only: Whether only what the assistant says in dialogues (rows of `messages`, of `prompt` and
+            `completion`, or of `instruction` and `output`) has labels.
         by_document: Whether documents stay whole, several in a window where they fit, and do not see each other: by
             `position_ids` that begin again, which is refused for models that do not go by them.
 
