@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from lit_prune.anatomy import find_sublayers
 from lit_prune.measure import WhatIf
+from lit_prune.plan import create
 from lit_prune.pruning.pruner import Pruner
-from lit_prune.searches import Quota
+from lit_prune.searches import SEARCHES, Portfolio, Quota
 
 BY_ROUNDS = ("progressive", "lazy", "one_shot")
-"""Searches whose work can be told beforehand."""
+"""Searches of which `expected_search` tells the work beforehand."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,26 @@ def expected_search(
     return ExpectedSearch(num_removed, blocks, heads, num_blocks)
 
 
+def expected_portfolio(sizes: Sequence[float], target: float, *, num_blocks: int, search: Portfolio) -> ExpectedSearch:
+    """Estimate what a portfolio of sets runs: its lazy searches, and rounds of sets of which most begin early.
+
+    Of a set four fifths of the blocks are taken to run. Of SmolLM2 that makes 37 and 39 passes for 10 and 20 %, where 36
+    to 44 were seen.
+    """
+    lazy = expected_search(sizes, target, num_blocks=num_blocks, search="lazy")
+    searching = 1 - search.held_out
+    parent = lazy.dense_passes * search.parent_share * searching
+    number = max(search.parents, min(int(1 / search.parent_share), int(search.passes / 2 / parent)))
+    begun = [search.children + search.swaps, *search.survivors]
+    shares = [0.0, *search.shares]
+    stages = sum(many * (end - start) for many, start, end in zip(begun, shares, shares[1:], strict=False))
+    around = len(sizes) * search.shares[0] / 2
+    rounds = search.rounds * searching * (0.8 * stages + around)
+    judged = 0.8 * search.survivors[-1] * search.held_out
+    blocks = round(min(number * parent + rounds, max(search.passes, 1.5 * number * parent)) + judged) * num_blocks
+    return ExpectedSearch(lazy.num_removed, blocks, blocks // num_blocks, num_blocks)
+
+
 def expected_of(pruner: Pruner, quota: Quota, what_if: WhatIf) -> ExpectedSearch | None:
     """What a pruner is expected to run until a quota is met.
 
@@ -78,8 +100,11 @@ def expected_of(pruner: Pruner, quota: Quota, what_if: WhatIf) -> ExpectedSearch
     """
     name, sizes = str(pruner.plan.search.get("name")), list(pruner.candidates().values())
     left = quota.until - pruner.reached
-    told = name in BY_ROUNDS and what_if.remembers and not pruner.scorer.together
+    told = name in (*BY_ROUNDS, "portfolio") and what_if.remembers and not pruner.scorer.together
     if not told or not sizes or left <= 0 or (math.isinf(left) and quota.num_steps is None):
         return None
     num_blocks = len(find_sublayers(pruner.model).blocks)
+    if name == "portfolio":
+        search = cast(Portfolio, create(SEARCHES, pruner.plan.search))
+        return None if math.isinf(left) else expected_portfolio(sizes, left, num_blocks=num_blocks, search=search)
     return expected_search(sizes, left, num_blocks=num_blocks, search=name, most=quota.num_steps)

@@ -98,6 +98,17 @@ def test_what_is_expected_is_near_what_runs(search, least, most, granularity):
     assert abs(expected.num_removed - len(steps)) <= 1
 
 
+def test_what_is_expected_of_a_portfolio_is_near_what_runs():
+    model = tiny_model("llama", num_hidden_layers=16, hidden_size=16, intermediate_size=32)
+    batches = [{"input_ids": rows} for rows in torch.randint(3, 128, (16, 8)).split(1)]
+    pruner, what_if = Pruner(model, search="portfolio"), WhatIf(model, batches)
+    budget = Budget(0.1, pruner.num_parameters)
+    expected = expected_of(pruner, Quota(budget.target), what_if)
+    steps = [*pruner.steps(what_if, budget)]
+    assert 0.5 <= expected.block_evaluations * 16 / what_if.num_block_evaluations <= 2
+    assert abs(expected.num_removed - len(steps)) <= 2
+
+
 def test_a_search_says_ahead_what_is_expected(capsys):
     prune(tiny_model("llama"), BATCHES, amount=0.2)
     assert "scoring: about 11 dense passes over its text are expected" in capsys.readouterr().err
