@@ -12,6 +12,7 @@ import torch
 from lit_prune import PrunePlan, load
 from lit_prune.__main__ import VERBS, main
 from lit_prune.anatomy import find_sublayers
+from lit_prune.commands.prune import Choice
 from lit_prune.costs import Latency, prices
 from lit_prune.surgery import removed_sublayers
 from tests.tiny import tiny_model
@@ -43,6 +44,22 @@ def test_help_lists_every_verb_and_each_verb_has_help(capsys, monkeypatch):
         assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "whole", "name"),
+    [
+        ({}, True, "nri-portfolio"),
+        ({}, False, "nri-lazy"),
+        ({"draws": 3}, True, "nri-lazy"),
+        ({"scorer": "cosine"}, True, "nri"),
+        ({"search": "progressive"}, True, "nri"),
+        ({"granularity": "block"}, True, "nri-portfolio"),
+        ({"method": "sleb"}, False, "sleb"),
+    ],
+)
+def test_a_method_is_taken_where_none_is_named(given, whole, name):
+    assert Choice(**given).settled(whole=whole).method == name
+
+
 def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text, capsys):
     out, again = tmp_path / "out", tmp_path / "again"
     assert main(["prune", str(model_folder), "--amount", "0.2", "--output", str(out), *options(text)]) == 0
@@ -51,6 +68,9 @@ def test_prune_writes_a_model_that_apply_can_repeat(tmp_path, model_folder, text
     assert plan.num_removed_parameters >= 0.2 * plan.model.num_parameters
     assert plan.calibration["source"] == str(text)
     assert plan.calibration["num_sequences"] == 4
+    assert plan.search["name"] == "portfolio"
+    lines = [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()[1:]]
+    assert {str(line["batch"]).rpartition("/")[2] for line in lines} == {"0", "1", "2", "3"}, "four batches, one judges"
     assert plan.compensation["name"] == "refit"
     assert any(found["ridge"] for found in plan.compensation["refitted"].values())
     assert (
