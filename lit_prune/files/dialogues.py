@@ -48,6 +48,7 @@ def dialogue_of(row: Any, place: str) -> Dialogue | None:
         return None
     row = whole_characters(_without_nulls(row))
     prompt, completion = row.get("prompt"), row.get("completion")
+    alpaca = row.get("instruction"), row.get("input", ""), row.get("output")
     if isinstance(prompt, str) and isinstance(completion, str):
         written = ({"role": "user", "content": prompt}, {"role": ASSISTANT, "content": completion})
         return Dialogue(written, in_template=False)
@@ -55,9 +56,9 @@ def dialogue_of(row: Any, place: str) -> Dialogue | None:
         found = row["messages"]
     elif isinstance(prompt, list) and isinstance(completion, list):
         found = [*prompt, *completion]
-    elif isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-        asked = "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
-        found = [{"role": "user", "content": asked}, {"role": ASSISTANT, "content": row["output"]}]
+    elif all(isinstance(part, str) for part in alpaca):
+        *asked, output = alpaca
+        found = [{"role": "user", "content": "\n\n".join(filter(None, asked))}, {"role": ASSISTANT, "content": output}]
     else:
         return None
     if not isinstance(found, list) or not found or not all(map(_is_message, found)):

@@ -145,6 +145,7 @@ def test_dialogues_are_shared_out_whole(tmp_path):
             {"prompt": "x"},
             "line 1: expected .* or with messages, a prompt and a completion, or an .*; found the fields prompt",
         ),
+        ({"instruction": "x", "input": 3, "output": "y"}, "an instruction and an output; found the fields instruction"),
         ({"messages": [{"role": "user", "content": ""}]}, "holds no text"),
     ],
 )
