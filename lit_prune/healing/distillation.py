@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.rollouts import continued
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import IGNORED
+from lit_prune.measure import IGNORED, next_labels
 from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
@@ -108,10 +108,14 @@ def taught_loss(
     if text is not None and share > 0:
         loss = loss + share * text
     if share < 1 or text is None:
-        targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
         theirs, own = (logits.flatten(0, 1) for logits in (taught.logits, out.logits))
-        on_text = {"cross_entropy": share} if text is None else {}
-        learned = distillation_loss(theirs, own, settings.temperature, targets=targets, **on_text)
+        learned = distillation_loss(
+            theirs,
+            own,
+            settings.temperature,
+            targets=next_labels(labels).flatten(),
+            cross_entropy=share if text is None else 0.0,
+        )
         loss = loss + (learned if text is None else (1 - share) * learned)
     cuts = _cut_states(student) if settings.hidden > 0 else []
     if cuts:

@@ -103,14 +103,14 @@ class _Breeding:
         self._num_searching = num_searching
         self._first_stage = self._other_stages = 0.0  # passes of the last round
         self._sizes = np.array([score.saved(candidate) for candidate in candidates], dtype=float)
+        self._smallest_first = np.argsort(self._sizes, kind="stable")
         self._blocks = np.array([candidate.block for candidate in candidates])
         self._draw = np.random.default_rng(search.seed)
         self._losses = SetLosses(self._score, candidates)
         found = [frozenset(grown(Lazy(), Part(self._score, part), candidates)) for part in self._affordable_parts()]
         drawn = [np.array([candidate in members for candidate in candidates]) for members in found]
-        smallest = np.argsort(self._sizes, kind="stable")
-        exact = {each.tobytes(): each for parent in drawn if (each := self._trimmed(parent, smallest)) is not None}
-        sets = list(exact.values())
+        trimmed = (self._trimmed(parent, self._smallest_first) for parent in drawn)
+        sets = list({each.tobytes(): each for each in trimmed if each is not None}.values())
         self._known = {each.tobytes() for each in sets}
         self._limit = max(search.passes, 1.5 * self._score.passes)
         self._best = self._ranked(sets, 1.0)
@@ -162,7 +162,7 @@ class _Breeding:
 
     def _crossed(self) -> Iterator[Set]:
         """Sets that were not known: one parent's members in front of a block, and another's from there on."""
-        smallest, seen = np.argsort(self._sizes, kind="stable"), set(self._known)
+        smallest, seen = self._smallest_first, set(self._known)
         for front, back in permutations(self._best, 2):
             for block in self._score.blocks[1:]:
                 order = smallest[(front | back)[smallest]]
@@ -206,7 +206,9 @@ class _Breeding:
 
     def _tightened(self, child: Set, saved: float, order: NDArray[np.int_]) -> Set:
         """The same with smaller candidates in the places of the largest, where more is saved than the smallest has."""
-        others = [*order, *np.argsort(self._sizes, kind="stable")]
+        if saved - self._score.wanted < self._sizes.min():
+            return child
+        others = [*order, *self._smallest_first]
         for place in np.argsort(-self._sizes, kind="stable"):
             excess = saved - self._score.wanted
             if excess < self._sizes.min():
