@@ -20,7 +20,8 @@ Members = frozenset[Candidate]
 class WholeSet(Search):
     """A search whose `decide` names all that is to go.
 
-    The scores of a round hold the members that are still in the model, each with the score of the set as a whole.
+    The scores of a round hold the members that are still in the model, each with the score of the set as a whole,
+    or with one of its own that says in which order they go.
     """
 
     def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
