@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+REQUESTS = 128
+"""Requests whose answers are repaired, where that is wanted."""
 LESSONS, TEACHING, LORA, TRAINING, LOADING = Lessons(), Teaching(), LoraHealing(rank=64), HealingSettings(), Loading()
 
 
@@ -50,7 +52,8 @@ def heal_model(
 
     Validation comes from the same texts, in windows that are not trained on. The best state there is kept, the one
     before the first step included: by perplexity, and by how much more the model repeats itself than its teacher where
-    both go on with beginnings of these windows. Adapters are trained in float32 whatever the dtype.
+    both answer requests that the teacher wrote, or go on with beginnings of these windows where it does not chat.
+    Adapters are trained in float32 whatever the dtype.
 
     Args:
         models: A folder that lit-prune wrote, with its prune_plan.json, or several, separated by commas.
@@ -87,18 +90,20 @@ def heal_model(
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
     teaching.require_tokens(tokenizer, loading)
-    train, validation = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer))
+    wanted = training.examined + (REQUESTS if training.repair else 0) if teaching.distill else 0
+    drawn = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer, wanted))
     options: dict[str, Any] = {
         "lora": lora,
         "batch_size": lessons.batch_size,
+        "prompts": drawn.get("requests"),
     }
     states = {entrant: stay.state(number) for number, entrant in enumerate(entrants)}
 
     def healed(entrant: str, pause: int | None = None) -> tuple[PreTrainedModel, HealingReport]:
         name, settings = entrants[entrant]
         network, teacher = teaching.student(writer, name, loading)
-        asked = {**options, "settings": settings, **_on(loading.place, network.dtype)}
-        report = heal(network, train, validation, teacher=teacher, state=states[entrant], pause=pause, **asked)
+        asked = {**options, "settings": settings, "state": states[entrant], **_on(loading.place, network.dtype)}
+        report = heal(network, drawn["train"], drawn["validation"], teacher=teacher, pause=pause, **asked)
         if report.stopped and pause is not None:
             _stop(target)
         return network, report
@@ -127,7 +132,7 @@ def heal_model(
             "teacher": teaching.teacher,
             "race": merits,
         }
-        facts |= {"data": texts, **fingerprint(calibration_batches(train, lessons.batch_size))}
+        facts |= {"data": texts, **fingerprint(calibration_batches(drawn["train"], lessons.batch_size))}
         # Beside the number of tokens in the data, that of training.
         facts["tokens"] = report.tokens
         save(network, place, tokenizer=tokenizer, plan=replace(plans[best], healing=facts))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from lit_prune.commands.checks import SELF
 from lit_prune.commands.options import Loading, self_written
 from lit_prune.errors import DataError, LitPruneError, ModelError
+from lit_prune.files import say
 from lit_prune.plan import HealingSettings, PrunePlan
 
 TYPE_CHECKING = False  # for mypy alone: what is under typing's, jsonargparse imports
@@ -54,11 +55,16 @@ class Lessons:
         tokenizer: PreTrainedTokenizerBase,
         tokens: int,
         writer: Callable[[], PreTrainedModel],
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the windows for so many training tokens, and those for validation; `self` is what a model writes."""
+        num_requests: int = 0,
+    ) -> dict[str, Tensor]:
+        """Draw the windows for so many training tokens as `train`, and those for `validation`.
+
+        A model writes what is `self`, and `requests` for it to answer, where some are wanted and it chats.
+        """
         import torch
 
         from lit_prune.data import drawn_windows, require_answers
+        from lit_prune.healing import written_requests
 
         share = -(-self.val_windows // len(texts))
         wanted = share + -(-tokens // (self.window * len(texts)))
@@ -74,10 +80,20 @@ class Lessons:
         drawn = {text: draw(text, tokenizer) for text in texts if text != SELF}
         if self.answers_only:
             require_answers(torch.cat([*drawn.values(), torch.zeros(0, self.window, dtype=torch.long)]))
+        asks = num_requests > 0 and getattr(tokenizer, "chat_template", None) is not None
+        model = cache(writer)
         if SELF in texts:
-            drawn[SELF] = self_written(writer(), tokenizer, wanted, self.window, self.seed)
+            drawn[SELF] = self_written(model(), tokenizer, wanted, self.window, self.seed)
         windows = [drawn[text] for text in drawn]
-        return torch.cat([rows[share:] for rows in windows]), torch.cat([rows[:share] for rows in windows])
+        found = {
+            "train": torch.cat([rows[share:] for rows in windows]),
+            "validation": torch.cat([rows[:share] for rows in windows]),
+        }
+        if asks:
+            say(f"the dense model writes {num_requests} requests, to see how they are answered")
+            requests = written_requests(model(), num_requests, tokenizer=tokenizer, seed=self.seed)
+            found |= {} if requests is None else {"requests": requests}
+        return found
 
 
 @dataclass(frozen=True)

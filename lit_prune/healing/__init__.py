@@ -12,7 +12,7 @@ from lit_prune.healing.compensation import (
     scale_sublayers,
     wants_dense,
 )
-from lit_prune.healing.distillation import distillation_loss, taught_loss, written_windows
+from lit_prune.healing.distillation import distillation_loss, taught_loss, written_requests, written_windows
 from lit_prune.healing.heal import heal
 from lit_prune.healing.lora import adapters_off, attach_lora, attached_lora, merge, save_adapter
 from lit_prune.healing.optimization import TokenMean, adamw, checkpoint_activations
@@ -67,5 +67,6 @@ __all__ = [
     "switches_of",
     "taught_loss",
     "wants_dense",
+    "written_requests",
     "written_windows",
 ]

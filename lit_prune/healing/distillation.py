@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
@@ -16,6 +17,8 @@ from lit_prune.measure import IGNORED, next_labels
 from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
+SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+"""From the model's own distribution, whatever its generation config says."""
 ELEMENTS_AT_A_TIME = (2**18, 2**24)
 """Of logits in float32: on a CPU what its caches hold, elsewhere enough to keep the device busy."""
 
@@ -162,7 +165,6 @@ def written_windows(
     opening = dialogue_opening(tokenizer)[: window - 1]
     dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
-    sampled: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     parts = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -171,15 +173,58 @@ def written_windows(
                 rows = min(batch_size, number - first)
                 drawn = torch.randint(num_tokens, (rows, 1), generator=generator)
                 start = torch.tensor(begin).expand(rows, -1) if begin else drawn
-                parts.append(continued(model, start, window, num_tokens=num_tokens, batch_size=batch_size, **sampled))
+                parts.append(continued(model, start, window, num_tokens=num_tokens, batch_size=batch_size, **SAMPLED))
     return torch.cat(parts)[torch.randperm(num_windows, generator=generator)]
+
+
+def written_requests(
+    model: PreTrainedModel,
+    num_requests: int,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int = 64,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Tensor | None:
+    """What a model writes where the user speaks, up to the point where it is to answer, LongTensor [requests, length].
+
+    In the model's chat template, None where it has none; -1 stands in front of those that are shorter. Sampled from its
+    own distribution (Magpie, https://arxiv.org/abs/2406.08464). A request that does not end within `most` tokens is
+    left out, so there may be fewer than `num_requests`, and None where none ends.
+    """
+    opening, behind = dialogue_opening(tokenizer), dialogue_answer(tokenizer)
+    if not opening or not behind:
+        return None
+    num_tokens = min(model.config.get_text_config(decoder=True).vocab_size, len(tokenizer))
+    start = torch.tensor(opening).expand(num_requests, -1)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        how = {"num_tokens": num_tokens, "batch_size": batch_size, **SAMPLED}
+        rows = continued(model, start, len(opening) + most, **how)
+    found = []
+    for row in rows:
+        ends = (row[len(opening) :] == behind[0]).nonzero()
+        if len(ends) and ends[0] > 0:
+            found.append(torch.cat([row[: len(opening) + int(ends[0])], torch.tensor(behind)]))
+    return pad_sequence(found, batch_first=True, padding_value=-1, padding_side="left") if found else None
 
 
 def dialogue_opening(tokenizer: Any) -> list[int]:
     """Tokens of a chat template up to where the user speaks; empty without a template."""
+    return _around_user(tokenizer)[0]
+
+
+def dialogue_answer(tokenizer: Any) -> list[int]:
+    """Tokens of a chat template behind what the user says, up to where the answer begins; empty without a template."""
+    return _around_user(tokenizer)[1]
+
+
+def _around_user(tokenizer: Any) -> tuple[list[int], list[int]]:
     if getattr(tokenizer, "chat_template", None) is None:
-        return []
-    text: str = in_chat(tokenizer, [{"role": "user", "content": USERS_WORDS}], tokenize=False)
-    before, found, _ = text.partition(USERS_WORDS)
-    ids: list[int] = tokenizer(before, add_special_tokens=False)["input_ids"] if found else []
-    return ids
+        return [], []
+    asked = [{"role": "user", "content": USERS_WORDS}]
+    text: str = in_chat(tokenizer, asked, tokenize=False, add_generation_prompt=True)
+    before, found, behind = text.partition(USERS_WORDS)
+    parts = (before, behind) if found else ("", "")
+    opening, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    return opening, answer

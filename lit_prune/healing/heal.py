@@ -24,7 +24,7 @@ from lit_prune.healing.bar import HealingBar
 from lit_prune.healing.lora import attach_lora
 from lit_prune.healing.optimization import trained_parameters
 from lit_prune.healing.resuming import KeepState, Pause, Stretches
-from lit_prune.healing.rollouts import Examination, Repairs
+from lit_prune.healing.rollouts import LENGTH, ROLLOUT, Examination, Repairs, beginnings
 from lit_prune.healing.stage import HealingStage
 from lit_prune.healing.teacher import Teacher
 from lit_prune.measure import model_fingerprints, perplexity_of
@@ -39,6 +39,7 @@ def heal(
     lora: LoraHealing | None = None,
     settings: HealingSettings | None = None,
     teacher: Teacher | None = None,
+    prompts: Tensor | None = None,
     batch_size: int = 2,
     state: str | Path | None = None,
     pause: int | None = None,
@@ -49,8 +50,7 @@ def heal(
     """Attach adapters to a model and train them, in place; the best state by validation is kept.
 
     That is the one with the lowest sum of the loss in nats, and of the shares by which the model repeats itself more
-    and ends more texts than its teacher where both go on with the beginnings of validation windows; with `repair` all
-    that is repeated counts.
+    and ends more texts than its teacher where both go on with prompts.
 
     Args:
         model: The pruned model, without adapters. With a teacher it is the teacher's student.
@@ -61,6 +61,9 @@ def heal(
         settings: The settings of the training, by default those of `HealingSettings`.
         teacher: The model whose distribution is learned, as a `DenseTeacher` or an `OtherTeacher`; None learns from the
             text itself.
+        prompts: What model and teacher go on with to be compared, and behind as many as are `examined` what is
+            repaired, LongTensor [num_prompts, length], with -1 in front of those that are shorter; see
+            `written_requests`. By default the beginnings of validation windows, and of windows to train on.
         batch_size: The number of windows in a batch.
         state: A file that keeps the state of the training, written anew behind every validation. Where it is there, of
             the same settings and windows, the training goes on from it, on a CPU with the same results to the last bit.
@@ -95,6 +98,7 @@ def heal(
     stage.about = {
         "settings": asdict(settings), "lora": asdict(lora), "batch_size": batch_size, "taught": teacher is not None,
         "windows": [fingerprint(calibration_batches(rows, batch_size))["sha256"] for rows in (train, validation)],
+        **({} if prompts is None else {"prompts": fingerprint([{"input_ids": prompts}])["sha256"]}),
         **known,
     }  # fmt: skip
     state = None if state is None else Path(state)
@@ -127,12 +131,13 @@ def heal(
     stage.begin_epoch = lambda step: order.begin(
         step * per_step * trainer.world_size, trainer.global_rank, trainer.world_size
     )
-    if teacher is not None and settings.repair:
-        stage.repairs = Repairs(train, teacher)
-        stage.coming = lambda: list(order)[::batch_size]
     if settings.examined:
         spread = max(1, len(validation) // settings.examined)  # over the texts, which come one after the other
-        stage.examine = lambda: Examination(validation[::spread][: settings.examined], teacher)
+        seen, most = _prompts(validation[::spread] if prompts is None else prompts, prompts is None, LENGTH)
+        stage.examine = lambda: Examination(seen[: settings.examined], teacher, length=most)
+    if teacher is not None and settings.repair:
+        others, longest = _prompts(train if prompts is None else prompts[settings.examined :], prompts is None, ROLLOUT)
+        stage.repairs = Repairs(others, teacher, length=longest)
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)
     checking = window_loader(validation, batch_size, seed=settings.seed)
     with isolate_rng():
@@ -174,6 +179,14 @@ def _train(
     if stage.validated_step != trainer.global_step:
         trainer.validate(stage, checking, verbose=False)
     return False
+
+
+def _prompts(rows: Tensor, are_windows: bool, most: int) -> tuple[list[Tensor], int]:
+    """Prompts, of windows their beginnings, and how many tokens are written behind each."""
+    if not are_windows:
+        return [row[row >= 0] for row in rows], most
+    found = beginnings(rows)
+    return found, min(most, rows.shape[1] - len(found[0]))
 
 
 def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Parameter]:

@@ -116,13 +116,12 @@ class Stay:
         """Whether windows are kept."""
         return (self.folder / WINDOWS_FILE).exists()
 
-    def windows(self, draw: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The windows for training and for validation, [windows, window]: those that are kept, or drawn now."""
+    def windows(self, draw: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What is trained and measured on, by name: what is kept, or is drawn now."""
         path = self.folder / WINDOWS_FILE
         if not self.is_begun:
-            train, validation = draw()
+            drawn = {name: rows.contiguous() for name, rows in draw().items()}
             with file_aside(path) as aside:
-                kept = {"train": train.contiguous(), "validation": validation.contiguous()}
-                save_file(kept, aside, {"settings": json.dumps(self._settings)})
+                save_file(drawn, aside, {"settings": json.dumps(self._settings)})
         with safe_open(path, "pt") as file:
-            return file.get_tensor("train"), file.get_tensor("validation")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

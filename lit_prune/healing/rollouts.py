@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_prune.data import batch_of
 from lit_prune.healing.teacher import Teacher
@@ -63,6 +64,11 @@ def continued(
     return torch.cat(rows)
 
 
+def beginnings(windows: Tensor) -> list[Tensor]:
+    """The first tokens of windows [num_windows, window], which models go on with."""
+    return [*batch_of(windows)["input_ids"][:, : min(PROMPT, windows.shape[1] // 2)]]
+
+
 def continued_apart(model: Any, starts: Sequence[Tensor], length: int, **how: Any) -> list[Tensor]:
     """What a model writes behind beginnings of several lengths, greedily, [length] each; as `continued`."""
     found = []
@@ -88,6 +94,12 @@ def loop_begins(tokens: Tensor) -> int:
         if runs.any():
             first = min(first, int(runs.to(torch.int8).argmax()) + distance)
     return first
+
+
+def _loop_within(tokens: Tensor, ends: set[int]) -> int | None:
+    """The place at which a text begins to repeat itself, before it ends; None where it does not."""
+    begin = loop_begins(tokens)
+    return begin if begin < len(tokens) and ends.isdisjoint(tokens[:begin].tolist()) else None
 
 
 @dataclass(frozen=True)
@@ -117,41 +129,46 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 class Examination:
-    """Beginnings of texts that models go on with, to see their manners beside their teacher's.
+    """Prompts that models go on with, to see their manners beside their teacher's.
 
     Args:
-        windows: Windows of text, LongTensor [num_windows, window], long enough for a prompt and something behind it.
+        prompts: Tokens that are gone on with, LongTensor [length] each.
         teacher: The teacher; None where there is none.
+        length: The number of tokens that are written.
     """
 
-    def __init__(self, windows: Tensor, teacher: Teacher | None = None) -> None:
-        self._start = batch_of(windows)["input_ids"][:, : min(PROMPT, windows.shape[1] // 2)]
-        self._length = min(self._start.shape[1] + LENGTH, windows.shape[1])
-        self._taught: Tensor | None = None
+    def __init__(self, prompts: Sequence[Tensor], teacher: Teacher | None = None, *, length: int = LENGTH) -> None:
+        self._prompts, self._length = prompts, length
+        self._taught: list[Tensor] | None = None
         self.teachers: Manners | None = None
         if teacher is not None:
             with teacher.teaching() as model:
                 width = teacher.student.get_output_embeddings().weight.shape[0]
-                self._taught = continued(model, self._start, self._length, num_tokens=width)
-                self.teachers = replace(self._seen(model, self._taught), agreement=1.0)
+                self._taught = continued_apart(model, prompts, length, num_tokens=width)
+                self.teachers = replace(_manners(model, self._taught), agreement=1.0)
 
     def of(self, model: Any) -> Manners:
         """The manners of a model."""
-        found = self._seen(model, continued(model, self._start, self._length))
+        found = _manners(model, continued_apart(model, self._prompts, self._length))
         return found if self._taught is None else replace(found, agreement=self._agreement(model, self._taught))
 
-    def _seen(self, model: Any, texts: Tensor) -> Manners:
-        rows, ends = texts[:, self._start.shape[1] :].tolist(), ends_of(model)
-        repeated = [repetition(row[: next((n for n, token in enumerate(row) if token in ends), None)]) for row in rows]
-        return Manners(fmean(repeated), fmean(not ends.isdisjoint(row) for row in rows))
-
-    def _agreement(self, model: Any, taught: Tensor) -> float:
-        begin, same = self._start.shape[1], []
+    def _agreement(self, model: Any, taught: Sequence[Tensor]) -> float:
+        texts, same = [torch.cat(pair) for pair in zip(self._prompts, taught, strict=True)], []
         with evaluating(model), torch.no_grad():
-            for part in torch.split(taught, 8):
-                logits = model(**on_device({"input_ids": part}, model.device), use_cache=False).logits
-                same.append((logits[:, begin - 1 : -1].argmax(dim=-1).cpu() == part[:, begin:]).float())
+            for first in range(0, len(texts), 8):
+                # Padding behind a text changes nothing in it.
+                rows = pad_sequence(texts[first : first + 8], batch_first=True)
+                logits = model(**on_device({"input_ids": rows}, model.device), use_cache=False).logits
+                likeliest = logits[:, :-1].argmax(dim=-1).cpu()
+                for row, text in zip(likeliest, texts[first : first + 8], strict=True):
+                    same.append((row[: len(text) - 1] == text[1:])[-self._length :].float())
         return float(torch.cat(same).mean())
+
+
+def _manners(model: Any, texts: Sequence[Tensor]) -> Manners:
+    rows, ends = [text.tolist() for text in texts], ends_of(model)
+    repeated = [repetition(row[: next((n for n, token in enumerate(row) if token in ends), None)]) for row in rows]
+    return Manners(fmean(repeated), fmean(not ends.isdisjoint(row) for row in rows))
 
 
 def ends_of(model: Any) -> set[int]:
@@ -164,38 +181,41 @@ class Repairs:
     """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself.
 
     One is the teacher's, the other the model's own, and the loss of a pair is 0 once the teacher's is likelier by a
-    margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself there is
-    nothing to learn, so the pairs grow fewer as it heals.
+    margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself, or its
+    teacher does so as well, there is nothing to learn, so the pairs grow fewer as it heals.
 
     Args:
-        windows: Windows of training text, LongTensor [num_windows, window], whose beginnings are prompts.
+        prompts: Tokens that both go on with, LongTensor [length] each.
         teacher: The teacher.
+        length: The number of tokens in which loops are looked for.
     """
 
-    def __init__(self, windows: Tensor, teacher: Teacher) -> None:
-        prompt = min(PROMPT, windows.shape[1] // 2)
-        self._prompts = batch_of(windows)["input_ids"][:, :prompt]
-        self._length, self._teacher = min(prompt + ROLLOUT, windows.shape[1]), teacher
+    def __init__(self, prompts: Sequence[Tensor], teacher: Teacher, *, length: int = ROLLOUT) -> None:
+        self._prompts, self._teacher, self._length = prompts, teacher, length
         self._pairs: list[tuple[int, Tensor] | None] = []
 
-    def renew(self, model: Any, numbers: Sequence[int]) -> None:
-        """Let a model go on with the beginnings of some windows, and its teacher where it would repeat itself."""
-        prompt = self._prompts.shape[1]
-        own = continued(model, self._prompts[torch.tensor(numbers)], self._length)
-        begins = [prompt + loop_begins(row[prompt:]) for row in own]
-        looping = [place for place, begin in enumerate(begins) if begin < self._length]
-        self._pairs = [None] * len(numbers)
+    def renew(self, model: Any, number: int, *, seed: int) -> None:
+        """Let a model go on with so many prompts, drawn by a seed, and its teacher where the model repeats itself."""
+        drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[:number]
+        prompts = [self._prompts[place] for place in drawn.tolist()]
+        own = continued_apart(model, prompts, self._length)
+        ends = ends_of(model)
+        begins = [_loop_within(row, ends) for row in own]
+        looping = [place for place, begin in enumerate(begins) if begin is not None]
         with self._teacher.teaching() as teaching:
-            width = model.get_output_embeddings().weight.shape[0]
-            kept = [own[place, : begins[place]] for place in looping]
-            better = continued_apart(teaching, kept, TURN, num_tokens=width)
-        for place, start, behind in zip(looping, kept, better, strict=True):
-            worse = own[place, len(start) : len(start) + TURN]
+            width = {"num_tokens": model.get_output_embeddings().weight.shape[0]}
+            taught = continued_apart(teaching, [prompts[place] for place in looping], self._length, **width)
+            apart = [place for place, row in zip(looping, taught, strict=True) if _loop_within(row, ends) is None]
+            kept = [torch.cat([prompts[place], own[place][: begins[place]]]) for place in apart]
+            better = continued_apart(teaching, kept, TURN, **width)
+        self._pairs = [None] * len(prompts)
+        for place, start, behind in zip(apart, kept, better, strict=True):
+            worse = own[place][begins[place] :][:TURN]
             pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
             self._pairs[place] = None if torch.equal(*pair) else (len(start), pair)
 
     def loss(self, model: Any, place: int) -> Tensor | None:
-        """The loss of the pair of a window by its place among those that were renewed last; None where there is none.
+        """The loss of a pair by its place among those that were renewed last; None where there is none.
 
         It is max(0, margin + l(teacher's) - l(own)) with the mean token losses l of both, in nats.
         """

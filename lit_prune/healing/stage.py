@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class HealingStage(TokenMean):
         self._seconds_before, self._begin = 0.0, time.monotonic()
         self._random_state: dict[str, Any] | None = None
         self.begin_epoch: Callable[[int], None] = lambda step: None
-        self.coming: Callable[[], list[int]] = list
         self.repairs: Repairs | None = None
         self.examine: Callable[[], Examination] | None = None
         self._examination: Examination | None = None
@@ -87,7 +86,9 @@ class HealingStage(TokenMean):
         """Go on in the order of the windows."""
         self.begin_epoch(self.trainer.global_step)
         if self.repairs is not None:
-            self.repairs.renew(self.model, self.coming())
+            number = max(1, self.steps // self.settings.validations)
+            seed = self.trainer.global_step * self.trainer.world_size + self.trainer.global_rank
+            self.repairs.renew(self.model, number, seed=seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, the best of it so far, and what they are of; not the model, which is there again."""
@@ -161,8 +162,7 @@ class HealingStage(TokenMean):
         if teachers is None:
             return now, 0.0
         self.manners["teacher"] = asdict(teachers)
-        # Who has repetition repaired wants less of it, and be it less than the teacher has.
-        return now, now.worse(replace(teachers, repetition=0.0) if self.settings.repair else teachers)
+        return now, now.worse(teachers)
 
     def restore_best(self) -> None:
         """Go back to the weights with the lowest validation loss, those before the first step included."""

@@ -29,10 +29,19 @@ from lit_prune.healing import (
     repetition,
     require_same_tokens,
     save_adapter,
+    written_requests,
     written_windows,
 )
 from lit_prune.healing.distillation import taught_loss
-from lit_prune.healing.rollouts import PROMPT, Examination, Repairs, continued, continued_apart, loop_begins
+from lit_prune.healing.rollouts import (
+    PROMPT,
+    Examination,
+    Repairs,
+    beginnings,
+    continued,
+    continued_apart,
+    loop_begins,
+)
 from lit_prune.plan import PrunePlan, SublayerId
 from lit_prune.pruning import prune
 from lit_prune.surgery import compact, remove
@@ -293,32 +302,53 @@ def test_a_training_that_was_killed_goes_on_with_the_same_result_to_the_last_bit
     assert replace(done, seconds=0) == replace(report, seconds=0), "what is done is not done again"
 
 
-def test_a_pair_is_what_teacher_and_model_write_where_the_model_begins_to_repeat_itself():
-    text = torch.randint(3, 128, (6, 160), generator=torch.Generator().manual_seed(5))
-    pruned = pruned_model()
-    for layer in pruned.model.layers:  # the next token follows from the last one alone, so it soon goes in circles
+def in_circles(model):
+    """The same model, whose next token follows from the last one alone, so that it soon repeats itself."""
+    for layer in model.model.layers:
         for weight in layer.self_attn.parameters():
             weight.data.zero_()
+    return model
+
+
+def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself():
+    text = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(5))
+    prompts = [row[: 12 + place] for place, row in enumerate(text)]
+    pruned = in_circles(pruned_model())
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
-    repairs = Repairs(text, teacher)
-    repairs.renew(teacher.student, [4, 2])
-    for place, number in enumerate([4, 2]):
-        own = greedy(pruned, text[number : number + 1, :PROMPT], 148)[0]
-        begin = PROMPT + loop_begins(own[PROMPT:])
-        assert begin < 120
-        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0]
+    repairs = Repairs(prompts, teacher, length=60)
+    repairs.renew(teacher.student, 6, seed=3)
+    drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3))[:6].tolist()
+    end, paired = pruned.generation_config.eos_token_id, 0
+
+    def loop(model, prompt):
+        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :]
+        begin = loop_begins(row)
+        return begin if begin < 60 and end not in row[:begin] else None
+
+    for place, number in enumerate(drawn):
+        begin, found = loop(pruned, prompts[number]), repairs.loss(teacher.student, place)
+        if begin is None or loop(tiny_model("llama"), prompts[number]) is not None:
+            assert found is None
+            continue
+        begin += len(prompts[number])
+        own = greedy(pruned, prompts[number][None], len(prompts[number]) + 60)[0]
+        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0][: len(own)]
         worse = own[: begin + 24]
         with torch.no_grad():
             better, worse = (
                 float(F.cross_entropy(pruned(input_ids=row[None]).logits[0, begin - 1 : -1], row[begin:]))
                 for row in (better, worse)
             )
-        found = repairs.loss(teacher.student, place).detach()
-        assert float(found) == pytest.approx(max(0.0, 1 + better - worse), abs=1e-4)
-    assert repairs.loss(teacher.student, 2) is None
-    calm = Repairs(torch.arange(3, 99)[None], DenseTeacher.of_pruned(tiny_model("llama"), pruned_model()))
-    calm.renew(tiny_model("llama"), [0])
-    assert calm.loss(tiny_model("llama"), 0) is None, "what does not repeat itself has nothing to repair"
+        assert float(found.detach()) == pytest.approx(max(0.0, 1 + better - worse), abs=1e-4)
+        paired += 1
+    assert paired > 0
+    assert repairs.loss(teacher.student, 6) is None
+    calm = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())  # neither repeats itself
+    both = DenseTeacher(in_circles(tiny_model("llama")))
+    for other, prompt in ((calm, torch.arange(3, 51)), (both, prompts[0])):
+        repairs = Repairs([prompt], other, length=48)
+        repairs.renew(other.student, 1, seed=0)
+        assert repairs.loss(other.student, 0) is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
@@ -353,7 +383,8 @@ def test_manners_are_those_of_what_is_written(tokenizer):
         rows = [row[PROMPT:].tolist() for row in greedy(model, text[:, :PROMPT], 100)]
         kept = [row[: row.index(end)] if end in row else row for row in rows]
         wanted[name] = sum(map(repetition, kept)) / 5, sum(end in row for row in rows) / 5
-    examination = Examination(text, teacher)
+    prompts = beginnings(text)
+    examination = Examination(prompts, teacher, length=100 - PROMPT)
     found = examination.of(teacher.student)
     assert (examination.teachers.repetition, examination.teachers.ended) == pytest.approx(wanted["dense"])
     assert (found.repetition, found.ended) == pytest.approx(wanted["pruned"])
@@ -361,7 +392,13 @@ def test_manners_are_those_of_what_is_written(tokenizer):
     with torch.no_grad():
         likeliest = pruned(input_ids=written, use_cache=False).logits[:, PROMPT - 1 : -1].argmax(-1)
     assert found.agreement == pytest.approx(float((likeliest == written[:, PROMPT:]).float().mean()))
-    assert Examination(text).of(pruned).agreement is None
+    assert Examination(prompts).of(pruned).agreement is None
+    # Of several lengths, each as if it were alone.
+    mixed = [prompts[0], prompts[1][:20], prompts[2][:31]]
+    alone = [Examination([each], teacher, length=30).of(teacher.student) for each in mixed]
+    together = Examination(mixed, teacher, length=30).of(teacher.student)
+    for figure in ("repetition", "ended", "agreement"):
+        assert getattr(together, figure) == pytest.approx(sum(getattr(each, figure) for each in alone) / 3)
 
 
 def test_of_two_states_that_one_is_kept_which_repeats_itself_less(monkeypatch):
@@ -441,6 +478,25 @@ def test_every_second_window_of_a_model_that_chats_begins_as_a_dialogue(template
     assert written.max() < len(tokenizer), "what is padding is never written"
     begin = tokenizer(opening, add_special_tokens=False)["input_ids"] or [-1]
     assert sum(row[: len(begin)] == begin for row in written.tolist()) == (3 if opening else 0)
+
+
+def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers():
+    tokenizer = character_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer) + 300)
+    assert written_requests(model, 4, tokenizer=tokenizer) is None, "it does not chat"
+    tokenizer.chat_template = "User: {{ messages[0].content }};{% if add_generation_prompt %} Bot:{% endif %}"
+    opening, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("User: ", "; Bot:"))
+    found = written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1)
+    assert found.shape[0] > 4
+    assert torch.equal(found, written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1, batch_size=64))
+    for row in found:
+        request = row[row >= 0].tolist()
+        assert row.tolist() == [-1] * (len(row) - len(request)) + request
+        said = request[len(opening) : -len(behind)]
+        assert request == [*opening, *said, *behind]
+        assert 0 < len(said) < 48
+        assert behind[0] not in said
+        assert max(said) < len(tokenizer)
 
 
 @pytest.fixture
