@@ -26,10 +26,10 @@ class WholeSet(Search):
 
     def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Decide in the first round; follow the plan's own record afterwards."""
-        known = history[0].scores if history else {}
+        known, errors = (history[0].scores, history[0].errors) if history else ({}, {})
         left = {candidate: known[candidate.name] for candidate in candidates if candidate.name in known}
         if left:
-            return Scores(left)
+            return Scores(left, errors={each: errors[each.name] for each in left if each.name in errors})
         if math.isinf(score.wanted):
             raise BudgetError(f"{type(self).__name__} decides on a whole set, so it needs an amount")
         return self.decide(score, candidates)
