@@ -92,7 +92,9 @@ class Lessons:
         if asks:
             say(f"the dense model writes {num_requests} requests, to see how they are answered")
             requests = written_requests(model(), num_requests, tokenizer=tokenizer, seed=self.seed)
-            found |= {} if requests is None else {"requests": requests}
+            if requests is not None and 2 * len(requests) >= num_requests:
+                return {**found, "requests": requests}
+            say("too few of them end: beginnings of the texts are gone on with instead")
         return found
 
 

@@ -77,7 +77,8 @@ def heal(
         What it came to. A training that was stopped by Ctrl-C is `stopped`, with the best state so far.
 
     Raises:
-        LitPruneError: The teacher is of another model, there are adapters already, or the state is of another healing.
+        LitPruneError: The teacher is of another model, there are adapters already, no prompts are left to repair, or
+            the state is of another healing.
         MeasureError: The losses before the first step are NaN or infinite.
     """
     settings, lora = settings or HealingSettings(), lora or LoraHealing(rank=64)
@@ -85,6 +86,8 @@ def heal(
         raise LitPruneError("the teacher is of another model: heal teacher.student")
     if settings.repair and teacher is None:
         raise LitPruneError("repair learns what a teacher would write; give one, or leave repair at 0")
+    if prompts is not None and len(prompts) <= (least := settings.examined if settings.repair else 0):
+        raise LitPruneError(f"more than {least} prompts are wanted, since so many are examined; found {len(prompts)}")
     known = {} if state is None else model_fingerprints(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for the adapters' first values

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 import lit_prune
 from lit_prune.__main__ import main
+from lit_prune.commands.lessons import Lessons
 from lit_prune.errors import LitPruneError, MeasureError, ModelError
 from lit_prune.export import save
 from lit_prune.healing import (
@@ -423,6 +424,28 @@ def test_ctrl_c_leaves_the_best_state_and_other_windows_do_not_go_on_from_it(tmp
         heal(pruned_model(), text[1:14], text[14:], state=state, **QUIET)
 
 
+def test_prompts_are_examined_and_those_behind_them_repaired(monkeypatch):
+    prompts = torch.cat([TOKENS[:, :9], torch.full((len(TOKENS), 2), -1)], dim=1).roll(2, dims=1)
+    seen = {}
+    for kind in (Examination, Repairs):
+        begin = kind.__init__
+
+        def watched(self, prompts, teacher, *, length, kind=kind, begin=begin):
+            seen[kind] = [each.tolist() for each in prompts], length
+            begin(self, prompts, teacher, length=length)
+
+        monkeypatch.setattr(kind, "__init__", watched)
+    pruned = pruned_model()
+    teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
+    text = naive.own_text(tiny_model("llama"), 6, 24)
+    own = {"settings": HealingSettings(tokens=24, validations=1, examined=1, repair=0.1), "teacher": teacher, **QUIET}
+    with pytest.raises(LitPruneError, match="more than 1 prompts are wanted, since so many are examined; found 1"):
+        heal(teacher.student, text[:4], text[4:], prompts=prompts[:1], **own)
+    heal(teacher.student, text[:4], text[4:], prompts=prompts, **own)
+    wanted = [row.tolist() for row in TOKENS[:, :9]]
+    assert seen == {Examination: (wanted[:1], 64), Repairs: (wanted[1:], 100)}
+
+
 def test_gradient_checkpointing_trains_the_same():
     text = naive.own_text(tiny_model("llama"), 24, 40)
     found = []
@@ -497,6 +520,25 @@ def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers():
         assert 0 < len(said) < 48
         assert behind[0] not in said
         assert max(said) < len(tokenizer)
+
+
+def test_lessons_hold_requests_where_the_model_chats_and_ends_them(monkeypatch, capsys):
+    tokenizer = character_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    lessons = Lessons(window=16, val_windows=2)
+
+    def drawn(num_requests=8):
+        return lessons.windows(["self"], tokenizer, 64, lambda: model, num_requests)
+
+    assert {name: rows.shape for name, rows in drawn().items()} == {"train": (4, 16), "validation": (2, 16)}
+    tokenizer.chat_template = "{{ messages[0].content }};{% if add_generation_prompt %} Bot:{% endif %}"
+    assert {*drawn(0)} == {"train", "validation"}
+    monkeypatch.setattr("lit_prune.healing.written_requests", lambda *_, **__: torch.ones(4, 3))
+    assert {*drawn()} == {"train", "validation", "requests"}
+    assert "too few" not in capsys.readouterr().out
+    monkeypatch.setattr("lit_prune.healing.written_requests", lambda *_, **__: torch.ones(3, 3))
+    assert {*drawn()} == {"train", "validation"}
+    assert "too few of them end: beginnings of the texts are gone on with instead" in capsys.readouterr().out
 
 
 @pytest.fixture
