@@ -36,8 +36,6 @@ class Portfolio(WholeSet):
        best of these and of their parents are the parents of the next round.
     5. The last few are compared on the `held_out` batches. Those within a standard error of the best are ties, and the
        plan says in how many of them each candidate is; the one that is best on all batches is taken.
-    6. What each member brings by coming back alone is measured on the first batches, and decides in which order the
-       set goes: its score is by how much the loss falls, in nats, as if all that goes were like it.
 
     By the model's loss, whatever the scorer: that one decides in the `lazy` searches. One-point crossover (Holland,
     Adaptation in Natural and Artificial Systems, 1975), since what two sublayers are worth together depends on their
@@ -158,8 +156,7 @@ class _Breeding:
         if not self._first_stage:
             return 1.0
         judging = self._search.survivors[-1] * (1 - self._num_searching / self._score.num_batches)
-        ordering = self._best[0].sum() * len(self._batches(self._search.shares[0])) / self._score.num_batches
-        left = self._limit - self._score.passes - judging - ordering - self._other_stages
+        left = self._limit - self._score.passes - judging - self._other_stages
         part = min(1.0, left / self._first_stage)
         return part if part * (self._search.children + self._search.swaps) >= self._search.survivors[0] else 0.0
 
@@ -236,16 +233,7 @@ class _Breeding:
                 ties.append(each)
         chosen = min(ties, key=lambda each: (self._losses.mean(each, everything), each.tobytes()))
         shares = np.mean(ties, axis=0)
-        return self._in_order(chosen, dict(zip(self._candidates, map(float, shares), strict=True)))
-
-    def _in_order(self, found: Set, shares: dict[Candidate, float]) -> Scores:
-        """By how many nats the loss falls where a member comes back alone, over its share of what all save."""
-        first, saved = self._batches(self._search.shares[0]), float(self._sizes[found].sum())
-        fewer = {int(place): found & (np.arange(len(found)) != place) for place in np.flatnonzero(found)}
-        self._losses.measure([found, *fewer.values()], first)
-        falls, errors = {}, {}
-        for place, other in fewer.items():
-            candidate, factor = self._candidates[place], saved / float(self._sizes[place])
-            fall, error = self._losses.behind(found, other, first)
-            falls[candidate], errors[candidate] = fall * factor, error * factor
-        return Scores(falls, errors=errors, chosen=shares)
+        return Scores(
+            dict.fromkeys(self._losses.members(chosen), self._losses.mean(chosen, held_out)),
+            chosen={candidate: float(share) for candidate, share in zip(self._candidates, shares, strict=True)},
+        )

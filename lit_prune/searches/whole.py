@@ -20,16 +20,15 @@ Members = frozenset[Candidate]
 class WholeSet(Search):
     """A search whose `decide` names all that is to go.
 
-    The scores of a round hold the members that are still in the model, each with the score of the set as a whole,
-    or with one of its own that says in which order they go.
+    The scores of a round hold the members that are still in the model, each with the score of the set as a whole.
     """
 
     def __call__(self, score: Round, candidates: Sequence[Candidate], history: Sequence[PruneStep]) -> Scores:
         """Decide in the first round; follow the plan's own record afterwards."""
-        known, errors = (history[0].scores, history[0].errors) if history else ({}, {})
+        known = history[0].scores if history else {}
         left = {candidate: known[candidate.name] for candidate in candidates if candidate.name in known}
         if left:
-            return Scores(left, errors={each: errors[each.name] for each in left if each.name in errors})
+            return Scores(left)
         if math.isinf(score.wanted):
             raise BudgetError(f"{type(self).__name__} decides on a whole set, so it needs an amount")
         return self.decide(score, candidates)

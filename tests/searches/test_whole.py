@@ -240,24 +240,18 @@ class TestOnAModel:
         with pytest.raises(BudgetError, match="Refine decides on a whole set"):
             pruner.step(WhatIf(model, BATCHES), Budget(None, pruner.num_parameters, max_rise=0.5))
 
-    def test_a_portfolio_goes_in_order_of_what_comes_back_with_a_member_and_goes_on(self, tmp_path):
+    def test_a_portfolio_judges_by_the_loss_on_what_was_held_out_and_goes_on(self, tmp_path):
         first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
         model = tiny_model("llama")
         plan = prune(model, BATCHES, amount=0.2, search="portfolio", journal=first, progress=False)
-        for step in plan.steps:
-            others, dense = [each for each in plan.removed if each not in step.removed.sublayers], tiny_model("llama")
-            with mute(dense, others):
-                falls = naive.mean_loss(model, BATCHES[:1]) - naive.mean_loss(dense, BATCHES[:1])
-            falls *= plan.num_removed_parameters / step.num_parameters
-            assert step.score == pytest.approx(falls, rel=1e-3, abs=1e-5)
-            assert step.errors[step.removed.name] > 0
-        assert [step.score for step in plan.steps] == sorted(step.score for step in plan.steps)
+        (score,) = {step.score for step in plan.steps}
+        assert score == pytest.approx(naive.mean_loss(model, BATCHES[3:]), rel=1e-5)
         excess = plan.num_removed_parameters - 0.2 * plan.model.num_parameters
         assert 0 <= excess < min(step.num_parameters for step in plan.steps)
         shares = plan.steps[0].chosen
         assert len(shares) == 8
         assert all(shares[step.removed.name] > 0 for step in plan.steps)
-        assert sum(shares.values()) > len(plan.steps) - 1e-9, "of one set or more that are as good"
+        assert sum(shares.values()) >= len(plan.steps), "of one set or more that are as good"
         lines = first.read_text().splitlines(keepends=True)
         second.write_text("".join(lines[: len(lines) // 2]))
         again = prune(tiny_model("llama"), BATCHES, amount=0.2, search="portfolio", journal=second, progress=False)
