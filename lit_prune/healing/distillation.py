@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -162,12 +164,11 @@ def written_windows(
     bos, num_tokens = config.bos_token_id, config.vocab_size
     if tokenizer is not None:
         num_tokens = min(num_tokens, len(tokenizer))  # what is padding has no text
-    opening = dialogue_opening(tokenizer)[: window - 1]
+    opening = _around_user(tokenizer)[0][: window - 1]
     dialogues = num_windows // 2 if opening else 0
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with _seeded(model, seed):
         for number, begin in ((num_windows - dialogues, [] if bos is None else [bos]), (dialogues, opening)):
             for first in range(0, number, batch_size):
                 rows = min(batch_size, number - first)
@@ -192,15 +193,14 @@ def written_requests(
     own distribution (Magpie, https://arxiv.org/abs/2406.08464). A request that does not end within `most` tokens is
     left out, so there may be fewer than `num_requests`, and None where none ends.
     """
-    opening, behind = dialogue_opening(tokenizer), dialogue_answer(tokenizer)
+    opening, behind = _around_user(tokenizer)
     if not opening or not behind:
         return None
     num_tokens = min(model.config.get_text_config(decoder=True).vocab_size, len(tokenizer))
     start = torch.tensor(opening).expand(num_requests, -1)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        how = {"num_tokens": num_tokens, "batch_size": batch_size, **SAMPLED}
-        rows = continued(model, start, len(opening) + most, **how)
+    with _seeded(model, seed):
+        most += len(opening)
+        rows = continued(model, start, most, num_tokens=num_tokens, batch_size=batch_size, **SAMPLED)
     found = []
     for row in rows:
         ends = (row[len(opening) :] == behind[0]).nonzero()
@@ -209,17 +209,16 @@ def written_requests(
     return pad_sequence(found, batch_first=True, padding_value=-1, padding_side="left") if found else None
 
 
-def dialogue_opening(tokenizer: Any) -> list[int]:
-    """Tokens of a chat template up to where the user speaks; empty without a template."""
-    return _around_user(tokenizer)[0]
-
-
-def dialogue_answer(tokenizer: Any) -> list[int]:
-    """Tokens of a chat template behind what the user says, up to where the answer begins; empty without a template."""
-    return _around_user(tokenizer)[1]
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Draws on the CPU and the model's device by a seed, in a `with` block that leaves those behind it as they are."""
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _around_user(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens of a chat template up to where the user speaks, and from there to the answer; empty without a template."""
     if getattr(tokenizer, "chat_template", None) is None:
         return [], []
     asked = [{"role": "user", "content": USERS_WORDS}]

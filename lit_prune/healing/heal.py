@@ -136,10 +136,10 @@ def heal(
     )
     if settings.examined:
         spread = max(1, len(validation) // settings.examined)  # over the texts, which come one after the other
-        seen, most = _prompts(validation[::spread] if prompts is None else prompts, prompts is None, LENGTH)
+        seen, most = _prompts(prompts, validation[::spread], LENGTH)
         stage.examine = lambda: Examination(seen[: settings.examined], teacher, length=most)
     if teacher is not None and settings.repair:
-        others, longest = _prompts(train if prompts is None else prompts[settings.examined :], prompts is None, ROLLOUT)
+        others, longest = _prompts(None if prompts is None else prompts[settings.examined :], train, ROLLOUT)
         stage.repairs = Repairs(others, teacher, length=longest)
     training = window_loader(train, batch_size, seed=settings.seed, sampler=order)
     checking = window_loader(validation, batch_size, seed=settings.seed)
@@ -184,12 +184,12 @@ def _train(
     return False
 
 
-def _prompts(rows: Tensor, are_windows: bool, most: int) -> tuple[list[Tensor], int]:
-    """Prompts, of windows their beginnings, and how many tokens are written behind each."""
-    if not are_windows:
-        return [row[row >= 0] for row in rows], most
-    found = beginnings(rows)
-    return found, min(most, rows.shape[1] - len(found[0]))
+def _prompts(given: Tensor | None, windows: Tensor, most: int) -> tuple[list[Tensor], int]:
+    """The prompts that are given, or else beginnings of windows, and how many tokens are written behind each."""
+    if given is not None:
+        return [row[row >= 0] for row in given], most
+    found = beginnings(windows)
+    return found, min(most, windows.shape[1] - len(found[0]))
 
 
 def _choose_trained(model: Any, settings: HealingSettings) -> dict[str, nn.Parameter]:
