@@ -87,10 +87,11 @@ def heal_model(
     }
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
     of |= {"rates": rates} if rates else {}
+    wanted = training.examined + (REQUESTS if training.repair else 0) if teaching.distill else 0
+    of |= {"requests": wanted} if training.repair else {}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
     teaching.require_tokens(tokenizer, loading)
-    wanted = training.examined + (REQUESTS if training.repair else 0) if teaching.distill else 0
     drawn = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer, wanted))
     options: dict[str, Any] = {
         "lora": lora,
