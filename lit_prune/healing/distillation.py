@@ -15,14 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.rollouts import continued
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import IGNORED, next_labels
+from lit_prune.measure import IGNORED, at_a_time, next_labels
 from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
 SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 """From the model's own distribution, whatever its generation config says."""
-ELEMENTS_AT_A_TIME = (2**18, 2**24)
-"""Of logits in float32: on a CPU what its caches hold, elsewhere enough to keep the device busy."""
 
 
 def distillation_loss(
@@ -63,7 +61,7 @@ class _Divergence(torch.autograd.Function):
         counted = targets != IGNORED
         width = min(student.shape[-1], teacher.shape[-1])
         loss, gradient = torch.zeros((), dtype=wide, device=student.device), torch.zeros_like(student)
-        number = max(1, ELEMENTS_AT_A_TIME[student.device.type != "cpu"] // student.shape[-1])
+        number = at_a_time(student)
         whole = (student, teacher, targets.clamp(min=0), counted.to(wide), gradient)
         parts = (torch.split(each, number) for each in whole)
         for own, theirs, target, weight, found in zip(*parts, strict=True):

@@ -21,6 +21,7 @@ from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.journal import Journal
 from lit_prune.measure.losses import (
     Losses,
+    at_a_time,
     hint_if_implausible,
     mean_loss,
     perplexity_of,
@@ -48,6 +49,7 @@ __all__ = [
     "SharedJournal",
     "Trace",
     "WhatIf",
+    "at_a_time",
     "counted_positions",
     "disagreement",
     "hint_if_implausible",

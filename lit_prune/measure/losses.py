@@ -18,7 +18,8 @@ from lit_prune.loading.processes import Processes
 from lit_prune.measure.batches import IGNORED, predicts
 from lit_prune.plan import Candidate, error_of_ratio
 
-TOKENS_AT_A_TIME = 64
+ELEMENTS_AT_A_TIME = (2**18, 2**24)
+"""Of logits in float32: on a CPU what its caches hold, elsewhere enough to keep the device busy."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,15 @@ def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
     # A few tokens at a time: float32 copies of all logits would be the largest tensors of the run.
-    pairs = zip(logits.split(TOKENS_AT_A_TIME), targets.split(TOKENS_AT_A_TIME), strict=True)  # type: ignore[no-untyped-call]
+    number = at_a_time(logits)
+    pairs = zip(logits.split(number), targets.split(number), strict=True)  # type: ignore[no-untyped-call]
     sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
     return torch.stack(sums).to(exact_dtype(logits.device)).sum()
+
+
+def at_a_time(logits: Tensor) -> int:
+    """How many positions' logits [..., vocab] are looked at together in float32."""
+    return max(1, ELEMENTS_AT_A_TIME[logits.device.type != "cpu"] // logits.shape[-1])
 
 
 def perplexity_of(nll: float) -> float:

@@ -165,7 +165,7 @@ def test_distillation_is_the_divergence_of_the_distributions():
     ("width", "temperature", "share"), [(7, 2.0, 0.0), (7, 1.0, 0.3), (5, 2.0, 0.3), (9, 1.0, 1.0)]
 )
 def test_gradients_of_the_divergence_are_those_of_all_positions_at_once(monkeypatch, width, temperature, share):
-    monkeypatch.setattr("lit_prune.healing.distillation.ELEMENTS_AT_A_TIME", (5 * 7, 5 * 7))
+    monkeypatch.setattr("lit_prune.measure.losses.ELEMENTS_AT_A_TIME", (5 * 7, 5 * 7))
     draw = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(152, width, generator=draw), torch.randn(152, 7, generator=draw)
     targets = torch.randint(7, (152,), generator=draw)

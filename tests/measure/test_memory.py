@@ -113,6 +113,7 @@ def test_only_a_few_logits_are_copied_to_float32(monkeypatch):
         return original(tensor)
 
     monkeypatch.setattr(torch.Tensor, "float", spy)
+    monkeypatch.setattr("lit_prune.measure.losses.ELEMENTS_AT_A_TIME", (64 * 7, 64 * 7))
     logits, labels = torch.randn(2, 300, 7, generator=GENERATOR).bfloat16(), torch.randint(7, (2, 300))
     nll, tokens = sequence_losses(logits, labels)
     expected = -logits[:, :-1].double().log_softmax(-1).gather(-1, labels[:, 1:, None]).sum((1, 2))
