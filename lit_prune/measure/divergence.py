@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.measure.batches import labels_of, predicts
+from lit_prune.measure.losses import at_a_time
 from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.runner import Compute, Figure
 from lit_prune.measure.trace import Trace
@@ -24,7 +25,8 @@ class Divergence(Figure):
     block are kept for every batch ([batch, seq, hidden], the model's dtype); final norm and head make logits of them.
 
     Args:
-        distance: Compares the two; the Kullback-Leibler divergence from the dense model, in nats, when None.
+        distance: Compares the two, some positions at a time; the Kullback-Leibler divergence from the dense model, in
+            nats, when None.
     """
 
     def __init__(self, distance: Distance | None = None) -> None:
@@ -36,7 +38,12 @@ class Divergence(Figure):
         """The distance of each sequence, summed over the positions that predict a label, [batch]."""
         logits, labels = compute(portion.logits), labels_of(portion.inputs)
         rows = zip(self._reference_logits(portion), logits, predicts(labels), strict=True)
-        return torch.stack([self._distance(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
+        return torch.stack([self._of_sequence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
+
+    def _of_sequence(self, dense: Tensor, other: Tensor) -> Tensor:
+        number = at_a_time(other)
+        pairs = zip(dense.split(number), other.split(number), strict=True)  # type: ignore[no-untyped-call]
+        return torch.stack([self._distance(*pair) for pair in pairs]).sum()
 
     def wants_dense(self, index: int) -> bool:
         """Where nothing of the batch is kept, as later it may have been pruned."""
