@@ -34,8 +34,9 @@ class Portfolio(WholeSet):
        which the sum promises most are children too.
     4. Children are measured on the first batches, the best of them on more, and the last few on all that search. The
        best of these and of their parents are the parents of the next round.
-    5. The last few are compared on the `held_out` batches. Those within a standard error of the best are ties, and the
-       plan says in how many of them each candidate is; the one that is best on all batches is taken.
+    5. The last few are compared on the `held_out` batches; of those within a standard error of the best the one that is
+       best on all batches is taken. All sets of the search that are within a standard error of that one, on whatever
+       they were measured, are ties: the plan says in how many of them each candidate is.
 
     By the model's loss, whatever the scorer: that one decides in the `lazy` searches. One-point crossover (Holland,
     Adaptation in Natural and Artificial Systems, 1975), since what two sublayers are worth together depends on their
@@ -111,7 +112,7 @@ class _Breeding:
         drawn = [np.array([candidate in members for candidate in candidates]) for members in found]
         trimmed = (self._trimmed(parent, self._smallest_first) for parent in drawn)
         sets = list({each.tobytes(): each for each in trimmed if each is not None}.values())
-        self._known = {each.tobytes() for each in sets}
+        self._known = {each.tobytes(): each for each in sets}
         self._limit = max(search.passes, 1.5 * self._score.passes)
         self._best = self._ranked(sets, 1.0)
 
@@ -141,7 +142,7 @@ class _Breeding:
         if len(crossed) > number:
             crossed = [crossed[place] for place in sorted(self._draw.choice(len(crossed), number, replace=False))]
         children, before = [*crossed, *self._swapped(round(part * self._search.swaps))], self._best[0]
-        self._known.update(child.tobytes() for child in children)
+        self._known |= {child.tobytes(): child for child in children}
         made = self._score.passes
         for share, number in zip(self._search.shares, self._search.survivors, strict=True):
             children = self._ranked(children, share)[:number]
@@ -226,12 +227,9 @@ class _Breeding:
         held_out, everything = range(self._num_searching, self._score.num_batches), range(self._score.num_batches)
         self._losses.measure(self._best, held_out)
         best = min(self._best, key=lambda each: (self._losses.mean(each, held_out), each.tobytes()))
-        ties = []
-        for each in self._best:
-            mean, error = self._losses.behind(each, best, held_out)
-            if each is best or mean <= error:
-                ties.append(each)
-        chosen = min(ties, key=lambda each: (self._losses.mean(each, everything), each.tobytes()))
+        alike = [each for each in self._best if self._losses.are_tied(each, best, held_out)]
+        chosen = min(alike, key=lambda each: (self._losses.mean(each, everything), each.tobytes()))
+        ties = [each for each in self._known.values() if self._losses.are_tied(each, chosen, everything)]
         shares = np.mean(ties, axis=0)
         return Scores(
             dict.fromkeys(self._losses.members(chosen), self._losses.mean(chosen, held_out)),

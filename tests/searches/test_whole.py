@@ -240,6 +240,26 @@ class TestOnAModel:
         with pytest.raises(BudgetError, match="Refine decides on a whole set"):
             pruner.step(WhatIf(model, BATCHES), Budget(None, pruner.num_parameters, max_rise=0.5))
 
+    def test_ties_of_a_portfolio_are_all_sets_that_text_does_not_tell_apart(self, tmp_path):
+        journal, search = tmp_path / "journal.jsonl", {"name": "portfolio", "shares": [1.0], "survivors": [40]}
+        plan = prune(tiny_model("llama"), BATCHES, amount=0.35, search=search, journal=journal, progress=False)
+        losses = {}
+        for line in map(json.loads, journal.read_text().splitlines()[1:]):
+            losses.setdefault(frozenset(line["without"]), {})[str(line["batch"])[-1]] = np.array(line["nll"])
+        chosen = frozenset(step.removed.name for step in plan.steps)
+        sizes = {str(sublayer.id): sublayer.num_parameters for sublayer in find_sublayers(tiny_model("llama")).sublayers}
+        tied = []
+        for members, own in losses.items():
+            excess = sum(sizes[name] for name in members) - 0.35 * plan.model.num_parameters
+            if len(own) < 3 or not 0 <= excess < min(sizes.values()):  # of a parent's search, or no whole set
+                continue
+            apart = np.concatenate([own[batch] - losses[chosen][batch] for batch in own])
+            if apart.mean() <= apart.std() / math.sqrt(len(apart) - 1):
+                tied.append(members)
+        expected = {name: pytest.approx(np.mean([name in members for members in tied])) for name in sizes}
+        assert len(tied) > 1, "or this test says little"
+        assert plan.steps[0].chosen == expected
+
     def test_a_portfolio_judges_by_the_loss_on_what_was_held_out_and_goes_on(self, tmp_path):
         first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
         model = tiny_model("llama")
