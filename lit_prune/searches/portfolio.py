@@ -35,8 +35,8 @@ class Portfolio(WholeSet):
     4. Children are measured on the first batches, the best of them on more, and the last few on all that search. The
        best of these and of their parents are the parents of the next round.
     5. The last few are compared on the `held_out` batches; of those within a standard error of the best the one that is
-       best on all batches is taken. All sets of the search that are within a standard error of that one, on whatever
-       they were measured, are ties: the plan says in how many of them each candidate is.
+       best on all batches is taken. All sets of the search that are within two standard errors of that one, on
+       whatever they were measured, are ties: the plan says in how many of them each candidate is.
 
     By the model's loss, whatever the scorer: that one decides in the `lazy` searches. One-point crossover (Holland,
     Adaptation in Natural and Artificial Systems, 1975), since what two sublayers are worth together depends on their
@@ -227,9 +227,9 @@ class _Breeding:
         held_out, everything = range(self._num_searching, self._score.num_batches), range(self._score.num_batches)
         self._losses.measure(self._best, held_out)
         best = min(self._best, key=lambda each: (self._losses.mean(each, held_out), each.tobytes()))
-        alike = [each for each in self._best if self._losses.are_tied(each, best, held_out)]
+        alike = [each for each in self._best if self._losses.are_tied(each, best, held_out, errors=1)]
         chosen = min(alike, key=lambda each: (self._losses.mean(each, everything), each.tobytes()))
-        ties = [each for each in self._known.values() if self._losses.are_tied(each, chosen, everything)]
+        ties = [each for each in self._known.values() if self._losses.are_tied(each, chosen, everything, errors=2)]
         shares = np.mean(ties, axis=0)
         return Scores(
             dict.fromkeys(self._losses.members(chosen), self._losses.mean(chosen, held_out)),

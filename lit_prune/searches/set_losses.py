@@ -74,7 +74,7 @@ class SetLosses:
         squares = float(((difference - mean * tokens) ** 2).sum())
         return mean, error_of_ratio(squares, number, float(tokens.sum()))
 
-    def are_tied(self, chosen: Set, best: Set, batches: Iterable[int]) -> bool:
-        """Whether a set is no more than a standard error behind another, on those batches that it was measured on."""
+    def are_tied(self, chosen: Set, best: Set, batches: Iterable[int], *, errors: float) -> bool:
+        """Whether a set is at most so many standard errors behind another, on the batches that it was measured on."""
         mean, error = self.behind(chosen, best, [batch for batch in batches if batch in self._known[chosen.tobytes()]])
-        return mean <= error
+        return mean <= errors * error
