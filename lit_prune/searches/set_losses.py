@@ -77,4 +77,4 @@ class SetLosses:
     def are_tied(self, chosen: Set, best: Set, batches: Iterable[int], *, errors: float) -> bool:
         """Whether a set is at most so many standard errors behind another, on the batches that it was measured on."""
         mean, error = self.behind(chosen, best, [batch for batch in batches if batch in self._known[chosen.tobytes()]])
-        return mean <= errors * error
+        return chosen.tobytes() == best.tobytes() or mean <= errors * error  # losses may be infinite
