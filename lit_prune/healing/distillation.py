@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_prune.anatomy import find_sublayers
 from lit_prune.healing.rollouts import continued
 from lit_prune.loading.sources import in_chat
-from lit_prune.measure import IGNORED, at_a_time, next_labels
+from lit_prune.measure import IGNORED, in_parts, next_labels
 from lit_prune.plan import Distillation
 
 USERS_WORDS = "what-the-user-says"
@@ -61,10 +61,8 @@ class _Divergence(torch.autograd.Function):
         counted = targets != IGNORED
         width = min(student.shape[-1], teacher.shape[-1])
         loss, gradient = torch.zeros((), dtype=wide, device=student.device), torch.zeros_like(student)
-        number = at_a_time(student)
-        whole = (student, teacher, targets.clamp(min=0), counted.to(wide), gradient)
-        parts = (torch.split(each, number) for each in whole)
-        for own, theirs, target, weight, found in zip(*parts, strict=True):
+        parts = in_parts(student, teacher, targets.clamp(min=0), counted.to(wide), gradient)
+        for own, theirs, target, weight, found in parts:
             log_p, log_q = (
                 F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1, dtype=wide)
                 for logits in (theirs[:, :width], own[:, :width])

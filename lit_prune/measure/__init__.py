@@ -21,8 +21,8 @@ from lit_prune.measure.gradients import loss_gradients, weights_of
 from lit_prune.measure.journal import Journal
 from lit_prune.measure.losses import (
     Losses,
-    at_a_time,
     hint_if_implausible,
+    in_parts,
     mean_loss,
     perplexity_of,
     sequence_losses,
@@ -49,10 +49,10 @@ __all__ = [
     "SharedJournal",
     "Trace",
     "WhatIf",
-    "at_a_time",
     "counted_positions",
     "disagreement",
     "hint_if_implausible",
+    "in_parts",
     "input_ids_of",
     "inputs_fingerprint",
     "is_run_of_blocks",

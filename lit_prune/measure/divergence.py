@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_prune.measure.batches import labels_of, predicts
-from lit_prune.measure.losses import at_a_time
+from lit_prune.measure.losses import in_parts
 from lit_prune.measure.portion import Place, Portion
 from lit_prune.measure.runner import Compute, Figure
 from lit_prune.measure.trace import Trace
@@ -41,9 +41,7 @@ class Divergence(Figure):
         return torch.stack([self._of_sequence(dense[:-1][mask], row[:-1][mask]) for dense, row, mask in rows])
 
     def _of_sequence(self, dense: Tensor, other: Tensor) -> Tensor:
-        number = at_a_time(other)
-        pairs = zip(dense.split(number), other.split(number), strict=True)  # type: ignore[no-untyped-call]
-        return torch.stack([self._distance(*pair) for pair in pairs]).sum()
+        return torch.stack([self._distance(theirs, own) for own, theirs in in_parts(other, dense)]).sum()
 
     def wants_dense(self, index: int) -> bool:
         """Where nothing of the batch is kept, as later it may have been pruned."""

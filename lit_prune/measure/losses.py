@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,16 +114,18 @@ def target_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sequence_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    # A few tokens at a time: float32 copies of all logits would be the largest tensors of the run.
-    number = at_a_time(logits)
-    pairs = zip(logits.split(number), targets.split(number), strict=True)  # type: ignore[no-untyped-call]
-    sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in pairs]
+    parts = in_parts(logits, targets)
+    sums = [F.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum") for row, target in parts]
     return torch.stack(sums).to(exact_dtype(logits.device)).sum()
 
 
-def at_a_time(logits: Tensor) -> int:
-    """How many positions' logits [..., vocab] are looked at together in float32."""
-    return max(1, ELEMENTS_AT_A_TIME[logits.device.type != "cpu"] // logits.shape[-1])
+def in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut logits [positions, vocab], and others [positions, ...] at the same places, into parts of a few positions.
+
+    Float32 copies of all logits would be the largest tensors of a run.
+    """
+    number = max(1, ELEMENTS_AT_A_TIME[logits.device.type != "cpu"] // logits.shape[-1])
+    return zip(*(torch.split(each, number) for each in (logits, *others)), strict=True)
 
 
 def perplexity_of(nll: float) -> float:
