@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -14,19 +15,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lit_prune.data import batch_of
 from lit_prune.healing.teacher import Teacher
-from lit_prune.measure import on_device
+from lit_prune.measure import IGNORED, on_device
 from lit_prune.surgery import evaluating
 
 NO_TOKEN = 2**31 - 1
 PROMPT = 48
 """Tokens at the beginning of a window that a model goes on with."""
-LENGTH = 64
-"""Tokens that it writes, where it is compared with the dense model."""
+LENGTH = 128
+"""Tokens that it writes, where it is compared with the dense model: what loops may begin late."""
+ALIKE = 0.05
+"""A share by which two models' manners may differ and count as alike: about the standard error of 32 texts."""
 NGRAM = 4
 PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 """Greedily, whatever the model's own generation config says."""
-ROLLOUT = 100
+ROLLOUT = 160
 """Tokens that it writes, where loops are looked for."""
+PAIRS = 4
+"""Prompts of a step, behind each of which there may be a pair of continuations."""
 TURN = 24
 """Tokens of a pair's continuations."""
 MARGIN = 1.0
@@ -55,13 +60,28 @@ def continued(
     rows, own = [], model.get_output_embeddings().weight.shape[0]
     mask = torch.ones_like(start) if mask is None else mask
     padding = [*range(num_tokens or own, own)] or None
-    with evaluating(model):
+    with evaluating(model), _last_states_alone(model):
         for part, seen in zip(torch.split(start, batch_size), torch.split(mask, batch_size), strict=True):
             inputs = on_device({"input_ids": part, "attention_mask": seen}, model.device)
             # No token ends it. Forbidding that token instead would teach that a text never ends.
             options = {"eos_token_id": NO_TOKEN, "pad_token_id": 0, "suppress_tokens": padding, **PLAIN}
             rows.append(model.generate(**inputs, max_new_tokens=length - part.shape[1], **{**options, **how}).cpu())
     return torch.cat(rows)
+
+
+@contextmanager
+def _last_states_alone(model: Any) -> Iterator[None]:
+    """Give the head a copy of the last states, not a slice of all, in a `with` block.
+
+    By a slice a CPU's PyTorch multiplies frozen weights as a batch of copies, one for every row: some hundred times as
+    long.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def beginnings(windows: Tensor) -> list[Tensor]:
@@ -118,8 +138,12 @@ class Manners:
     agreement: float | None = None
 
     def worse(self, other: Manners) -> float:
-        """By which shares this model repeats itself more, and ends more texts, than another, in sum."""
-        return max(0.0, self.repetition - other.repetition) + max(0.0, self.ended - other.ended)
+        """By which shares this model repeats itself more, and ends more texts, than another, in sum.
+
+        Each counts where it is above `ALIKE`.
+        """
+        more = (self.repetition - other.repetition, self.ended - other.ended)
+        return sum(max(0.0, share - ALIKE) for share in more)
 
 
 def repetition(tokens: Sequence[int]) -> float:
@@ -192,11 +216,16 @@ class Repairs:
 
     def __init__(self, prompts: Sequence[Tensor], teacher: Teacher, *, length: int = ROLLOUT) -> None:
         self._prompts, self._teacher, self._length = prompts, teacher, length
+        self._steps = 0
         self._pairs: list[tuple[int, Tensor] | None] = []
 
-    def renew(self, model: Any, number: int, *, seed: int) -> None:
-        """Let a model go on with so many prompts, drawn by a seed, and its teacher where the model repeats itself."""
-        drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[:number]
+    def renew(self, model: Any, steps: int, *, seed: int) -> None:
+        """Let a model go on with prompts for so many steps, and its teacher where the model repeats itself.
+
+        They are drawn by a seed, `PAIRS` for each step, or fewer where there are not as many.
+        """
+        self._steps = steps
+        drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[: PAIRS * steps]
         prompts = [self._prompts[place] for place in drawn.tolist()]
         own = continued_apart(model, prompts, self._length)
         ends = ends_of(model)
@@ -214,16 +243,22 @@ class Repairs:
             pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
             self._pairs[place] = None if torch.equal(*pair) else (len(start), pair)
 
-    def loss(self, model: Any, place: int) -> Tensor | None:
-        """The loss of a pair by its place among those that were renewed last; None where there is none.
+    def loss(self, model: Any, step: int) -> Tensor | None:
+        """The loss of a step's pairs, by its place among those that were renewed for; None where it has none.
 
-        It is max(0, margin + l(teacher's) - l(own)) with the mean token losses l of both, in nats.
+        Of each it is max(0, margin + l(teacher's) - l(own)) with the mean token losses l of both, in nats, and of all
+        the sum divided by `PAIRS`.
         """
-        found = self._pairs[place] if place < len(self._pairs) else None
-        if found is None:
+        found = [pair for pair in self._pairs[step :: self._steps] if pair is not None] if step < self._steps else []
+        if not found:
             return None
-        start, pair = found
-        pair = pair.to(model.device)
-        logits = model(input_ids=pair, use_cache=False).logits[:, start - 1 : -1].float()
-        better, worse = F.cross_entropy(logits.transpose(1, 2), pair[:, start:], reduction="none").mean(dim=1)
-        return F.relu(MARGIN + better - worse)
+        # Padding behind a text changes nothing in it.
+        rows = pad_sequence([row for _, pair in found for row in pair], batch_first=True)
+        labels = [F.pad(row[start:], (start, 0), value=IGNORED) for start, pair in found for row in pair]
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(model.device)
+        first = min(start for start, _ in found)
+        logits = model(input_ids=rows.to(model.device), use_cache=False).logits[:, first - 1 : -1].float()
+        targets = targets[:, first:]
+        sums = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none").sum(dim=1)
+        better, worse = (sums / (targets != IGNORED).sum(dim=1)).view(-1, 2).unbind(dim=1)
+        return F.relu(MARGIN + better - worse).sum() / PAIRS
