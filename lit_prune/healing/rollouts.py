@@ -22,7 +22,7 @@ NO_TOKEN = 2**31 - 1
 PROMPT = 48
 """Tokens at the beginning of a window that a model goes on with."""
 LENGTH = 128
-"""Tokens that it writes, where it is compared with the dense model: what loops may begin late."""
+"""Tokens that it writes, where it is compared with the dense model; loops may begin late."""
 ALIKE = 0.05
 """A share by which two models' manners may differ and count as alike: about the standard error of 32 texts."""
 NGRAM = 4
