@@ -2,7 +2,7 @@
 
 from lit_prune.data.batches import batch_of, calibration_batches, fingerprint, require_positive
 from lit_prune.data.chat import require_answers
-from lit_prune.data.examples import Example, example_batches, read_examples
+from lit_prune.data.examples import Example, example_batches, padded, read_examples
 from lit_prune.data.text_data import TextDataModule, window_loader
 from lit_prune.data.texts import BUILTIN, MIXED, read_texts, require_source, share_out
 from lit_prune.data.tokens import room
@@ -25,6 +25,7 @@ __all__ = [
     "example_batches",
     "fingerprint",
     "interleaved",
+    "padded",
     "read_examples",
     "read_texts",
     "require_answers",

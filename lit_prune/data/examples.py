@@ -80,7 +80,7 @@ def example_batches(
         if batches[-1] and len(batches[-1]) + len(rows) > batch_size:
             batches.append([])
         batches[-1] += rows
-    return [_padded(rows) for rows in batches]
+    return [padded([(torch.tensor(tokens), start) for tokens, start in rows]) for rows in batches]
 
 
 def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: list[int]) -> tuple[list[int], int]:
@@ -92,9 +92,10 @@ def _encode(prompt: str, choice: str, tokenizer: PreTrainedTokenizerBase, bos: l
     return whole, len(head)
 
 
-def _padded(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
-    ids = [torch.tensor(tokens) for tokens, _ in rows]
-    labels = [F.pad(row[start:], (start, 0), value=IGNORED) for row, (_, start) in zip(ids, rows, strict=True)]
+def padded(rows: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
+    """Texts, LongTensor [length] each, padded behind, as a batch whose labels begin at a place of each."""
+    ids = [text for text, _ in rows]
+    labels = [F.pad(text[start:], (start, 0), value=IGNORED) for text, start in rows]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),

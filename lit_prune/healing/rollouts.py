@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lit_prune.data import batch_of
+from lit_prune.data import batch_of, padded
 from lit_prune.healing.teacher import Teacher
-from lit_prune.measure import IGNORED, on_device
+from lit_prune.measure import logits_of, on_device, sequence_losses
 from lit_prune.surgery import evaluating
 
 NO_TOKEN = 2**31 - 1
@@ -216,15 +216,13 @@ class Repairs:
 
     def __init__(self, prompts: Sequence[Tensor], teacher: Teacher, *, length: int = ROLLOUT) -> None:
         self._prompts, self._teacher, self._length = prompts, teacher, length
-        self._steps = 0
-        self._pairs: list[tuple[int, Tensor] | None] = []
+        self._pairs: list[list[tuple[int, Tensor]]] = []
 
     def renew(self, model: Any, steps: int, *, seed: int) -> None:
         """Let a model go on with prompts for so many steps, and its teacher where the model repeats itself.
 
         They are drawn by a seed, `PAIRS` for each step, or fewer where there are not as many.
         """
-        self._steps = steps
         drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[: PAIRS * steps]
         prompts = [self._prompts[place] for place in drawn.tolist()]
         own = continued_apart(model, prompts, self._length)
@@ -237,11 +235,12 @@ class Repairs:
             apart = [place for place, row in zip(looping, taught, strict=True) if _loop_within(row, ends) is None]
             kept = [torch.cat([prompts[place], own[place][: begins[place]]]) for place in apart]
             better = continued_apart(teaching, kept, TURN, **width)
-        self._pairs = [None] * len(prompts)
+        self._pairs = [[] for _ in range(steps)]
         for place, start, behind in zip(apart, kept, better, strict=True):
             worse = own[place][begins[place] :][:TURN]
             pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
-            self._pairs[place] = None if torch.equal(*pair) else (len(start), pair)
+            if not torch.equal(*pair):
+                self._pairs[place % steps].append((len(start), pair))
 
     def loss(self, model: Any, step: int) -> Tensor | None:
         """The loss of a step's pairs, by its place among those that were renewed for; None where it has none.
@@ -249,16 +248,11 @@ class Repairs:
         Of each it is max(0, margin + l(teacher's) - l(own)) with the mean token losses l of both, in nats, and of all
         the sum divided by `PAIRS`.
         """
-        found = [pair for pair in self._pairs[step :: self._steps] if pair is not None] if step < self._steps else []
+        found = self._pairs[step] if step < len(self._pairs) else []
         if not found:
             return None
-        # Padding behind a text changes nothing in it.
-        rows = pad_sequence([row for _, pair in found for row in pair], batch_first=True)
-        labels = [F.pad(row[start:], (start, 0), value=IGNORED) for start, pair in found for row in pair]
-        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(model.device)
-        first = min(start for start, _ in found)
-        logits = model(input_ids=rows.to(model.device), use_cache=False).logits[:, first - 1 : -1].float()
-        targets = targets[:, first:]
-        sums = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none").sum(dim=1)
-        better, worse = (sums / (targets != IGNORED).sum(dim=1)).view(-1, 2).unbind(dim=1)
+        batch = on_device(padded([(row, start) for start, pair in found for row in pair]), model.device)
+        first = min(start for start, _ in found) - 1  # predicts the first label
+        losses, tokens = sequence_losses(logits_of(model, batch)[:, first:], batch["labels"][:, first:])
+        better, worse = (losses / tokens).float().view(-1, 2).unbind(dim=1)
         return F.relu(MARGIN + better - worse).sum() / PAIRS
