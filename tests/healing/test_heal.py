@@ -311,36 +311,47 @@ def in_circles(model):
     return model
 
 
-def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself():
+def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself_or_ends():
     text = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(5))
     prompts = [row[: 12 + place] for place, row in enumerate(text)]
     pruned = in_circles(pruned_model())
+    ends = {2, int(greedy(pruned, prompts[2][None], 20)[0, 17])}  # what is written third ends an answer
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
+    teacher.student.generation_config.eos_token_id = [*ends]
     repairs = Repairs(prompts, teacher, length=60)
     repairs.renew(teacher.student, 3, seed=3)  # four prompts a step, of which there are not as many
     drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3)).tolist()
-    end, expected = pruned.generation_config.eos_token_id, []
+    expected, kinds = [], set()
 
-    def loop(model, prompt):
-        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :]
-        begin = loop_begins(row)
-        return begin if begin < 60 and end not in row[:begin] else None
+    def answered(model, prompt):
+        """The answer, to where it ends, and the place at which it begins to repeat itself."""
+        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :].tolist()
+        stop = next((place + 1 for place, token in enumerate(row) if token in ends), 60)
+        begin = loop_begins(torch.tensor(row))
+        return row[:stop], begin if begin < 60 and ends.isdisjoint(row[: begin + 1]) else None
 
     for number in drawn:
-        begin = loop(pruned, prompts[number])
-        if begin is None or loop(tiny_model("llama"), prompts[number]) is not None:
-            expected.append(None)
+        (own, begin), (taught, its) = (answered(model, prompts[number]) for model in (pruned, tiny_model("llama")))
+        expected.append(None)
+        if begin is not None:
+            turn, alike = [token for token in own[begin : begin + 24] if token not in ends], its is not None
+        elif own[-1] in ends:
+            begin = len(own) - 1
+            turn, alike = own[-1:], taught[-1] in ends and len(taught) <= len(own)
+        if begin is None or alike:
             continue
-        begin += len(prompts[number])
-        own = greedy(pruned, prompts[number][None], len(prompts[number]) + 60)[0]
-        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0][: len(own)]
-        worse = own[: begin + 24]
+        start = [*prompts[number].tolist(), *own[:begin]]
+        better = greedy(tiny_model("llama"), torch.tensor([start]), len(start) + len(turn))[0, len(start) :].tolist()
+        better = better[: next((place + 1 for place, token in enumerate(better) if token in ends), None)]
+        kinds.add(turn[0] in ends)
+        losses = []
         with torch.no_grad():
-            better, worse = (
-                float(F.cross_entropy(pruned(input_ids=row[None]).logits[0, begin - 1 : -1], row[begin:]))
-                for row in (better, worse)
-            )
-        expected.append(max(0.0, 1 + better - worse))
+            for behind in (better, turn):
+                row = torch.tensor([*start, *behind])
+                logits = pruned(input_ids=row[None]).logits[0, len(start) - 1 : -1]
+                losses.append(float(F.cross_entropy(logits, row[len(start) :])))
+        expected[-1] = max(0.0, 1 + losses[0] - losses[1])
+    assert kinds == {True, False}
     pairs_of_steps = [[loss for loss in expected[step::3] if loss is not None] for step in range(3)]
     assert max(map(len, pairs_of_steps)) > 1
     for step, losses in enumerate(pairs_of_steps):
