@@ -118,13 +118,13 @@ def loop_begins(tokens: Tensor) -> int:
 
 def _fault(tokens: Tensor, ends: set[int]) -> slice | None:
     """Where a text begins to repeat itself, or ends before it does; None where neither comes."""
-    begin, end = loop_begins(tokens), _end_of(tokens, ends)
+    begin, end = loop_begins(tokens), end_of(tokens, ends)
     if begin < end:
         return slice(begin, min(begin + TURN, end))
     return slice(end, end + 1) if end < len(tokens) else None
 
 
-def _end_of(tokens: Tensor, ends: set[int]) -> int:
+def end_of(tokens: Tensor, ends: set[int]) -> int:
     """The place of the first token that ends a text; their number where there is none."""
     return next((place for place, token in enumerate(tokens.tolist()) if token in ends), len(tokens))
 
@@ -197,7 +197,7 @@ class Examination:
 
 
 def _manners(model: Any, texts: Sequence[Tensor]) -> Manners:
-    stops = [_end_of(text, ends_of(model)) for text in texts]
+    stops = [end_of(text, ends_of(model)) for text in texts]
     repeated = [repetition(text[:stop].tolist()) for text, stop in zip(texts, stops, strict=True)]
     return Manners(fmean(repeated), fmean(stop < len(text) for text, stop in zip(texts, stops, strict=True)))
 
@@ -247,7 +247,7 @@ class Repairs:
         self._pairs = [[] for _ in range(steps)]
         for (place, fault), start, behind in zip(apart, kept, better, strict=True):
             worse = own[place][fault]
-            behind = behind[: min(len(worse), _end_of(behind, ends) + 1)]
+            behind = behind[: min(len(worse), end_of(behind, ends) + 1)]
             if not torch.equal(behind, worse) and not {int(behind[0]), int(worse[0])} <= ends:
                 pair = torch.cat([start, behind]), torch.cat([start, worse])
                 self._pairs[place % steps].append((len(start), pair))
@@ -270,5 +270,5 @@ class Repairs:
 
 def _as_well(taught: Tensor, turn: Tensor, fault: slice, ends: set[int]) -> bool:
     """Whether a teacher repeats itself as well, or ends no later, where a model does with a turn of tokens."""
-    begin, end = loop_begins(taught), _end_of(taught, ends)
+    begin, end = loop_begins(taught), end_of(taught, ends)
     return end < fault.stop if int(turn[0]) in ends else begin < end

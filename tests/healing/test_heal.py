@@ -525,23 +525,46 @@ def test_every_second_window_of_a_model_that_chats_begins_as_a_dialogue(template
     assert sum(row[: len(begin)] == begin for row in written.tolist()) == (3 if opening else 0)
 
 
-def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers():
+@pytest.mark.parametrize("turns", ["in all turns", "in one"])
+def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers(turns):
     tokenizer = character_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer) + 300)
     assert written_requests(model, 4, tokenizer=tokenizer) is None, "it does not chat"
-    tokenizer.chat_template = "User: {{ messages[0].content }};{% if add_generation_prompt %} Bot:{% endif %}"
-    opening, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("User: ", "; Bot:"))
-    found = written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1)
-    assert found.shape[0] > 4
-    assert torch.equal(found, written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1, batch_size=64))
-    for row in found:
+    tokenizer.chat_template = (
+        f"{{% for message in messages{'' if turns == 'in all turns' else '[:1]'} %}}"
+        "{% if message.role == 'user' %}User: {{ message.content }};{% else %} Bot: {{ message.content }}.\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %} Bot:{% endif %}"
+    )
+    opening, behind, between = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("User: ", "; Bot:", ".\nUser: ")
+    )
+    model.generation_config.eos_token_id = end = tokenizer("e", add_special_tokens=False)["input_ids"][-1]
+    found = written_requests(model, 128, tokenizer=tokenizer, most=48, answer=48, seed=1)
+    assert found.shape[0] > 8
+    assert torch.equal(found, written_requests(model, 128, tokenizer=tokenizer, most=48, answer=48, seed=1))
+    second, lengths = [], set()
+    for place, row in enumerate(found):
         request = row[row >= 0].tolist()
         assert row.tolist() == [-1] * (len(row) - len(request)) + request
-        said = request[len(opening) : -len(behind)]
-        assert request == [*opening, *said, *behind]
-        assert 0 < len(said) < 48
-        assert behind[0] not in said
-        assert max(said) < len(tokenizer)
+        assert max(request) < len(tokenizer)
+        *before, last = tokenizer.decode(request).split(tokenizer.decode(between))
+        first = request[len(opening) : -len(behind)]
+        if before:
+            second.append(place)
+            once = request.index(behind[0])
+            answer = request[once + len(behind) :][: len(tokenizer(before[0].split("; Bot:", 1)[1])["input_ids"])]
+            lengths.add(len(answer))
+            assert end not in answer
+            first = request[len(opening) : once]
+            said = tokenizer(last.removesuffix("; Bot:"), add_special_tokens=False)["input_ids"]
+            assert 0 < len(said) < 48
+            assert behind[0] not in said
+            assert request == [*opening, *first, *behind, *answer, *between, *said, *behind]
+        assert 0 < len(first) < 48
+        assert behind[0] not in first
+    assert all(place % 2 for place in second)
+    assert (len(second) > 1) == (turns == "in all turns")
+    assert len(lengths) > 1 or turns == "in one", "an answer ends where the model ends it"
 
 
 def test_lessons_hold_requests_where_the_model_chats_and_ends_them(monkeypatch, capsys):
