@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_prune.anatomy import find_sublayers
-from lit_prune.healing.rollouts import continued, continued_apart, end_of, ends_of
+from lit_prune.healing.rollouts import continued
 from lit_prune.loading.sources import in_chat
 from lit_prune.measure import IGNORED, in_parts, next_labels
 from lit_prune.plan import Distillation
 
-ASKED, ANSWERED, ASKED_AGAIN = "what-the-user-says", "what-the-model-says", "what-comes-then"
+USERS_WORDS = "what-the-user-says"
 SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 """From the model's own distribution, whatever its generation config says."""
 
@@ -180,41 +180,28 @@ def written_requests(
     *,
     tokenizer: PreTrainedTokenizerBase,
     most: int = 64,
-    answer: int = 128,
+    batch_size: int = 64,
     seed: int = 0,
 ) -> Tensor | None:
     """What a model writes where the user speaks, up to the point where it is to answer, LongTensor [requests, length].
 
     In the model's chat template, None where it has none; -1 stands in front of those that are shorter. Sampled from its
-    own distribution (Magpie, https://arxiv.org/abs/2406.08464). Every second one is a second turn, behind a first and
-    the model's answer to it, of at most `answer` tokens. A request that does not end within `most` tokens is left out,
-    so there may be fewer than `num_requests`, and None where none ends.
+    own distribution (Magpie, https://arxiv.org/abs/2406.08464). A request that does not end within `most` tokens is
+    left out, so there may be fewer than `num_requests`, and None where none ends.
     """
-    opening, between, behind = _around_user(tokenizer)
+    opening, behind = _around_user(tokenizer)
     if not opening or not behind:
         return None
     num_tokens = min(model.config.get_text_config(decoder=True).vocab_size, len(tokenizer))
-    sampled, ends = {"num_tokens": num_tokens, **SAMPLED}, ends_of(model)
-
-    def asked(starts: list[Tensor]) -> list[Tensor | None]:
-        found: list[Tensor | None] = []
-        for start, row in zip(starts, continued_apart(model, starts, most, **sampled), strict=True):
-            stops = (row == behind[0]).nonzero()
-            ended = len(stops) > 0 and int(stops[0]) > 0
-            found.append(torch.cat([start, row[: int(stops[0])], torch.tensor(behind)]) if ended else None)
-        return found
-
+    start = torch.tensor(opening).expand(num_requests, -1)
     with _seeded(model, seed):
-        found = [row for row in asked([torch.tensor(opening)] * num_requests) if row is not None]
-        if between:
-            answers = continued_apart(model, found[1::2], answer, **sampled)
-            starts = [
-                torch.cat([first, said[: end_of(said, ends)], torch.tensor(between)])
-                for first, said in zip(found[1::2], answers, strict=True)
-            ]
-            found[1::2] = [
-                first if second is None else second for first, second in zip(found[1::2], asked(starts), strict=True)
-            ]
+        most += len(opening)
+        rows = continued(model, start, most, num_tokens=num_tokens, batch_size=batch_size, **SAMPLED)
+    found = []
+    for row in rows:
+        ends = (row[len(opening) :] == behind[0]).nonzero()
+        if len(ends) and ends[0] > 0:
+            found.append(torch.cat([row[: len(opening) + int(ends[0])], torch.tensor(behind)]))
     return pad_sequence(found, batch_first=True, padding_value=-1, padding_side="left") if found else None
 
 
@@ -226,18 +213,13 @@ def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
         yield
 
 
-def _around_user(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of a chat template up to where the user speaks, from an answer to there, and from there to an answer.
-
-    All are empty without a template, and those between an answer and the user where it shows no second turn.
-    """
+def _around_user(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens of a chat template up to where the user speaks, and from there to the answer; empty without a template."""
     if getattr(tokenizer, "chat_template", None) is None:
-        return [], [], []
-    asked = [{"role": "user", "content": ASKED}]
-    turns = [*asked, {"role": "assistant", "content": ANSWERED}, {"role": "user", "content": ASKED_AGAIN}]
-    opening, found, behind = in_chat(tokenizer, asked, tokenize=False, add_generation_prompt=True).partition(ASKED)
-    before, again, _ = in_chat(tokenizer, turns, tokenize=False).partition(ASKED_AGAIN)
-    _, answered, between = before.rpartition(ANSWERED)
-    texts = (opening, between if again and answered else "", behind) if found else ("", "", "")
-    first, second, last = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-    return first, second, last
+        return [], []
+    asked = [{"role": "user", "content": USERS_WORDS}]
+    text: str = in_chat(tokenizer, asked, tokenize=False, add_generation_prompt=True)
+    before, found, behind = text.partition(USERS_WORDS)
+    parts = (before, behind) if found else ("", "")
+    opening, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    return opening, answer

@@ -116,17 +116,10 @@ def loop_begins(tokens: Tensor) -> int:
     return first
 
 
-def _fault(tokens: Tensor, ends: set[int]) -> slice | None:
-    """Where a text begins to repeat itself, or ends before it does; None where neither comes."""
-    begin, end = loop_begins(tokens), end_of(tokens, ends)
-    if begin < end:
-        return slice(begin, min(begin + TURN, end))
-    return slice(end, end + 1) if end < len(tokens) else None
-
-
-def end_of(tokens: Tensor, ends: set[int]) -> int:
-    """The place of the first token that ends a text; their number where there is none."""
-    return next((place for place, token in enumerate(tokens.tolist()) if token in ends), len(tokens))
+def _loop_within(tokens: Tensor, ends: set[int]) -> int | None:
+    """The place at which a text begins to repeat itself, before it ends; None where it does not."""
+    begin = loop_begins(tokens)
+    return begin if begin < len(tokens) and ends.isdisjoint(tokens[:begin].tolist()) else None
 
 
 @dataclass(frozen=True)
@@ -197,9 +190,9 @@ class Examination:
 
 
 def _manners(model: Any, texts: Sequence[Tensor]) -> Manners:
-    stops = [end_of(text, ends_of(model)) for text in texts]
-    repeated = [repetition(text[:stop].tolist()) for text, stop in zip(texts, stops, strict=True)]
-    return Manners(fmean(repeated), fmean(stop < len(text) for text, stop in zip(texts, stops, strict=True)))
+    rows, ends = [text.tolist() for text in texts], ends_of(model)
+    repeated = [repetition(row[: next((n for n, token in enumerate(row) if token in ends), None)]) for row in rows]
+    return Manners(fmean(repeated), fmean(not ends.isdisjoint(row) for row in rows))
 
 
 def ends_of(model: Any) -> set[int]:
@@ -209,47 +202,44 @@ def ends_of(model: Any) -> set[int]:
 
 
 class Repairs:
-    """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself, or ends.
+    """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself.
 
     One is the teacher's, the other the model's own, and the loss of a pair is 0 once the teacher's is likelier by a
-    margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676), and to end before its teacher does. Where
-    it does neither, or its teacher does as it does, there is nothing to learn, so the pairs grow fewer as it heals.
+    margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself, or its
+    teacher does so as well, there is nothing to learn, so the pairs grow fewer as it heals.
 
     Args:
         prompts: Tokens that both go on with, LongTensor [length] each.
         teacher: The teacher.
-        length: The number of tokens in which loops and ends are looked for.
+        length: The number of tokens in which loops are looked for.
     """
 
     def __init__(self, prompts: Sequence[Tensor], teacher: Teacher, *, length: int = ROLLOUT) -> None:
         self._prompts, self._teacher, self._length = prompts, teacher, length
-        self._pairs: list[list[tuple[int, tuple[Tensor, Tensor]]]] = []
+        self._pairs: list[list[tuple[int, Tensor]]] = []
 
     def renew(self, model: Any, steps: int, *, seed: int) -> None:
-        """Let a model go on with prompts for so many steps, and its teacher where the model repeats itself or ends.
+        """Let a model go on with prompts for so many steps, and its teacher where the model repeats itself.
 
         They are drawn by a seed, `PAIRS` for each step, or fewer where there are not as many.
         """
         drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[: PAIRS * steps]
-        prompts, ends = [self._prompts[place] for place in drawn.tolist()], ends_of(model)
+        prompts = [self._prompts[place] for place in drawn.tolist()]
         own = continued_apart(model, prompts, self._length)
-        faults = [(place, fault) for place, row in enumerate(own) if (fault := _fault(row, ends)) is not None]
+        ends = ends_of(model)
+        begins = [_loop_within(row, ends) for row in own]
+        looping = [place for place, begin in enumerate(begins) if begin is not None]
         with self._teacher.teaching() as teaching:
             width = {"num_tokens": model.get_output_embeddings().weight.shape[0]}
-            taught = continued_apart(teaching, [prompts[place] for place, _ in faults], self._length, **width)
-            apart = [
-                (place, fault)
-                for (place, fault), row in zip(faults, taught, strict=True)
-                if not _as_well(row, own[place][fault], fault, ends)
-            ]
-            kept = [torch.cat([prompts[place], own[place][: fault.start]]) for place, fault in apart]
+            taught = continued_apart(teaching, [prompts[place] for place in looping], self._length, **width)
+            apart = [place for place, row in zip(looping, taught, strict=True) if _loop_within(row, ends) is None]
+            kept = [torch.cat([prompts[place], own[place][: begins[place]]]) for place in apart]
             better = continued_apart(teaching, kept, TURN, **width)
         self._pairs = [[] for _ in range(steps)]
-        for (place, fault), start, behind in zip(apart, kept, better, strict=True):
-            worse = own[place][fault]
-            behind = behind[: min(len(worse), end_of(behind, ends) + 1)]
-            if not torch.equal(behind, worse) and not {int(behind[0]), int(worse[0])} <= ends:
-                pair = torch.cat([start, behind]), torch.cat([start, worse])
+        for place, start, behind in zip(apart, kept, better, strict=True):
+            worse = own[place][begins[place] :][:TURN]
+            pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
+            if not torch.equal(*pair):
                 self._pairs[place % steps].append((len(start), pair))
 
     def loss(self, model: Any, step: int) -> Tensor | None:
@@ -266,9 +256,3 @@ class Repairs:
         losses, tokens = sequence_losses(logits_of(model, batch)[:, first:], batch["labels"][:, first:])
         better, worse = (losses / tokens).float().view(-1, 2).unbind(dim=1)
         return F.relu(MARGIN + better - worse).sum() / PAIRS
-
-
-def _as_well(taught: Tensor, turn: Tensor, fault: slice, ends: set[int]) -> bool:
-    """Whether a teacher repeats itself as well, or ends no later, where a model does with a turn of tokens."""
-    begin, end = loop_begins(taught), end_of(taught, ends)
-    return end < fault.stop if int(turn[0]) in ends else begin < end

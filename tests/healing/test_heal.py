@@ -311,47 +311,36 @@ def in_circles(model):
     return model
 
 
-def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself_or_ends():
+def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself():
     text = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(5))
     prompts = [row[: 12 + place] for place, row in enumerate(text)]
     pruned = in_circles(pruned_model())
-    ends = {2, int(greedy(pruned, prompts[2][None], 20)[0, 17])}  # what is written third ends an answer
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
-    teacher.student.generation_config.eos_token_id = [*ends]
     repairs = Repairs(prompts, teacher, length=60)
     repairs.renew(teacher.student, 3, seed=3)  # four prompts a step, of which there are not as many
     drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3)).tolist()
-    expected, kinds = [], set()
+    end, expected = pruned.generation_config.eos_token_id, []
 
-    def answered(model, prompt):
-        """The answer, to where it ends, and the place at which it begins to repeat itself."""
-        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :].tolist()
-        stop = next((place + 1 for place, token in enumerate(row) if token in ends), 60)
-        begin = loop_begins(torch.tensor(row))
-        return row[:stop], begin if begin < 60 and ends.isdisjoint(row[: begin + 1]) else None
+    def loop(model, prompt):
+        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :]
+        begin = loop_begins(row)
+        return begin if begin < 60 and end not in row[:begin] else None
 
     for number in drawn:
-        (own, begin), (taught, its) = (answered(model, prompts[number]) for model in (pruned, tiny_model("llama")))
-        expected.append(None)
-        if begin is not None:
-            turn, alike = [token for token in own[begin : begin + 24] if token not in ends], its is not None
-        elif own[-1] in ends:
-            begin = len(own) - 1
-            turn, alike = own[-1:], taught[-1] in ends and len(taught) <= len(own)
-        if begin is None or alike:
+        begin = loop(pruned, prompts[number])
+        if begin is None or loop(tiny_model("llama"), prompts[number]) is not None:
+            expected.append(None)
             continue
-        start = [*prompts[number].tolist(), *own[:begin]]
-        better = greedy(tiny_model("llama"), torch.tensor([start]), len(start) + len(turn))[0, len(start) :].tolist()
-        better = better[: next((place + 1 for place, token in enumerate(better) if token in ends), None)]
-        kinds.add(turn[0] in ends)
-        losses = []
+        begin += len(prompts[number])
+        own = greedy(pruned, prompts[number][None], len(prompts[number]) + 60)[0]
+        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0][: len(own)]
+        worse = own[: begin + 24]
         with torch.no_grad():
-            for behind in (better, turn):
-                row = torch.tensor([*start, *behind])
-                logits = pruned(input_ids=row[None]).logits[0, len(start) - 1 : -1]
-                losses.append(float(F.cross_entropy(logits, row[len(start) :])))
-        expected[-1] = max(0.0, 1 + losses[0] - losses[1])
-    assert kinds == {True, False}
+            better, worse = (
+                float(F.cross_entropy(pruned(input_ids=row[None]).logits[0, begin - 1 : -1], row[begin:]))
+                for row in (better, worse)
+            )
+        expected.append(max(0.0, 1 + better - worse))
     pairs_of_steps = [[loss for loss in expected[step::3] if loss is not None] for step in range(3)]
     assert max(map(len, pairs_of_steps)) > 1
     for step, losses in enumerate(pairs_of_steps):
@@ -525,46 +514,23 @@ def test_every_second_window_of_a_model_that_chats_begins_as_a_dialogue(template
     assert sum(row[: len(begin)] == begin for row in written.tolist()) == (3 if opening else 0)
 
 
-@pytest.mark.parametrize("turns", ["in all turns", "in one"])
-def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers(turns):
+def test_requests_are_what_a_model_says_as_the_user_up_to_where_it_answers():
     tokenizer = character_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer) + 300)
     assert written_requests(model, 4, tokenizer=tokenizer) is None, "it does not chat"
-    tokenizer.chat_template = (
-        f"{{% for message in messages{'' if turns == 'in all turns' else '[:1]'} %}}"
-        "{% if message.role == 'user' %}User: {{ message.content }};{% else %} Bot: {{ message.content }}.\n{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %} Bot:{% endif %}"
-    )
-    opening, behind, between = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("User: ", "; Bot:", ".\nUser: ")
-    )
-    model.generation_config.eos_token_id = end = tokenizer("e", add_special_tokens=False)["input_ids"][-1]
-    found = written_requests(model, 128, tokenizer=tokenizer, most=48, answer=48, seed=1)
-    assert found.shape[0] > 8
-    assert torch.equal(found, written_requests(model, 128, tokenizer=tokenizer, most=48, answer=48, seed=1))
-    second, lengths = [], set()
-    for place, row in enumerate(found):
+    tokenizer.chat_template = "User: {{ messages[0].content }};{% if add_generation_prompt %} Bot:{% endif %}"
+    opening, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("User: ", "; Bot:"))
+    found = written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1)
+    assert found.shape[0] > 4
+    assert torch.equal(found, written_requests(model, 64, tokenizer=tokenizer, most=48, seed=1, batch_size=64))
+    for row in found:
         request = row[row >= 0].tolist()
         assert row.tolist() == [-1] * (len(row) - len(request)) + request
-        assert max(request) < len(tokenizer)
-        *before, last = tokenizer.decode(request).split(tokenizer.decode(between))
-        first = request[len(opening) : -len(behind)]
-        if before:
-            second.append(place)
-            once = request.index(behind[0])
-            answer = request[once + len(behind) :][: len(tokenizer(before[0].split("; Bot:", 1)[1])["input_ids"])]
-            lengths.add(len(answer))
-            assert end not in answer
-            first = request[len(opening) : once]
-            said = tokenizer(last.removesuffix("; Bot:"), add_special_tokens=False)["input_ids"]
-            assert 0 < len(said) < 48
-            assert behind[0] not in said
-            assert request == [*opening, *first, *behind, *answer, *between, *said, *behind]
-        assert 0 < len(first) < 48
-        assert behind[0] not in first
-    assert all(place % 2 for place in second)
-    assert (len(second) > 1) == (turns == "in all turns")
-    assert len(lengths) > 1 or turns == "in one", "an answer ends where the model ends it"
+        said = request[len(opening) : -len(behind)]
+        assert request == [*opening, *said, *behind]
+        assert 0 < len(said) < 48
+        assert behind[0] not in said
+        assert max(said) < len(tokenizer)
 
 
 def test_lessons_hold_requests_where_the_model_chats_and_ends_them(monkeypatch, capsys):
