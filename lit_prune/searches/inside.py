@@ -10,12 +10,19 @@ from lit_prune.searches.order import Floats, Round, SequenceLosses
 
 
 def grown(inner: Callable[..., Scores], score: Round, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The set that another search ends with, in the order of its removals."""
+    """The set that another search ends with, in the order of its removals.
+
+    What saves more than is still wanted, by no less than the smallest candidate, is left in while there is other: the
+    last one would make way for it otherwise, or what went before.
+    """
     steps: list[PruneStep] = []
     gone: list[Candidate] = []
+    least = min(map(score.saved, candidates))
     while not score.reaches(gone):
+        onward = _Onward(score, tuple(gone))
         left = [candidate for candidate in candidates if candidate not in gone]
-        scores = inner(_Onward(score, tuple(gone)), left, steps)
+        fitting = [candidate for candidate in left if score.saved(candidate) < onward.wanted + least]
+        scores = inner(onward, fitting or left, steps)
         steps.append(PruneStep.recorded(scores.best, scores))
         gone.append(scores.best)
     # The last may have made an earlier, smaller one superfluous.

@@ -124,6 +124,18 @@ def test_a_portfolio_saves_what_is_wanted_and_less_than_the_smallest_more():
     assert score.saved(Candidate.together(decided(SEARCHES.create("portfolio"), score))) == 5
 
 
+def test_a_portfolio_ends_with_small_sublayers_where_a_large_one_is_too_much(monkeypatch):
+    sizes = {each: 1 if each.name.startswith("attention") else 4 for each in ALL}
+    monkeypatch.setattr("tests.searches.test_whole.SIZES", sizes)
+    score, small = MadeUp(0, wanted=11), ALL[:6:2]
+    # Alone every mlp is cheaper; three of the attentions are free together.
+    score.alone = {each: 0.05 if sizes[each] == 4 else 0.1 if each in small else 0.5 for each in ALL}
+    score.both = {pair: -0.2 if {*pair} <= {*small} else 0.0 for pair in score.both}
+    found = decided(SEARCHES.create("portfolio"), score)
+    assert score.value(found) == pytest.approx(min(map(score.value, score.minimal_sets())))
+    assert {*small} < {*found}
+
+
 def test_a_portfolio_of_one_set():
     assert decided(SEARCHES.create("portfolio", held_out=0.9), MadeUp(0, wanted=1), ALL[:1]) == ALL[:1]
     assert decided(SEARCHES.create("portfolio"), MadeUp(0, wanted=3), ALL[4:6]) == ALL[4:6]
@@ -271,7 +283,7 @@ class TestOnAModel:
         shares = plan.steps[0].chosen
         assert len(shares) == 8
         assert all(shares[step.removed.name] > 0 for step in plan.steps)
-        assert sum(shares.values()) >= len(plan.steps), "of one set or more that are as good"
+        assert sum(shares.values()) >= 1, "of one set or more that are as good"
         lines = first.read_text().splitlines(keepends=True)
         second.write_text("".join(lines[: len(lines) // 2]))
         again = prune(tiny_model("llama"), BATCHES, amount=0.2, search="portfolio", journal=second, progress=False)
