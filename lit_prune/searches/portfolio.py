@@ -191,35 +191,36 @@ class _Breeding:
 
     def _trimmed(self, child: Set, order: NDArray[np.int_]) -> Set | None:
         """A set that saves what is wanted and hardly more; None where those that may join it are too small."""
+        child = self._filled(child, order)
         saved = float(self._sizes[child].sum())
-        for place in order:
-            if saved >= self._score.wanted:
-                break
-            if not child[place]:
-                child[place] = True
-                saved += self._sizes[place]
         members = np.flatnonzero(child)
         for place in members[np.argsort(-self._sizes[members], kind="stable")]:
             if saved - self._sizes[place] >= self._score.wanted:
                 child[place] = False
                 saved -= self._sizes[place]
-        return self._tightened(child, saved, order) if saved >= self._score.wanted else None
+        return self._tightened(child, order) if saved >= self._score.wanted else None
 
-    def _tightened(self, child: Set, saved: float, order: NDArray[np.int_]) -> Set:
-        """The same with smaller candidates in the places of the largest, where more is saved than the smallest has."""
-        if saved - self._score.wanted < self._sizes.min():
+    def _filled(self, child: Set, order: NDArray[np.int_], *, most: float = np.inf) -> Set:
+        """With as many more as it takes, in their order; but for those that would save so much more than is wanted."""
+        child = child.copy()
+        wanted = self._score.wanted - float(self._sizes[child].sum())
+        for place in order:
+            if wanted > 0 and not child[place] and self._sizes[place] < wanted + most:
+                child[place] = True
+                wanted -= self._sizes[place]
+        return child
+
+    def _tightened(self, child: Set, order: NDArray[np.int_]) -> Set:
+        """The same with smaller candidates in the place of a large one, where more is saved than the smallest has."""
+        others, least = np.array([*order, *self._smallest_first]), self._sizes.min()
+        if self._sizes[child].sum() - self._score.wanted < least:
             return child
-        others = [*order, *self._smallest_first]
         for place in np.argsort(-self._sizes, kind="stable"):
-            excess = saved - self._score.wanted
-            if excess < self._sizes.min():
-                break
-            smaller = (
-                other for other in others if not child[other] and 0 < self._sizes[place] - self._sizes[other] <= excess
-            )
-            if child[place] and (other := next(smaller, None)) is not None:
-                child[place], child[other] = False, True
-                saved -= self._sizes[place] - self._sizes[other]
+            if child[place]:
+                fewer = child ^ (np.arange(len(child)) == place)
+                made = self._filled(fewer, others[others != place], most=least)
+                if self._sizes[made].sum() >= self._score.wanted:
+                    return made
         return child
 
     def judged(self) -> Scores:
