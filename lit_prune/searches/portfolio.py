@@ -46,7 +46,7 @@ class Portfolio(WholeSet):
         held_out: Share of the batches that judge, the last of them.
         parents: The least number of `lazy` searches; there are more while they take no more than half of the `passes`.
         parent_share: Share of the searching batches that one of them goes by.
-        rounds: The most rounds; one that finds nothing better is the last.
+        rounds: The most rounds. One that finds nothing better is not the last: the next tries other sets.
         passes: The most passes over all batches, or half as many again as the parents took where that is more: a round
             behind the first that would go beyond has fewer sets, and is not begun where they would not fill a stage.
         children: The most sets that are crossed in a round; which of more is decided at random.
@@ -62,8 +62,8 @@ class Portfolio(WholeSet):
     held_out: float = 0.25
     parents: int = 2
     parent_share: float = 0.25
-    rounds: int = 2
-    passes: float = 40.0
+    rounds: int = 4
+    passes: float = 44.0
     children: int = 28
     swaps: int = 12
     shares: tuple[float, ...] = (1 / 6, 1 / 3, 1.0)
@@ -91,8 +91,7 @@ class Portfolio(WholeSet):
         num_searching = score.num_batches - self.num_held_out(score.num_batches)
         breeding = _Breeding(self, score, sorted(candidates), num_searching)
         for _ in range(self.rounds):
-            if not breeding.bred():
-                break
+            breeding.breed()
         return breeding.judged()
 
 
@@ -133,15 +132,15 @@ class _Breeding:
         self._losses.measure(sets, batches)
         return sorted(sets, key=lambda each: (self._losses.mean(each, batches), each.tobytes()))
 
-    def bred(self) -> bool:
-        """Make children of the best sets, and keep the best of them all; whether any child is the best of all."""
+    def breed(self) -> None:
+        """Make children of the best sets, as many as there are passes for, and keep the best of them all."""
         part, begun = self._affordable(), self._score.passes
         if not part:
-            return False
+            return
         crossed, number = list(self._crossed()), round(part * self._search.children)
         if len(crossed) > number:
             crossed = [crossed[place] for place in sorted(self._draw.choice(len(crossed), number, replace=False))]
-        children, before = [*crossed, *self._swapped(round(part * self._search.swaps))], self._best[0]
+        children = [*crossed, *self._swapped(round(part * self._search.swaps))]
         self._known |= {child.tobytes(): child for child in children}
         made = self._score.passes
         for share, number in zip(self._search.shares, self._search.survivors, strict=True):
@@ -150,7 +149,6 @@ class _Breeding:
                 self._first_stage = self._score.passes - made
         self._best = self._ranked([*self._best, *children], 1.0)[: self._search.survivors[-1]]
         self._other_stages = self._score.passes - begun - self._first_stage
-        return self._best[0] is not before
 
     def _affordable(self) -> float:
         """Which part of the sets of a round there are passes for, by what the last round took."""
