@@ -63,7 +63,7 @@ class Portfolio(WholeSet):
     parents: int = 2
     parent_share: float = 0.25
     rounds: int = 4
-    passes: float = 44.0
+    passes: float = 40.0
     children: int = 28
     swaps: int = 12
     shares: tuple[float, ...] = (1 / 6, 1 / 3, 1.0)
