@@ -75,8 +75,8 @@ def expected_search(
 def expected_portfolio(sizes: Sequence[float], target: float, *, num_blocks: int, search: Portfolio) -> ExpectedSearch:
     """Estimate what a portfolio of sets runs: its lazy searches, and rounds of sets of which most begin early.
 
-    Of a set four fifths of the blocks are taken to run. Of a model of 30 blocks that makes 37 and 39 passes for 10 and
-    20 %, where 36 to 44 were seen.
+    Of a set four fifths of the blocks are taken to run. Of a model of 30 blocks that makes 41 passes for 10 and 20 %,
+    where 37 to 45 were seen.
     """
     lazy = expected_search(sizes, target, num_blocks=num_blocks, search="lazy")
     searching = 1 - search.held_out
