@@ -199,7 +199,7 @@ class _Breeding:
         return self._tightened(child, order) if saved >= self._score.wanted else None
 
     def _filled(self, child: Set, order: NDArray[np.int_], *, most: float = np.inf) -> Set:
-        """With as many more as it takes, in their order; but for those that would save so much more than is wanted."""
+        """The same with as many more as it takes, in their order, but those that exceed what is left by `most`."""
         child = child.copy()
         wanted = self._score.wanted - float(self._sizes[child].sum())
         for place in order:
@@ -210,9 +210,10 @@ class _Breeding:
 
     def _tightened(self, child: Set, order: NDArray[np.int_]) -> Set:
         """The same with smaller candidates in the place of a large one, where more is saved than the smallest has."""
-        others, least = np.array([*order, *self._smallest_first]), self._sizes.min()
+        least = self._sizes.min()
         if self._sizes[child].sum() - self._score.wanted < least:
             return child
+        others = np.array([*order, *self._smallest_first])
         for place in np.argsort(-self._sizes, kind="stable"):
             if child[place]:
                 fewer = child ^ (np.arange(len(child)) == place)

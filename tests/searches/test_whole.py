@@ -283,7 +283,7 @@ class TestOnAModel:
         shares = plan.steps[0].chosen
         assert len(shares) == 8
         assert all(shares[step.removed.name] > 0 for step in plan.steps)
-        assert sum(shares.values()) >= 1, "of one set or more that are as good"
+        assert sum(shares.values()) >= len(plan.steps) - 1e-9, "of one set or more that are as good"
         lines = first.read_text().splitlines(keepends=True)
         second.write_text("".join(lines[: len(lines) // 2]))
         again = prune(tiny_model("llama"), BATCHES, amount=0.2, search="portfolio", journal=second, progress=False)
