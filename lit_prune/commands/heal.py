@@ -52,8 +52,8 @@ def heal_model(
 
     Validation comes from the same texts, in windows that are not trained on. The best state there is kept, the one
     before the first step included: by perplexity, and by how much more the model repeats itself than its teacher where
-    both answer requests that the teacher wrote, or go on with beginnings of these windows where it does not chat.
-    Adapters are trained in float32 whatever the dtype.
+    both answer requests that are given or that the teacher wrote, or go on with beginnings of these windows where it
+    does not chat. Adapters are trained in float32 whatever the dtype.
 
     Args:
         models: A folder that lit-prune wrote, with its prune_plan.json, or several, separated by commas.
@@ -88,10 +88,11 @@ def heal_model(
     of = {**asdict(lessons), **asdict(teaching), "model": names, "data": texts, "tokens": training.tokens}
     of |= {"rates": rates} if rates else {}
     wanted = training.examined + (REQUESTS if training.repair else 0) if teaching.distill else 0
-    of |= {"requests": wanted} if training.repair else {}
+    of |= {"num_requests": wanted} if training.repair else {}
     stay = Stay(target.with_name(f"{target.name}.healing"), {**of, "dense": dense})
     tokenizer, writer = loading.tokenizer(names[0]), partial(teaching.model, dense, loading)
     teaching.require_tokens(tokenizer, loading)
+    lessons.require_requests(training, tokenizer, taught=teaching.distill)
     drawn = stay.windows(lambda: lessons.windows(texts, tokenizer, training.tokens, writer, wanted))
     options: dict[str, Any] = {
         "lora": lora,
@@ -130,6 +131,7 @@ def heal_model(
         facts |= {
             "answers_only": lessons.answers_only,
             "by_document": lessons.by_document,
+            "requests": lessons.requests,
             "teacher": teaching.teacher,
             "race": merits,
         }

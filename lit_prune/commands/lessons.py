@@ -34,7 +34,9 @@ class Lessons:
         batch_size: Windows in a batch.
         answers_only: Of dialogues learn only what the assistant says; of a text all is learned.
         by_document: Documents stay whole, several in a window where they fit, and do not see each other.
-        seed: Decides which windows are drawn, and their order.
+        requests: File of requests that the model is for, as the prompts of evaluate: by how their first turns are
+            answered it is examined, and behind them repaired. By default the teacher writes such ones.
+        seed: Decides which windows and requests are drawn, and their order.
     """
 
     data: list[str] | None = None
@@ -43,6 +45,7 @@ class Lessons:
     batch_size: int = 2
     answers_only: bool = False
     by_document: bool = False
+    requests: str | None = None
     seed: int = 0
 
     def texts(self, *, taught: bool) -> list[str]:
@@ -59,13 +62,16 @@ class Lessons:
     ) -> dict[str, Tensor]:
         """Draw the windows for so many training tokens as `train`, and those for `validation`.
 
-        A model writes what is `self`, and `requests` for it to answer, where some are wanted and it chats.
+        A model writes what is `self`, and `requests` for it to answer, where some are wanted, it chats, and there are
+        none of the user's.
         """
         import torch
 
         from lit_prune.data import drawn_windows, require_answers
         from lit_prune.healing import written_requests
 
+        own = self.asked(tokenizer)
+        asked = {} if own is None else {"requests": own}
         share = -(-self.val_windows // len(texts))
         wanted = share + -(-tokens // (self.window * len(texts)))
         draw = partial(
@@ -80,7 +86,7 @@ class Lessons:
         drawn = {text: draw(text, tokenizer) for text in texts if text != SELF}
         if self.answers_only:
             require_answers(torch.cat([*drawn.values(), torch.zeros(0, self.window, dtype=torch.long)]))
-        asks = num_requests > 0 and getattr(tokenizer, "chat_template", None) is not None
+        asks = num_requests > 0 and not asked and getattr(tokenizer, "chat_template", None) is not None
         model = cache(writer)
         if SELF in texts:
             drawn[SELF] = self_written(model(), tokenizer, wanted, self.window, self.seed)
@@ -88,6 +94,7 @@ class Lessons:
         found = {
             "train": torch.cat([rows[share:] for rows in windows]),
             "validation": torch.cat([rows[:share] for rows in windows]),
+            **asked,
         }
         if asks:
             say(f"the dense model writes {num_requests} requests, to see how they are answered")
@@ -96,6 +103,33 @@ class Lessons:
                 return {**found, "requests": requests}
             say("too few of them end: beginnings of the texts are gone on with instead")
         return found
+
+    def require_requests(self, training: HealingSettings, tokenizer: PreTrainedTokenizerBase, *, taught: bool) -> None:
+        """Refuse requests of the user's that are too few, cannot be read, or have no teacher to answer them."""
+        asked = self.asked(tokenizer)
+        if asked is None:
+            return
+        if not taught:
+            raise LitPruneError("requests are answered beside a teacher; leave them out, or --distill false")
+        training.require_prompts(len(asked))
+
+    def asked(self, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+        """The user's requests, in an order drawn by the seed, LongTensor [requests, length], -1 in front.
+
+        Raises:
+            DataError: The file cannot be read; see `read_prompts`.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from lit_prune.evaluation import question, read_prompts
+
+        if self.requests is None:
+            return None
+        prompts = read_prompts(self.requests)
+        found = [torch.tensor(question(tokenizer, prompt.turns[:1], ())) for prompt in prompts]
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return pad_sequence([found[place] for place in order], batch_first=True, padding_value=-1, padding_side="left")
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ def heal(
         raise LitPruneError("the teacher is of another model: heal teacher.student")
     if settings.repair and teacher is None:
         raise LitPruneError("repair learns what a teacher would write; give one, or leave repair at 0")
-    if prompts is not None and len(prompts) <= (least := settings.examined if settings.repair else 0):
-        raise LitPruneError(f"more than {least} prompts are wanted, since so many are examined; found {len(prompts)}")
+    if prompts is not None:
+        settings.require_prompts(len(prompts))
     known = {} if state is None else model_fingerprints(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # for the adapters' first values

@@ -116,10 +116,9 @@ def loop_begins(tokens: Tensor) -> int:
     return first
 
 
-def _loop_within(tokens: Tensor, ends: set[int]) -> int | None:
-    """The place at which a text begins to repeat itself, before it ends; None where it does not."""
-    begin = loop_begins(tokens)
-    return begin if begin < len(tokens) and ends.isdisjoint(tokens[:begin].tolist()) else None
+def end_of(tokens: Tensor, ends: set[int]) -> int:
+    """The place of the first token that ends a text; their number where there is none."""
+    return next((place for place, token in enumerate(tokens.tolist()) if token in ends), len(tokens))
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,9 @@ class Examination:
 
 
 def _manners(model: Any, texts: Sequence[Tensor]) -> Manners:
-    rows, ends = [text.tolist() for text in texts], ends_of(model)
-    repeated = [repetition(row[: next((n for n, token in enumerate(row) if token in ends), None)]) for row in rows]
-    return Manners(fmean(repeated), fmean(not ends.isdisjoint(row) for row in rows))
+    stops = [end_of(text, ends_of(model)) for text in texts]
+    repeated = [repetition(text[:stop].tolist()) for text, stop in zip(texts, stops, strict=True)]
+    return Manners(fmean(repeated), fmean(stop < len(text) for text, stop in zip(texts, stops, strict=True)))
 
 
 def ends_of(model: Any) -> set[int]:
@@ -201,17 +200,39 @@ def ends_of(model: Any) -> set[int]:
     return {*found} if isinstance(found, list) else {found} - {None}
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What a model writes behind a prompt: where it ends, and where it begins to repeat itself before."""
+
+    tokens: Tensor
+    stop: int
+    loop: int | None
+
+    @classmethod
+    def of(cls, tokens: Tensor, ends: set[int]) -> _Written:
+        stop, begin = end_of(tokens, ends), loop_begins(tokens)
+        return cls(tokens, stop, begin if begin < stop else None)
+
+    @property
+    def ended(self) -> bool:
+        return self.stop < len(self.tokens)
+
+
 class Repairs:
-    """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself.
+    """Pairs of continuations behind what the model wrote itself, up to where it begins to repeat itself, or ends.
 
     One is the teacher's, the other the model's own, and the loss of a pair is 0 once the teacher's is likelier by a
     margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself, or its
     teacher does so as well, there is nothing to learn, so the pairs grow fewer as it heals.
 
+    Where the model ends more texts than its teacher, there are so many pairs behind texts that it ends first, the
+    teacher's next token against the end; where fewer, behind texts that the teacher ends first, the end against the
+    model's next token.
+
     Args:
         prompts: Tokens that both go on with, LongTensor [length] each.
         teacher: The teacher.
-        length: The number of tokens in which loops are looked for.
+        length: The number of tokens in which loops and ends are looked for.
     """
 
     def __init__(self, prompts: Sequence[Tensor], teacher: Teacher, *, length: int = ROLLOUT) -> None:
@@ -219,26 +240,31 @@ class Repairs:
         self._pairs: list[list[tuple[int, Tensor]]] = []
 
     def renew(self, model: Any, steps: int, *, seed: int) -> None:
-        """Let a model go on with prompts for so many steps, and its teacher where the model repeats itself.
+        """Let a model and its teacher go on with prompts for so many steps, and the teacher where they part.
 
         They are drawn by a seed, `PAIRS` for each step, or fewer where there are not as many.
         """
         drawn = torch.randperm(len(self._prompts), generator=torch.Generator().manual_seed(seed))[: PAIRS * steps]
-        prompts = [self._prompts[place] for place in drawn.tolist()]
-        own = continued_apart(model, prompts, self._length)
-        ends = ends_of(model)
-        begins = [_loop_within(row, ends) for row in own]
-        looping = [place for place, begin in enumerate(begins) if begin is not None]
+        prompts, ends = [self._prompts[place] for place in drawn.tolist()], ends_of(model)
+        own = [_Written.of(row, ends) for row in continued_apart(model, prompts, self._length)]
+        width = {"num_tokens": model.get_output_embeddings().weight.shape[0]}
         with self._teacher.teaching() as teaching:
-            width = {"num_tokens": model.get_output_embeddings().weight.shape[0]}
-            taught = continued_apart(teaching, [prompts[place] for place in looping], self._length, **width)
-            apart = [place for place, row in zip(looping, taught, strict=True) if _loop_within(row, ends) is None]
-            kept = [torch.cat([prompts[place], own[place][: begins[place]]]) for place in apart]
-            better = continued_apart(teaching, kept, TURN, **width)
+            rows = continued_apart(teaching, prompts, self._length, **width)
+        taught = [_Written.of(row, ends) for row in rows]
+        looping = [place for place, it in enumerate(own) if it.loop is not None and taught[place].loop is None]
+        more = sum(it.ended for it in own) - sum(it.ended for it in taught)
+        ended, other = (own, taught) if more > 0 else (taught, own)
+        ending = [place for place, it in enumerate(ended) if it.loop is None and it.stop < other[place].stop]
+        ending = ending[: abs(more)]
+        starts = [torch.cat([prompts[place], own[place].tokens[: own[place].loop]]) for place in looping]
+        starts += [torch.cat([prompts[place], ended[place].tokens[: ended[place].stop]]) for place in ending]
+        worse = [own[place].tokens[own[place].loop :][:TURN] for place in looping]
+        worse += continued_apart(model, starts[len(looping) :], 1)
+        with self._teacher.teaching() as teaching:
+            better = continued_apart(teaching, starts, TURN, **width)
         self._pairs = [[] for _ in range(steps)]
-        for place, start, behind in zip(apart, kept, better, strict=True):
-            worse = own[place][begins[place] :][:TURN]
-            pair = torch.stack([torch.cat([start, end]) for end in (behind[: len(worse)], worse)])
+        for place, start, good, bad in zip(looping + ending, starts, better, worse, strict=True):
+            pair = torch.stack([torch.cat([start, end]) for end in (good[: len(bad)], bad)])
             if not torch.equal(*pair):
                 self._pairs[place % steps].append((len(start), pair))
 

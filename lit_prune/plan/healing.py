@@ -89,11 +89,12 @@ class HealingSettings(Distillation):
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
         last_blocks: The number of blocks at the end that are trained whole.
         repair: The weight of the loss of pairs of continuations, the teacher's and the model's own, from where the
-            model begins to repeat itself and the teacher does not: behind at most four prompts for each step, written
-            anew behind every validation. 0 leaves it out.
+            model begins to repeat itself and the teacher does not, and, for as many texts as one of them ends more than
+            the other, from where the first of them ends: behind at most four prompts for each step, written anew behind
+            every validation. 0 leaves it out.
         examined: The number of prompts that the model and its teacher go on with at every validation; of two states of
-            like perplexity that one is kept which repeats itself less, where that is more than the teacher does. 0
-            leaves it out.
+            like perplexity that one is kept which repeats itself and ends texts less, where that is more than the
+            teacher does. 0 leaves it out.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to spare memory.
         seed: The seed of the order of the windows, and of the adapters' first values.
 
@@ -125,6 +126,15 @@ class HealingSettings(Distillation):
             raise LitPruneError(f"healing takes an lr_schedule of {', '.join(SCHEDULES)}; found {self.lr_schedule!r}")
         if unknown := sorted({*self.also} - {*PARTS}):
             raise LitPruneError(f"healing can also train {' and '.join(PARTS)}; found {', '.join(unknown)}")
+
+    def require_prompts(self, number: int) -> None:
+        """Refuse too few prompts, of which some are left to repair where that is wanted.
+
+        Raises:
+            LitPruneError: There are no more than are examined.
+        """
+        if number <= (least := self.examined if self.repair else 0):
+            raise LitPruneError(f"more than {least} prompts are wanted, since so many are examined; found {number}")
 
 
 @dataclass(frozen=True)

@@ -311,43 +311,60 @@ def in_circles(model):
     return model
 
 
-def test_a_pair_is_what_teacher_and_model_write_where_the_model_alone_begins_to_repeat_itself():
-    text = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(5))
+@pytest.mark.parametrize("more", [1, -1], ids=["ends-more", "ends-fewer"])
+def test_a_pair_is_what_teacher_and_model_write_where_the_model_repeats_itself_or_ends_other_than_its_teacher(more):
+    text = torch.randint(3, 128, (12, 24), generator=torch.Generator().manual_seed(5))
     prompts = [row[: 12 + place] for place, row in enumerate(text)]
-    pruned = in_circles(pruned_model())
+    pruned, dense = in_circles(pruned_model()), tiny_model("llama")
+    # A text ends with what both write, and one of them in more texts.
+    texts = [[greedy(model, row[None], len(row) + 60)[0, len(row) :] for row in prompts] for model in (pruned, dense)]
+    counts = [sum(torch.bincount(row, minlength=128).clamp(max=1) for row in rows) for rows in texts]
+    ends = {2, int((counts[0] * (more * (counts[0] - counts[1]) > 0)).argmax())}
     teacher = DenseTeacher.of_pruned(tiny_model("llama"), pruned)
+    teacher.student.generation_config.eos_token_id = [*ends]
     repairs = Repairs(prompts, teacher, length=60)
-    repairs.renew(teacher.student, 3, seed=3)  # four prompts a step, of which there are not as many
-    drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3)).tolist()
-    end, expected = pruned.generation_config.eos_token_id, []
+    repairs.renew(teacher.student, 4, seed=3)  # four prompts a step, of which there are not as many
 
-    def loop(model, prompt):
-        row = greedy(model, prompt[None], len(prompt) + 60)[0, len(prompt) :]
-        begin = loop_begins(row)
-        return begin if begin < 60 and end not in row[:begin] else None
+    def parts(row):
+        """What was written, where it ends, and the place at which it begins to repeat itself before."""
+        row = row.tolist()
+        stop = next((place for place, token in enumerate(row) if token in ends), 60)
+        begin = loop_begins(torch.tensor(row))
+        return row, stop, begin if begin < stop else None
 
-    for number in drawn:
-        begin = loop(pruned, prompts[number])
-        if begin is None or loop(tiny_model("llama"), prompts[number]) is not None:
-            expected.append(None)
-            continue
-        begin += len(prompts[number])
-        own = greedy(pruned, prompts[number][None], len(prompts[number]) + 60)[0]
-        better = greedy(tiny_model("llama"), own[None, :begin], begin + 24)[0][: len(own)]
-        worse = own[: begin + 24]
+    def pair_loss(start, worse):
+        better = greedy(dense, torch.tensor([start]), len(start) + len(worse))[0, len(start) :].tolist()
+        losses = []
         with torch.no_grad():
-            better, worse = (
-                float(F.cross_entropy(pruned(input_ids=row[None]).logits[0, begin - 1 : -1], row[begin:]))
-                for row in (better, worse)
-            )
-        expected.append(max(0.0, 1 + better - worse))
-    pairs_of_steps = [[loss for loss in expected[step::3] if loss is not None] for step in range(3)]
-    assert max(map(len, pairs_of_steps)) > 1
-    for step, losses in enumerate(pairs_of_steps):
+            for behind in (better, worse):
+                row = torch.tensor([*start, *behind])
+                logits = pruned(input_ids=row[None]).logits[0, len(start) - 1 : -1]
+                losses.append(float(F.cross_entropy(logits, row[len(start) :])))
+        return [] if better == worse else [max(0.0, 1 + losses[0] - losses[1])]
+
+    drawn = torch.randperm(12, generator=torch.Generator().manual_seed(3)).tolist()
+    rows = [[parts(of_model[number]) for of_model in texts] for number in drawn]
+    excess = sum((own[1] < 60) - (taught[1] < 60) for own, taught in rows)
+    assert excess * more > 0
+    expected, kinds, left = [[] for _ in range(4)], [], abs(excess)
+    for place, (number, (own, taught)) in enumerate(zip(drawn, rows, strict=True)):
+        first, second = (own, taught) if excess > 0 else (taught, own)
+        if own[2] is not None and taught[2] is None:
+            kinds.append("loop")
+            start = [*prompts[number].tolist(), *own[0][: own[2]]]
+            expected[place % 4] += pair_loss(start, own[0][own[2] :][:24])
+        if first[2] is None and first[1] < second[1] and left:
+            left, kinds = left - 1, [*kinds, "end"]
+            start = [*prompts[number].tolist(), *first[0][: first[1]]]
+            worse = greedy(pruned, torch.tensor([start]), len(start) + 1)[0, -1:].tolist()
+            expected[place % 4] += pair_loss(start, worse)
+    assert {*kinds} == {"loop", "end"}
+    assert max(map(len, expected)) > 1
+    for step, losses in enumerate(expected):
         found = repairs.loss(teacher.student, step)
         assert (found is not None) == bool(losses)
         assert found is None or float(found.detach()) == pytest.approx(sum(losses) / 4, abs=1e-4)
-    assert repairs.loss(teacher.student, 3) is None
+    assert repairs.loss(teacher.student, 4) is None
     calm = DenseTeacher.of_pruned(tiny_model("llama"), pruned_model())  # neither repeats itself
     both = DenseTeacher(in_circles(tiny_model("llama")))
     for other, prompt in ((calm, torch.arange(3, 51)), (both, prompts[0])):
@@ -552,6 +569,22 @@ def test_lessons_hold_requests_where_the_model_chats_and_ends_them(monkeypatch, 
     assert "too few of them end: beginnings of the texts are gone on with instead" in capsys.readouterr().out
 
 
+def test_requests_of_the_user_s_take_the_place_of_written_ones(tmp_path, monkeypatch):
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }};{% if add_generation_prompt %} Bot:{% endif %}"
+    monkeypatch.setattr("lit_prune.healing.written_requests", lambda *_, **__: pytest.fail("there are some"))
+    said = ["Hi", "What is this", "Why", "Who goes there", "When"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"turns": [each, "And?"]}) + "\n" for each in said))
+    lessons = Lessons(window=16, val_windows=2, requests=str(tmp_path / "own.jsonl"))
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    rows = lessons.windows(["self"], tokenizer, 64, lambda: model, 8)["requests"]
+    first = [tokenizer.decode(row[row >= 0]) for row in rows]
+    assert {*first} == {f"{each}; Bot:" for each in said}
+    assert all(row.tolist() == sorted(row.tolist(), key=lambda token: token >= 0) for row in rows), "-1 is in front"
+    again = replace(lessons, seed=1).windows(["self"], tokenizer, 64, lambda: model, 8)["requests"]
+    assert [tokenizer.decode(row[row >= 0]) for row in again] != first, "the order is drawn"
+
+
 @pytest.fixture
 def pruned_folder(model_folder, text, tmp_path):
     options = ["--data", str(text), "--window", "16", "--num_windows", "4", "--device", "cpu"]
@@ -583,6 +616,19 @@ def test_heal_writes_a_model_of_the_same_structure(pruned_folder, text, tmp_path
     assert "perplexity on validation windows" in told
     assert re.search(r"repeated 4-grams: \d+% -> \d+%, teacher \d+%\n.*\nsame next token as the teacher: \d+% ->", told)
     assert "healed on 640 tokens" in (tmp_path / "healed/README.md").read_text()
+
+
+def test_requests_that_cannot_be_answered_are_refused_first(pruned_folder, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Lessons, "windows", lambda *_, **__: pytest.fail("before anything is written"))
+    own = tmp_path / "own.txt"
+    command = ["heal", str(pruned_folder), "--output", str(tmp_path / "healed"), *options(text), "--requests", str(own)]
+    assert main(command) == 2
+    assert f"cannot read the prompts {own}" in capsys.readouterr().err
+    own.write_text("Who?\n" * 32)
+    assert main([*command, "--training.repair", "0.1"]) == 2
+    assert "more than 32 prompts are wanted, since so many are examined; found 32" in capsys.readouterr().err
+    assert main([*command, "--distill", "false"]) == 2
+    assert "requests are answered beside a teacher; leave them out, or --distill false" in capsys.readouterr().err
 
 
 def test_a_healing_that_was_stopped_goes_on_by_the_same_command(pruned_folder, text, tmp_path, capsys, monkeypatch):
