@@ -110,7 +110,7 @@ class Lessons:
         if asked is None:
             return
         if not taught:
-            raise LitPruneError("requests are answered beside a teacher; leave them out, or --distill false")
+            raise LitPruneError("requests are answered beside a teacher: leave out --requests, or --distill false")
         training.require_prompts(len(asked))
 
     def asked(self, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:

@@ -225,9 +225,8 @@ class Repairs:
     margin: the model unlearns the way into a loop (RePAIR, arXiv 2608.26676). Where it does not repeat itself, or its
     teacher does so as well, there is nothing to learn, so the pairs grow fewer as it heals.
 
-    Where the model ends more texts than its teacher, there are so many pairs behind texts that it ends first, the
-    teacher's next token against the end; where fewer, behind texts that the teacher ends first, the end against the
-    model's next token.
+    Where the model ends more texts than its teacher, there are so many pairs behind texts that it ends first, too: the
+    teacher's next token against the end.
 
     Args:
         prompts: Tokens that both go on with, LongTensor [length] each.
@@ -253,17 +252,15 @@ class Repairs:
         taught = [_Written.of(row, ends) for row in rows]
         looping = [place for place, it in enumerate(own) if it.loop is not None and taught[place].loop is None]
         more = sum(it.ended for it in own) - sum(it.ended for it in taught)
-        ended, other = (own, taught) if more > 0 else (taught, own)
-        ending = [place for place, it in enumerate(ended) if it.loop is None and it.stop < other[place].stop]
-        ending = ending[: abs(more)]
-        starts = [torch.cat([prompts[place], own[place].tokens[: own[place].loop]]) for place in looping]
-        starts += [torch.cat([prompts[place], ended[place].tokens[: ended[place].stop]]) for place in ending]
-        worse = [own[place].tokens[own[place].loop :][:TURN] for place in looping]
-        worse += continued_apart(model, starts[len(looping) :], 1)
+        early = [place for place, it in enumerate(own) if it.loop is None and it.stop < taught[place].stop]
+        faults = [(place, own[place].loop, TURN) for place in looping]
+        faults += [(place, own[place].stop, 1) for place in early[: max(0, more)]]
+        starts = [torch.cat([prompts[place], own[place].tokens[:begin]]) for place, begin, _ in faults]
+        worse = [own[place].tokens[begin:][:turn] for place, begin, turn in faults]
         with self._teacher.teaching() as teaching:
             better = continued_apart(teaching, starts, TURN, **width)
         self._pairs = [[] for _ in range(steps)]
-        for place, start, good, bad in zip(looping + ending, starts, better, worse, strict=True):
+        for (place, _, _), start, good, bad in zip(faults, starts, better, worse, strict=True):
             pair = torch.stack([torch.cat([start, end]) for end in (good[: len(bad)], bad)])
             if not torch.equal(*pair):
                 self._pairs[place % steps].append((len(start), pair))

@@ -89,9 +89,9 @@ class HealingSettings(Distillation):
         also: What is trained besides the adapters: `norms`, `head` (with the embedding, where the two are tied).
         last_blocks: The number of blocks at the end that are trained whole.
         repair: The weight of the loss of pairs of continuations, the teacher's and the model's own, from where the
-            model begins to repeat itself and the teacher does not, and, for as many texts as one of them ends more than
-            the other, from where the first of them ends: behind at most four prompts for each step, written anew behind
-            every validation. 0 leaves it out.
+            model begins to repeat itself and the teacher does not, and, for as many texts as it ends more than the
+            teacher, from where it ends before it: behind at most four prompts for each step, written anew behind every
+            validation. 0 leaves it out.
         examined: The number of prompts that the model and its teacher go on with at every validation; of two states of
             like perplexity that one is kept which repeats itself and ends texts less, where that is more than the
             teacher does. 0 leaves it out.
