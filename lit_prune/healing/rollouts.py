@@ -248,17 +248,15 @@ class Repairs:
         own = [_Written.of(row, ends) for row in continued_apart(model, prompts, self._length)]
         width = {"num_tokens": model.get_output_embeddings().weight.shape[0]}
         with self._teacher.teaching() as teaching:
-            rows = continued_apart(teaching, prompts, self._length, **width)
-        taught = [_Written.of(row, ends) for row in rows]
-        looping = [place for place, it in enumerate(own) if it.loop is not None and taught[place].loop is None]
-        more = sum(it.ended for it in own) - sum(it.ended for it in taught)
-        early = [place for place, it in enumerate(own) if it.loop is None and it.stop < taught[place].stop]
-        faults = [(place, own[place].loop, TURN) for place in looping]
-        faults += [(place, own[place].stop, 1) for place in early[: max(0, more)]]
-        starts = [torch.cat([prompts[place], own[place].tokens[:begin]]) for place, begin, _ in faults]
-        worse = [own[place].tokens[begin:][:turn] for place, begin, turn in faults]
-        with self._teacher.teaching() as teaching:
+            taught = [_Written.of(row, ends) for row in continued_apart(teaching, prompts, self._length, **width)]
+            loops = [place for place, it in enumerate(own) if it.loop is not None and taught[place].loop is None]
+            more = sum(it.ended for it in own) - sum(it.ended for it in taught)
+            early = [place for place, it in enumerate(own) if it.loop is None and it.stop < taught[place].stop]
+            faults = [(place, own[place].loop, TURN) for place in loops]
+            faults += [(place, own[place].stop, 1) for place in early[: max(0, more)]]
+            starts = [torch.cat([prompts[place], own[place].tokens[:begin]]) for place, begin, _ in faults]
             better = continued_apart(teaching, starts, TURN, **width)
+        worse = [own[place].tokens[begin:][:turn] for place, begin, turn in faults]
         self._pairs = [[] for _ in range(steps)]
         for (place, _, _), start, good, bad in zip(faults, starts, better, worse, strict=True):
             pair = torch.stack([torch.cat([start, end]) for end in (good[: len(bad)], bad)])
